@@ -1,0 +1,257 @@
+"""New tokens → text → `RequestOutput`; finds stop strings.
+
+Knows detokenizers and output kinds; knows nothing of blocks or steps. A caller's request is a group
+of n sequences that end, abort and fail as one; each has its own text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from nano_qwen3_serving.exceptions import GenerationError
+from nano_qwen3_serving.interfaces import Detokenizer, RequestUpdate, StoppedRequest, Tokenizer
+from nano_qwen3_serving.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+)
+from nano_qwen3_serving.request import Request
+from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
+
+MakeDetokenizer = Callable[[Tokenizer, SamplingParams], Detokenizer]
+
+
+@dataclass
+class Completion:
+    """One completion of a prompt as it grows: what is known, and how much of it was shown."""
+
+    request: Request
+    detokenizer: Detokenizer | None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    shown_text: int = 0
+    shown_tokens: int = 0
+    shown_finish: bool = False
+
+    def take(self, update: RequestUpdate) -> None:
+        """Adds an update's tokens and text, and ends the sequence where they say so."""
+        self.token_ids += update.new_token_ids
+        for token_id, logprobs in zip(update.new_token_ids, update.logprobs or [], strict=False):
+            self.logprobs.append(logprobs)
+            self.cumulative_logprob += logprobs[token_id].logprob
+        self.finish_reason, self.stop_reason = self.request.finish_reason, self.request.stop_reason
+        if self.detokenizer is None:
+            return
+        ends_by_token = self.finish_reason == "stop"  # its text is not part of the output
+        new = update.new_token_ids[:-1] if ends_by_token and not self._keeps_stop else update.new_token_ids
+        delta = self.detokenizer.add(new)
+        self.text += delta.text
+        if delta.stop_reason is not None:
+            self.finish_reason, self.stop_reason = "stop", delta.stop_reason
+        elif self.finish_reason is not None:
+            self.text += self.detokenizer.finish().text
+
+    def end(self, reason: FinishReason) -> None:
+        """Ends it from outside: what was kept back is shown."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            if self.detokenizer is not None and reason != "error":
+                self.text += self.detokenizer.finish().text
+
+    @property
+    def _keeps_stop(self) -> bool:
+        return self.request.params.include_stop_str_in_output
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to show: text, the end, or without text a token."""
+        textless = self.detokenizer is None and len(self.token_ids) > self.shown_tokens
+        return textless or len(self.text) > self.shown_text or (self.finish_reason is not None and not self.shown_finish)
+
+    def completion(self, deltas: bool) -> CompletionOutput:
+        """What to show now, and notes that it was shown."""
+        text_from, token_from = (self.shown_text, self.shown_tokens) if deltas else (0, 0)
+        wants_logprobs = self.request.params.logprobs is not None
+        self.shown_text, self.shown_tokens = len(self.text), len(self.token_ids)
+        self.shown_finish = self.finish_reason is not None
+        return CompletionOutput(
+            index=self.request.sample_index,
+            text=self.text[text_from:],
+            token_ids=self.token_ids[token_from:],
+            cumulative_logprob=self.cumulative_logprob if wants_logprobs else None,
+            logprobs=self.logprobs[token_from:] if wants_logprobs else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+@dataclass
+class Group:
+    """A caller's request: its n sequences and how it wants to see them."""
+
+    request_id: str
+    sequences: list[Completion]
+    stream_interval: int
+    error: Exception | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sequence is complete."""
+        return all(s.finish_reason is not None for s in self.sequences)
+
+    def output(self) -> RequestOutput | None:
+        """What to show the caller now, if there is anything."""
+        first = self.sequences[0].request
+        kind = first.params.output_kind
+        news = [s for s in self.sequences if s.has_news]
+        if not self.finished:
+            due = any(len(s.token_ids) - s.shown_tokens >= self.stream_interval or not s.shown_tokens for s in news)
+            if not due or kind is RequestOutputKind.FINAL_ONLY:
+                return None
+        deltas = kind is RequestOutputKind.DELTA
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=first.prompt,
+            prompt_token_ids=first.prompt_token_ids,
+            prompt_logprobs=None,
+            outputs=[s.completion(deltas) for s in (news if deltas else self.sequences)],
+            finished=self.finished,
+            metrics=self.metrics(),
+            num_cached_tokens=first.num_cached_tokens,
+            error=self.error,
+        )
+
+    def metrics(self) -> RequestMetrics:
+        """When things happened to the group: its first start, its last token, its sums."""
+        each = [s.request.metrics for s in self.sequences]
+        return replace(
+            each[0],
+            scheduled_ts=earliest(m.scheduled_ts for m in each),
+            first_token_ts=earliest(m.first_token_ts for m in each),
+            last_token_ts=max(m.last_token_ts for m in each),
+            num_generation_tokens=sum(m.num_generation_tokens for m in each),
+            num_preemptions=sum(m.num_preemptions for m in each),
+        )
+
+
+def earliest(times: Iterable[float]) -> float:
+    """The smallest of the times that have come; 0.0 if none has."""
+    return min((t for t in times if t), default=0.0)
+
+
+class OutputProcessor:
+    """Holds what callers will see of the requests in flight.
+
+    Args:
+        tokenizer: given to the detokenizers.
+        make_detokenizer: makes one per sequence.
+        stream_interval: tokens between two outputs of a request, after its first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, make_detokenizer: MakeDetokenizer, stream_interval: int = 1) -> None:
+        self._tokenizer = tokenizer
+        self._make_detokenizer = make_detokenizer
+        self._stream_interval = stream_interval
+        self._groups: dict[str, Group] = {}
+        self._members: dict[str, tuple[Group, Completion]] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._groups
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @property
+    def request_ids(self) -> list[str]:
+        """Callers' requests in flight."""
+        return list(self._groups)
+
+    def add(self, request_id: str, requests: Sequence[Request]) -> None:
+        """Begins a caller's request made of `requests`, one per completion."""
+        group = Group(request_id, [], self._stream_interval)
+        for request in requests:
+            params = request.params
+            detokenizer = self._make_detokenizer(self._tokenizer, params) if params.detokenize else None
+            sequence = Completion(request, detokenizer)
+            group.sequences.append(sequence)
+            self._members[request.request_id] = (group, sequence)
+        self._groups[request_id] = group
+
+    def process(self, updates: Sequence[RequestUpdate]) -> tuple[list[RequestOutput], list[StoppedRequest]]:
+        """Outputs to show after a step, and the requests that ended by their text.
+
+        A request whose text cannot be made fails alone.
+        """
+        touched: dict[str, Group] = {}
+        stopped: list[StoppedRequest] = []
+        for update in updates:
+            member = self._members.get(update.request.request_id)
+            if member is None:
+                continue
+            group, sequence = member
+            touched[group.request_id] = group
+            try:
+                sequence.take(self._with_text(update))
+            except Exception as error:
+                stopped += self._fail(group, error)
+                continue
+            if sequence.finish_reason is not None and update.request.finish_reason is None:
+                stopped.append(StoppedRequest(update.request.request_id, "stop", sequence.stop_reason))
+        return self._show(touched.values()), stopped
+
+    def fail(self, member_id: str, error: Exception) -> tuple[list[RequestOutput], list[StoppedRequest]]:
+        """Ends the caller's request that owns `member_id` with an error."""
+        if member_id not in self._members:
+            return [], []
+        group, _ = self._members[member_id]
+        stopped = self._fail(group, error)
+        return self._show([group]), stopped
+
+    def abort(self, request_id: str) -> tuple[RequestOutput | None, list[StoppedRequest]]:
+        """Ends a caller's request as aborted: its last output, and its members. Unknown: nothing."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return None, []
+        stopped = [StoppedRequest(s.request.request_id, "abort") for s in group.sequences if not s.finish_reason]
+        for sequence in group.sequences:
+            sequence.end("abort")
+        outputs = self._show([group])
+        return outputs[0], stopped
+
+    def _fail(self, group: Group, error: Exception) -> list[StoppedRequest]:
+        group.error = GenerationError(
+            f"request {group.request_id!r} failed ({type(error).__name__}: {error}); others are not affected")
+        group.error.__cause__ = error
+        stopped = [StoppedRequest(s.request.request_id, "error") for s in group.sequences]
+        for sequence in group.sequences:
+            sequence.finish_reason = "error"
+        return stopped
+
+    def _show(self, groups: Iterable[Group]) -> list[RequestOutput]:
+        """The groups' outputs; forgets those that are finished."""
+        outputs = []
+        for group in groups:
+            output = group.output()
+            if output is not None:
+                outputs.append(output)
+            if group.finished:
+                del self._groups[group.request_id]
+                for sequence in group.sequences:
+                    del self._members[sequence.request.request_id]
+        return outputs
+
+    def _with_text(self, update: RequestUpdate) -> RequestUpdate:
+        """The update with each log-probability's token as text."""
+        if update.logprobs is None:
+            return update
+        text = self._tokenizer.token_text
+        return replace(update, logprobs=[
+            {i: replace(lp, decoded_token=text(i)) for i, lp in position.items()} for position in update.logprobs
+        ])

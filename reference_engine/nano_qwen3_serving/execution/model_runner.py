@@ -1,0 +1,136 @@
+"""A scheduled batch → flat tensors → logits → tokens.
+
+Knows tensors and positions; knows nothing of queues or text. Chunks of all requests lie one after
+the other in one row of tokens, those of one token first:
+
+    requests        A (decodes)   B (decodes)   C (chunk of 3)
+    token_ids       a7            b4            c0 c1 c2
+    positions       7             4             0  1  2
+    slot_mapping    where each one's key and value go
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nano_qwen3_serving.interfaces import (
+    NULL_BLOCK,
+    AttentionBackend,
+    AttentionMetadata,
+    Model,
+    SampledTokens,
+    Sampler,
+    SamplingRow,
+    ScheduledBatch,
+    ScheduledChunk,
+)
+from nano_qwen3_serving.request import Request
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """A batch as tensors; `chunks` in the order in which they lie there."""
+
+    chunks: list[ScheduledChunk]
+    token_ids: Tensor  # [num_tokens]
+    positions: Tensor  # [num_tokens]
+    metadata: AttentionMetadata
+    sampling_rows: list[int]  # rows of the tokens after which one is sampled
+
+
+class ModelRunner:
+    """Runs the network over batches; owns the KV cache's tensors.
+
+    Args:
+        model: the network.
+        attention: the backend that made it and reads the cache.
+        sampler: chooses tokens.
+        num_blocks: blocks of the cache.
+        block_size: tokens in a block.
+        device: of everything.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        attention: AttentionBackend,
+        sampler: Sampler,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.attention = attention
+        self.sampler = sampler
+        self.block_size = block_size
+        self.device = device
+        self.kv_cache: list[Any] = attention.make_cache(num_blocks)
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> SampledTokens:
+        """Computes the batch's chunks and samples a token for each that reaches its request's end.
+
+        Doing the same batch twice gives the same: a chunk writes its own slots only, and draws
+        depend on nothing else. So a failed step can be tried again.
+        """
+        inputs = self.lay_out(batch)
+        hidden = self.model(inputs.token_ids, inputs.positions, self.kv_cache, inputs.metadata)
+        sampling = [c for c in inputs.chunks if c.samples]
+        if not sampling:
+            return SampledTokens({})
+        logits = self.model.compute_logits(hidden[inputs.sampling_rows])
+        tokens, logprobs = self.sampler.sample(logits, [sampling_row(c.request) for c in sampling])
+        ids = [c.request.request_id for c in sampling]
+        return SampledTokens(
+            {i: [t] for i, t in zip(ids, tokens, strict=True)},
+            {i: [lp] for i, lp in zip(ids, logprobs, strict=True) if lp is not None},
+        )
+
+    def lay_out(self, batch: ScheduledBatch) -> ModelInputs:
+        """The batch as flat tensors, requests that compute one token first."""
+        chunks = sorted(batch.chunks, key=lambda c: c.num_tokens > 1)
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        sampling_rows: list[int] = []
+        for chunk in chunks:
+            token_ids += chunk.request.token_ids(chunk.start, chunk.end)
+            positions += range(chunk.start, chunk.end)
+            slots += self.attention.slots(chunk.block_table, range(chunk.start, chunk.end))
+            if chunk.samples:
+                sampling_rows.append(len(token_ids) - 1)
+        metadata = AttentionMetadata(
+            query_lens=[c.num_tokens for c in chunks],
+            seq_lens=[c.end for c in chunks],
+            block_tables=self._tensor(padded([c.block_table for c in chunks])),
+            slot_mapping=self._tensor(slots),
+            num_decodes=sum(c.num_tokens == 1 for c in chunks),
+            block_size=self.block_size,
+        )
+        return ModelInputs(chunks, self._tensor(token_ids), self._tensor(positions), metadata, sampling_rows)
+
+    def _tensor(self, numbers: list[Any]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+
+def padded(tables: list[list[int]]) -> list[list[int]]:
+    """Block tables of equal length, filled up with the null block."""
+    longest = max(map(len, tables))
+    return [table + [NULL_BLOCK] * (longest - len(table)) for table in tables]
+
+
+def sampling_row(request: Request) -> SamplingRow:
+    """What the sampler needs to know of a request."""
+    return SamplingRow(
+        request.params,
+        request.prompt_token_ids,
+        request.output_token_ids,
+        request.seed,
+        request.sample_index,
+        request.eos_token_ids,
+        request.bad_words_token_ids,
+    )

@@ -1,0 +1,171 @@
+"""Logits to tokens: a pure function of the logits and of each row's parameters.
+
+Knows nothing of requests or steps. Every draw depends on (seed, sample index, position) and on the
+row's own logits only, so a seeded request gives the same tokens whatever is sampled beside it, on
+any device. The draw is one uniform number against the cumulated probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nano_qwen3_serving.interfaces import SamplingRow
+from nano_qwen3_serving.outputs import Logprob
+
+MASK_64 = (1 << 64) - 1
+
+
+class Sampler:
+    """The reference sampler.
+
+    Args:
+        max_logprobs: an upper bound of `SamplingParams.logprobs`, checked before requests come here.
+    """
+
+    def __init__(self, max_logprobs: int = 20) -> None:
+        self.max_logprobs = max_logprobs
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow]
+    ) -> tuple[list[int], list[dict[int, Logprob] | None]]:
+        """One token per row.
+
+        Args:
+            logits: [num_rows, vocab_size], not changed.
+            rows: whose they are.
+
+        Returns:
+            The tokens, and for each row its log-probabilities if it asked for them. Those are of
+            the raw logits, before penalties and temperature.
+        """
+        raw = logits.float()
+        adjusted = apply_processors(raw, rows)
+        tokens = adjusted.argmax(dim=-1)
+        drawing = [i for i, row in enumerate(rows) if not row.params.is_greedy]
+        if drawing:
+            picked = adjusted if len(drawing) == len(rows) else adjusted[drawing]
+            drawn = draw(picked, [rows[i] for i in drawing])
+            tokens[drawing] = drawn
+        chosen = tokens.tolist()
+        return chosen, [
+            logprobs_of(raw[i], chosen[i], row.params.logprobs) if row.params.logprobs is not None else None
+            for i, row in enumerate(rows)
+        ]
+
+
+def apply_processors(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Logits after masks, bias and penalties; a copy only if some row asks for any of them."""
+    changed = [i for i, row in enumerate(rows) if has_processors(row)]
+    if not changed:
+        return logits
+    logits = logits.clone()
+    for i in changed:
+        logits[i] = processed(logits[i], rows[i])
+    return logits
+
+
+def has_processors(row: SamplingRow) -> bool:
+    """Whether the row's logits change before temperature."""
+    p = row.params
+    return bool(
+        p.logit_bias or p.allowed_token_ids or p.bad_words
+        or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
+        or len(row.output_token_ids) < p.min_tokens
+    )
+
+
+def processed(logits: Tensor, row: SamplingRow) -> Tensor:
+    """One row's logits [vocab_size] after allowed tokens, bad words, min_tokens, bias, penalties."""
+    p, output = row.params, row.output_token_ids
+    forbidden: set[int] = set()
+    if p.allowed_token_ids is not None:
+        allowed = torch.full_like(logits, float("-inf"))
+        allowed[p.allowed_token_ids] = logits[p.allowed_token_ids]
+        logits = allowed
+    for word in row.bad_words_token_ids:
+        prefix = list(word[:-1])
+        if not prefix or output[-len(prefix):] == prefix:
+            forbidden.add(word[-1])
+    if len(output) < p.min_tokens:
+        forbidden.update(row.eos_token_ids, p.stop_token_ids or ())
+    if forbidden:
+        logits[sorted(forbidden)] = float("-inf")
+    for token_id, bias in (p.logit_bias or {}).items():
+        logits[token_id] += bias
+    return penalised(logits, row)
+
+
+def penalised(logits: Tensor, row: SamplingRow) -> Tensor:
+    """Repetition penalty over prompt and output, presence and frequency over the output."""
+    p = row.params
+    if p.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), device=logits.device)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+    if (p.presence_penalty or p.frequency_penalty) and row.output_token_ids:
+        counts = torch.bincount(torch.tensor(row.output_token_ids), minlength=logits.shape[0]).to(logits)
+        logits = logits - p.frequency_penalty * counts - p.presence_penalty * (counts > 0)
+    return logits
+
+
+def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """One token per row from its filtered distribution: [num_rows]."""
+    device = logits.device
+    temperature = torch.tensor([[r.params.temperature] for r in rows], device=device)
+    logits = logits / temperature
+    order: Tensor | None = None
+    if any(r.params.top_k or r.params.top_p < 1.0 for r in rows):
+        logits, order = keep_top(logits, rows)
+    probs = torch.softmax(logits, dim=-1)
+    if any(r.params.min_p for r in rows):
+        min_p = torch.tensor([[r.params.min_p] for r in rows], device=device)
+        probs = torch.where(probs >= min_p * probs.amax(dim=-1, keepdim=True), probs, 0.0)
+    cumulated = probs.cumsum(dim=-1)
+    u = torch.tensor([[uniform(r.seed, r.sample_index, r.position)] for r in rows], device=device)
+    index = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
+    last = (probs > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # rounding must not reach a zero
+    index = torch.minimum(index, last)
+    return (order.gather(-1, index) if order is not None else index).squeeze(-1)
+
+
+def keep_top(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[Tensor, Tensor]:
+    """Logits sorted downwards with those outside top_k and top_p masked, and their token ids.
+
+    With a top_k in every row only that many are sorted. Top-p is over what top-k kept, and always
+    keeps the likeliest token.
+    """
+    vocab = logits.shape[-1]
+    k = [min(r.params.top_k or vocab, vocab) for r in rows]
+    values, order = torch.topk(logits, max(k), dim=-1)
+    ranks = torch.arange(max(k), device=logits.device)
+    values = values.masked_fill(ranks >= torch.tensor(k, device=logits.device)[:, None], float("-inf"))
+    top_p = torch.tensor([[r.params.top_p] for r in rows], device=logits.device)
+    probs = torch.softmax(values, dim=-1)
+    before = probs.cumsum(dim=-1) - probs
+    outside = (before >= top_p) & (top_p < 1.0) & (ranks > 0)
+    return values.masked_fill(outside, float("-inf")), order
+
+
+def uniform(seed: int, sample_index: int, position: int) -> float:
+    """A number in [0, 1) that depends on its arguments alone (SplitMix64, Steele et al., 2014)."""
+    x = 0
+    for part in (seed, sample_index, position):
+        x = (x ^ (part & MASK_64)) + 0x9E3779B97F4A7C15 & MASK_64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK_64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK_64
+        x ^= x >> 31
+    return (x >> 40) / (1 << 24)  # 24 bits: exact in float32, and never 1.0
+
+
+def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]:
+    """Log-probabilities of the chosen token, first, and of the `count` likeliest (-1: all)."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    rank = int((logprobs > logprobs[token_id]).sum()) + 1
+    result = {token_id: Logprob(float(logprobs[token_id]), rank)}
+    values, ids = torch.topk(logprobs, len(logprobs) if count == -1 else min(count, len(logprobs)))
+    for i, (value, best) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
+        result.setdefault(best, Logprob(value, i + 1))
+    return result

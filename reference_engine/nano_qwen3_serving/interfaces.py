@@ -1,0 +1,250 @@
+"""The parts an engine is made of, as Protocols, and what passes between them.
+
+Anything with these methods can take a part's place: the reference's class, a lab's solution, a
+learner's. Parts are chosen in `components.py`. Everything a method needs is in its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nano_qwen3_serving.outputs import FinishReason, Logprob
+from nano_qwen3_serving.request import Request
+from nano_qwen3_serving.sampling_params import SamplingParams
+
+NULL_BLOCK = 0  #: never given to a request; padding rows write there
+
+
+@dataclass(frozen=True)
+class ScheduledChunk:
+    """Tokens [start, start + num_tokens) of one request, to be computed in this step.
+
+    `block_table` covers them all: token i lives in slot `block_table[i // block_size] * block_size
+    + i % block_size`.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+    block_table: list[int]
+
+    @property
+    def end(self) -> int:
+        """The first position after the chunk, and how many keys its last token attends to."""
+        return self.start + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether the request's last known token is in the chunk, so that a new one follows."""
+        return self.end == self.request.num_tokens
+
+
+@dataclass(frozen=True)
+class ScheduledBatch:
+    """What one step computes. `preempted` lost their blocks to make room for it."""
+
+    chunks: list[ScheduledChunk]
+    preempted: list[Request] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in the step."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass
+class SampledTokens:
+    """What a step sampled, by request id.
+
+    `token_ids` has an entry for every chunk that samples, `logprobs` for those that asked, and
+    `errors` for requests that failed in the step and have no tokens.
+    """
+
+    token_ids: dict[str, list[int]]
+    logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
+    errors: dict[str, Exception] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestUpdate:
+    """New tokens of one request; its `finish_reason` is set if they finished it."""
+
+    request: Request
+    new_token_ids: list[int]
+    logprobs: list[dict[int, Logprob]] | None = None
+
+
+@dataclass(frozen=True)
+class StoppedRequest:
+    """A request that ended for a reason the scheduler cannot see, such as a stop string."""
+
+    request_id: str
+    finish_reason: FinishReason
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """Text that is safe to show, and the stop string if one was found."""
+
+    text: str
+    stop_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """Where the tokens of a flat batch stand. Requests that compute one token come first.
+
+    Attributes:
+        query_lens: tokens computed for each request.
+        seq_lens: keys its last token attends to: computed before, and now.
+        block_tables: [num_requests, max_blocks], padded with the null block.
+        slot_mapping: [num_tokens], where each token's key and value go.
+        num_decodes: how many requests, from the first, compute exactly one token.
+        block_size: tokens in a block.
+    """
+
+    query_lens: list[int]
+    seq_lens: list[int]
+    block_tables: Tensor
+    slot_mapping: Tensor
+    num_decodes: int
+    block_size: int
+
+    @cached_property
+    def decode_mask(self) -> Tensor:
+        """[num_decodes, 1, 1, max_len] bool: True where a decoding request has a key."""
+        lens = torch.tensor(self.seq_lens[: self.num_decodes], device=self.block_tables.device)
+        positions = torch.arange(self.decode_blocks * self.block_size, device=lens.device)
+        return (positions[None, :] < lens[:, None])[:, None, None, :]
+
+    @cached_property
+    def decode_blocks(self) -> int:
+        """Blocks of the longest decoding request."""
+        return -(-max(self.seq_lens[: self.num_decodes]) // self.block_size)
+
+
+@dataclass(frozen=True)
+class SamplingRow:
+    """One row of logits: whose it is and where its draw stands.
+
+    Each draw is a function of (seed, sample_index, position) alone.
+    """
+
+    params: SamplingParams
+    prompt_token_ids: list[int]
+    output_token_ids: list[int]
+    seed: int
+    sample_index: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+    bad_words_token_ids: Sequence[Sequence[int]] = ()
+
+    @property
+    def position(self) -> int:
+        """Position of the token to be sampled."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer; a byte-level vocabulary."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def is_special(self, token_id: int) -> bool: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+
+class BlockManager(Protocol):
+    """Who owns which block of the KV cache."""
+
+    block_size: int
+
+    @property
+    def num_free_blocks(self) -> int: ...
+
+    def find_cached_prefix(self, token_ids: Sequence[int], salt: str = "") -> int: ...
+
+    def allocate(
+        self, request_id: str, num_tokens: int, cached_prefix: Sequence[int] = (), salt: str = ""
+    ) -> bool: ...
+
+    def block_table(self, request_id: str) -> list[int]: ...
+
+    def commit(self, request_id: str, token_ids: Sequence[int]) -> None: ...
+
+    def free(self, request_id: str) -> None: ...
+
+    def reset_prefix_cache(self) -> bool: ...
+
+    def check_integrity(self) -> None: ...
+
+
+class Scheduler(Protocol):
+    """Who runs in the next step. `waiting` and `running` are there to be looked at."""
+
+    waiting: list[Request]
+    running: list[Request]
+
+    def add(self, request: Request) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def schedule(self) -> ScheduledBatch: ...
+
+    def update(self, batch: ScheduledBatch, result: SampledTokens) -> list[RequestUpdate]: ...
+
+    def finish(self, stopped: Sequence[StoppedRequest]) -> None: ...
+
+
+class AttentionBackend(Protocol):
+    """The KV tensors and who can read them how. A layer's cache is the backend's own business."""
+
+    @property
+    def bytes_per_block(self) -> int: ...
+
+    def make_cache(self, num_blocks: int) -> list[Any]: ...
+
+    def slots(self, block_table: Sequence[int], positions: range) -> list[int]: ...
+
+    def write(self, layer_cache: Any, k: Tensor, v: Tensor, slots: Tensor) -> None: ...
+
+    def forward(self, q: Tensor, layer_cache: Any, metadata: AttentionMetadata) -> Tensor: ...
+
+    def copy_blocks(self, cache: list[Any], pairs: Sequence[tuple[int, int]]) -> None: ...
+
+    def read(self, layer_cache: Any, slots: Sequence[int]) -> tuple[Tensor, Tensor]: ...
+
+
+class Model(Protocol):
+    """Token ids to hidden states to logits; flat tensors, no batch dimension."""
+
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, cache: list[Any], metadata: AttentionMetadata
+    ) -> Tensor: ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Sampler(Protocol):
+    """Logits to tokens: a pure function of logits and rows."""
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow]
+    ) -> tuple[list[int], list[dict[int, Logprob] | None]]: ...
+
+
+class Detokenizer(Protocol):
+    """Tokens of one request to text, a piece at a time."""
+
+    def add(self, token_ids: Sequence[int]) -> TextDelta: ...
+
+    def finish(self) -> TextDelta: ...

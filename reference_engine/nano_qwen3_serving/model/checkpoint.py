@@ -1,0 +1,140 @@
+"""A checkpoint on disk: where it is, what its configuration says, and its tensors by name.
+
+Knows Hugging Face's layout of files; knows nothing of modules. Only safetensors are read, and no
+code of a checkpoint ever runs. Every failure is a `ModelLoadError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nano_qwen3_serving.config import ModelConfig
+from nano_qwen3_serving.exceptions import ModelLoadError
+
+BUNDLED = Path(__file__).parent.parent / "checkpoints"
+BUNDLED_NAMES = ("course", "course-draft")
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def default_model_name() -> str:
+    """The environment variable NANO_QWEN3_MODEL if set, else the bundled course checkpoint."""
+    return os.environ.get("NANO_QWEN3_MODEL") or "course"
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint: a bundled name, a local path, or a Hugging Face id.
+
+    A hub id is looked up in the local cache first and downloaded only if it is not there.
+
+    Raises:
+        ModelLoadError: nothing of that name exists, or the hub cannot be reached.
+    """
+    if name in BUNDLED_NAMES:
+        return BUNDLED / name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelLoadError(f"{name!r} is a file; give the folder that holds config.json and *.safetensors")
+    if not HUB_ID.fullmatch(name):
+        raise ModelLoadError(
+            f"there is no checkpoint {name!r}: no such folder, and not a Hugging Face id like "
+            f"'Qwen/Qwen3-0.6B'; the bundled ones are {', '.join(BUNDLED_NAMES)}")
+    return download(name)
+
+
+def download(name: str) -> Path:
+    """The hub's snapshot of `name`, from the local cache or the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+    except Exception:  # not in the cache: whatever the reason, the network is next
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:
+        raise ModelLoadError(
+            f"cannot get {name!r} from the Hugging Face hub ({type(error).__name__}: {first_line(error)}). "
+            "Check the name and the network, or download it elsewhere and give the folder; "
+            "model='course' is bundled and needs no network") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its tail."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The parsed file; a `ModelLoadError` if it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(
+            f"{path} is missing; a checkpoint folder holds config.json, tokenizer.json and *.safetensors") from None
+    except (ValueError, OSError) as error:
+        raise ModelLoadError(f"{path} cannot be read ({first_line(error)}); copy or download it again") from error
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The network's shape, from config.json and generation_config.json."""
+    generation = folder / "generation_config.json"
+    return ModelConfig.from_dict(
+        read_json(folder / "config.json"), read_json(generation) if generation.exists() else None)
+
+
+class Tensors:
+    """The tensors of a checkpoint, memory-mapped: a name costs nothing until it is loaded."""
+
+    def __init__(self, where: dict[str, Any]) -> None:
+        self._where = where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def load(self, name: str) -> Tensor:
+        """One tensor, on the CPU, as stored."""
+        return self._where[name].get_tensor(name)
+
+
+@contextmanager
+def open_tensors(folder: Path) -> Iterator[Tensors]:
+    """Opens a checkpoint's safetensors, one file or many."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        files = ["model.safetensors"]
+    with ExitStack() as stack:
+        where: dict[str, Any] = {}
+        for file in files:
+            handle = stack.enter_context(open_file(folder / file))
+            where.update(dict.fromkeys(handle.keys(), handle))
+        yield Tensors(where)
+
+
+def open_file(path: Path) -> Any:
+    """One open safetensors file."""
+    if not path.exists():
+        raise ModelLoadError(f"{path} is missing; only safetensors are read: copy or download the file again")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{path} is corrupt ({first_line(error)}); copy or download it again") from error
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the checkpoint's first tensor."""
+    with open_tensors(folder) as tensors:
+        return tensors.load(next(iter(tensors))).dtype

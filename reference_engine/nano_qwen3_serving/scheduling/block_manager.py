@@ -1,0 +1,238 @@
+"""Who owns which block of the KV cache.
+
+Knows blocks, counts and token ids; knows nothing of tensors, requests' lives or steps. The blocks
+of one request, its block table, need not lie side by side: that is paged attention's idea (Kwon et
+al., 2023). Full blocks are found again by a hash of everything up to their end (vLLM's automatic
+prefix caching), so that requests with the same beginning share them.
+
+Every block is in exactly one state:
+
+    null         block 0: padding writes there, nobody reads it
+    free         nobody holds it, nothing worth keeping in it
+    evictable    nobody holds it, but its content is known: found by hash, or evicted, oldest first
+    referenced   held by as many block tables as its reference count says
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.interfaces import NULL_BLOCK
+
+BlockHash = bytes
+HashFunction = Callable[[BlockHash, Sequence[int]], BlockHash]
+
+
+def hash_block(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
+    """Hash of a block: of its tokens and, through its parent's hash, of all tokens before it."""
+    return hashlib.sha256(parent + b"".join(t.to_bytes(4, "little") for t in token_ids)).digest()
+
+
+@dataclass(frozen=True, eq=False)
+class CachedBlock:
+    """A full block whose content is known: these tokens, after those of `parent`, for this salt."""
+
+    block_id: int
+    key: BlockHash
+    token_ids: tuple[int, ...]
+    parent: CachedBlock | None
+    salt: str
+
+
+class BlockManager:
+    """Allocates blocks, counts who holds them, and shares full ones.
+
+    Args:
+        num_blocks: blocks of the pool, the null block among them.
+        block_size: tokens in a block.
+        enable_prefix_caching: keep full blocks to be shared.
+        hash_function: replaceable, so that a test can make it collide.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        hash_function: HashFunction = hash_block,
+    ) -> None:
+        if num_blocks < 2:
+            raise InvalidParametersError(
+                f"num_blocks must be at least 2 (one is the null block), got {num_blocks}",
+                parameter="num_blocks", value=num_blocks)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._hash = hash_function
+        self._tables: dict[str, list[int]] = {}
+        self._ref_counts = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))  # popped from the end: 1, 2, 3, …
+        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._by_hash: dict[BlockHash, CachedBlock] = {}
+        self._by_block: dict[int, CachedBlock] = {}
+        self._chains: dict[str, list[CachedBlock]] = {}  # request id → its cached blocks, in order
+        self._salts: dict[str, str] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that an allocation could get: free and evictable ones."""
+        return len(self._free) + len(self._evictable)
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks whose content can be found by hash."""
+        return len(self._by_hash)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that `num_tokens` tokens take."""
+        return -(-num_tokens // self.block_size)
+
+    def find_cached_prefix(self, token_ids: Sequence[int], salt: str = "") -> int:
+        """How many leading tokens are in the cache: whole blocks, and never the last token.
+
+        The last token must be computed even if its block is known, because sampling needs its
+        logits; so a full hit recomputes the last block.
+        """
+        return len(self._match(token_ids[: len(token_ids) - 1], salt)) * self.block_size
+
+    def allocate(
+        self, request_id: str, num_tokens: int, cached_prefix: Sequence[int] = (), salt: str = ""
+    ) -> bool:
+        """Makes the request's block table cover `num_tokens` tokens: all of them, or nothing happens.
+
+        A request's first allocation may begin with `cached_prefix`, the tokens that
+        `find_cached_prefix` counted: those blocks are shared, not taken.
+
+        Returns:
+            Whether there were enough blocks.
+        """
+        table = self._tables.get(request_id, [])
+        shared = self._match(cached_prefix, salt) if request_id not in self._tables else []
+        missing = self.blocks_for(num_tokens) - len(table) - len(shared)
+        evictable_and_shared = sum(entry.block_id in self._evictable for entry in shared)
+        if missing > self.num_free_blocks - evictable_and_shared:
+            return False
+        if request_id not in self._tables:
+            self._tables[request_id] = table
+            self._chains[request_id] = list(shared)
+            self._salts[request_id] = salt
+        for entry in shared:
+            self._take(entry.block_id)
+            table.append(entry.block_id)
+        for _ in range(missing):
+            block = self._pop_free()
+            self._ref_counts[block] = 1
+            table.append(block)
+        return True
+
+    def block_table(self, request_id: str) -> list[int]:
+        """A copy of the request's block table: block numbers in the order of its tokens."""
+        return list(self._tables[request_id])
+
+    def commit(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """Says that `token_ids`, the request's tokens from its first, are in the KV cache.
+
+        From now on others can share the blocks they fill. A block whose content is known already
+        stays private: the two copies are equal, and one entry per content is enough.
+        """
+        if not self.enable_prefix_caching:
+            return
+        table, chain = self._tables[request_id], self._chains[request_id]
+        salt, size = self._salts[request_id], self.block_size
+        for index in range(len(chain), min(len(token_ids) // size, len(table))):
+            tokens = tuple(token_ids[index * size : (index + 1) * size])
+            parent = chain[-1] if chain else None
+            key = self._key(parent, tokens, salt)
+            entry = self._by_hash.get(key)
+            if entry is None and table[index] not in self._by_block:
+                entry = CachedBlock(table[index], key, tokens, parent, salt)
+                self._by_hash[key] = self._by_block[table[index]] = entry
+            if entry is None or not self._is(entry, tokens, parent, salt):
+                return  # another content has the same hash: what follows it cannot be found either
+            chain.append(entry)
+
+    def free(self, request_id: str) -> None:
+        """Gives the request's blocks back. An unknown id is a no-op, so an abort may come late.
+
+        The last block goes first, so that of a shared beginning the tail is evicted first.
+        """
+        for block in reversed(self._tables.pop(request_id, [])):
+            self._release(block)
+        self._chains.pop(request_id, None)
+        self._salts.pop(request_id, None)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all known content; refused (False) while any request holds blocks."""
+        if self._tables:
+            return False
+        self._free.extend(self._evictable)
+        self._evictable.clear()
+        self._by_hash.clear()
+        self._by_block.clear()
+        return True
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless every block is in exactly one state and counts are right."""
+        held = [0] * self.num_blocks
+        for table in self._tables.values():
+            for block in table:
+                held[block] += 1
+        assert held == self._ref_counts, f"reference counts {self._ref_counts}, tables hold {held}"
+        assert held[NULL_BLOCK] == 0, "the null block is in a block table"
+        referenced = [b for b, n in enumerate(held) if n]
+        everyone = sorted([NULL_BLOCK, *self._free, *self._evictable, *referenced])
+        assert everyone == list(range(self.num_blocks)), f"lost or doubled blocks: {everyone}"
+        for block, entry in self._by_block.items():
+            assert entry.block_id == block and self._by_hash[entry.key] is entry, f"block {block}: wrong entry"
+        assert len(self._by_block) == len(self._by_hash), "two entries for one content"
+        assert not set(self._free) & set(self._by_block), "a free block is in the prefix cache"
+
+    def _match(self, token_ids: Sequence[int], salt: str) -> list[CachedBlock]:
+        """The longest chain of cached blocks that `token_ids` begins with."""
+        if not self.enable_prefix_caching:
+            return []
+        chain: list[CachedBlock] = []
+        for end in range(self.block_size, len(token_ids) + 1, self.block_size):
+            tokens = tuple(token_ids[end - self.block_size : end])
+            parent = chain[-1] if chain else None
+            entry = self._by_hash.get(self._key(parent, tokens, salt))
+            if entry is None or not self._is(entry, tokens, parent, salt):
+                break
+            chain.append(entry)
+        return chain
+
+    def _key(self, parent: CachedBlock | None, tokens: tuple[int, ...], salt: str) -> BlockHash:
+        return self._hash(parent.key if parent else salt.encode(), tokens)
+
+    @staticmethod
+    def _is(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
+        """Whether the entry really is this content: a hash alone would serve foreign KV on a collision."""
+        same_parent = entry.parent is parent or (
+            entry.parent is not None and parent is not None and entry.parent.key == parent.key
+            and BlockManager._is(entry.parent, parent.token_ids, parent.parent, salt)
+        )
+        return entry.token_ids == tokens and entry.salt == salt and same_parent
+
+    def _take(self, block: int) -> None:
+        self._evictable.pop(block, None)
+        self._ref_counts[block] += 1
+
+    def _release(self, block: int) -> None:
+        self._ref_counts[block] -= 1
+        if self._ref_counts[block] == 0:
+            if block in self._by_block:
+                self._evictable[block] = None
+            else:
+                self._free.append(block)
+
+    def _pop_free(self) -> int:
+        if self._free:
+            return self._free.pop()
+        block, _ = self._evictable.popitem(last=False)
+        entry = self._by_block.pop(block)
+        del self._by_hash[entry.key]
+        return block

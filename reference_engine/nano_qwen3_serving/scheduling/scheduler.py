@@ -1,0 +1,197 @@
+"""Who runs in the next step, and how many of each request's tokens.
+
+Knows requests and the block manager; knows nothing of tensors, text or time. The rule is one:
+bring `num_computed_tokens` up to `num_tokens`, within a budget of tokens a step. Requests that
+decode (one token to go) come first, so that no prompt makes them wait; what is left of the budget
+goes to prompts, in chunks (Sarathi-Serve, Agrawal et al., 2024). When blocks run out, the request
+that is last in order gives all of its own back and later computes them again (vLLM's preemption by
+recomputation). The first in order always advances, so every request finishes in the end.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence
+from operator import attrgetter
+
+from nano_qwen3_serving.config import SchedulerConfig
+from nano_qwen3_serving.interfaces import (
+    BlockManager,
+    RequestUpdate,
+    SampledTokens,
+    ScheduledBatch,
+    ScheduledChunk,
+    StoppedRequest,
+)
+from nano_qwen3_serving.outputs import FinishReason
+from nano_qwen3_serving.request import Request, RequestStatus
+
+by_order = attrgetter("order")
+
+
+class Scheduler:
+    """Continuous batching (Orca, Yu et al., 2022): requests join and leave the batch at every step.
+
+    Args:
+        config: the bounds of a step.
+        block_manager: asked for blocks before anything is scheduled.
+    """
+
+    def __init__(self, config: SchedulerConfig, block_manager: BlockManager) -> None:
+        self.config = config
+        self.block_manager = block_manager
+        self.waiting: list[Request] = []  # in order
+        self.running: list[Request] = []  # in order
+        self._requests: dict[str, Request] = {}
+
+    def add(self, request: Request) -> None:
+        """Takes a request in. Its `order` says before whom it goes."""
+        if self.config.policy == "fcfs":
+            request.priority = 0
+        self._requests[request.request_id] = request
+        insort(self.waiting, request, key=by_order)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request wherever it is, and frees its blocks. An unknown id is a no-op."""
+        self.finish([StoppedRequest(request_id, "abort")])
+
+    def finish(self, stopped: Sequence[StoppedRequest]) -> None:
+        """Ends requests for reasons that only others can see. Unknown ids are no-ops."""
+        for stop in stopped:
+            request = self._requests.get(stop.request_id)
+            if request is not None:
+                request.stop_reason = stop.stop_reason
+                self._end(request, stop.finish_reason)
+
+    def schedule(self) -> ScheduledBatch:
+        """Picks the chunks of the next step and has block tables cover them.
+
+        At most `max_num_batched_tokens` tokens and `max_num_seqs` requests. Nobody is admitted in a
+        step that had to preempt.
+        """
+        chunks: dict[str, ScheduledChunk] = {}
+        preempted: list[Request] = []
+        decodes_first = sorted(self.running, key=lambda r: r.num_uncomputed_tokens > 1)
+        for request in decodes_first:
+            size = self._chunk_size(request, chunks)
+            if size and request.status is RequestStatus.RUNNING and self._make_room(request, size, chunks, preempted):
+                self._put(request, size, chunks)
+        while self.waiting and not preempted and self._admit(self.waiting[0], chunks):
+            pass
+        return ScheduledBatch(list(chunks.values()), preempted)
+
+    def update(self, batch: ScheduledBatch, result: SampledTokens) -> list[RequestUpdate]:
+        """Takes in what a step computed: tokens grow, full blocks can be shared, the done finish."""
+        updates = []
+        for chunk in batch.chunks:
+            request = chunk.request
+            if request.status is not RequestStatus.RUNNING:
+                continue  # it ended while it was computed
+            samples = chunk.samples
+            request.num_computed_tokens = chunk.end
+            if chunk.end // self.block_manager.block_size > chunk.start // self.block_manager.block_size:
+                self.block_manager.commit(request.request_id, request.token_ids(0, chunk.end))
+            if samples:
+                new = result.token_ids[request.request_id]
+                request.output_token_ids.extend(new)
+                reason = finish_reason(request)
+                if reason is not None:
+                    self._end(request, reason)
+                updates.append(RequestUpdate(request, new, result.logprobs.get(request.request_id)))
+        return updates
+
+    def check_invariants(self, batch: ScheduledBatch) -> None:
+        """Raises AssertionError if a bound is broken or a block table covers too little or too much."""
+        assert batch.num_tokens <= self.config.max_num_batched_tokens, "over the token budget"
+        assert len(self.running) <= self.config.max_num_seqs, "over max_num_seqs"
+        ends = {chunk.request.request_id: chunk.end for chunk in batch.chunks}
+        size = self.block_manager.block_size
+        slots: set[int] = set()
+        for request in self.running:
+            table = self.block_manager.block_table(request.request_id)
+            covered = max(ends.get(request.request_id, 0), request.num_computed_tokens)
+            assert len(table) == -(-covered // size), f"{request.request_id}: {len(table)} blocks, {covered} tokens"
+        for chunk in batch.chunks:
+            written = {chunk.block_table[i // size] * size + i % size for i in range(chunk.start, chunk.end)}
+            assert not written & slots, f"{chunk.request.request_id} writes a slot that is written in this step"
+            slots |= written
+
+    def _chunk_size(self, request: Request, chunks: dict[str, ScheduledChunk], cached: int = 0) -> int:
+        """Tokens of the request that fit into what is left of the budget; 0 if it has to wait."""
+        budget = self.config.max_num_batched_tokens - sum(c.num_tokens for c in chunks.values())
+        wanted = request.num_tokens - max(request.num_computed_tokens, cached)
+        size = min(wanted, budget, self.config.long_prefill_token_threshold or wanted)
+        return size if size == wanted or self.config.enable_chunked_prefill else 0
+
+    def _put(self, request: Request, size: int, chunks: dict[str, ScheduledChunk]) -> None:
+        table = self.block_manager.block_table(request.request_id)
+        chunks[request.request_id] = ScheduledChunk(request, request.num_computed_tokens, size, table)
+
+    def _make_room(
+        self, request: Request, size: int, chunks: dict[str, ScheduledChunk], preempted: list[Request]
+    ) -> bool:
+        """Grows the request's block table, preempting from the end of the order until it fits.
+
+        Returns False if the request itself was the last in order, and so the one preempted.
+        """
+        while not self.block_manager.allocate(request.request_id, request.num_computed_tokens + size):
+            victim = self.running.pop()
+            chunks.pop(victim.request_id, None)
+            self._preempt(victim)
+            preempted.append(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.block_manager.free(request.request_id)
+        request.num_computed_tokens = 0
+        request.status = RequestStatus.WAITING
+        request.metrics.num_preemptions += 1
+        insort(self.waiting, request, key=by_order)
+
+    def _admit(self, request: Request, chunks: dict[str, ScheduledChunk]) -> bool:
+        """Starts the first waiting request if a sequence, budget and blocks for all its tokens are left.
+
+        Only the chunk's blocks are taken; asking for all of them keeps a prompt from being started
+        that would be preempted halfway.
+        """
+        if len(self.running) >= self.config.max_num_seqs:
+            return False
+        tokens = request.token_ids(0, request.num_tokens)
+        cached = self.block_manager.find_cached_prefix(tokens, request.cache_salt)
+        size = self._chunk_size(request, chunks, cached)
+        needed = -(-(len(tokens) - cached) // self.block_manager.block_size)
+        if not size or needed > self.block_manager.num_free_blocks:
+            return False
+        if not self.block_manager.allocate(
+            request.request_id, cached + size, tokens[:cached], request.cache_salt
+        ):
+            return False
+        if request.num_cached_tokens is None:  # recomputation after a preemption is not a hit
+            request.num_cached_tokens = cached
+        request.num_computed_tokens = cached
+        request.status = RequestStatus.RUNNING
+        self.waiting.pop(0)
+        insort(self.running, request, key=by_order)
+        self._put(request, size, chunks)
+        return True
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        (self.running if request.status is RequestStatus.RUNNING else self.waiting).remove(request)
+        self.block_manager.free(request.request_id)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        del self._requests[request.request_id]
+
+
+def finish_reason(request: Request) -> FinishReason | None:
+    """Whether the request's last token ends it, by what it is or by how many there are."""
+    last = request.output_token_ids[-1]
+    enough = len(request.output_token_ids) >= request.params.min_tokens
+    if enough and last in request.eos_token_ids:
+        return "stop"
+    if enough and last in (request.params.stop_token_ids or ()):
+        request.stop_reason = last
+        return "stop"
+    return "length" if request.num_tokens >= request.max_total_tokens else None
