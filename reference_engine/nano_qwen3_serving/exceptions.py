@@ -76,7 +76,14 @@ class RequestTimeoutError(EngineError, TimeoutError):
 
 
 class GenerationError(EngineError):
-    """This one request failed while it ran. Its neighbours are not affected."""
+    """This one request failed while it ran. Its neighbours are not affected.
+
+    Attributes:
+        outputs: raised by `LLM.generate`: the `RequestOutput` of every prompt, those that
+            succeeded among them.
+    """
+
+    outputs: list[Any] | None = None
 
 
 class EngineDeadError(EngineError):

@@ -79,6 +79,7 @@ class RequestOutput:
         finished: whether all of them are complete.
         metrics: when things happened.
         num_cached_tokens: tokens of the prompt that were found in the prefix cache.
+        block_indices: the KV blocks that its first completion held when it last ran.
         error: why the request failed, with finish_reason "error"; async callers get it raised.
     """
 
@@ -91,6 +92,7 @@ class RequestOutput:
     metrics: RequestMetrics | None = field(default=None)
     num_cached_tokens: int | None = None
     error: Exception | None = None
+    block_indices: list[int] = field(default_factory=list)
 
     def merged(self, newer: RequestOutput, *, deltas: bool) -> RequestOutput:
         """This output and a newer one as one: what a consumer gets who did not fetch this one.

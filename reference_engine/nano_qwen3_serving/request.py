@@ -45,7 +45,7 @@ class Request:
         eos_token_ids: tokens that end it; empty when `ignore_eos`.
         bad_words_token_ids: sequences of tokens that must not be completed.
         cache_salt: requests share cached prefixes only with the same salt.
-        deadline: engine time after which it times out.
+        block_indices: its block table when it last ran.
     """
 
     request_id: str
@@ -60,10 +60,10 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     cache_salt: str = ""
-    deadline: float | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
+    block_indices: list[int] = field(default_factory=list)
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

@@ -282,6 +282,7 @@ class LLMEngine:
         self, batch: ScheduledBatch, updates: list[RequestUpdate], scheduled: float, executed: float
     ) -> None:
         for chunk in batch.chunks:
+            chunk.request.block_indices = chunk.block_table
             metrics = chunk.request.metrics
             metrics.scheduled_ts = metrics.scheduled_ts or scheduled
         for update in updates:

@@ -126,6 +126,7 @@ class Group:
             metrics=self.metrics(),
             num_cached_tokens=first.num_cached_tokens,
             error=self.error,
+            block_indices=first.block_indices,
         )
 
     def metrics(self) -> RequestMetrics:

@@ -1,0 +1,329 @@
+"""The engine for asyncio: one stream of outputs per request. vLLM's `AsyncLLMEngine`.
+
+Knows event loops, text threads and the bound of the queue; the steps are `StepLoop`'s. The event
+loop never waits for the model: steps run in one thread, prompts are tokenised in others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from nano_qwen3_serving.arguments import check_float, names_unknown_arguments
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.engine.arg_utils import EngineArgs
+from nano_qwen3_serving.engine.llm_engine import LLMEngine
+from nano_qwen3_serving.engine.mailbox import LoopPort, Mailbox
+from nano_qwen3_serving.engine.step_loop import StepGate, StepLoop, Stream
+from nano_qwen3_serving.exceptions import EngineDeadError, QueueFullError
+from nano_qwen3_serving.observe.trace import Recorder
+from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.prompts import Prompt
+from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class WaitingRoom:
+    """Counts the requests that were accepted and have not run yet; refuses one too many.
+
+    A request keeps its places until its members were scheduled once, or it leaves. Preempted
+    requests ran already and do not count.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._waiting: dict[str, set[str]] = {}  # request → members that have not run
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(len(members) for members in self._waiting.values())
+
+    def enter(self, request_id: str, count: int) -> None:
+        """Takes `count` places, or none and raises `QueueFullError`."""
+        members = {request_id} if count == 1 else {f"{i}_{request_id}" for i in range(count)}
+        with self._lock:
+            taken = sum(len(m) for m in self._waiting.values())
+            if self.limit is not None and taken + count > self.limit:
+                raise QueueFullError(self.limit)
+            self._waiting[request_id] = members
+
+    def started(self, member_ids: list[str]) -> None:
+        """These were scheduled: they wait no longer."""
+        with self._lock:
+            for request_id in [r for r, m in self._waiting.items() if not m.isdisjoint(member_ids)]:
+                self._waiting[request_id].difference_update(member_ids)
+                if not self._waiting[request_id]:
+                    del self._waiting[request_id]
+
+    def leave(self, request_id: str) -> None:
+        """The request is gone, whether it ran or not."""
+        with self._lock:
+            self._waiting.pop(request_id, None)
+
+
+class AsyncLLMEngine:
+    """Serves many requests at once from asyncio code.
+
+    Use `from_engine_args`. One engine can be used from several event loops.
+
+    Args:
+        engine: owned by this object from now on.
+        worker_count: threads that tokenise prompts.
+        gate: called before every step, on the step thread; tests replay interleavings with it.
+        start_engine_loop: start the step thread now, not with the first request.
+    """
+
+    def __init__(
+        self,
+        engine: LLMEngine,
+        *,
+        worker_count: int = 2,
+        gate: StepGate | None = None,
+        start_engine_loop: bool = True,
+    ) -> None:
+        self.engine = engine
+        self.waiting_room = WaitingRoom(engine.config.max_num_queued_reqs)
+        self._steps = StepLoop(engine, gate, self.waiting_room.started, self.waiting_room.leave)
+        self._text_threads = ThreadPoolExecutor(worker_count, thread_name_prefix="engine-text")
+        self._ports: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPort] = weakref.WeakKeyDictionary()
+        self._streams: dict[str, list[Stream]] = {}  # caller's id → streams in flight
+        self._lock = threading.Lock()
+        self._duplicates = itertools.count(2)
+        self._finalizer = weakref.finalize(self, stop_threads, self._steps, self._text_threads)
+        if start_engine_loop:
+            self._steps.start()
+
+    @classmethod
+    def from_engine_args(
+        cls,
+        engine_args: EngineArgs,
+        start_engine_loop: bool = True,
+        *,
+        components: Components | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        recorder: Recorder | None = None,
+        gate: StepGate | None = None,
+        worker_count: int = 2,
+    ) -> AsyncLLMEngine:
+        """Builds an engine and loads the checkpoint. Needs no running event loop.
+
+        Raises:
+            InvalidParametersError, ModelLoadError: as `EngineArgs.create_engine_config`.
+        """
+        engine = LLMEngine(engine_args.create_engine_config(), components, clock=clock, recorder=recorder)
+        return cls(engine, worker_count=worker_count, gate=gate, start_engine_loop=start_engine_loop)
+
+    @names_unknown_arguments
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Runs one request; yields its outputs as they come, the last one `finished`.
+
+        A slow consumer gets merged outputs. Two requests in flight may have the same id.
+
+        Args:
+            prompt: text or tokens.
+            sampling_params: how to choose tokens; `output_kind` says what outputs hold.
+            request_id: the caller's name for it.
+            priority: the smaller number first, with scheduling_policy="priority".
+            timeout: seconds until the request is ended, waiting included.
+
+        Raises:
+            InvalidParametersError: something given is not acceptable; nothing was queued.
+            QueueFullError: too many requests wait; nothing was queued.
+            RequestTimeoutError: the timeout passed; `partial` has what was generated.
+            GenerationError: the request failed.
+            EngineDeadError: the engine died or was shut down.
+
+        Cancelling the consumer, or closing the generator, aborts the request and frees its blocks.
+        """
+        return self._generate(prompt, sampling_params, request_id, None, priority, timeout)
+
+    async def _generate(
+        self, prompt: Prompt, params: SamplingParams, request_id: str,
+        arrival_time: float | None, priority: int, timeout: float | None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        stream = await self._start(prompt, params, request_id, arrival_time, priority, timeout)
+        async for output in self._consume(stream):
+            yield output
+
+    async def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        arrival_time: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Queues a request and returns its stream; note the order of the arguments.
+
+        Raises and ends like `generate`, but what is wrong with the request is raised here.
+        """
+        stream = await self._start(prompt, params, request_id, arrival_time, priority, timeout)
+        return self._consume(stream)
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """Ends requests; their consumers get a last output with finish_reason "abort".
+
+        Unknown ids are no-ops, and so is an abort that comes too late.
+        """
+        for one in [request_id] if isinstance(request_id, str) else request_id:
+            with self._lock:
+                streams = list(self._streams.get(one, []))
+            for stream in streams:
+                self._steps.abort(stream)
+
+    async def check_health(self) -> None:
+        """Raises the `EngineDeadError` if the engine died or was shut down."""
+        if self.errored:
+            raise self.dead_error
+        if self.is_stopped:
+            raise EngineDeadError("the engine was shut down; start a new one")
+
+    async def get_stats(self) -> dict[str, Any]:
+        """Numbers of this moment, taken between two steps."""
+        if not self._steps.started:
+            return self.engine.stats()
+        return await asyncio.wrap_future(self._steps.call(self.engine.stats))
+
+    async def do_log_stats(self) -> None:
+        """Writes the numbers of this moment to the log."""
+        if self.engine.config.log_stats:
+            logger.info("engine: %s", await self.get_stats())
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forgets cached prefixes; False, and nothing happens, while requests hold blocks."""
+        self._steps.start()
+        return await asyncio.wrap_future(self._steps.call(self.engine.reset_prefix_cache))
+
+    async def run_text(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Runs work on text in a text thread, where it delays neither the event loop nor the steps."""
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._text_threads, call)
+
+    def get_tokenizer(self) -> Any:
+        """The engine's tokenizer."""
+        return self.engine.get_tokenizer()
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Stops the engine. With a timeout, requests in flight have that many seconds to finish.
+
+        Whoever still waits then gets an `EngineDeadError`. Blocks the caller: on an event loop that
+        also consumes, leave the timeout out or call it in a thread. A second call does nothing.
+        """
+        if timeout is not None:
+            check_float("timeout", timeout, low=0, high=1e9)
+            self._steps.wait_idle(timeout)
+        self._finalizer()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether requests are accepted; true before the step thread starts."""
+        return not self.is_stopped
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the engine died or was shut down."""
+        return self.errored or not self._finalizer.alive
+
+    @property
+    def errored(self) -> bool:
+        """Whether the engine died."""
+        return self._steps.dead_error is not None
+
+    @property
+    def dead_error(self) -> BaseException:
+        """What it died of; before that, what callers get after shutdown."""
+        return self._steps.dead_error or EngineDeadError("the engine was shut down; start a new one")
+
+    async def _start(
+        self, prompt: Prompt, params: SamplingParams, request_id: str,
+        arrival_time: float | None, priority: int, timeout: float | None,
+    ) -> Stream:
+        """Takes a place in the queue, tokenises in a text thread, and submits."""
+        arrival = self.engine.clock() if arrival_time is None else arrival_time
+        if timeout is not None:
+            check_float("timeout", timeout, low=0, high=1e9, open_low=True)
+        stream = self._register(request_id, params, None if timeout is None else arrival + timeout, timeout)
+        try:
+            requests = await self.run_text(
+                self.engine.make_requests, stream.request_id, prompt, params, arrival, priority)
+        except BaseException:
+            self._unregister(stream)
+            self._steps.close(stream)
+            raise
+        self._steps.submit(stream, requests)
+        return stream
+
+    async def _consume(self, stream: Stream) -> AsyncGenerator[RequestOutput, None]:
+        finished = False
+        try:
+            while not finished:
+                output = await stream.mailbox.get()
+                finished = output.finished
+                yield output
+        except Exception:
+            finished = True  # the engine ended it already
+            raise
+        finally:
+            self._unregister(stream)
+            if not finished:
+                self._steps.abort(stream)
+
+    def _register(
+        self, request_id: str, params: SamplingParams, deadline: float | None, timeout: float | None
+    ) -> Stream:
+        """A new stream with a name of its own, its places in the queue taken."""
+        if self.is_stopped:
+            raise self.dead_error
+        loop = asyncio.get_running_loop()
+        deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
+        with self._lock:
+            port = self._ports.setdefault(loop, LoopPort(loop))
+            own_id = request_id
+            if request_id in self._streams:
+                own_id = f"{request_id}#{next(self._duplicates)}"
+            stream = Stream(own_id, request_id, Mailbox(port, deltas), deadline, timeout)
+            self.waiting_room.enter(own_id, getattr(params, "n", 1))
+            self._streams.setdefault(request_id, []).append(stream)
+        try:
+            self._steps.open(stream)
+        except EngineDeadError:
+            self._unregister(stream)
+            self.waiting_room.leave(own_id)
+            raise
+        self._steps.start()
+        return stream
+
+    def _unregister(self, stream: Stream) -> None:
+        with self._lock:
+            streams = self._streams.get(stream.external_id, [])
+            if stream in streams:
+                streams.remove(stream)
+            if not streams:
+                self._streams.pop(stream.external_id, None)
+
+
+def stop_threads(steps: StepLoop, text_threads: ThreadPoolExecutor) -> None:
+    """Ends an engine's threads; knows no engine, so that it can run after one is gone."""
+    steps.stop()
+    text_threads.shutdown(wait=False, cancel_futures=True)

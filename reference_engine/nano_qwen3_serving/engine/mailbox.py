@@ -1,0 +1,84 @@
+"""From the step thread to an event loop: one mailbox per request, one wake-up per loop and step.
+
+Knows threads and loops; knows nothing of engines. A mailbox holds at most one output: what a slow
+consumer has not fetched is merged with what came since, so nothing grows without bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from nano_qwen3_serving.outputs import RequestOutput
+
+
+class LoopPort:
+    """Wakes mailboxes of one event loop; at most one wake-up is on its way at any time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._lock = threading.Lock()
+        self._to_wake: set[Mailbox] = set()
+
+    def wake(self, mailboxes: list[Mailbox]) -> bool:
+        """Called on any thread. False if the loop is closed and nobody will ever look again."""
+        with self._lock:
+            on_its_way = bool(self._to_wake)
+            self._to_wake.update(mailboxes)
+        if on_its_way:
+            return not self.loop.is_closed()
+        try:
+            self.loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            return False
+        return True
+
+    def _deliver(self) -> None:
+        with self._lock:
+            mailboxes, self._to_wake = self._to_wake, set()
+        for mailbox in mailboxes:
+            mailbox.ring()
+
+
+class Mailbox:
+    """The outputs of one request, on their way to one consumer.
+
+    Args:
+        port: of the consumer's event loop.
+        deltas: outputs hold what is new, so that merging joins them.
+    """
+
+    def __init__(self, port: LoopPort, deltas: bool) -> None:
+        self.port = port
+        self._deltas = deltas
+        self._lock = threading.Lock()
+        self._output: RequestOutput | None = None
+        self._error: BaseException | None = None
+        self._bell = asyncio.Event()
+
+    def put(self, output: RequestOutput) -> None:
+        """Adds an output, merging it with one that was not fetched. Called on the step thread."""
+        with self._lock:
+            waiting = self._output
+            self._output = output if waiting is None else waiting.merged(output, deltas=self._deltas)
+
+    def fail(self, error: BaseException) -> None:
+        """The consumer gets `error` next, instead of anything that was not fetched."""
+        with self._lock:
+            self._error = self._error or error
+
+    def ring(self) -> None:
+        """Wakes the consumer. Called on its event loop."""
+        self._bell.set()
+
+    async def get(self) -> RequestOutput:
+        """The next output, or the error raised. Cancelled while waiting, nothing is lost."""
+        while True:
+            self._bell.clear()
+            with self._lock:
+                output, self._output = self._output, None
+                if self._error is not None:
+                    raise self._error
+            if output is not None:
+                return output
+            await self._bell.wait()

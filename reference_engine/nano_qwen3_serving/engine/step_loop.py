@@ -1,0 +1,288 @@
+"""The thread that steps the engine, and nothing else ever does.
+
+Others hand it commands, which it runs between two steps; it hands out outputs through mailboxes.
+It sleeps while there is nothing to do. Whatever happens, every mailbox it knows gets a last output
+or an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from nano_qwen3_serving.engine.llm_engine import LLMEngine
+from nano_qwen3_serving.engine.mailbox import LoopPort, Mailbox
+from nano_qwen3_serving.exceptions import EngineDeadError, RequestTimeoutError
+from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.request import Request
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+StepGate = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Stream:
+    """A caller's request as the step thread knows it.
+
+    Attributes:
+        request_id: the engine's id of it.
+        external_id: the caller's; outputs carry this one.
+        mailbox: where its outputs go.
+        deadline: engine time after which it times out.
+        timeout: the seconds that led to the deadline.
+        aborted: its caller gave up, perhaps while its prompt was still tokenised.
+    """
+
+    request_id: str
+    external_id: str
+    mailbox: Mailbox
+    deadline: float | None = None
+    timeout: float | None = None
+    aborted: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something to do between two steps; `refuse` is called instead if the engine is gone."""
+
+    run: Callable[[], None]
+    refuse: Callable[[BaseException], object]
+
+
+class StepLoop:
+    """Runs `LLMEngine.step` in a thread of its own.
+
+    Args:
+        engine: touched by no other thread from now on, but for `make_requests`.
+        gate: called before each step; a test's gate decides when it returns.
+        on_scheduled: told, after each step, the ids that it computed.
+        on_gone: told the id of each request that left.
+    """
+
+    def __init__(
+        self,
+        engine: LLMEngine,
+        gate: StepGate | None,
+        on_scheduled: Callable[[list[str]], None],
+        on_gone: Callable[[str], None],
+    ) -> None:
+        self.engine = engine
+        self.dead_error: EngineDeadError | None = None
+        self._gate = gate
+        self._on_scheduled = on_scheduled
+        self._on_gone = on_gone
+        self._inbox: deque[Command] = deque()
+        self._wakeup = threading.Condition()
+        self._stopping = False
+        self._streams: dict[str, Stream] = {}
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread, once."""
+        with self._wakeup:
+            if self._thread.ident is None and not self._stopping:
+                self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether the thread was started."""
+        return self._thread.ident is not None
+
+    def open(self, stream: Stream) -> None:
+        """Makes a stream known, before its prompt is tokenised: from now on it ends in every case.
+
+        Raises:
+            EngineDeadError: the engine is gone.
+        """
+        with self._wakeup:
+            self._refuse_if_gone()
+            self._streams[stream.request_id] = stream
+            self._idle.clear()
+
+    def close(self, stream: Stream) -> None:
+        """Forgets a stream whose request was never submitted."""
+        self._forget(stream)
+        with self._wakeup:
+            self._wakeup.notify()
+
+    def submit(self, stream: Stream, requests: list[Request]) -> None:
+        """Adds a request before the next step."""
+        self._post(Command(lambda: self._add(stream, requests), stream.mailbox.fail))
+
+    def abort(self, stream: Stream) -> None:
+        """Ends a request before the next step; its mailbox gets the last output. Late: no-op."""
+        stream.aborted = True
+        self._post(Command(lambda: self._abort(stream), lambda error: None))
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Runs `function` on the step thread, between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._post(Command(run, future.set_exception))
+        return future
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Waits until no request is in flight; False if `timeout` seconds passed first."""
+        return self._idle.wait(timeout)
+
+    def stop(self, join_timeout: float | None = 10.0) -> None:
+        """Ends the thread after the step it is in. Every waiter gets an `EngineDeadError`."""
+        self._fail_all(self.dead_error or EngineDeadError("the engine was shut down while the request ran"))
+        if self.started and threading.current_thread() is not self._thread:
+            self._thread.join(join_timeout)
+
+    def _refuse_if_gone(self) -> None:
+        if self.dead_error is not None:
+            raise self.dead_error
+        if self._stopping:
+            raise EngineDeadError("the engine was shut down; start a new one")
+
+    def _post(self, command: Command) -> None:
+        """Queues a command, or refuses it at once if nobody will ever run it."""
+        with self._wakeup:
+            gone = self._stopping
+            if not gone:
+                self._inbox.append(command)
+                self._idle.clear()
+                self._wakeup.notify()
+        if gone:
+            command.refuse(self.dead_error or EngineDeadError("the engine was shut down; start a new one"))
+
+    def _run(self) -> None:
+        try:
+            while True:
+                commands = self._wait_for_work()
+                if commands is None:
+                    return
+                for command in commands:
+                    command.run()
+                self._expire()
+                if self.engine.has_unfinished_requests():
+                    self._step()
+        except BaseException as error:
+            logger.exception("the engine died")
+            self._die(error)
+
+    def _wait_for_work(self) -> list[Command] | None:
+        """The commands that came, at once if requests are in flight; None to stop."""
+        with self._wakeup:
+            while not (self._inbox or self._stopping or self.engine.has_unfinished_requests()):
+                if not self._streams:
+                    self._idle.set()
+                self._wakeup.wait()
+            if self._stopping:
+                return None
+            commands = list(self._inbox)
+            self._inbox.clear()
+            return commands
+
+    def _step(self) -> None:
+        if self._gate is not None:
+            self._gate()
+        outputs = self.engine.step()
+        if self.engine.last_batch is not None:
+            self._on_scheduled([c.request.request_id for c in self.engine.last_batch.chunks])
+        self._publish(outputs)
+
+    def _add(self, stream: Stream, requests: list[Request]) -> None:
+        try:
+            self.engine.add(requests)
+        except Exception as error:
+            self._forget(stream)
+            self._fail([stream], error)
+            return
+        if stream.aborted:
+            self._abort(stream)
+
+    def _abort(self, stream: Stream) -> None:
+        self._publish(self.engine.abort_request(stream.request_id))
+
+    def _expire(self) -> None:
+        """Ends the requests whose time is over."""
+        now = self.engine.clock()
+        for stream in [s for s in self._open_streams() if s.deadline is not None and now >= s.deadline]:
+            partial = self.engine.abort_request(stream.request_id)
+            self._forget(stream)
+            self._fail([stream], RequestTimeoutError(
+                f"request {stream.external_id!r} did not finish within its timeout of {stream.timeout:g} s; "
+                "what it generated is in .partial",
+                replace(partial[0], request_id=stream.external_id) if partial else None))
+
+    def _publish(self, outputs: list[RequestOutput]) -> None:
+        """Puts outputs into mailboxes and wakes each event loop once."""
+        touched: list[Stream] = []
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue
+            if output.finished:
+                self._forget(stream)
+            if output.error is not None:
+                stream.mailbox.fail(output.error)
+            else:
+                stream.mailbox.put(replace(output, request_id=stream.external_id))
+            touched.append(stream)
+        self._wake(touched)
+
+    def _wake(self, streams: list[Stream]) -> None:
+        """One wake-up per event loop. Requests of a closed loop have nobody left: they end."""
+        by_port: dict[LoopPort, list[Stream]] = {}
+        for stream in streams:
+            by_port.setdefault(stream.mailbox.port, []).append(stream)
+        for port, members in by_port.items():
+            if not port.wake([s.mailbox for s in members]):
+                for stream in [s for s in self._open_streams() if s.mailbox.port is port]:
+                    self.engine.abort_request(stream.request_id)
+                    self._forget(stream)
+
+    def _fail(self, streams: list[Stream], error: BaseException) -> None:
+        for stream in streams:
+            stream.mailbox.fail(error)
+        self._wake(streams)
+
+    def _open_streams(self) -> list[Stream]:
+        with self._wakeup:
+            return list(self._streams.values())
+
+    def _forget(self, stream: Stream) -> None:
+        with self._wakeup:
+            self._streams.pop(stream.request_id, None)
+        self._on_gone(stream.request_id)
+
+    def _die(self, error: BaseException) -> None:
+        dead = EngineDeadError(
+            f"the engine died: {type(error).__name__}: {error}; every request was ended, start a new engine")
+        dead.__cause__ = error
+        self.dead_error = dead
+        self._fail_all(dead)
+
+    def _fail_all(self, error: BaseException) -> None:
+        """Everyone who waits gets `error`: open streams, and commands that will not run any more."""
+        with self._wakeup:
+            self._stopping = True
+            commands, self._inbox = list(self._inbox), deque()
+            streams, self._streams = list(self._streams.values()), {}
+            self._wakeup.notify()
+        for command in commands:
+            command.refuse(error)
+        for stream in streams:
+            stream.mailbox.fail(error)
+            self._on_gone(stream.request_id)
+        for port in {s.mailbox.port for s in streams}:
+            port.wake([s.mailbox for s in streams if s.mailbox.port is port])
+        self._idle.set()
