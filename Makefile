@@ -1,0 +1,36 @@
+# make demo   the engine answers real prompts
+# make test   the project's tests
+# make quick  the fast ones among them
+# make clean  removes the environment
+#
+# All make and use .venv, and can be repeated. Another Python: make demo PYTHON=/path/to/python3.12
+
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c '$(SUPPORTED)' 2>/dev/null && { echo "$$p"; break; }; done)
+RUN = .venv/bin/python
+
+.PHONY: demo test quick clean
+
+demo: .venv/installed
+	@cd labs/lab02_online_serving && ../../$(RUN) solution.py
+	@echo
+	@$(RUN) -m nano_qwen3_serving chat "What is a KV cache?" "Why does a server batch requests?" "Tell me a story"
+
+test: .venv/installed
+	@$(RUN) -m pytest
+
+quick: .venv/installed
+	@$(RUN) -m pytest -m "not slow"
+
+clean:
+	rm -rf .venv
+
+.venv/installed: requirements.txt reference_engine/requirements.txt pyproject.toml
+	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { echo "Python 3.11, 3.12 or 3.13 is missing: install one from python.org, or say where it is: make PYTHON=/path/to/python3.12"; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "The venv module is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@"$(PYTHON)" -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < 3e9)' || { echo "The disk is nearly full: about 3 GB are needed here for torch and its packages"; exit 1; }
+	@$(RUN) -c '$(SUPPORTED)' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@echo "Installing the course into .venv (the first time, torch takes a few minutes)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch .venv/installed

@@ -1,0 +1,3 @@
+from nano_qwen3_serving.cli import main
+
+main()

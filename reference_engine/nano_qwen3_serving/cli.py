@@ -1,0 +1,129 @@
+"""`python -m nano_qwen3_serving`: the engine from a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nano_qwen3_serving.exceptions import EngineError
+from nano_qwen3_serving.sampling_params import SamplingParams
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="A serving engine for Qwen3. Without --model: the bundled course checkpoint.")
+console = Console()
+
+Model = Annotated[str | None, typer.Option(help="course, course-draft, a folder, or a Hugging Face id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
+MaxTokens = Annotated[int, typer.Option(help="Generate at most this many tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
+Seed = Annotated[int | None, typer.Option(help="Makes a random answer repeatable.")]
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    model: Model = None, device: Device = "auto", dtype: Dtype = "auto",
+    max_tokens: MaxTokens = 100, temperature: Temperature = 0.0, seed: Seed = None,
+) -> None:
+    """Complete prompts as they stand."""
+    from nano_qwen3_serving.llm import LLM
+
+    llm = LLM(model, device=device, dtype=dtype)
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    for output in llm.generate(prompts, params):
+        console.print(output.prompt, style="bold", end="", markup=False, highlight=False)
+        console.print(output.outputs[0].text, markup=False, highlight=False)
+
+
+@app.command()
+def chat(
+    questions: Annotated[list[str] | None, typer.Argument(help="Asked one after the other; none: ask me.")] = None,
+    model: Model = None, device: Device = "auto", dtype: Dtype = "auto",
+    max_tokens: MaxTokens = 200, temperature: Temperature = 0.0, seed: Seed = None,
+) -> None:
+    """Talk to the model; answers stream token by token."""
+    params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    asyncio.run(converse(questions, params, model_name=model, device=device, dtype=dtype))
+
+
+async def converse(questions: list[str] | None, params: SamplingParams, **engine: Any) -> None:
+    """Asks the given questions, each on its own, or those typed at a prompt as one conversation."""
+    from nano_qwen3_serving.async_llm import AsyncLLM
+
+    async with AsyncLLM(**engine) as llm:
+        for question in questions or []:
+            console.print(f"[bold]You:[/] {question}", highlight=False)
+            await answer(llm, [{"role": "user", "content": question}], params)
+        messages: list[dict[str, str]] = []
+        while questions is None:
+            question = await asyncio.to_thread(ask)
+            if question is None:
+                return
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": await answer(llm, messages, params)})
+
+
+def ask() -> str | None:
+    """What a person types; None at the end of input."""
+    try:
+        return console.input("[bold]You (Ctrl-D ends):[/] ").strip() or ask()
+    except EOFError:
+        return None
+
+
+async def answer(llm: Any, messages: list[dict[str, str]], params: SamplingParams) -> str:
+    """Prints an answer as it is generated; returns it."""
+    console.print("[bold cyan]Model:[/] ", end="")
+    text = ""
+    async for chunk in llm.chat_stream(messages, params):
+        print(chunk["token"], end="", flush=True)
+        text = chunk["text"]
+    print("\n")
+    return text
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="A bundled name, a folder, or a Hugging Face id.")] = "course",
+    device: Device = "auto", dtype: Dtype = "auto",
+    out: Annotated[Path, typer.Option(help="Where the JSON report goes.")] = Path("verify.json"),
+) -> None:
+    """Compare this engine with transformers on this machine; writes one JSON you can send back."""
+    from nano_qwen3_serving.testing.verify import show, verify_model
+
+    report = verify_model(model, device, dtype)
+    write_atomically(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    show(report, console)
+    console.print(f"The whole report is in {out}", highlight=False)
+    if not report["passed"]:
+        raise typer.Exit(1)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is there completely or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def main() -> None:
+    """The command line; an error of ours is one line, not a traceback."""
+    try:
+        app()
+    except (EngineError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
