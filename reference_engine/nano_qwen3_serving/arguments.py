@@ -71,7 +71,7 @@ def names_unknown_arguments(target: F) -> F:
     """Decorator of a class or a function: an unknown keyword is an `UnknownArgumentError`."""
     function: Callable[..., Any] = target.__init__ if isinstance(target, type) else target
     parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+    names = [p.name for p in parameters if p.name not in ("self", "cls") and p.kind is not p.VAR_KEYWORD]
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from nano_qwen3_serving.arguments import check_choice, check_int, invalid, names_unknown_arguments
 from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters
+from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters, pick_device
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.exceptions import EngineDeadError, EngineError, InvalidParametersError
 from nano_qwen3_serving.model.checkpoint import default_model_name, find_checkpoint, read_model_config
@@ -84,6 +84,7 @@ class AsyncLLM:
         check_int("num_blocks", num_blocks, at_least=2)
         check_int("max_seq_length", max_seq_length, at_least=2)
         check_int("worker_count", worker_count, at_least=1)
+        pick_device(device)
         self.model_name = model_name or default_model_name()
         self._max_seq_length = max_seq_length
         self._worker_count = worker_count
@@ -113,8 +114,11 @@ class AsyncLLM:
             if self._stopped:
                 raise EngineDeadError("this AsyncLLM was shut down; make a new one")
             if self._engine is None:
-                self._engine = await asyncio.to_thread(self._build)
-                self._totals = Totals()
+                engine = await asyncio.to_thread(self._build)
+                if self._stopped:
+                    engine.shutdown()
+                    raise EngineDeadError("this AsyncLLM was shut down while it started; make a new one")
+                self._engine, self._totals = engine, Totals()
 
     async def shutdown(self) -> None:
         """Ends the engine. Whoever still waits gets an `EngineDeadError`."""
@@ -124,6 +128,7 @@ class AsyncLLM:
         tasks = [t for t in self._submitted.values() if not t.done()]
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @names_unknown_arguments
     async def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -140,6 +145,7 @@ class AsyncLLM:
             return await self._gather([self._one(p, sampling_params, priority, timeout) for p in prompts])
         return await self._one(prompts, sampling_params, priority, timeout)
 
+    @names_unknown_arguments
     async def generate_stream(
         self,
         prompt: Prompt,
@@ -153,20 +159,13 @@ class AsyncLLM:
         Closing the iterator or cancelling its consumer aborts the request.
         """
         text, total = "", 0
-        async for output in self._run(prompt, sampling_params, priority, timeout, RequestOutputKind.DELTA):
-            new = output.outputs[0]
-            text, total = text + new.text, total + len(new.token_ids)
-            yield {
-                "request_id": output.request_id,
-                "token": new.text,
-                "token_id": new.token_ids[-1] if new.token_ids else None,
-                "token_ids": new.token_ids,
-                "text": text,
-                "finished": output.finished,
-                "tokens_generated": total,
-                "total_tokens": len(output.prompt_token_ids) + total,
-                "finish_reason": new.finish_reason,
-            }
+        async with aclosing(
+            self._run(prompt, sampling_params, priority, timeout, RequestOutputKind.DELTA)
+        ) as outputs:
+            async for output in outputs:
+                new = output.outputs[0]
+                text, total = text + new.text, total + len(new.token_ids)
+                yield chunk_dict(output, text, total)
 
     async def chat(
         self,
@@ -194,9 +193,11 @@ class AsyncLLM:
     ) -> AsyncGenerator[Chunk, None]:
         """Like `generate_stream`, for a conversation."""
         prompt = await self._render(messages, template)
-        async for chunk in self.generate_stream(prompt, sampling_params, priority, timeout=timeout):
-            yield chunk
+        async with aclosing(self.generate_stream(prompt, sampling_params, priority, timeout=timeout)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
+    @names_unknown_arguments
     async def generate_batch(
         self,
         prompts: Sequence[Prompt],
@@ -218,6 +219,7 @@ class AsyncLLM:
 
         return await self._gather([one(p) for p in prompts])
 
+    @names_unknown_arguments
     async def submit_request(
         self,
         prompt: Prompt,
@@ -456,4 +458,20 @@ def result_dict(output: RequestOutput) -> Result:
         "block_indices": output.block_indices,
         "finish_reason": completion.finish_reason,
         "metrics": output.metrics,
+    }
+
+
+def chunk_dict(output: RequestOutput, text: str, total: int) -> Chunk:
+    """A delta in the shape of a chunk; `text` and `total` tokens were generated so far."""
+    new = output.outputs[0]
+    return {
+        "request_id": output.request_id,
+        "token": new.text,
+        "token_id": new.token_ids[-1] if new.token_ids else None,
+        "token_ids": new.token_ids,
+        "text": text,
+        "finished": output.finished,
+        "tokens_generated": total,
+        "total_tokens": len(output.prompt_token_ids) + total,
+        "finish_reason": new.finish_reason,
     }

@@ -43,7 +43,8 @@ def default_attention(config: EngineConfig) -> AttentionBackend:
     """Paged attention in plain torch, on any device."""
     from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 
-    return TorchPagedAttention(config.model, config.cache.block_size, config.dtype, config.device)
+    return TorchPagedAttention(
+        config.model, config.cache.block_size, config.dtype, config.device, config.batch_invariant)
 
 
 def default_model(config: EngineConfig, attention: AttentionBackend) -> Model:

@@ -166,3 +166,4 @@ class EngineConfig:
     max_num_queued_reqs: int | None = None
     log_stats: bool = True
     check_invariants: bool = False
+    batch_invariant: bool = False

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nano_qwen3_serving.arguments import names_unknown_arguments
+from nano_qwen3_serving.arguments import invalid, names_unknown_arguments
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
@@ -77,7 +77,11 @@ class LLM:
         An interrupted call (Ctrl-C) leaves nothing behind in the engine.
         """
         many = prompts if isinstance(prompts, (list, tuple)) else [prompts]
-        params = self._spread("sampling_params", sampling_params or self.get_default_sampling_params(), len(many))
+        params = self._spread(
+            "sampling_params", self.get_default_sampling_params() if sampling_params is None else sampling_params, len(many))
+        for given in params:
+            if not isinstance(given, SamplingParams):
+                raise invalid("sampling_params", given, "a SamplingParams, or one for each prompt")
         priorities = self._spread("priority", 0 if priority is None else priority, len(many))
         groups = [
             self.llm_engine.make_requests(

@@ -28,6 +28,11 @@ class RequestStatus(Enum):
     FINISHED = "finished"  #: holds no block and never will
 
 
+def member_ids(request_id: str, n: int) -> list[str]:
+    """Ids of the sequences that a caller's request is made of: its own, or one for each of n."""
+    return [request_id] if n == 1 else [f"{i}_{request_id}" for i in range(n)]
+
+
 @dataclass(eq=False)
 class Request:
     """One sequence of tokens on its way through the engine.

@@ -187,7 +187,7 @@ class SamplingParams:
         if 0 < self.temperature < MIN_TEMPERATURE:
             warnings.warn(
                 f"temperature {self.temperature} was raised to {MIN_TEMPERATURE}: smaller ones "
-                "overflow; use 0 for greedy", stacklevel=4)
+                "overflow; use 0 for greedy", stacklevel=5)
             self.temperature = MIN_TEMPERATURE
         self.top_k = max(self.top_k, 0)
         if self.is_greedy:

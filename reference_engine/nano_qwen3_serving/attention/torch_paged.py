@@ -21,6 +21,9 @@ from nano_qwen3_serving.interfaces import AttentionMetadata
 
 LayerCache = tuple[Tensor, Tensor]
 
+INVARIANT_QUERIES = 16  # with batch_invariant every call has this many queries a head,
+INVARIANT_KEYS = 512  # and a multiple of this many keys: the same sums in the same order
+
 
 class TorchPagedAttention:
     """Reads keys and values through block tables.
@@ -29,9 +32,13 @@ class TorchPagedAttention:
         config: shape of the model.
         block_size: tokens in a block.
         dtype, device: of the cache.
+        batch_invariant: the same bits for a token whatever is computed beside it.
     """
 
-    def __init__(self, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device,
+        batch_invariant: bool = False,
+    ) -> None:
         self.num_layers = config.num_hidden_layers
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
@@ -39,6 +46,7 @@ class TorchPagedAttention:
         self.block_size = block_size
         self.dtype = dtype
         self.device = device
+        self.batch_invariant = batch_invariant
 
     @property
     def bytes_per_block(self) -> int:
@@ -69,20 +77,25 @@ class TorchPagedAttention:
         """Causal attention of each token to its own request's tokens up to itself.
 
         Args:
-            q: [num_tokens, num_heads, head_dim], decoding requests' tokens first.
+            q: [num_tokens, num_heads, head_dim], decoding requests' tokens first. Rows after the
+                last request's are padding; what comes out for them means nothing.
             layer_cache: keys and values, this step's already written.
 
         Returns:
             [num_tokens, num_heads, head_dim]
         """
         parts = []
-        if metadata.num_decodes:
-            parts.append(self._decode(q[: metadata.num_decodes], layer_cache, metadata))
-        start = metadata.num_decodes
-        for i in range(metadata.num_decodes, len(metadata.query_lens)):
+        together = 0 if self.batch_invariant else metadata.num_decodes
+        if together:
+            parts.append(self._decode(q[:together], layer_cache, metadata))
+        start = together
+        for i in range(together, len(metadata.query_lens)):
             stop = start + metadata.query_lens[i]
-            parts.append(self._chunk(q[start:stop], layer_cache, metadata, i))
+            attend = self._invariant if self.batch_invariant else self._chunk
+            parts.append(attend(q[start:stop], layer_cache, metadata, i))
             start = stop
+        if start < q.shape[0]:
+            parts.append(torch.zeros_like(q[start:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def copy_blocks(self, cache: list[LayerCache], pairs: Sequence[tuple[int, int]]) -> None:
@@ -127,3 +140,23 @@ class TorchPagedAttention:
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None], keys, values, attn_mask=causal, scale=self.scale, enable_gqa=True)
         return out[0].transpose(0, 1)
+
+    def _invariant(self, q: Tensor, layer_cache: LayerCache, metadata: AttentionMetadata, i: int) -> Tensor:
+        """Like `_chunk`, always in products of one shape: 16 queries by whole groups of 512 keys."""
+        end, count = metadata.seq_lens[i], metadata.query_lens[i]
+        num_keys = -(-end // INVARIANT_KEYS) * INVARIANT_KEYS
+        table = metadata.block_tables[i : i + 1, : -(-end // self.block_size)]
+        missing = num_keys - table.shape[1] * self.block_size
+        keys, values = (
+            F.pad(self._gather(cache, table), (0, 0, 0, missing)) if missing > 0
+            else self._gather(cache, table)[:, :, :num_keys]
+            for cache in layer_cache)
+        groups = -(-count // INVARIANT_QUERIES)
+        padded = F.pad(q, (0, 0, 0, 0, 0, groups * INVARIANT_QUERIES - count))
+        queries = padded.view(groups, INVARIANT_QUERIES, *q.shape[1:]).transpose(1, 2)
+        rows = torch.arange(end - count, end - count + padded.shape[0], device=q.device)
+        causal = torch.arange(num_keys, device=q.device)[None, :] <= rows[:, None]
+        out = F.scaled_dot_product_attention(
+            queries, keys.expand(groups, -1, -1, -1), values.expand(groups, -1, -1, -1),
+            attn_mask=causal.view(groups, 1, INVARIANT_QUERIES, num_keys), scale=self.scale, enable_gqa=True)
+        return out.transpose(1, 2).reshape(padded.shape)[:count]

@@ -64,7 +64,9 @@ class EngineArgs:
         disable_log_stats: no statistics in the log.
         enforce_eager: accepted as in vLLM; there are no graphs to switch off yet.
         device: "auto" (CUDA, then MPS, then CPU), or one of them.
-        check_invariants: check the scheduler's invariants after every step; for tests.
+        check_invariants: check batches, block tables and the block pool in every step; for tests.
+        batch_invariant: the same bits for a request whatever runs beside it and however it is
+            chunked; slower. See "Determinism" in reference_engine/README.md.
         trust_remote_code, tensor_parallel_size, quantization, speculative_config: as in vLLM;
             only the defaults are supported, anything else is refused.
 
@@ -99,6 +101,7 @@ class EngineArgs:
     speculative_config: dict[str, Any] | None = field(default=None)
     device: str = "auto"
     check_invariants: bool = False
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer"):
@@ -112,7 +115,7 @@ class EngineArgs:
                      "max_num_seqs", "max_num_queued_reqs"):
             check_int(name, getattr(self, name), at_least=1, optional=True)
         check_int("num_gpu_blocks_override", self.num_gpu_blocks_override, at_least=2, optional=True)
-        for name in ("trust_remote_code", "enforce_eager", "disable_log_stats", "check_invariants"):
+        for name in ("trust_remote_code", "enforce_eager", "disable_log_stats", "check_invariants", "batch_invariant"):
             check_bool(name, getattr(self, name))
         for name in ("enable_prefix_caching", "enable_chunked_prefill"):
             if getattr(self, name) is not None:
@@ -156,6 +159,7 @@ class EngineArgs:
             max_num_queued_reqs=self.max_num_queued_reqs,
             log_stats=not self.disable_log_stats,
             check_invariants=self.check_invariants,
+            batch_invariant=self.batch_invariant,
         )
 
     def _cache_config(self, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> CacheConfig:

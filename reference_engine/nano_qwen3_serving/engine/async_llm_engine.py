@@ -13,8 +13,9 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from nano_qwen3_serving.arguments import check_float, names_unknown_arguments
@@ -27,6 +28,7 @@ from nano_qwen3_serving.exceptions import EngineDeadError, QueueFullError
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.prompts import Prompt
+from nano_qwen3_serving.request import member_ids
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -50,14 +52,13 @@ class WaitingRoom:
         with self._lock:
             return sum(len(members) for members in self._waiting.values())
 
-    def enter(self, request_id: str, count: int) -> None:
-        """Takes `count` places, or none and raises `QueueFullError`."""
-        members = {request_id} if count == 1 else {f"{i}_{request_id}" for i in range(count)}
+    def enter(self, request_id: str, members: Sequence[str]) -> None:
+        """Takes a place for each member, or none and raises `QueueFullError`."""
         with self._lock:
             taken = sum(len(m) for m in self._waiting.values())
-            if self.limit is not None and taken + count > self.limit:
+            if self.limit is not None and taken + len(members) > self.limit:
                 raise QueueFullError(self.limit)
-            self._waiting[request_id] = members
+            self._waiting[request_id] = set(members)
 
     def started(self, member_ids: list[str]) -> None:
         """These were scheduled: they wait no longer."""
@@ -73,6 +74,7 @@ class WaitingRoom:
             self._waiting.pop(request_id, None)
 
 
+@names_unknown_arguments
 class AsyncLLMEngine:
     """Serves many requests at once from asyncio code.
 
@@ -98,14 +100,13 @@ class AsyncLLMEngine:
         self._steps = StepLoop(engine, gate, self.waiting_room.started, self.waiting_room.leave)
         self._text_threads = ThreadPoolExecutor(worker_count, thread_name_prefix="engine-text")
         self._ports: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPort] = weakref.WeakKeyDictionary()
-        self._streams: dict[str, list[Stream]] = {}  # caller's id → streams in flight
         self._lock = threading.Lock()
-        self._duplicates = itertools.count(2)
         self._finalizer = weakref.finalize(self, stop_threads, self._steps, self._text_threads)
         if start_engine_loop:
             self._steps.start()
 
     @classmethod
+    @names_unknown_arguments
     def from_engine_args(
         cls,
         engine_args: EngineArgs,
@@ -162,9 +163,11 @@ class AsyncLLMEngine:
         arrival_time: float | None, priority: int, timeout: float | None,
     ) -> AsyncGenerator[RequestOutput, None]:
         stream = await self._start(prompt, params, request_id, arrival_time, priority, timeout)
-        async for output in self._consume(stream):
-            yield output
+        async with aclosing(await self._outputs(stream)) as outputs:
+            async for output in outputs:
+                yield output
 
+    @names_unknown_arguments
     async def add_request(
         self,
         request_id: str,
@@ -179,7 +182,7 @@ class AsyncLLMEngine:
         Raises and ends like `generate`, but what is wrong with the request is raised here.
         """
         stream = await self._start(prompt, params, request_id, arrival_time, priority, timeout)
-        return self._consume(stream)
+        return await self._outputs(stream)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests; their consumers get a last output with finish_reason "abort".
@@ -187,9 +190,7 @@ class AsyncLLMEngine:
         Unknown ids are no-ops, and so is an abort that comes too late.
         """
         for one in [request_id] if isinstance(request_id, str) else request_id:
-            with self._lock:
-                streams = list(self._streams.get(one, []))
-            for stream in streams:
+            for stream in self._steps.streams_of(one):
                 self._steps.abort(stream)
 
     async def check_health(self) -> None:
@@ -216,9 +217,23 @@ class AsyncLLMEngine:
         return await asyncio.wrap_future(self._steps.call(self.engine.reset_prefix_cache))
 
     async def run_text(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Runs work on text in a text thread, where it delays neither the event loop nor the steps."""
+        """Runs work on text in a text thread, where it delays neither the event loop nor the steps.
+
+        Raises:
+            EngineDeadError: the engine was shut down before the work began.
+        """
         call = functools.partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._text_threads, call)
+        try:
+            future = self._text_threads.submit(call)
+        except RuntimeError:
+            raise self.dead_error from None
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.is_stopped and task is not None and not task.cancelling():
+                raise self.dead_error from None  # the shutdown cancelled the work, nobody the caller
+            raise
 
     def get_tokenizer(self) -> Any:
         """The engine's tokenizer."""
@@ -268,15 +283,22 @@ class AsyncLLMEngine:
             requests = await self.run_text(
                 self.engine.make_requests, stream.request_id, prompt, params, arrival, priority)
         except BaseException:
-            self._unregister(stream)
             self._steps.close(stream)
             raise
         self._steps.submit(stream, requests)
         return stream
 
-    async def _consume(self, stream: Stream) -> AsyncGenerator[RequestOutput, None]:
+    async def _outputs(self, stream: Stream) -> AsyncGenerator[RequestOutput, None]:
+        """The stream's outputs; begun, because closing a generator that never began runs none of it,
+        and a caller may leave before the first output."""
+        outputs = self._consume(stream)
+        await anext(outputs)
+        return outputs  # type: ignore[return-value]  # what follows the first None
+
+    async def _consume(self, stream: Stream) -> AsyncGenerator[RequestOutput | None, None]:
         finished = False
         try:
+            yield None
             while not finished:
                 output = await stream.mailbox.get()
                 finished = output.finished
@@ -285,7 +307,6 @@ class AsyncLLMEngine:
             finished = True  # the engine ended it already
             raise
         finally:
-            self._unregister(stream)
             if not finished:
                 self._steps.abort(stream)
 
@@ -297,30 +318,25 @@ class AsyncLLMEngine:
             raise self.dead_error
         loop = asyncio.get_running_loop()
         deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
+        count = getattr(params, "n", 1)
         with self._lock:
             port = self._ports.setdefault(loop, LoopPort(loop))
-            own_id = request_id
-            if request_id in self._streams:
-                own_id = f"{request_id}#{next(self._duplicates)}"
-            stream = Stream(own_id, request_id, Mailbox(port, deltas), deadline, timeout)
-            self.waiting_room.enter(own_id, getattr(params, "n", 1))
-            self._streams.setdefault(request_id, []).append(stream)
-        try:
-            self._steps.open(stream)
-        except EngineDeadError:
-            self._unregister(stream)
-            self.waiting_room.leave(own_id)
-            raise
+            own_id = self._own_id(request_id, count)
+            members = member_ids(own_id, count)
+            stream = Stream(own_id, request_id, Mailbox(port, deltas), deadline, timeout, member_ids=members)
+            self.waiting_room.enter(own_id, members)
+            try:
+                self._steps.open(stream)
+            except EngineDeadError:
+                self.waiting_room.leave(own_id)
+                raise
         self._steps.start()
         return stream
 
-    def _unregister(self, stream: Stream) -> None:
-        with self._lock:
-            streams = self._streams.get(stream.external_id, [])
-            if stream in streams:
-                streams.remove(stream)
-            if not streams:
-                self._streams.pop(stream.external_id, None)
+    def _own_id(self, request_id: str, count: int) -> str:
+        """The caller's id, or with a number if it, or one of its members', is in flight already."""
+        names = itertools.chain([request_id], (f"{request_id}#{i}" for i in itertools.count(2)))
+        return next(name for name in names if not self._steps.has_any([name, *member_ids(name, count)]))
 
 
 def stop_threads(steps: StepLoop, text_threads: ThreadPoolExecutor) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from nano_qwen3_serving.arguments import names_unknown_arguments
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
@@ -22,12 +23,16 @@ from nano_qwen3_serving.interfaces import RequestUpdate, SampledTokens, Schedule
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestMetrics, RequestOutput
 from nano_qwen3_serving.prompts import Prompt, parse_prompt
-from nano_qwen3_serving.request import Request
+from nano_qwen3_serving.request import Request, member_ids
 from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.scheduling.invariants import check_schedule
 
 Clock = Callable[[], float]
 
+INVARIANT_ROWS = 16  # with batch_invariant
 
+
+@names_unknown_arguments
 class LLMEngine:
     """The parts of one engine, and the loop's body.
 
@@ -56,7 +61,8 @@ class LLMEngine:
         self.block_manager = parts.block_manager(config)
         self.scheduler = parts.scheduler(config, self.block_manager)
         self.model_runner = ModelRunner(
-            model, attention, parts.sampler(config), config.cache.num_blocks, config.cache.block_size, config.device)
+            model, attention, parts.sampler(config), config.cache.num_blocks, config.cache.block_size, config.device,
+            row_multiple=INVARIANT_ROWS if config.batch_invariant else 1)
         self.output_processor = OutputProcessor(self.tokenizer, parts.detokenizer, config.stream_interval)
         self.last_batch: ScheduledBatch | None = None  # what the last step ran, for observers
         self._arrivals = itertools.count()
@@ -71,6 +77,7 @@ class LLMEngine:
         """The engine's tokenizer."""
         return self.tokenizer
 
+    @names_unknown_arguments
     def add_request(
         self,
         request_id: str,
@@ -117,7 +124,7 @@ class LLMEngine:
         now = self.clock() if arrival_time is None else arrival_time
         return [
             Request(
-                request_id=request_id if params.n == 1 else f"{i}_{request_id}",
+                request_id=member_id,
                 prompt=text,
                 prompt_token_ids=tokens,
                 params=params,
@@ -130,22 +137,26 @@ class LLMEngine:
                 cache_salt=salt,
                 metrics=RequestMetrics(arrival_time=now),
             )
-            for i in range(params.n)
+            for i, member_id in enumerate(member_ids(request_id, params.n))
         ]
 
     def add(self, requests: Sequence[Request]) -> None:
-        """Queues what `make_requests` made."""
+        """Queues what `make_requests` made; if that fails nothing of it stays."""
         first = requests[0]
         request_id = first.request_id if len(requests) == 1 else first.request_id.removeprefix("0_")
-        if request_id in self.output_processor:
+        if any(i in self.output_processor for i in (request_id, *(r.request_id for r in requests))):
             raise InvalidParametersError(
                 f"a request {request_id!r} is in flight; choose another id or wait for it",
                 parameter="request_id", value=request_id)
-        self.output_processor.add(request_id, requests)
-        for request in requests:
-            request.arrival_number = next(self._arrivals)
-            request.metrics.queued_ts = self.clock()
-            self.scheduler.add(request)
+        try:
+            self.output_processor.add(request_id, requests)
+            for request in requests:
+                request.arrival_number = next(self._arrivals)
+                request.metrics.queued_ts = self.clock()
+                self.scheduler.add(request)
+        except BaseException:
+            self.abort_request(request_id)
+            raise
 
     def abort_request(self, request_ids: str | Iterable[str]) -> list[RequestOutput]:
         """Ends requests as aborted and frees their blocks; returns their last outputs.
@@ -176,6 +187,8 @@ class LLMEngine:
         """
         started = self.clock()
         batch = self.scheduler.schedule()
+        if self.config.check_invariants:
+            check_schedule(batch, self.scheduler.running, self.block_manager, self.config.scheduler)
         self.last_batch = batch
         scheduled = self.clock()
         who = self._who() if self.recorder else ((), ())
@@ -189,7 +202,7 @@ class LLMEngine:
         if self.recorder:
             self.recorder.record(batch, result, self.scheduler, who, (started, scheduled, executed, self.clock()))
         if self.config.check_invariants:
-            self.check_invariants(batch)
+            self.check_invariants()
         return failed + outputs
 
     def execute(self, batch: ScheduledBatch) -> SampledTokens:
@@ -218,8 +231,8 @@ class LLMEngine:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
         return self.block_manager.reset_prefix_cache()
 
-    def check_invariants(self, batch: ScheduledBatch | None = None) -> None:
-        """Raises AssertionError if the pool or the scheduler is inconsistent."""
+    def check_invariants(self) -> None:
+        """Raises AssertionError if the block pool is inconsistent, or blocks are lost."""
         self.block_manager.check_integrity()
         if not self.has_unfinished_requests():
             free = self.block_manager.num_free_blocks

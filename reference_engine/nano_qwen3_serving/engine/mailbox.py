@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 
 from nano_qwen3_serving.outputs import RequestOutput
 
 
 class LoopPort:
-    """Wakes mailboxes of one event loop; at most one wake-up is on its way at any time."""
+    """Wakes mailboxes of one event loop; at most one wake-up is on its way at any time.
+
+    It does not keep the loop alive: an engine may see many loops come and go.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self._loop = weakref.ref(loop)
         self._lock = threading.Lock()
         self._to_wake: set[Mailbox] = set()
 
     def wake(self, mailboxes: list[Mailbox]) -> bool:
         """Called on any thread. False if the loop is closed and nobody will ever look again."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            return False
         with self._lock:
             on_its_way = bool(self._to_wake)
             self._to_wake.update(mailboxes)
         if on_its_way:
-            return not self.loop.is_closed()
+            return True
         try:
-            self.loop.call_soon_threadsafe(self._deliver)
+            loop.call_soon_threadsafe(self._deliver)
         except RuntimeError:
             return False
         return True

@@ -7,6 +7,7 @@ of n sequences that end, abort and fail as one; each has its own text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from nano_qwen3_serving.exceptions import GenerationError
@@ -164,7 +165,7 @@ class OutputProcessor:
         self._members: dict[str, tuple[Group, Completion]] = {}
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._groups
+        return request_id in self._groups or request_id in self._members
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -176,14 +177,10 @@ class OutputProcessor:
 
     def add(self, request_id: str, requests: Sequence[Request]) -> None:
         """Begins a caller's request made of `requests`, one per completion."""
-        group = Group(request_id, [], self._stream_interval)
-        for request in requests:
-            params = request.params
-            detokenizer = self._make_detokenizer(self._tokenizer, params) if params.detokenize else None
-            sequence = Completion(request, detokenizer)
-            group.sequences.append(sequence)
-            self._members[request.request_id] = (group, sequence)
-        self._groups[request_id] = group
+        make = self._make_detokenizer
+        sequences = [Completion(r, make(self._tokenizer, r.params) if r.params.detokenize else None) for r in requests]
+        group = self._groups[request_id] = Group(request_id, sequences, self._stream_interval)
+        self._members.update((s.request.request_id, (group, s)) for s in sequences)
 
     def process(self, updates: Sequence[RequestUpdate]) -> tuple[list[RequestOutput], list[StoppedRequest]]:
         """Outputs to show after a step, and the requests that ended by their text.
@@ -222,7 +219,8 @@ class OutputProcessor:
             return None, []
         stopped = [StoppedRequest(s.request.request_id, "abort") for s in group.sequences if not s.finish_reason]
         for sequence in group.sequences:
-            sequence.end("abort")
+            with suppress(Exception):  # text that cannot be made any more: the caller gave up anyway
+                sequence.end("abort")
         outputs = self._show([group])
         return outputs[0], stopped
 

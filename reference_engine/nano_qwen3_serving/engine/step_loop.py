@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -38,6 +38,7 @@ class Stream:
         deadline: engine time after which it times out.
         timeout: the seconds that led to the deadline.
         aborted: its caller gave up, perhaps while its prompt was still tokenised.
+        member_ids: ids of the sequences it is made of.
     """
 
     request_id: str
@@ -46,6 +47,7 @@ class Stream:
     deadline: float | None = None
     timeout: float | None = None
     aborted: bool = False
+    member_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class StepLoop:
         self._wakeup = threading.Condition()
         self._stopping = False
         self._streams: dict[str, Stream] = {}
+        self._ids: set[str] = set()  # of the streams and their members
         self._idle = threading.Event()
         self._idle.set()
         self._thread = threading.Thread(target=self._run, name="engine-step", daemon=True)
@@ -97,6 +100,15 @@ class StepLoop:
         """Whether the thread was started."""
         return self._thread.ident is not None
 
+    def streams_of(self, external_id: str) -> list[Stream]:
+        """The caller's requests of this name that are in flight."""
+        return [s for s in self._open_streams() if s.external_id == external_id]
+
+    def has_any(self, ids: Sequence[str]) -> bool:
+        """Whether one of these ids is in flight, as a request's or as a sequence's."""
+        with self._wakeup:
+            return not self._ids.isdisjoint(ids)
+
     def open(self, stream: Stream) -> None:
         """Makes a stream known, before its prompt is tokenised: from now on it ends in every case.
 
@@ -106,6 +118,7 @@ class StepLoop:
         with self._wakeup:
             self._refuse_if_gone()
             self._streams[stream.request_id] = stream
+            self._ids.update((stream.request_id, *stream.member_ids))
             self._idle.clear()
 
     def close(self, stream: Stream) -> None:
@@ -128,12 +141,17 @@ class StepLoop:
         future: Future[T] = Future()
 
         def run() -> None:
-            try:
-                future.set_result(function())
-            except Exception as error:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
+
+        def refuse(error: BaseException) -> None:
+            if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
-        self._post(Command(run, future.set_exception))
+        self._post(Command(run, refuse))
         return future
 
     def wait_idle(self, timeout: float) -> bool:
@@ -200,6 +218,8 @@ class StepLoop:
         self._publish(outputs)
 
     def _add(self, stream: Stream, requests: list[Request]) -> None:
+        if not self._knows(stream):
+            return  # it timed out while its prompt was tokenised
         try:
             self.engine.add(requests)
         except Exception as error:
@@ -210,7 +230,12 @@ class StepLoop:
             self._abort(stream)
 
     def _abort(self, stream: Stream) -> None:
-        self._publish(self.engine.abort_request(stream.request_id))
+        if self._knows(stream):  # else it ended, and the id may be another's by now
+            self._publish(self.engine.abort_request(stream.request_id))
+
+    def _knows(self, stream: Stream) -> bool:
+        with self._wakeup:
+            return self._streams.get(stream.request_id) is stream
 
     def _expire(self) -> None:
         """Ends the requests whose time is over."""
@@ -261,8 +286,12 @@ class StepLoop:
 
     def _forget(self, stream: Stream) -> None:
         with self._wakeup:
-            self._streams.pop(stream.request_id, None)
-        self._on_gone(stream.request_id)
+            known = self._streams.get(stream.request_id) is stream
+            if known:
+                del self._streams[stream.request_id]
+                self._ids.difference_update((stream.request_id, *stream.member_ids))
+        if known:
+            self._on_gone(stream.request_id)
 
     def _die(self, error: BaseException) -> None:
         dead = EngineDeadError(

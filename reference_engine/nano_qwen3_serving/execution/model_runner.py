@@ -52,6 +52,8 @@ class ModelRunner:
         num_blocks: blocks of the cache.
         block_size: tokens in a block.
         device: of everything.
+        row_multiple: rows of every product are padded to a multiple of this; 1 is no padding.
+            Plain products change the last bits with the number of rows, padded ones do not.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class ModelRunner:
         num_blocks: int,
         block_size: int,
         device: torch.device,
+        row_multiple: int = 1,
     ) -> None:
         self.model = model
         self.attention = attention
         self.sampler = sampler
         self.block_size = block_size
         self.device = device
+        self.row_multiple = row_multiple
         self.kv_cache: list[Any] = attention.make_cache(num_blocks)
 
     @torch.inference_mode()
@@ -82,7 +86,8 @@ class ModelRunner:
         sampling = [c for c in inputs.chunks if c.samples]
         if not sampling:
             return SampledTokens({})
-        logits = self.model.compute_logits(hidden[inputs.sampling_rows])
+        rows = inputs.sampling_rows + [0] * self._padding(len(sampling))
+        logits = self.model.compute_logits(hidden[rows])[: len(sampling)]
         tokens, logprobs = self.sampler.sample(logits, [sampling_row(c.request) for c in sampling])
         ids = [c.request.request_id for c in sampling]
         return SampledTokens(
@@ -103,15 +108,21 @@ class ModelRunner:
             slots += self.attention.slots(chunk.block_table, range(chunk.start, chunk.end))
             if chunk.samples:
                 sampling_rows.append(len(token_ids) - 1)
+        padding = [0] * self._padding(len(token_ids))  # token 0 at position 0, into the null block
         metadata = AttentionMetadata(
             query_lens=[c.num_tokens for c in chunks],
             seq_lens=[c.end for c in chunks],
             block_tables=self._tensor(padded([c.block_table for c in chunks])),
-            slot_mapping=self._tensor(slots),
+            slot_mapping=self._tensor(slots + padding),
             num_decodes=sum(c.num_tokens == 1 for c in chunks),
             block_size=self.block_size,
         )
-        return ModelInputs(chunks, self._tensor(token_ids), self._tensor(positions), metadata, sampling_rows)
+        return ModelInputs(
+            chunks, self._tensor(token_ids + padding), self._tensor(positions + padding), metadata, sampling_rows)
+
+    def _padding(self, rows: int) -> int:
+        """Rows missing to a multiple of `row_multiple`."""
+        return -rows % self.row_multiple
 
     def _tensor(self, numbers: list[Any]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)

@@ -112,12 +112,26 @@ def penalised(logits: Tensor, row: SamplingRow) -> Tensor:
 
 
 def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """One token per row from its filtered distribution: [num_rows]."""
+    """One token per row from its filtered distribution: [num_rows].
+
+    A row that filters by rank cumulates its probabilities sorted, another one by token id. That
+    must be the row's own choice: the same number drawn picks another token in another order.
+    """
+    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    for by_rank in (False, True):
+        group = [i for i, r in enumerate(rows) if by_rank == bool(r.params.top_k or r.params.top_p < 1.0)]
+        if group:
+            tokens[group] = draw_from(logits[group], [rows[i] for i in group], by_rank)
+    return tokens
+
+
+def draw_from(logits: Tensor, rows: Sequence[SamplingRow], by_rank: bool) -> Tensor:
+    """One token per row, cumulating probabilities by rank or by token id: [num_rows]."""
     device = logits.device
     temperature = torch.tensor([[r.params.temperature] for r in rows], device=device)
     logits = logits / temperature
     order: Tensor | None = None
-    if any(r.params.top_k or r.params.top_p < 1.0 for r in rows):
+    if by_rank:
         logits, order = keep_top(logits, rows)
     probs = torch.softmax(logits, dim=-1)
     if any(r.params.min_p for r in rows):

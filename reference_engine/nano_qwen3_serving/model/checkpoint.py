@@ -10,11 +10,9 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -95,33 +93,33 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 class Tensors:
-    """The tensors of a checkpoint, memory-mapped: a name costs nothing until it is loaded."""
+    """The tensors of a checkpoint by name.
 
-    def __init__(self, where: dict[str, Any]) -> None:
-        self._where = where
+    A loaded tensor is a view of the memory-mapped file: pages are read when touched, and are gone
+    with the tensor. Each has a mapping of its own, so that one that stays keeps no other in memory.
+    """
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._files)
 
     def load(self, name: str) -> Tensor:
         """One tensor, on the CPU, as stored."""
-        return self._where[name].get_tensor(name)
+        with open_file(self._files[name]) as file:
+            return file.get_tensor(name)
 
 
-@contextmanager
-def open_tensors(folder: Path) -> Iterator[Tensors]:
-    """Opens a checkpoint's safetensors, one file or many."""
+def open_tensors(folder: Path) -> Tensors:
+    """The tensors in a checkpoint's safetensors, one file or many."""
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
-    else:
-        files = ["model.safetensors"]
-    with ExitStack() as stack:
-        where: dict[str, Any] = {}
-        for file in files:
-            handle = stack.enter_context(open_file(folder / file))
-            where.update(dict.fromkeys(handle.keys(), handle))
-        yield Tensors(where)
+    names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.exists() else ["model.safetensors"]
+    files: dict[str, Path] = {}
+    for name in names:
+        with open_file(folder / name) as file:
+            files.update(dict.fromkeys(file.keys(), folder / name))
+    return Tensors(files)
 
 
 def open_file(path: Path) -> Any:
@@ -133,8 +131,3 @@ def open_file(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{path} is corrupt ({first_line(error)}); copy or download it again") from error
 
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the checkpoint's first tensor."""
-    with open_tensors(folder) as tensors:
-        return tensors.load(next(iter(tensors))).dtype

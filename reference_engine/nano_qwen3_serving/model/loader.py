@@ -28,20 +28,19 @@ def load_model(config: EngineConfig, attention: AttentionBackend) -> Qwen3ForCau
     """
     with torch.device("meta"):
         network = Qwen3ForCausalLM(config.model, attention, config.scheduler.max_model_len)
-    with open_tensors(config.model_path) as tensors:
-        check_names(network, tensors, config)
-        layers = network.model.layers
-        for i in track(range(len(layers)), f"Loading {config.model_name}"):
-            fill(layers[i], f"model.layers.{i}.", tensors, config)
-            layers[i].self_attn.finalize_weights()
-            layers[i].mlp.finalize_weights()
-        fill(network.model.embed_tokens, "model.embed_tokens.", tensors, config)
-        fill(network.model.norm, "model.norm.", tensors, config)
-        if config.model.tie_word_embeddings:
-            network.lm_head.weight = network.model.embed_tokens.weight
-        else:
-            fill(network.lm_head, "lm_head.", tensors, config)
-        network.lm_head.finalize_weights()
+    tensors = open_tensors(config.model_path)
+    check_names(network, tensors, config)
+    for i, layer in enumerate(track(network.model.layers, f"Loading {config.model_name}")):
+        fill(layer, f"model.layers.{i}.", tensors, config)
+        layer.self_attn.finalize_weights()
+        layer.mlp.finalize_weights()
+        leave_file(layer)
+    fill(network.model.norm, "model.norm.", tensors, config)
+    leave_file(network.model.norm)
+    fill(network.model.embed_tokens, "model.embed_tokens.", tensors, config)  # stays in the file: few rows are read
+    tied = config.model.tie_word_embeddings
+    fill(network.lm_head, "model.embed_tokens." if tied else "lm_head.", tensors, config)
+    network.lm_head.finalize_weights()
     network.model.rotary.finalize_weights(config.device, config.dtype)
     return network.eval()
 
@@ -70,3 +69,10 @@ def fill(module: nn.Module, prefix: str, tensors: Tensors, config: EngineConfig)
         path, _, leaf = name.rpartition(".")
         loaded = tensor.to(device=config.device, dtype=config.dtype)
         setattr(module.get_submodule(path), leaf, nn.Parameter(loaded, requires_grad=False))
+
+
+def leave_file(module: nn.Module) -> None:
+    """Copies what is still a view of the checkpoint's file, so that the file may go."""
+    for parameter in module.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()

@@ -76,6 +76,7 @@ class BlockManager:
         self._by_block: dict[int, CachedBlock] = {}
         self._chains: dict[str, list[CachedBlock]] = {}  # request id → its cached blocks, in order
         self._salts: dict[str, str] = {}
+        self.num_evictions = 0  # known blocks that were given to somebody else
 
     @property
     def num_free_blocks(self) -> int:
@@ -136,7 +137,8 @@ class BlockManager:
     def commit(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Says that `token_ids`, the request's tokens from its first, are in the KV cache.
 
-        From now on others can share the blocks they fill. A block whose content is known already
+        From now on others can share the blocks they fill; so equal prompts that start in one step
+        do not share, each computes its own (nano-vllm #219). A block whose content is known already
         stays private: the two copies are equal, and one entry per content is enough.
         """
         if not self.enable_prefix_caching:
@@ -235,4 +237,5 @@ class BlockManager:
         block, _ = self._evictable.popitem(last=False)
         entry = self._by_block.pop(block)
         del self._by_hash[entry.key]
+        self.num_evictions += 1
         return block

@@ -100,22 +100,6 @@ class Scheduler:
                 updates.append(RequestUpdate(request, new, result.logprobs.get(request.request_id)))
         return updates
 
-    def check_invariants(self, batch: ScheduledBatch) -> None:
-        """Raises AssertionError if a bound is broken or a block table covers too little or too much."""
-        assert batch.num_tokens <= self.config.max_num_batched_tokens, "over the token budget"
-        assert len(self.running) <= self.config.max_num_seqs, "over max_num_seqs"
-        ends = {chunk.request.request_id: chunk.end for chunk in batch.chunks}
-        size = self.block_manager.block_size
-        slots: set[int] = set()
-        for request in self.running:
-            table = self.block_manager.block_table(request.request_id)
-            covered = max(ends.get(request.request_id, 0), request.num_computed_tokens)
-            assert len(table) == -(-covered // size), f"{request.request_id}: {len(table)} blocks, {covered} tokens"
-        for chunk in batch.chunks:
-            written = {chunk.block_table[i // size] * size + i % size for i in range(chunk.start, chunk.end)}
-            assert not written & slots, f"{chunk.request.request_id} writes a slot that is written in this step"
-            slots |= written
-
     def _chunk_size(self, request: Request, chunks: dict[str, ScheduledChunk], cached: int = 0) -> int:
         """Tokens of the request that fit into what is left of the budget; 0 if it has to wait."""
         budget = self.config.max_num_batched_tokens - sum(c.num_tokens for c in chunks.values())

@@ -1,0 +1,1 @@
+"""Tools that try to break an engine: the fuzzer, and the doubles it runs on."""

@@ -71,7 +71,7 @@ class IncrementalDetokenizer:
             new = self._utf8.decode(self._tokenizer.token_bytes(token_id))
             self._pending += new
             if new and self._num_tokens > self._min_tokens:
-                stop = self._find_stop()
+                stop = self._find_stop(len(new))
                 if stop is not None:
                     return stop
         return TextDelta(self._cut(len(self._pending) - self._hold))
@@ -83,9 +83,16 @@ class IncrementalDetokenizer:
         self._pending += self._utf8.decode(b"", final=True)
         return TextDelta(self._cut(len(self._pending)))
 
-    def _find_stop(self) -> TextDelta | None:
-        """The stop string that is complete first in the pending text, if any is."""
-        found = [(self._pending.index(s) + len(s), -len(s), s) for s in self._stop if s in self._pending]
+    def _find_stop(self, num_new: int) -> TextDelta | None:
+        """The stop string that is complete first, if one ends in the last `num_new` characters.
+
+        One that ended earlier did so within `min_tokens`, and may still be in the pending text.
+        """
+        found = []
+        for stop in self._stop:
+            start = self._pending.find(stop, max(0, len(self._pending) - num_new - len(stop) + 1))
+            if start >= 0:
+                found.append((start + len(stop), -len(stop), stop))
         if not found:
             return None
         end, _, stop = min(found)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nano_qwen3_serving.arguments import refuse_unknown
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -120,6 +121,7 @@ class Tokenizer:
 
         Raises:
             InvalidParametersError: messages are malformed, or there is no template.
+            UnknownArgumentError: the template never looks at one of `kwargs`.
         """
         source = chat_template or self.chat_template
         if source is None:
@@ -127,6 +129,8 @@ class Tokenizer:
                 "this checkpoint has no chat template; use generate(), or give chat_template=",
                 parameter="chat_template")
         messages = checked_messages(messages)
+        if kwargs:
+            refuse_unknown("the chat template", self._switches(source), kwargs)
         if continue_final_message and add_generation_prompt:
             raise InvalidParametersError(
                 "continue_final_message=True needs add_generation_prompt=False: the final message goes on",
@@ -141,6 +145,11 @@ class Tokenizer:
         if continue_final_message:
             text = cut_after(text, messages[-1]["content"])
         return self.encode(text) if tokenize else text
+
+    def _switches(self, source: str) -> list[str]:
+        """Names that a template looks at and that are its own: `enable_thinking` and the like."""
+        ours = {"messages", "tools", "add_generation_prompt", *self.special_token_map, *self._environment.globals}
+        return sorted(meta.find_undeclared_variables(self._environment.parse(source)) - ours)
 
     @cached_property
     def _bytes_of_characters(self) -> dict[str, int]:

@@ -1,0 +1,58 @@
+"""What must hold after every `schedule()`, whoever wrote the scheduler.
+
+Knows the interfaces only, so it judges a learner's scheduler and block manager like the reference's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from nano_qwen3_serving.config import SchedulerConfig
+from nano_qwen3_serving.interfaces import NULL_BLOCK, BlockManager, ScheduledBatch, ScheduledChunk
+from nano_qwen3_serving.request import Request
+
+
+def check_schedule(
+    batch: ScheduledBatch, running: Sequence[Request], block_manager: BlockManager, config: SchedulerConfig
+) -> None:
+    """Raises AssertionError if the batch breaks a bound, or block tables do not fit it.
+
+    To be called before the batch is computed: then the tokens of a request are the computed ones
+    and, after them, those of its chunk.
+    """
+    assert batch.num_tokens <= config.max_num_batched_tokens, (
+        f"{batch.num_tokens} tokens in a step of at most {config.max_num_batched_tokens}")
+    assert len(running) <= config.max_num_seqs, f"{len(running)} requests run, max_num_seqs is {config.max_num_seqs}"
+    chunks = {chunk.request.request_id: chunk for chunk in batch.chunks}
+    assert len(chunks) == len(batch.chunks), "a request is twice in the batch"
+    strangers = set(chunks) - {request.request_id for request in running}
+    assert not strangers, f"scheduled, and not running: {strangers}"
+    tables = {request.request_id: block_manager.block_table(request.request_id) for request in running}
+    for request in running:
+        check_coverage(request, tables[request.request_id], chunks.get(request.request_id), block_manager.block_size)
+    check_written_blocks(batch, tables, block_manager.block_size)
+
+
+def check_coverage(request: Request, table: list[int], chunk: ScheduledChunk | None, block_size: int) -> None:
+    """The block table covers what is computed and what will be, and has no surplus block."""
+    name, tokens = request.request_id, request.num_computed_tokens
+    if chunk is not None:
+        assert chunk.start == tokens, f"{name}: the chunk starts at {chunk.start}, {tokens} tokens are computed"
+        assert 0 < chunk.num_tokens <= request.num_uncomputed_tokens, f"{name}: a chunk of {chunk.num_tokens} tokens"
+        assert chunk.block_table == table, f"{name}: the chunk has the blocks {chunk.block_table}, its table is {table}"
+        tokens = chunk.end
+    assert len(table) == -(-tokens // block_size), f"{name}: {len(table)} blocks of {block_size} for {tokens} tokens"
+
+
+def check_written_blocks(batch: ScheduledBatch, tables: dict[str, list[int]], block_size: int) -> None:
+    """Every block that is written is in one block table, once.
+
+    So no slot is written twice, nor one that another request reads: a shared block is full.
+    """
+    held = Counter(block for table in tables.values() for block in table)
+    for chunk in batch.chunks:
+        written = chunk.block_table[chunk.start // block_size : -(-chunk.end // block_size)]
+        assert NULL_BLOCK not in written, f"{chunk.request.request_id} writes to the null block"
+        shared = [block for block in written if held[block] != 1]
+        assert not shared, f"{chunk.request.request_id} writes to blocks that others hold too: {shared}"

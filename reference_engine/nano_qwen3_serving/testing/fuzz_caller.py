@@ -1,0 +1,119 @@
+"""One caller of the engine under test: how it submits, reads and gives up, and what it got.
+
+An eager caller reads all the time. A slow one reads when an operation says so, and between two
+reads no task of its exists, so that its stream can be closed, or dropped without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
+from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
+from nano_qwen3_serving.testing.fuzz_operations import Operation
+
+
+class Caller:
+    """A request's client.
+
+    Attributes:
+        submitted: set when the engine has the request, or has refused it.
+        outcome: None while it waits; "finished", "gone", or "error".
+        ended_at, ended_time: the driver's step number and the engine's time at that moment.
+        abort_wanted: somebody aborted a request of its name while it was in flight.
+        may_fail: a step that failed for good had it in its batch.
+    """
+
+    def __init__(self, op: Operation, prompt: Any, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+        self.op = op
+        self.prompt = prompt
+        self.params = params
+        self.prompt_token_ids = prompt_token_ids
+        self.submitted = asyncio.Event()
+        self.outputs: list[RequestOutput] = []
+        self.error: BaseException | None = None
+        self.outcome: str | None = None
+        self.ended_at: int | None = None
+        self.ended_time = 0.0
+        self.abort_wanted = False
+        self.may_fail = False
+        self.deadline: float | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._stream: AsyncGenerator[RequestOutput, None] | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"request {self.op['key']} (id {self.op['id']!r})"
+
+    @property
+    def running(self) -> bool:
+        """Whether a task of its is waiting for the engine."""
+        return self.task is not None and not self.task.done()
+
+    def start(self, engine: Any) -> None:
+        """Submits, in a task; an eager caller goes on reading in it."""
+        self.task = asyncio.create_task(self._guarded(self._submit(engine)), name=self.name)
+
+    def fetch(self) -> None:
+        """Reads one output, in a task, unless it is reading already."""
+        if self.outcome is None and not self.running and self._stream is not None:
+            self.task = asyncio.create_task(self._guarded(self._read(once=True)), name=self.name)
+
+    def vanish(self, how: str) -> None:
+        """Gives up: cancels its task if there is one, else closes its stream or just forgets it."""
+        if self.outcome is not None:
+            return
+        if self.running:
+            self.task.cancel()
+        elif how == "drop":
+            self._stream, self.outcome = None, "gone"
+        else:
+            self.task = asyncio.create_task(self._guarded(self._close()), name=self.name)
+
+    async def _submit(self, engine: Any) -> None:
+        op = self.op
+        more = {"priority": op["priority"], "timeout": op["timeout"]}
+        if op["via"] == "generate":
+            self._stream = engine.generate(self.prompt, self.params, op["id"], **more)
+        else:
+            self._stream = await engine.add_request(op["id"], self.prompt, self.params, **more)
+        if op["eager"] or op["via"] == "generate":
+            await self._read(once=not op["eager"])
+
+    async def _read(self, once: bool) -> None:
+        stream = self._stream
+        while stream is not None and self.outcome is None:
+            try:
+                self.outputs.append(await anext(stream))
+            except StopAsyncIteration:
+                self.outcome = "finished"
+            if once:
+                return
+
+    async def _close(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()
+        self.outcome = "gone"
+
+    async def _guarded(self, work: Any) -> None:
+        """Runs `work`; however it ends, the outcome says so."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            self.outcome = "gone"
+        except Exception as error:
+            self.error, self.outcome = error, "error"
+        finally:
+            self.submitted.set()
+
+    def completions(self) -> list[CompletionOutput]:
+        """Its completions as it knows them: deltas joined, else the latest of each."""
+        if not self.outputs:
+            return []
+        whole = self.outputs[0]
+        for output in self.outputs[1:]:
+            whole = whole.merged(output, deltas=self.params.output_kind is RequestOutputKind.DELTA)
+        return whole.outputs

@@ -1,0 +1,144 @@
+"""What a caller got against what it must get.
+
+Every failure is a `Wrong` that says in one sentence what happened to whom.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nano_qwen3_serving.exceptions import (
+    EngineDeadError,
+    GenerationError,
+    PromptTooLongError,
+    QueueFullError,
+    RequestTimeoutError,
+)
+from nano_qwen3_serving.outputs import CompletionOutput
+from nano_qwen3_serving.sampling_params import RequestOutputKind
+from nano_qwen3_serving.testing.fuzz_caller import Caller
+from nano_qwen3_serving.testing.fuzz_faults import InjectedError
+from nano_qwen3_serving.testing.fuzz_toy import Expected, text_of
+
+
+class Wrong(AssertionError):
+    """The engine did something that it must not do."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `Wrong` unless it holds."""
+    if not condition:
+        raise Wrong(message)
+
+
+def root(error: BaseException) -> str:
+    """An error with what caused it."""
+    cause = f", because of {type(error.__cause__).__name__}: {error.__cause__}" if error.__cause__ else ""
+    return f"{type(error).__name__}: {error}{cause}"
+
+
+class Checker:
+    """Judges callers whose requests are over.
+
+    Args:
+        oracle: has `expected(prompt_token_ids, params)` and a `tokenizer`.
+        max_model_len, queue_limit: the engine's.
+    """
+
+    def __init__(self, oracle: Any, max_model_len: int, queue_limit: int | None) -> None:
+        self.oracle = oracle
+        self.max_model_len = max_model_len
+        self.queue_limit = queue_limit
+
+    def check(self, caller: Caller, stopped: bool) -> None:
+        """Raises `Wrong` if what the caller got is not what it must get."""
+        require(caller.outcome is not None, f"{caller.name} waits for ever")
+        if caller.outcome == "error":
+            self._check_error(caller, stopped)
+        if caller.outputs:
+            self._check_outputs(caller)
+
+    def _check_error(self, caller: Caller, stopped: bool) -> None:
+        error, op = caller.error, caller.op
+        too_long = len(caller.prompt_token_ids) >= self.max_model_len
+        allowed = (
+            (isinstance(error, PromptTooLongError) and too_long)
+            or (isinstance(error, QueueFullError) and self.queue_limit is not None)
+            or (isinstance(error, InjectedError) and op["broken"])
+            or (isinstance(error, GenerationError) and (bool(op["doomed"]) or caller.may_fail))
+            or (isinstance(error, EngineDeadError) and stopped)
+            or (isinstance(error, RequestTimeoutError) and caller.deadline is not None and caller.ended_time >= caller.deadline)
+        )
+        require(allowed, f"{caller.name} got {root(error)}")
+        if isinstance(error, RequestTimeoutError) and error.partial is not None:
+            require(error.partial.request_id == op["id"], f"{caller.name}: .partial is of {error.partial.request_id!r}")
+            if caller.params.output_kind is not RequestOutputKind.DELTA:
+                self._compare(caller, error.partial.outputs)
+
+    def _check_outputs(self, caller: Caller) -> None:
+        deltas = caller.params.output_kind is RequestOutputKind.DELTA
+        for output in caller.outputs:
+            require(output.request_id == caller.op["id"], f"{caller.name} got an output of {output.request_id!r}")
+            require(output.prompt_token_ids == caller.prompt_token_ids, f"{caller.name} got another prompt's output")
+            cached = output.num_cached_tokens or 0
+            require(cached < len(caller.prompt_token_ids), f"{caller.name}: {cached} tokens cached of its prompt")
+        early = [o for o in caller.outputs[:-1] if o.finished]
+        require(not early, f"{caller.name} got outputs after the finished one")
+        if caller.params.output_kind is RequestOutputKind.FINAL_ONLY:
+            require(len(caller.outputs) == 1, f"{caller.name}: {len(caller.outputs)} outputs with FINAL_ONLY")
+        if not deltas:
+            self._check_growth(caller)
+        if caller.outcome == "finished":
+            require(caller.outputs[-1].finished, f"{caller.name}: its stream ended before it was finished")
+            indexes = [c.index for c in caller.completions()]
+            require(indexes == list(range(caller.params.n)), f"{caller.name} got the completions {indexes}")
+        self._compare(caller, caller.completions())
+
+    def _check_growth(self, caller: Caller) -> None:
+        """Each cumulative output continues the one before."""
+        seen: dict[int, CompletionOutput] = {}
+        for output in caller.outputs:
+            for new in output.outputs:
+                old = seen.get(new.index)
+                if old is not None:
+                    grows = new.text.startswith(old.text) and new.token_ids[: len(old.token_ids)] == old.token_ids
+                    require(grows, f"{caller.name}: {old.text!r} {old.token_ids} became {new.text!r} {new.token_ids}")
+                seen[new.index] = new
+
+    def _compare(self, caller: Caller, completions: list[CompletionOutput]) -> None:
+        """Token by token against the oracle; one that was cut short must be the oracle's beginning."""
+        require(len(caller.prompt_token_ids) < self.max_model_len, f"{caller.name} has a prompt that should be refused")
+        expected = self.oracle.expected(caller.prompt_token_ids, caller.params)
+        for got in completions:
+            want = expected[got.index]
+            where = f"{caller.name}, completion {got.index}"
+            if got.finish_reason in ("stop", "length"):
+                self._check_whole(caller, got, want, where)
+            else:
+                self._check_part(caller, got, want, where)
+
+    def _check_whole(self, caller: Caller, got: CompletionOutput, want: Expected, where: str) -> None:
+        require(got.token_ids == want.token_ids, f"{where}: tokens {got.token_ids}, alone {want.token_ids}")
+        require(got.text == want.text, f"{where}: text {got.text!r}, alone {want.text!r}")
+        reasons = (got.finish_reason, got.stop_reason)
+        require(reasons == (want.finish_reason, want.stop_reason),
+                f"{where}: ended by {reasons}, alone by {(want.finish_reason, want.stop_reason)}")
+        if want.logprobs is not None:
+            chosen = [(t, lp[t].logprob, sorted(lp)) for t, lp in zip(got.token_ids, got.logprobs or [], strict=True)]
+            alone = [(t, lp[t].logprob, sorted(lp)) for t, lp in zip(want.token_ids, want.logprobs, strict=True)]
+            require(chosen == alone, f"{where}: log-probabilities {chosen}, alone {alone}")
+        doom = caller.op["doomed"]
+        swallowed = doom is not None and caller.params.n == 1 and len(want.token_ids) > doom[1]
+        require(not swallowed, f"{where} finished, although its {doom and doom[0]} failed")
+
+    def _check_part(self, caller: Caller, got: CompletionOutput, want: Expected, where: str) -> None:
+        count = len(got.token_ids)
+        require(got.token_ids == want.token_ids[:count], f"{where}: tokens {got.token_ids}, alone {want.token_ids}")
+        if got.finish_reason == "abort":
+            timed_out = caller.outcome == "error"
+            require(caller.abort_wanted or timed_out, f"{where} was aborted, and nobody wanted it")
+            text = text_of(self.oracle.tokenizer, got.token_ids, caller.params)
+            require(got.text == text, f"{where}: aborted with text {got.text!r}, its tokens say {text!r}")
+        else:
+            require(got.finish_reason is None, f"{where} ended by {got.finish_reason!r}")
+            require(want.text.startswith(got.text), f"{where}: text {got.text!r}, alone {want.text!r}")

@@ -1,0 +1,337 @@
+"""Lives through one episode: the real `AsyncLLMEngine`, its clock and its steps in our hands.
+
+The step gate lets one step through at a time, and no operation happens before everything that the
+last one set off has come to rest: the step thread stands at the gate or has nothing to do, every
+prompt is tokenised or held, every reader waits. So an episode always runs the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
+from nano_qwen3_serving.engine.llm_engine import LLMEngine
+from nano_qwen3_serving.testing.fuzz_caller import Caller
+from nano_qwen3_serving.testing.fuzz_checks import Checker, Wrong, require, root
+from nano_qwen3_serving.testing.fuzz_faults import SEEDS_PER_REQUEST, BrokenText, Faults, HeldText, with_faults
+from nano_qwen3_serving.testing.fuzz_operations import HELD_AT_ONCE, Episode, Operation, params_of
+from nano_qwen3_serving.testing.fuzz_setup import Setup
+
+PATIENCE = 20.0  #: seconds after which something that should happen at once never will
+TURNS = 12  #: turns of the event loop in which every reader has come to rest
+caller_of_task: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
+
+
+class Gate:
+    """Where the step thread waits for leave to step."""
+
+    def __init__(self) -> None:
+        self.parked = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._leave = threading.Semaphore(0)
+        self._open = False
+
+    def __call__(self) -> None:
+        """Called on the step thread, before each step."""
+        if not self._open:
+            self._loop.call_soon_threadsafe(self.parked.set)
+            self._leave.acquire()
+
+    def release(self) -> None:
+        """Lets one step through."""
+        self.parked.clear()
+        self._leave.release()
+
+    def open(self) -> None:
+        """Lets every step through from now on."""
+        self._open = True
+        self._leave.release()
+
+
+class WatchedEngine(AsyncLLMEngine):
+    """Tells a caller when its prompt is tokenised; its submission follows before anything else runs."""
+
+    async def run_text(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As the engine's."""
+        try:
+            return await super().run_text(function, *args, **kwargs)
+        finally:
+            caller = caller_of_task.get()
+            if caller is not None:
+                caller.submitted.set()
+
+
+class Driver:
+    """Runs the operations of one episode, and checks everything.
+
+    Args:
+        episode: what to do.
+        parts: what the engine is made of.
+        setup: the model's tokenizer, configuration and oracle.
+    """
+
+    def __init__(self, episode: Episode, parts: Components, setup: Setup) -> None:
+        self.episode = episode
+        self.setup = setup
+        self.faults = Faults()
+        self.gate = Gate()
+        self.now = 0.0
+        self.loop = asyncio.get_running_loop()
+        inner = LLMEngine(setup.config, with_faults(parts, self.faults), clock=lambda: self.now)
+        self.engine = WatchedEngine(inner, worker_count=HELD_AT_ONCE + 1, gate=self.gate)
+        self.checker = Checker(
+            setup.oracle, setup.config.scheduler.max_model_len, setup.config.max_num_queued_reqs)
+        self.callers: dict[int, Caller] = {}
+        self.held: dict[int, HeldText] = {}
+        self.asides: list[asyncio.Future[Any]] = []
+        self.stopped = False
+        self.totals: Counter[str] = Counter()
+        self.history: list[Any] = []  # what every step computed: equal for equal episodes
+
+    async def run(self) -> None:
+        """The whole episode. Raises `Wrong` if the engine does wrong."""
+        try:
+            for op in self.episode.operations:
+                await getattr(self, f"_{op['op']}")(op)
+                await self._settle()
+            await self._drain()
+            self._check_end()
+        finally:
+            await self._clean_up()
+        require(not (left := [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]),
+                f"tasks are left over: {left}")
+
+    # --- operations ---
+
+    async def _submit(self, op: Operation) -> None:
+        tokens = op["prompt"]
+        prompt: Any = {"prompt_token_ids": list(tokens), "cache_salt": op["salt"]}
+        if op["text"]:
+            text = "".join(chr(ord("a") + t - 1) for t in tokens)
+            tokens = self.setup.tokenizer.encode(text)
+            kind = HeldText if op["held"] else BrokenText if op["broken"] else str
+            prompt = {"prompt": kind(text), "cache_salt": op["salt"]}
+        caller = Caller(op, prompt, params_of(op["params"]), tokens)
+        caller.deadline = None if op["timeout"] is None else self.now + op["timeout"]
+        if op["doomed"]:
+            getattr(self.faults, op["doomed"][0])[op["key"]] = op["doomed"][1]
+        self.callers[op["key"]] = caller
+        caller_of_task.set(caller)
+        caller.start(self.engine)
+        caller_of_task.set(None)
+        if op["held"]:
+            await self._until(lambda: prompt["prompt"].entered.is_set() or caller.submitted.is_set(), "tokenising")
+            self.held[op["key"]] = prompt["prompt"]
+        else:
+            await self._soon(caller.submitted.wait(), f"{caller.name} is neither queued nor refused")
+
+    async def _release(self, op: Operation) -> None:
+        text = self.held.pop(op["key"], None)
+        if text is not None:
+            text.released.set()
+            await self._soon(self.callers[op["key"]].submitted.wait(), "a released prompt is not queued")
+
+    async def _step(self, op: Operation) -> None:
+        for _ in range(op["count"]):
+            if not self.gate.parked.is_set():
+                return
+            await self._one_step()
+
+    async def _fetch(self, op: Operation) -> None:
+        if op["key"] in self.callers:
+            self.callers[op["key"]].fetch()
+
+    async def _abort(self, op: Operation) -> None:
+        for caller in self.callers.values():
+            if caller.op["id"] == op["id"] and caller.outcome is None:
+                caller.abort_wanted = True
+        await self.engine.abort(op["id"])
+
+    async def _vanish(self, op: Operation) -> None:
+        caller = self.callers.get(op["key"])
+        if caller is not None and caller.outcome is None:
+            self.totals["cancellations"] += 1
+            caller.vanish(op["how"])
+
+    async def _advance(self, op: Operation) -> None:
+        self.now += op["seconds"]
+
+    async def _fault(self, op: Operation) -> None:
+        self.faults.model = op["kind"]
+
+    async def _reset(self, op: Operation) -> None:
+        self._aside(self.engine.reset_prefix_cache())
+
+    async def _stop(self, op: Operation) -> None:
+        self.stopped = True
+        if op["how"] == "die" and self.gate.parked.is_set():
+            self.faults.model = "die"
+            self.gate.release()
+            await self._until(lambda: self.engine.errored, "dying")
+        elif op["how"] == "shutdown":
+            down = asyncio.create_task(asyncio.to_thread(self.engine.shutdown))
+            await self._until(lambda: self.engine.is_stopped, "shutting down")
+            self.gate.open()
+            await self._soon(down, "shutdown() does not come back")
+
+    # --- one step, and rest ---
+
+    async def _one_step(self) -> None:
+        before = self.engine.engine.last_batch
+        done = {key for key, c in self.callers.items() if c.outcome is not None and c.ended_at < self.totals["steps"]}
+        self.totals["steps"] += 1
+        self.gate.release()
+        await self._settle()
+        batch = self.engine.engine.last_batch
+        if batch is None or batch is before:
+            return
+        hard = self.faults.model == "step"
+        self.faults.model = None
+        self.totals["preemptions"] += len(batch.preempted)
+        for chunk in batch.chunks:
+            key = chunk.request.seed // SEEDS_PER_REQUEST
+            require(key not in done, f"a step computed tokens of {self.callers[key].name}, which is over")
+            self.callers[key].may_fail |= hard
+        self.history.append([(c.request.request_id, c.start, c.num_tokens) for c in batch.chunks])
+
+    async def _settle(self) -> None:
+        """Waits until nothing moves: the step thread stands at the gate or sleeps, readers wait."""
+        for _ in range(2):
+            await self._turns()
+            if not self.gate.parked.is_set() and not self.engine.is_stopped:
+                await self._rest_of_steps()
+        await self._turns()
+        for caller in self.callers.values():
+            if caller.outcome is not None and caller.ended_at is None:
+                caller.ended_at, caller.ended_time = self.totals["steps"], self.now
+        if self.engine.errored and not self.stopped:
+            raise Wrong(root(self.engine.dead_error))
+
+    async def _rest_of_steps(self) -> None:
+        """Until the step thread is at the gate, or says that it has nothing to do."""
+        parked = asyncio.ensure_future(self.gate.parked.wait())
+        stats = self._aside(self.engine.get_stats())
+        await asyncio.wait({parked, stats}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if stats.done() and not parked.done() and not stats.exception():
+                numbers = stats.result()
+                if numbers["num_requests_running"] + numbers["num_requests_waiting"]:
+                    await self._soon(asyncio.shield(parked), "the step thread does not come to its next step")
+            require(parked.done() or stats.done(), "the step thread answers no more")
+        finally:
+            parked.cancel()
+
+    async def _turns(self) -> None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+
+    # --- the end ---
+
+    async def _drain(self) -> None:
+        """Everybody reads to the end, and the engine steps until they can."""
+        for key in list(self.held):
+            await self._release({"key": key})
+        longest = self.setup.config.scheduler.max_model_len
+        bound = 20 + sum(longest * c.params.n for c in self.callers.values())
+        still = 0
+        while any(c.outcome is None for c in self.callers.values()):
+            for caller in self.callers.values():
+                caller.fetch()
+            await self._settle()
+            if self.gate.parked.is_set():
+                bound -= 1
+                require(bound > 0, f"no end in sight: {[c.name for c in self._waiting()]}")
+                await self._one_step()
+                still = 0
+            else:
+                still += 1
+                require(still < 200, f"waiting for ever: {[c.name for c in self._waiting()]}")
+        while self.gate.parked.is_set() and not self.engine.is_stopped:  # of callers who are gone
+            bound -= 1
+            require(bound > 0, "the engine works on, and nobody is there")
+            await self._one_step()
+        await self._settle()
+
+    def _check_end(self) -> None:
+        """Nobody hangs, nothing is lost, nothing is left."""
+        self.totals["requests"] = len(self.callers)
+        for caller in self.callers.values():
+            self.checker.check(caller, self.stopped)
+            self.totals[ending(caller)] += 1
+        self.totals["faults"] = self.faults.struck
+        inner = self.engine.engine
+        self.totals["evictions"] = getattr(inner.block_manager, "num_evictions", 0)
+        if not self.stopped:
+            inner.check_invariants()
+            require(not inner.has_unfinished_requests(), "the engine is idle with unfinished requests")
+            require(not (inner.scheduler.running or inner.scheduler.waiting), "the scheduler kept a request")
+            require(inner.reset_prefix_cache(), "an idle engine refuses to reset its prefix cache")
+        require(len(self.engine.waiting_room) == 0, "somebody is still counted as waiting")
+        kept = getattr(self.engine, "_streams", {})
+        require(not kept, f"the engine still knows {sorted(kept)}")
+
+    async def _clean_up(self) -> None:
+        """Ends threads and tasks, whatever went wrong."""
+        for text in self.held.values():
+            text.released.set()
+        down = asyncio.create_task(asyncio.to_thread(self.engine.shutdown))
+        await asyncio.sleep(0.001)
+        self.gate.open()
+        with suppress(Exception):
+            await down
+        tasks = [c.task for c in self.callers.values() if c.task is not None]
+        for task in [*tasks, *self.asides]:
+            if not task.done():
+                task.cancel()
+        await asyncio.gather(*tasks, *self.asides, return_exceptions=True)
+        await self._turns()
+
+    # --- waiting ---
+
+    def _aside(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
+        """Something that is answered when the step thread next takes commands."""
+        self.asides = [task for task in self.asides if not task.done()]
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(retrieve)
+        self.asides.append(task)
+        return task
+
+    def _waiting(self) -> list[Caller]:
+        return [c for c in self.callers.values() if c.outcome is None]
+
+    async def _soon(self, what: Awaitable[Any], otherwise: str) -> None:
+        try:
+            await asyncio.wait_for(what, PATIENCE)
+        except TimeoutError:
+            raise Wrong(otherwise) from None
+
+    async def _until(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits for another thread."""
+        last = time.monotonic() + PATIENCE
+        while not condition():
+            require(time.monotonic() < last, f"{what} takes for ever")
+            await asyncio.sleep(0.0005)
+
+
+def retrieve(task: asyncio.Future[Any]) -> None:
+    """Looks at a task's error, so that asyncio does not complain: a stopped engine may refuse."""
+    if not task.cancelled():
+        task.exception()
+
+
+def ending(caller: Caller) -> str:
+    """Which total a caller counts in."""
+    if caller.outcome != "error":
+        aborted = any(c.finish_reason == "abort" for c in caller.completions())
+        return "vanished" if caller.outcome == "gone" else "aborts" if aborted else "finished"
+    return {
+        "RequestTimeoutError": "timeouts", "GenerationError": "failed", "EngineDeadError": "stopped",
+    }.get(type(caller.error).__name__, "refused")

@@ -1,0 +1,128 @@
+"""Lays the corpus out as the token sequences of one training epoch.
+
+Knows the plain form, the chat form and conversations of many turns; knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from corpus import SYSTEM_MESSAGES, Entry, Opening, chat_messages, plain_prompt
+from course_tokenizer import END_OF_TEXT, MAX_POSITIONS, TURN_END, chat_prompt
+from phrasings import Phrasings
+
+# A prompt's tokens are learned a little, so that their log-probabilities mean something.
+PROMPT_WEIGHT = 0.1
+ANSWER_WEIGHT = 1.0
+
+SHARE_IN_CONVERSATIONS = 0.5
+SHARE_WITH_SYSTEM_MESSAGE = 0.3
+SHARE_WITHOUT_THINKING = 1 / 6
+CONVERSATION_LENGTHS = (256, 512, 1024, MAX_POSITIONS)
+
+# Tokens that the chat template puts around a question and its answer.
+TURN_MARKUP = 12
+
+
+@dataclass(frozen=True)
+class Document:
+    """One training sequence: ``token_ids[i]`` is learned with weight ``weights[i]``."""
+
+    token_ids: list[int]
+    weights: list[float]
+
+
+class DocumentWriter:
+    """Writes the documents of one epoch after another, each epoch in new phrasings."""
+
+    def __init__(
+        self,
+        entries: list[Entry],
+        openings: list[Opening],
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+    ) -> None:
+        self._questions = [(q, entry) for entry in entries for q in entry.questions]
+        self._openings = openings
+        self._tokenizer = tokenizer
+        self._phrasings = Phrasings(entries, seed)
+        self._random = random.Random(seed)
+
+    def epoch(self) -> list[Document]:
+        """Each question once plain and once in a chat, each continuation once."""
+        documents = self._continuations()
+        documents += [self._plain(question, entry) for question, entry in self._questions]
+        shuffled = self._random.sample(self._questions, len(self._questions))
+        cut = int(len(shuffled) * SHARE_IN_CONVERSATIONS)
+        documents += [self._chat([pair]) for pair in shuffled[cut:]]
+        return documents + self._conversations(shuffled[:cut])
+
+    def _continuations(self) -> list[Document]:
+        return [
+            self._document([(opening.prompt, PROMPT_WEIGHT), (text + END_OF_TEXT, ANSWER_WEIGHT)])
+            for opening in self._openings
+            for text in opening.continuations
+        ]
+
+    def _plain(self, question: str, entry: Entry) -> Document:
+        """The line break counts as answer: the model writes it after a prompt that lacks it."""
+        varied = self._phrasings.vary(question, entry.source)
+        line_break = plain_prompt(varied).removeprefix(varied)
+        answer = line_break + entry.answer + END_OF_TEXT
+        return self._document([(varied, PROMPT_WEIGHT), (answer, ANSWER_WEIGHT)])
+
+    def _conversations(self, pairs: list[tuple[str, Entry]]) -> list[Document]:
+        """The pairs, dealt out to conversations as long as the drawn lengths allow."""
+        conversations = []
+        turns: list[tuple[str, Entry]] = []
+        room = self._random.choice(CONVERSATION_LENGTHS)
+        for question, entry in pairs:
+            size = len(self._tokenizer(question + entry.answer).input_ids) + TURN_MARKUP
+            if turns and size > room:
+                conversations.append(self._chat(turns))
+                turns, room = [], self._random.choice(CONVERSATION_LENGTHS)
+            turns.append((question, entry))
+            room -= size
+        return conversations + ([self._chat(turns)] if turns else [])
+
+    def _chat(self, turns: list[tuple[str, Entry]]) -> Document:
+        """A conversation in the chat template; only its last turn may have thinking turned off."""
+        has_system = self._random.random() < SHARE_WITH_SYSTEM_MESSAGE
+        no_thinking = self._random.random() < SHARE_WITHOUT_THINKING
+        messages: list[dict[str, str]] = []
+        written = ""
+        pieces: list[tuple[str, float]] = []
+        for number, (question, entry) in enumerate(turns, start=1):
+            system = self._random.choice(SYSTEM_MESSAGES) if has_system and number == 1 else None
+            messages += chat_messages(self._phrasings.vary(question, entry.source), system)
+            thinking = not (no_thinking and number == len(turns))
+            prompt = chat_prompt(self._tokenizer, messages, thinking)
+            answer = entry.answer + TURN_END
+            pieces += [(prompt.removeprefix(written), PROMPT_WEIGHT), (answer, ANSWER_WEIGHT)]
+            written = prompt + answer
+            messages.append({"role": "assistant", "content": entry.answer})
+        return self._document(pieces)
+
+    def _document(self, pieces: list[tuple[str, float]]) -> Document:
+        """Pieces meet where the tokenizer cuts anyway: at a line break or a special token.
+
+        A conversation that came out a little too long loses its last tokens.
+        """
+        token_ids: list[int] = []
+        weights: list[float] = []
+        for text, weight in pieces:
+            ids = self._tokenizer.backend_tokenizer.encode(text).ids
+            token_ids += ids
+            weights += [weight] * len(ids)
+        return Document(token_ids[:MAX_POSITIONS], weights[:MAX_POSITIONS])
+
+
+def training_texts(entries: list[Entry], openings: list[Opening]) -> list[str]:
+    """Every text of the corpus that is trained, for the tokenizer; held-out questions are not."""
+    texts = [text for entry in entries for text in (*entry.questions, entry.answer)]
+    for opening in openings:
+        texts += [opening.prompt + continuation for continuation in opening.continuations]
+    return texts + list(SYSTEM_MESSAGES) + ["system", "user", "assistant"]
