@@ -108,6 +108,38 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    model: Model = None, device: Device = "auto", dtype: Dtype = "auto",
+    workload: Annotated[str, typer.Option(help="decode-1, decode-8, decode-32, mixed-32, prefill-1024 or quick.")] = "decode-8",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
+) -> None:
+    """Measure how fast a named workload runs here."""
+    from nano_qwen3_serving.bench import bench as run
+
+    result = run(model, workload, repeats, seed, device=device, dtype=dtype)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    for name, value in result["median"].items():
+        console.print(f"{name.replace('_', ' '):28} {value:10.3f}", highlight=False)
+
+
+@app.command()
+def trace(
+    records: Annotated[Path, typer.Argument(help="What a Recorder wrote, one JSON line a step.")],
+    out: Annotated[Path, typer.Argument(help="For chrome://tracing or ui.perfetto.dev.")],
+) -> None:
+    """Turn a flight recorder's file into a trace that a browser shows."""
+    from nano_qwen3_serving.observe.chrome import chrome_trace
+
+    steps = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    write_atomically(out, json.dumps(chrome_trace(steps)))
+    console.print(f"{len(steps)} steps are in {out}", highlight=False)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file that is there completely or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")

@@ -15,6 +15,7 @@ import torch
 from nano_qwen3_serving.exceptions import ModelLoadError
 
 ARCHITECTURE = "Qwen3ForCausalLM"
+DEFAULT_HEAD_DIM = 128  # of a config.json without one, as in transformers
 
 
 @dataclass(frozen=True)
@@ -52,31 +53,50 @@ class ModelConfig:
         """
         refuse_other_architectures(raw)
         generation = generation or {}
-        eos = generation.get("eos_token_id", raw.get("eos_token_id"))
-        try:
-            heads = int(raw["num_attention_heads"])
-            return cls(
-                vocab_size=int(raw["vocab_size"]),
-                hidden_size=int(raw["hidden_size"]),
-                intermediate_size=int(raw["intermediate_size"]),
-                num_hidden_layers=int(raw["num_hidden_layers"]),
-                num_attention_heads=heads,
-                num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-                head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
-                max_position_embeddings=int(raw["max_position_embeddings"]),
-                rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-                rope_theta=rope_theta(raw),
-                tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-                attention_bias=bool(raw.get("attention_bias", False)),
-                eos_token_ids=as_ids(eos),
-                generation_defaults={
-                    k: generation[k] for k in ("temperature", "top_p", "top_k") if generation.get(k) is not None
-                },
-            )
-        except KeyError as missing:
+        heads = positive_int(raw, "num_attention_heads")
+        config = cls(
+            vocab_size=positive_int(raw, "vocab_size"),
+            hidden_size=positive_int(raw, "hidden_size"),
+            intermediate_size=positive_int(raw, "intermediate_size"),
+            num_hidden_layers=positive_int(raw, "num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=positive_int(raw, "num_key_value_heads", heads),
+            head_dim=positive_int(raw, "head_dim", DEFAULT_HEAD_DIM),
+            max_position_embeddings=positive_int(raw, "max_position_embeddings"),
+            rms_norm_eps=positive_number(raw, "rms_norm_eps", 1e-6),
+            rope_theta=rope_theta(raw),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            attention_bias=bool(raw.get("attention_bias", False)),
+            eos_token_ids=as_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
+            generation_defaults={
+                k: generation[k] for k in ("temperature", "top_p", "top_k") if generation.get(k) is not None
+            },
+        )
+        if heads % config.num_key_value_heads:
             raise ModelLoadError(
-                f"config.json has no field {missing.args[0]!r}; is this a complete {ARCHITECTURE} checkpoint?"
-            ) from None
+                f"config.json has num_key_value_heads={config.num_key_value_heads}, which does not divide "
+                f"num_attention_heads={heads}")
+        if config.head_dim % 2:
+            raise ModelLoadError(f"config.json has head_dim={config.head_dim}; rotary embeddings need an even one")
+        return config
+
+
+def positive_int(raw: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A field of `config.json`; `default`, if there is one, when it is left out or null."""
+    value = default if raw.get(name) is None else raw[name]
+    if value is None:
+        raise ModelLoadError(f"config.json has no field {name!r}; is this a complete {ARCHITECTURE} checkpoint?")
+    if type(value) is not int or value < 1:
+        raise ModelLoadError(f"config.json has {name}={value!r}; it must be an int of at least 1")
+    return value
+
+
+def positive_number(raw: dict[str, Any], name: str, default: float) -> float:
+    """A field of `config.json` that may have a fraction; `default` when it is left out."""
+    value = raw.get(name, default)
+    if type(value) not in (int, float) or not value > 0:
+        raise ModelLoadError(f"config.json has {name}={value!r}; it must be a number above 0")
+    return float(value)
 
 
 def refuse_other_architectures(raw: dict[str, Any]) -> None:
@@ -87,8 +107,8 @@ def refuse_other_architectures(raw: dict[str, Any]) -> None:
             f"config.json names the architecture {architectures or raw.get('model_type')!r}; this engine "
             f"serves {ARCHITECTURE} (dense Qwen3, such as Qwen/Qwen3-0.6B)"
         )
-    scaling = raw.get("rope_scaling") or {}
-    kind = (raw.get("rope_parameters") or scaling or {}).get("rope_type", scaling.get("type", "default"))
+    scaling = section(raw, "rope_scaling")
+    kind = (section(raw, "rope_parameters") or scaling).get("rope_type", scaling.get("type", "default"))
     unsupported = {
         "rope_scaling": kind if kind != "default" else None,
         "use_sliding_window": raw.get("use_sliding_window"),
@@ -102,8 +122,15 @@ def refuse_other_architectures(raw: dict[str, Any]) -> None:
 
 def rope_theta(raw: dict[str, Any]) -> float:
     """The rotary base: at the top level in older files, inside `rope_parameters` in newer ones."""
-    inside = raw.get("rope_parameters") or {}
-    return float(inside.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    return positive_number(raw | section(raw, "rope_parameters"), "rope_theta", 10_000.0)
+
+
+def section(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object inside `config.json`; empty if it is left out or null."""
+    value = raw.get(name) or {}
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"config.json has {name}={value!r}; it must be an object")
+    return value
 
 
 def as_ids(value: int | list[int] | None) -> tuple[int, ...]:

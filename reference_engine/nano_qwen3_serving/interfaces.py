@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nano_qwen3_serving.outputs import FinishReason, Logprob
-from nano_qwen3_serving.request import Request
+from nano_qwen3_serving.request import Grammar, Request
 from nano_qwen3_serving.sampling_params import SamplingParams
 
 NULL_BLOCK = 0  #: never given to a request; padding rows write there
@@ -62,12 +62,14 @@ class ScheduledBatch:
 class SampledTokens:
     """What a step sampled, by request id.
 
-    `token_ids` has an entry for every chunk that samples, `logprobs` for those that asked, and
+    `token_ids` has an entry for every chunk that samples, `logprobs` for those that asked,
+    `prompt_logprobs` for the prompt's tokens that follow those of the chunk, if asked for, and
     `errors` for requests that failed in the step and have no tokens.
     """
 
     token_ids: dict[str, list[int]]
     logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
     errors: dict[str, Exception] = field(default_factory=dict)
 
 
@@ -144,6 +146,7 @@ class SamplingRow:
     sample_index: int = 0
     eos_token_ids: frozenset[int] = frozenset()
     bad_words_token_ids: Sequence[Sequence[int]] = ()
+    grammar: Grammar | None = None
 
     @property
     def position(self) -> int:

@@ -13,11 +13,21 @@ with the first, and a step that reaches it samples one more token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, Protocol
 
-from nano_qwen3_serving.outputs import FinishReason, RequestMetrics
+from nano_qwen3_serving.outputs import FinishReason, Logprob, RequestMetrics
 from nano_qwen3_serving.sampling_params import SamplingParams
+
+
+class Grammar(Protocol):
+    """Which tokens may come next; see `text/grammar.py`."""
+
+    def allowed(self) -> Any: ...
+
+    def accept(self, token_ids: Sequence[int]) -> None: ...
 
 
 class RequestStatus(Enum):
@@ -50,6 +60,8 @@ class Request:
         eos_token_ids: tokens that end it; empty when `ignore_eos`.
         bad_words_token_ids: sequences of tokens that must not be completed.
         cache_salt: requests share cached prefixes only with the same salt.
+        grammar: where it stands in its structured output.
+        prompt_logprobs: position → log-probabilities of the prompt's token there, if asked for.
         block_indices: its block table when it last ran.
     """
 
@@ -68,6 +80,8 @@ class Request:
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
+    grammar: Grammar | None = None
+    prompt_logprobs: dict[int, dict[int, Logprob]] = field(default_factory=dict)
     block_indices: list[int] = field(default_factory=list)
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None

@@ -32,6 +32,36 @@ class RequestOutputKind(IntEnum):
 
 @names_unknown_arguments
 @dataclass
+class StructuredOutputsParams:
+    """What the output must look like: exactly one of these. Needs the extra `[structured]`.
+
+    Args:
+        json: a JSON schema, as a dict or as text.
+        regex: a regular expression that the whole text matches.
+        choice: the text is one of these.
+        grammar: a context-free grammar in Lark's notation.
+        json_object: any JSON object.
+    """
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        if len(given) != 1:
+            raise invalid("structured_outputs", given, "exactly one of json, regex, choice, grammar, json_object")
+        kinds = {"json": (dict, str), "regex": str, "grammar": str, "json_object": bool, "choice": list}
+        for name, value in given.items():
+            right = isinstance(value, kinds[name]) and value not in ("", [], False)
+            if not right or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
+                raise invalid(f"structured_outputs.{name}", value, "filled, and of its type")
+
+
+@names_unknown_arguments
+@dataclass
 class SamplingParams:
     """Parameters of one request; every violation names the parameter and the value.
 
@@ -59,7 +89,7 @@ class SamplingParams:
             served, never put a space there.
         include_stop_str_in_output: keep the stop string in the text.
         output_kind: what each streamed output holds.
-        structured_outputs: not supported yet; anything but None is refused.
+        structured_outputs: a `StructuredOutputsParams`: the output matches a schema, regex, choice.
         logit_bias: token id → number in [-100, 100] added to its logit.
         allowed_token_ids: only these tokens can be generated.
         bad_words: strings whose tokens must not be completed.
@@ -90,7 +120,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
-    structured_outputs: Any = None
+    structured_outputs: StructuredOutputsParams | None = None
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = field(default=None)
@@ -168,7 +198,10 @@ class SamplingParams:
 
     def _check_token_rules(self) -> None:
         if self.structured_outputs is not None:
-            raise invalid("structured_outputs", self.structured_outputs, "None: it is not supported")
+            if not isinstance(self.structured_outputs, StructuredOutputsParams):
+                raise invalid("structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")
+            if self.ignore_eos:
+                raise invalid("ignore_eos", True, "False with structured_outputs: their end is the end")
         check_token_ids("allowed_token_ids", self.allowed_token_ids)
         if self.allowed_token_ids == []:
             raise invalid("allowed_token_ids", [], "None or a list with at least one token id")

@@ -7,7 +7,6 @@ other threads: it only reads.
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,14 +15,15 @@ from nano_qwen3_serving.arguments import names_unknown_arguments
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
+from nano_qwen3_serving.engine.input_processor import InputProcessor
 from nano_qwen3_serving.engine.output_processor import OutputProcessor
-from nano_qwen3_serving.exceptions import InvalidParametersError, PromptTooLongError
+from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.execution.model_runner import ModelRunner
 from nano_qwen3_serving.interfaces import RequestUpdate, SampledTokens, ScheduledBatch, StoppedRequest
 from nano_qwen3_serving.observe.trace import Recorder
-from nano_qwen3_serving.outputs import RequestMetrics, RequestOutput
-from nano_qwen3_serving.prompts import Prompt, parse_prompt
-from nano_qwen3_serving.request import Request, member_ids
+from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.prompts import Prompt
+from nano_qwen3_serving.request import Request
 from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.scheduling.invariants import check_schedule
 
@@ -56,6 +56,7 @@ class LLMEngine:
         self.clock = clock
         self.recorder = recorder
         self.tokenizer = parts.tokenizer(config)
+        self.input_processor = InputProcessor(config, self.tokenizer, clock)
         attention = parts.attention(config)
         model = parts.model(config, attention)
         self.block_manager = parts.block_manager(config)
@@ -66,7 +67,6 @@ class LLMEngine:
         self.output_processor = OutputProcessor(self.tokenizer, parts.detokenizer, config.stream_interval)
         self.last_batch: ScheduledBatch | None = None  # what the last step ran, for observers
         self._arrivals = itertools.count()
-        self._seeds = random.Random(config.seed)
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs, components: Components | None = None, **kwargs: Any) -> LLMEngine:
@@ -104,41 +104,9 @@ class LLMEngine:
     ) -> list[Request]:
         """Checks and tokenises a request: one `Request` for each of its n completions.
 
-        Adds nothing, and may be called from any thread.
+        Adds nothing, and may be called from any thread. Raises like `add_request`.
         """
-        if not isinstance(request_id, str) or not request_id:
-            raise InvalidParametersError(
-                f"request_id must be a non-empty string, got {request_id!r}", parameter="request_id", value=request_id)
-        if not isinstance(params, SamplingParams):
-            raise InvalidParametersError(
-                f"sampling_params must be a SamplingParams, got {params!r}", parameter="sampling_params", value=params)
-        if not isinstance(priority, int) or isinstance(priority, bool):
-            raise InvalidParametersError(f"priority must be an int, got {priority!r}", parameter="priority", value=priority)
-        text, tokens, salt = parse_prompt(prompt)
-        if tokens is None:
-            tokens = self.tokenizer.encode(text)
-        limit = self.config.scheduler.max_model_len
-        self._check_tokens(tokens, params)
-        room = limit - len(tokens)
-        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
-        now = self.clock() if arrival_time is None else arrival_time
-        return [
-            Request(
-                request_id=member_id,
-                prompt=text,
-                prompt_token_ids=tokens,
-                params=params,
-                seed=seed + i,
-                max_total_tokens=len(tokens) + min(room, params.max_tokens or room),
-                priority=priority,
-                sample_index=i,
-                eos_token_ids=frozenset() if params.ignore_eos else frozenset(self.config.model.eos_token_ids),
-                bad_words_token_ids=self._bad_words(params),
-                cache_salt=salt,
-                metrics=RequestMetrics(arrival_time=now),
-            )
-            for i, member_id in enumerate(member_ids(request_id, params.n))
-        ]
+        return self.input_processor.make_requests(request_id, prompt, params, arrival_time, priority)
 
     def add(self, requests: Sequence[Request]) -> None:
         """Queues what `make_requests` made; if that fails nothing of it stays."""
@@ -196,11 +164,12 @@ class LLMEngine:
         executed = self.clock()
         failed = self._end_failed(result)
         updates = self.scheduler.update(batch, result)
-        self._note_times(batch, updates, scheduled, executed)
+        self._note(batch, result, updates, scheduled, executed)
         outputs, stopped = self.output_processor.process(updates)
         self.scheduler.finish(stopped)
         if self.recorder:
-            self.recorder.record(batch, result, self.scheduler, who, (started, scheduled, executed, self.clock()))
+            times = (started, scheduled, executed, self.clock())
+            self.recorder.record(batch, result, self.block_manager, who, times)
         if self.config.check_invariants:
             self.check_invariants()
         return failed + outputs
@@ -223,6 +192,7 @@ class LLMEngine:
                 alone = self.model_runner.execute(ScheduledBatch([chunk]))
                 result.token_ids.update(alone.token_ids)
                 result.logprobs.update(alone.logprobs)
+                result.prompt_logprobs.update(alone.prompt_logprobs)
             except Exception as error:
                 result.errors[request_id] = error
         return result
@@ -250,38 +220,6 @@ class LLMEngine:
             "kv_cache_usage": 1.0 - free / usable,
         }
 
-    def _check_tokens(self, tokens: list[int], params: SamplingParams) -> None:
-        vocab, limit = self.config.model.vocab_size, self.config.scheduler.max_model_len
-        if not tokens:
-            raise InvalidParametersError("the prompt is empty; give at least one token", parameter="prompt", value=tokens)
-        if len(tokens) >= limit:
-            raise PromptTooLongError(
-                f"the prompt has {len(tokens)} tokens; this engine holds at most {limit} of prompt and output "
-                f"(max_model_len, which the KV pool of {self.config.cache.capacity} tokens bounds): shorten it, or "
-                "start the engine with more", parameter="prompt", value=len(tokens))
-        groups = {
-            "prompt_token_ids": tokens, "stop_token_ids": params.stop_token_ids or [],
-            "logit_bias": params.logit_bias or {}, "allowed_token_ids": params.allowed_token_ids or []}
-        for name, ids in groups.items():
-            bad = [t for t in ids if not 0 <= t < vocab]
-            if bad:
-                raise InvalidParametersError(
-                    f"{name} has {bad[0]}; token ids are in [0, {vocab - 1}]", parameter=name, value=bad[0])
-        most = self.config.max_logprobs
-        if most != -1 and params.logprobs is not None and not 0 <= params.logprobs <= most:
-            raise InvalidParametersError(
-                f"logprobs must be in [0, {most}], the engine's max_logprobs, got {params.logprobs}",
-                parameter="logprobs", value=params.logprobs)
-        if params.prompt_logprobs is not None:
-            raise InvalidParametersError(
-                f"prompt_logprobs={params.prompt_logprobs} is not supported; leave it out",
-                parameter="prompt_logprobs", value=params.prompt_logprobs)
-
-    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        """Tokens of each bad word, at the beginning of a text and after a space."""
-        words = [w for word in params.bad_words or () for w in (word, " " + word.lstrip())]
-        return tuple(dict.fromkeys(tuple(self.tokenizer.encode(word)) for word in words))
-
     def _end_failed(self, result: SampledTokens) -> list[RequestOutput]:
         """Ends the requests of `result.errors`; what their callers are shown."""
         shown: list[RequestOutput] = []
@@ -291,13 +229,17 @@ class LLMEngine:
             shown += outputs
         return shown
 
-    def _note_times(
-        self, batch: ScheduledBatch, updates: list[RequestUpdate], scheduled: float, executed: float
+    def _note(
+        self, batch: ScheduledBatch, result: SampledTokens, updates: list[RequestUpdate],
+        scheduled: float, executed: float,
     ) -> None:
+        """Puts on the requests what the step says of them: times, blocks, the prompt's logprobs."""
         for chunk in batch.chunks:
-            chunk.request.block_indices = chunk.block_table
-            metrics = chunk.request.metrics
-            metrics.scheduled_ts = metrics.scheduled_ts or scheduled
+            request = chunk.request
+            request.block_indices = chunk.block_table
+            request.metrics.scheduled_ts = request.metrics.scheduled_ts or scheduled
+            for i, logprobs in enumerate(result.prompt_logprobs.get(request.request_id, [])):
+                request.prompt_logprobs[chunk.start + 1 + i] = logprobs
         for update in updates:
             metrics = update.request.metrics
             metrics.first_token_ts = metrics.first_token_ts or executed

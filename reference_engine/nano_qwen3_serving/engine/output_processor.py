@@ -43,6 +43,8 @@ class Completion:
 
     def take(self, update: RequestUpdate) -> None:
         """Adds an update's tokens and text, and ends the sequence where they say so."""
+        if self.request.grammar is not None and self.request.finish_reason is None:
+            self.request.grammar.accept(update.new_token_ids)
         self.token_ids += update.new_token_ids
         for token_id, logprobs in zip(update.new_token_ids, update.logprobs or [], strict=False):
             self.logprobs.append(logprobs)
@@ -100,6 +102,7 @@ class Group:
     request_id: str
     sequences: list[Completion]
     stream_interval: int
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     error: Exception | None = None
 
     @property
@@ -121,7 +124,7 @@ class Group:
             request_id=self.request_id,
             prompt=first.prompt,
             prompt_token_ids=first.prompt_token_ids,
-            prompt_logprobs=None,
+            prompt_logprobs=self.prompt_logprobs,
             outputs=[s.completion(deltas) for s in (news if deltas else self.sequences)],
             finished=self.finished,
             metrics=self.metrics(),
@@ -194,6 +197,8 @@ class OutputProcessor:
             if member is None:
                 continue
             group, sequence = member
+            if sequence.finish_reason is not None:
+                continue  # another completion of its group failed in this step, and the group with it
             touched[group.request_id] = group
             try:
                 sequence.take(self._with_text(update))
@@ -237,6 +242,8 @@ class OutputProcessor:
         """The groups' outputs; forgets those that are finished."""
         outputs = []
         for group in groups:
+            if group.prompt_logprobs is None:
+                group.prompt_logprobs = self._prompt_logprobs(group.sequences[0].request)
             output = group.output()
             if output is not None:
                 outputs.append(output)
@@ -250,7 +257,14 @@ class OutputProcessor:
         """The update with each log-probability's token as text."""
         if update.logprobs is None:
             return update
-        text = self._tokenizer.token_text
-        return replace(update, logprobs=[
-            {i: replace(lp, decoded_token=text(i)) for i, lp in position.items()} for position in update.logprobs
-        ])
+        return replace(update, logprobs=[self._decoded(position) for position in update.logprobs])
+
+    def _prompt_logprobs(self, request: Request) -> list[dict[int, Logprob] | None] | None:
+        """For each token of the prompt, None for the first; None altogether if nobody asked."""
+        if request.params.prompt_logprobs is None:
+            return None
+        known = {i: self._decoded(logprobs) for i, logprobs in request.prompt_logprobs.items()}
+        return [known.get(i) for i in range(request.num_prompt_tokens)]
+
+    def _decoded(self, logprobs: dict[int, Logprob]) -> dict[int, Logprob]:
+        return {i: replace(lp, decoded_token=self._tokenizer.token_text(i)) for i, lp in logprobs.items()}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nano_qwen3_serving.execution.logprobs import logprobs_of
 from nano_qwen3_serving.interfaces import (
     NULL_BLOCK,
     AttentionBackend,
@@ -28,7 +29,10 @@ from nano_qwen3_serving.interfaces import (
     ScheduledBatch,
     ScheduledChunk,
 )
+from nano_qwen3_serving.outputs import Logprob
 from nano_qwen3_serving.request import Request
+
+LOGPROB_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,17 @@ class ModelRunner:
         """
         inputs = self.lay_out(batch)
         hidden = self.model(inputs.token_ids, inputs.positions, self.kv_cache, inputs.metadata)
+        result = SampledTokens({}, prompt_logprobs=self._prompt_logprobs(hidden, inputs))
         sampling = [c for c in inputs.chunks if c.samples]
         if not sampling:
-            return SampledTokens({})
+            return result
         rows = inputs.sampling_rows + [0] * self._padding(len(sampling))
         logits = self.model.compute_logits(hidden[rows])[: len(sampling)]
         tokens, logprobs = self.sampler.sample(logits, [sampling_row(c.request) for c in sampling])
         ids = [c.request.request_id for c in sampling]
-        return SampledTokens(
-            {i: [t] for i, t in zip(ids, tokens, strict=True)},
-            {i: [lp] for i, lp in zip(ids, logprobs, strict=True) if lp is not None},
-        )
+        result.token_ids = {i: [t] for i, t in zip(ids, tokens, strict=True)}
+        result.logprobs = {i: [lp] for i, lp in zip(ids, logprobs, strict=True) if lp is not None}
+        return result
 
     def lay_out(self, batch: ScheduledBatch) -> ModelInputs:
         """The batch as flat tensors, requests that compute one token first."""
@@ -120,6 +124,25 @@ class ModelRunner:
         return ModelInputs(
             chunks, self._tensor(token_ids + padding), self._tensor(positions + padding), metadata, sampling_rows)
 
+    def _prompt_logprobs(self, hidden: Tensor, inputs: ModelInputs) -> dict[str, list[dict[int, Logprob]]]:
+        """For the requests that ask: log-probabilities of the prompt's tokens after those of the chunk.
+
+        A few rows at a time, so that no [prompt, vocabulary] matrix exists.
+        """
+        result: dict[str, list[dict[int, Logprob]]] = {}
+        row = 0
+        for chunk in inputs.chunks:
+            request, wanted = chunk.request, chunk.request.params.prompt_logprobs
+            if wanted is not None:
+                following = request.prompt_token_ids[chunk.start + 1 : chunk.end + 1]
+                each = result.setdefault(request.request_id, [])
+                for start in range(0, len(following), LOGPROB_ROWS):
+                    tokens = following[start : start + LOGPROB_ROWS]
+                    logits = self.model.compute_logits(hidden[row + start : row + start + LOGPROB_ROWS]).float()
+                    each += [logprobs_of(logits[i], token, wanted) for i, token in enumerate(tokens)]
+            row += chunk.num_tokens
+        return result
+
     def _padding(self, rows: int) -> int:
         """Rows missing to a multiple of `row_multiple`."""
         return -rows % self.row_multiple
@@ -144,4 +167,5 @@ def sampling_row(request: Request) -> SamplingRow:
         request.sample_index,
         request.eos_token_ids,
         request.bad_words_token_ids,
+        request.grammar,
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nano_qwen3_serving.execution.logprobs import logprobs_of
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.outputs import Logprob
 
@@ -71,16 +72,22 @@ def has_processors(row: SamplingRow) -> bool:
     """Whether the row's logits change before temperature."""
     p = row.params
     return bool(
-        p.logit_bias or p.allowed_token_ids or p.bad_words
+        row.grammar or p.logit_bias or p.allowed_token_ids or p.bad_words
         or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
         or len(row.output_token_ids) < p.min_tokens
     )
 
 
 def processed(logits: Tensor, row: SamplingRow) -> Tensor:
-    """One row's logits [vocab_size] after allowed tokens, bad words, min_tokens, bias, penalties."""
+    """One row's logits [vocab_size] after grammar, allowed tokens, bad words, min_tokens, bias, penalties.
+
+    Raises:
+        ValueError: they forbid every token.
+    """
     p, output = row.params, row.output_token_ids
     forbidden: set[int] = set()
+    if row.grammar is not None:
+        logits = logits.masked_fill(~row.grammar.allowed().to(logits.device), float("-inf"))
     if p.allowed_token_ids is not None:
         allowed = torch.full_like(logits, float("-inf"))
         allowed[p.allowed_token_ids] = logits[p.allowed_token_ids]
@@ -173,13 +180,3 @@ def uniform(seed: int, sample_index: int, position: int) -> float:
         x ^= x >> 31
     return (x >> 40) / (1 << 24)  # 24 bits: exact in float32, and never 1.0
 
-
-def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]:
-    """Log-probabilities of the chosen token, first, and of the `count` likeliest (-1: all)."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    rank = int((logprobs > logprobs[token_id]).sum()) + 1
-    result = {token_id: Logprob(float(logprobs[token_id]), rank)}
-    values, ids = torch.topk(logprobs, len(logprobs) if count == -1 else min(count, len(logprobs)))
-    for i, (value, best) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
-        result.setdefault(best, Logprob(value, i + 1))
-    return result

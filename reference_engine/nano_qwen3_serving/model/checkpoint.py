@@ -75,14 +75,17 @@ def first_line(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The parsed file; a `ModelLoadError` if it is missing or is not JSON."""
+    """The object in the file; a `ModelLoadError` if it is missing or is no JSON object."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelLoadError(
             f"{path} is missing; a checkpoint folder holds config.json, tokenizer.json and *.safetensors") from None
     except (ValueError, OSError) as error:
         raise ModelLoadError(f"{path} cannot be read ({first_line(error)}); copy or download it again") from error
+    if not isinstance(parsed, dict):
+        raise ModelLoadError(f"{path} holds no JSON object; copy or download it again")
+    return parsed
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -114,12 +117,20 @@ class Tensors:
 def open_tensors(folder: Path) -> Tensors:
     """The tensors in a checkpoint's safetensors, one file or many."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.exists() else ["model.safetensors"]
+    names = shard_names(index) if index.exists() else ["model.safetensors"]
     files: dict[str, Path] = {}
     for name in names:
         with open_file(folder / name) as file:
             files.update(dict.fromkeys(file.keys(), folder / name))
     return Tensors(files)
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise ModelLoadError(f"{index} has no weight_map of tensors to files; copy or download it again")
+    return sorted(set(where.values()))
 
 
 def open_file(path: Path) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from nano_qwen3_serving.interfaces import SampledTokens, ScheduledBatch, Scheduler
+from nano_qwen3_serving.interfaces import BlockManager, SampledTokens, ScheduledBatch
 
 
 class Recorder:
@@ -29,6 +29,8 @@ class Recorder:
             preempted    ids that lost their blocks in the step
             sampled      {request: [token, …]}
             finished     {request: finish reason}
+            free_blocks  blocks that could be given out at its end
+            evictions    known blocks forgotten since the engine began
             seconds      {schedule, execute, output} of the step
     """
 
@@ -40,7 +42,7 @@ class Recorder:
         self,
         batch: ScheduledBatch,
         result: SampledTokens,
-        scheduler: Scheduler,
+        block_manager: BlockManager,
         who: tuple[Sequence[str], Sequence[str]],
         times: tuple[float, float, float, float],
     ) -> None:
@@ -63,6 +65,8 @@ class Recorder:
             "finished": {
                 c.request.request_id: c.request.finish_reason for c in batch.chunks if c.request.finish_reason
             },
+            "free_blocks": block_manager.num_free_blocks,
+            "evictions": getattr(block_manager, "num_evictions", 0),
             "seconds": {
                 "schedule": scheduled - started, "execute": executed - scheduled, "output": ended - executed},
         }

@@ -143,7 +143,9 @@ class Scheduler:
         if len(self.running) >= self.config.max_num_seqs:
             return False
         tokens = request.token_ids(0, request.num_tokens)
-        cached = self.block_manager.find_cached_prefix(tokens, request.cache_salt)
+        cached = 0
+        if request.params.prompt_logprobs is None:  # those need every token of the prompt computed
+            cached = self.block_manager.find_cached_prefix(tokens, request.cache_salt)
         size = self._chunk_size(request, chunks, cached)
         needed = -(-(len(tokens) - cached) // self.block_manager.block_size)
         if not size or needed > self.block_manager.num_free_blocks:

@@ -27,7 +27,7 @@ from nano_qwen3_serving.observe.trace import Recorder
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz "
 MODULUS = 100_003
-COURSE_EOS = 2041  # <|im_end|> of the course checkpoints, whose configuration the doubles run under
+END = -1  # in an alphabet: whatever token ends a sequence under the configuration
 PATIENCE = 30.0  # seconds until a test that waits for a thread gives up
 
 
@@ -157,7 +157,7 @@ class TellTaleModel:
         self._shape = (config.model.num_key_value_heads, config.model.head_dim)
         self._vocab_size = config.model.vocab_size
         self._attention = attention
-        self._alphabet = list(alphabet)
+        self._alphabet = [config.model.eos_token_ids[0] if token == END else token for token in alphabet]
         self._on_forward = on_forward
 
     def __call__(self, token_ids: Tensor, positions: Tensor, cache: list[Any], metadata: AttentionMetadata) -> Tensor:
@@ -177,7 +177,7 @@ class TellTaleModel:
         """[rows, 1] → [rows, vocab_size]: exact in any batch."""
         logits = torch.full((len(hidden), self._vocab_size), -100.0)
         letters, size = torch.tensor(self._alphabet), len(self._alphabet)
-        logits[:, letters] = ((torch.arange(size)[None] - hidden) % size) * -0.25
+        logits[:, letters] = 4.0 - ((torch.arange(size)[None] - hidden) % size) * 0.25
         return logits
 
     def _context(self, cache: list[Any], metadata: AttentionMetadata, i: int) -> list[int]:
@@ -218,7 +218,7 @@ def script(text: str) -> dict[str, Any]:
         done = len(tokens) - 1 - list(tokens).index(ord("|")) if ord("|") in tokens else 0
         return answer[done] if done < len(answer) else 256
 
-    return {"alphabet": [*range(256), COURSE_EOS], "state": next_byte}
+    return {"alphabet": [*range(256), END], "state": next_byte}
 
 
 def double_components(

@@ -25,7 +25,7 @@ from nano_qwen3_serving.testing.fuzz_faults import SEEDS_PER_REQUEST, BrokenText
 from nano_qwen3_serving.testing.fuzz_operations import HELD_AT_ONCE, Episode, Operation, params_of
 from nano_qwen3_serving.testing.fuzz_setup import Setup
 
-PATIENCE = 20.0  #: seconds after which something that should happen at once never will
+PATIENCE = 10.0  #: seconds after which something that should happen at once never will
 TURNS = 12  #: turns of the event loop in which every reader has come to rest
 caller_of_task: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
 
@@ -216,16 +216,19 @@ class Driver:
             raise Wrong(root(self.engine.dead_error))
 
     async def _rest_of_steps(self) -> None:
-        """Until the step thread is at the gate, or says that it has nothing to do."""
+        """Until the step thread is at the gate, or says between two commands that it has nothing to do.
+
+        It may still say that it has when its last request is about to time out: then it is asked again.
+        """
         parked = asyncio.ensure_future(self.gate.parked.wait())
-        stats = self._aside(self.engine.get_stats())
-        await asyncio.wait({parked, stats}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         try:
-            if stats.done() and not parked.done() and not stats.exception():
-                numbers = stats.result()
-                if numbers["num_requests_running"] + numbers["num_requests_waiting"]:
-                    await self._soon(asyncio.shield(parked), "the step thread does not come to its next step")
-            require(parked.done() or stats.done(), "the step thread answers no more")
+            last = time.monotonic() + PATIENCE
+            while not self.engine.is_stopped:
+                stats = self._aside(self.engine.get_stats())
+                await asyncio.wait({parked, stats}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+                if parked.done() or (stats.done() and (stats.exception() or not in_flight(stats.result()))):
+                    return
+                require(time.monotonic() < last, "the step thread does not come to its next step")
         finally:
             parked.cancel()
 
@@ -325,6 +328,11 @@ def retrieve(task: asyncio.Future[Any]) -> None:
     """Looks at a task's error, so that asyncio does not complain: a stopped engine may refuse."""
     if not task.cancelled():
         task.exception()
+
+
+def in_flight(stats: dict[str, Any]) -> int:
+    """Requests that the engine has."""
+    return stats["num_requests_running"] + stats["num_requests_waiting"]
 
 
 def ending(caller: Caller) -> str:

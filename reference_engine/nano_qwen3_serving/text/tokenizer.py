@@ -21,6 +21,7 @@ from nano_qwen3_serving.arguments import refuse_unknown
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
 
 ROLES = ("system", "user", "assistant", "tool")
+MARK = "CONTINUE_FINAL_MESSAGE_TAG "  # transformers' own; its space shows whether a template trims
 
 
 class Tokenizer:
@@ -59,8 +60,7 @@ class Tokenizer:
             raise ModelLoadError(f"{path} is corrupt ({error}); copy or download it again") from error
         if kind != "ByteLevel":
             raise ModelLoadError(f"{path} has a {kind} decoder; only byte-level vocabularies are served")
-        settings = folder / "tokenizer_config.json"
-        config = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+        config = read_settings(folder / "tokenizer_config.json")
         template = folder / "chat_template.jinja"
         source = template.read_text(encoding="utf-8") if template.exists() else config.get("chat_template")
         names = {k: token_text(config[k]) for k in ("bos_token", "eos_token", "pad_token") if config.get(k)}
@@ -135,6 +135,8 @@ class Tokenizer:
             raise InvalidParametersError(
                 "continue_final_message=True needs add_generation_prompt=False: the final message goes on",
                 parameter="continue_final_message", value=True)
+        if continue_final_message:
+            messages[-1] = marked(messages[-1])
         try:
             text = self._environment.from_string(source).render(
                 messages=messages, tools=tools, add_generation_prompt=add_generation_prompt,
@@ -143,7 +145,7 @@ class Tokenizer:
             raise InvalidParametersError(
                 f"the chat template refuses these messages: {error}", parameter="messages", value=messages) from error
         if continue_final_message:
-            text = cut_after(text, messages[-1]["content"])
+            text = cut_at_mark(text)
         return self.encode(text) if tokenize else text
 
     def _switches(self, source: str) -> list[str]:
@@ -166,6 +168,17 @@ class Tokenizer:
         environment.filters["tojson"] = lambda value, **kwargs: json.dumps(value, ensure_ascii=False, **kwargs)
         environment.globals["raise_exception"] = raise_template_error
         return environment
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`; nothing if there is none."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, OSError) as error:
+        raise ModelLoadError(f"{path} is corrupt ({error}); copy or download it again") from error
+    if not isinstance(settings, dict):
+        raise ModelLoadError(f"{path} is corrupt (it holds no object); copy or download it again")
+    return settings
 
 
 def raise_template_error(message: str) -> None:
@@ -194,7 +207,20 @@ def checked_messages(messages: Any) -> list[dict[str, Any]]:
     return list(messages)
 
 
-def cut_after(text: str, content: str) -> str:
-    """`text` up to the end of the last occurrence of `content`: what closes the message goes."""
-    end = text.rindex(content.strip()) + len(content.strip())
-    return text[:end]
+def marked(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with `MARK` at the end of its text: whatever a template adds stands after it."""
+    if not isinstance(message.get("content"), str):
+        raise InvalidParametersError(
+            f"continue_final_message=True needs a final message with a text, got {message!r}",
+            parameter="continue_final_message", value=message)
+    return {**message, "content": message["content"] + MARK}
+
+
+def cut_at_mark(text: str) -> str:
+    """`text` before the mark; if the template trimmed the message, and so the mark, without its last spaces."""
+    start = text.rfind(MARK.strip())
+    if start < 0:
+        raise InvalidParametersError(
+            "the chat template leaves the final message out, so it cannot be continued",
+            parameter="continue_final_message", value=True)
+    return text[:start] if text.startswith(MARK, start) else text[:start].rstrip()

@@ -1,0 +1,147 @@
+"""Named workloads and how fast the engine runs them.
+
+Knows prompts of random tokens and the clock; every number is of one run on the machine at hand, so
+compare numbers of one run only. `reference_engine/benchmarks/compare.py` puts ceilings and peers
+beside them.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.llm import LLM
+from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`requests` at once; lengths in tokens, drawn evenly between two bounds."""
+
+    requests: int
+    prompt: tuple[int, int]
+    output: tuple[int, int]
+
+    def draw(self, vocab_size: int, seed: int) -> tuple[list[list[int]], list[int]]:
+        """Prompts as token ids, and how many tokens each is to generate."""
+        rng = random.Random(seed)
+        prompts = [[rng.randrange(vocab_size) for _ in range(rng.randint(*self.prompt))] for _ in range(self.requests)]
+        return prompts, [rng.randint(*self.output) for _ in range(self.requests)]
+
+
+WORKLOADS = {
+    "decode-1": Workload(1, (128, 128), (128, 128)),
+    "decode-8": Workload(8, (32, 32), (128, 128)),
+    "decode-32": Workload(32, (32, 32), (128, 128)),
+    "mixed-32": Workload(32, (32, 256), (32, 128)),
+    "prefill-1024": Workload(1, (1024, 1024), (1, 1)),
+    "quick": Workload(4, (8, 16), (16, 16)),
+}
+
+
+def find_workload(name: str) -> Workload:
+    """The workload of that name; an error that lists them all if there is none."""
+    if name not in WORKLOADS:
+        raise InvalidParametersError(
+            f"there is no workload {name!r}; there are {', '.join(WORKLOADS)}", parameter="workload", value=name)
+    return WORKLOADS[name]
+
+
+def run_workload(
+    llm: LLM, workload: Workload, seed: int = 0, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Runs a workload once, greedy, end of sequence ignored.
+
+    Returns:
+        Seconds in all, output and total tokens per second, medians of TTFT and of the mean ITL in
+        seconds.
+    """
+    prompts, lengths = workload.draw(llm.llm_engine.config.model.vocab_size, seed)
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for n in lengths]
+    llm.llm_engine.reset_prefix_cache()
+    started = clock()
+    outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    seconds = clock() - started
+    generated = sum(len(o.outputs[0].token_ids) for o in outputs)
+    return {
+        "seconds": seconds,
+        "output_tokens_per_second": generated / seconds,
+        "total_tokens_per_second": (generated + sum(map(len, prompts))) / seconds,
+        "ttft_median": statistics.median(o.metrics.first_token_latency for o in outputs if o.metrics),
+        "itl_median": statistics.median(mean_itl(o) for o in outputs),
+    }
+
+
+def mean_itl(output: RequestOutput) -> float:
+    """Mean seconds between two tokens of a request; 0.0 if it has only one."""
+    m = output.metrics
+    if m is None or m.num_generation_tokens < 2:
+        return 0.0
+    return (m.last_token_ts - m.first_token_ts) / (m.num_generation_tokens - 1)
+
+
+def bench(model: str | None, name: str, repeats: int = 3, seed: int = 0, **engine_args: Any) -> dict[str, Any]:
+    """Loads a model, warms up, runs a workload `repeats` times; the medians and where they are from."""
+    workload = find_workload(name)
+    llm = LLM(model, **engine_args)
+    run_workload(llm, WORKLOADS["quick"], seed)
+    runs = [run_workload(llm, workload, seed) for _ in range(repeats)]
+    config = llm.llm_engine.config
+    return {
+        "workload": {"name": name, **asdict(workload)},
+        "model": config.model_name,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "device": str(config.device),
+        "median": {key: statistics.median(run[key] for run in runs) for key in runs[0]},
+        "runs": runs,
+        "seed": seed,
+        "host": host(),
+    }
+
+
+def host() -> dict[str, Any]:
+    """What a figure depends on: machine, versions, commit."""
+    import torch
+
+    return {
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in ("torch", "transformers", "tokenizers", "safetensors")},
+        "commit": commit(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit this code is at, "+" behind it if it was changed since; None outside of git."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,0 +1,120 @@
+"""What a caller asks → `Request`s: checked, tokenised, seeded, grammar compiled.
+
+Knows configuration and tokenizer; adds nothing to any queue. May be called from any thread, and is:
+long prompts are tokenised in text threads, so that neither the event loop nor a step waits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from nano_qwen3_serving.config import EngineConfig
+from nano_qwen3_serving.exceptions import InvalidParametersError, PromptTooLongError
+from nano_qwen3_serving.outputs import RequestMetrics
+from nano_qwen3_serving.prompts import Prompt, parse_prompt
+from nano_qwen3_serving.request import Request, member_ids
+from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.text.grammar import GrammarCompiler
+
+
+class InputProcessor:
+    """Makes requests that the scheduler can take without another question.
+
+    Args:
+        config: the engine's.
+        tokenizer: of the checkpoint.
+        clock: engine time, in seconds.
+    """
+
+    def __init__(self, config: EngineConfig, tokenizer: Any, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._seeds = random.Random(config.seed)
+        self._grammars = GrammarCompiler(config.tokenizer_path, config.model.vocab_size, config.model.eos_token_ids)
+
+    def make_requests(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, arrival_time: float | None, priority: int
+    ) -> list[Request]:
+        """One `Request` for each of the n completions.
+
+        Raises:
+            InvalidParametersError: the prompt or a parameter is not acceptable here.
+        """
+        check_arguments(request_id, params, priority)
+        text, tokens, salt = parse_prompt(prompt)
+        if tokens is None:
+            tokens = self._tokenizer.encode(text)
+        self._check_prompt(tokens)
+        self._check_params(params)
+        room = self._config.scheduler.max_model_len - len(tokens)
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        now = self._clock() if arrival_time is None else arrival_time
+        grammar = self._grammars.compile(params.structured_outputs) if params.structured_outputs else None
+        return [
+            Request(
+                request_id=member_id,
+                prompt=text,
+                prompt_token_ids=tokens,
+                params=params,
+                seed=seed + i,
+                max_total_tokens=len(tokens) + min(room, params.max_tokens or room),
+                priority=priority,
+                sample_index=i,
+                eos_token_ids=frozenset() if params.ignore_eos else frozenset(self._config.model.eos_token_ids),
+                bad_words_token_ids=self._bad_words(params),
+                cache_salt=salt,
+                grammar=grammar.copy() if grammar else None,
+                metrics=RequestMetrics(arrival_time=now),
+            )
+            for i, member_id in enumerate(member_ids(request_id, params.n))
+        ]
+
+    def _check_prompt(self, tokens: list[int]) -> None:
+        limit = self._config.scheduler.max_model_len
+        if not tokens:
+            raise InvalidParametersError("the prompt is empty; give at least one token", parameter="prompt", value=tokens)
+        if len(tokens) >= limit:
+            raise PromptTooLongError(
+                f"the prompt has {len(tokens)} tokens; this engine holds at most {limit} of prompt and output "
+                f"(max_model_len, which the KV pool of {self._config.cache.capacity} tokens bounds): shorten it, or "
+                "start the engine with more", parameter="prompt", value=len(tokens))
+        self._check_ids("prompt_token_ids", tokens)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        self._check_ids("stop_token_ids", params.stop_token_ids or [])
+        self._check_ids("logit_bias", list(params.logit_bias or {}))
+        self._check_ids("allowed_token_ids", params.allowed_token_ids or [])
+        most = self._config.max_logprobs
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(params, name)
+            if most != -1 and asked is not None and not 0 <= asked <= most:
+                raise InvalidParametersError(
+                    f"{name} must be in [0, {most}], the engine's max_logprobs, got {asked}",
+                    parameter=name, value=asked)
+
+    def _check_ids(self, name: str, ids: list[int]) -> None:
+        vocab = self._config.model.vocab_size
+        bad = next((t for t in ids if not 0 <= t < vocab), None)
+        if bad is not None:
+            raise InvalidParametersError(
+                f"{name} has {bad}; token ids are in [0, {vocab - 1}]", parameter=name, value=bad)
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each bad word, at the beginning of a text and after a space."""
+        words = [w for word in params.bad_words or () for w in (word, " " + word.lstrip())]
+        return tuple(dict.fromkeys(tuple(self._tokenizer.encode(word)) for word in words))
+
+
+def check_arguments(request_id: Any, params: Any, priority: Any) -> None:
+    """Refuses wrong types."""
+    if not isinstance(request_id, str) or not request_id:
+        raise InvalidParametersError(
+            f"request_id must be a non-empty string, got {request_id!r}", parameter="request_id", value=request_id)
+    if not isinstance(params, SamplingParams):
+        raise InvalidParametersError(
+            f"sampling_params must be a SamplingParams, got {params!r}", parameter="sampling_params", value=params)
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise InvalidParametersError(f"priority must be an int, got {priority!r}", parameter="priority", value=priority)
