@@ -128,6 +128,22 @@ def bench(
 
 
 @app.command()
+def fuzz(
+    requests: Annotated[int, typer.Option(min=1, help="How many, split over the seeds.")] = 500,
+    seed: Annotated[list[int] | None, typer.Option(help="May be given several times.")] = None,
+    model: Annotated[str, typer.Option(help="toy, whose tokens show every misplaced key, or course.")] = "toy",
+    replay: Annotated[str | None, typer.Option(help="A trace of a failure to live through again.")] = None,
+    trace: Annotated[str, typer.Option(help="Where a failure's trace goes.")] = "fuzz_trace.json",
+    totals: Annotated[str | None, typer.Option("--json", help="Where the totals go.")] = None,
+) -> None:
+    """Throw random requests, aborts and faults at the engine, and check every token."""
+    from nano_qwen3_serving.testing.fuzz import fuzz_command
+
+    raise typer.Exit(fuzz_command(
+        requests, seed, model=model, replay_file=replay, trace_file=trace, json_file=totals))
+
+
+@app.command()
 def trace(
     records: Annotated[Path, typer.Argument(help="What a Recorder wrote, one JSON line a step.")],
     out: Annotated[Path, typer.Argument(help="For chrome://tracing or ui.perfetto.dev.")],

@@ -1,0 +1,163 @@
+"""This engine beside ceilings and peers, in one run: ratios that a noisy machine does not change much.
+
+    python reference_engine/benchmarks/make_checkpoint.py --like qwen3-0.6b /tmp/qwen3-0.6b
+    python reference_engine/benchmarks/compare.py /tmp/qwen3-0.6b --out reference_engine/benchmarks/results
+
+Every round measures everything once, one after the other; the medians of the rounds are reported.
+transformers' batched generation is so slow here that it gets fewer tokens, which favours it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bare_loop import BareLoop
+from ceilings import ceilings
+from memory import memory_of_loading
+
+from nano_qwen3_serving import LLM
+from nano_qwen3_serving.bench import WORKLOADS, Workload, run_workload
+from nano_qwen3_serving.cli import write_atomically
+from nano_qwen3_serving.config import ModelConfig
+from nano_qwen3_serving.observe.host import host
+from nano_qwen3_serving.observe.progress import track
+
+DECODES = ("decode-1", "decode-8", "decode-32")
+PEER_OUTPUT = 32  # tokens of transformers' batched generation
+
+Measure = Callable[[], float]
+
+
+def engine_rate(llm: LLM, name: str, seed: int) -> float:
+    """Output tokens per second; for the prefill workload prompt tokens per second."""
+    result = run_workload(llm, WORKLOADS[name], seed)
+    return result["total_tokens_per_second"] if name.startswith("prefill") else result["output_tokens_per_second"]
+
+
+def bare_rate(llm: LLM, workload: Workload, seed: int) -> float:
+    """Output tokens per second of the bare loop on the engine's own weights."""
+    engine = llm.llm_engine
+    prompts, outputs = workload.draw(engine.config.model.vocab_size, seed)
+    length = len(prompts[0]) + outputs[0]
+    loop = BareLoop(engine.model_runner.model, engine.config.model, workload.requests, length)
+    return workload.requests * outputs[0] / loop.run(torch.tensor(prompts), outputs[0])
+
+
+def generate_rate(peer: Any, workload: Workload, seed: int) -> float:
+    """Output tokens per second of transformers' `generate`."""
+    prompts, outputs = workload.draw(peer.config.vocab_size, seed)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        peer.generate(torch.tensor(prompts), max_new_tokens=outputs[0], min_new_tokens=outputs[0], do_sample=False)
+    return workload.requests * outputs[0] / (time.perf_counter() - started)
+
+
+def generate_batch_rate(peer: Any, workload: Workload, seed: int) -> float:
+    """Output tokens per second of transformers' continuous batching."""
+    from transformers import GenerationConfig
+
+    prompts, _ = workload.draw(peer.config.vocab_size, seed)
+    settings = GenerationConfig(
+        max_new_tokens=PEER_OUTPUT, min_new_tokens=PEER_OUTPUT, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    started = time.perf_counter()
+    results = peer.generate_batch(prompts, generation_config=settings, progress_bar=False)
+    seconds = time.perf_counter() - started
+    generated = sum(len(r.generated_tokens) for r in results.values())
+    return generated / seconds
+
+
+def measures(llm: LLM, peer: Any, seed: int, peers: bool) -> dict[str, Measure]:
+    """Everything that a round measures, by name, neighbours in time that are to be compared."""
+    todo: dict[str, Measure] = {}
+    for name in DECODES:
+        todo[f"engine {name}"] = lambda name=name: engine_rate(llm, name, seed)
+        todo[f"bare loop {name}"] = lambda name=name: bare_rate(llm, WORKLOADS[name], seed)
+    todo["engine mixed-32"] = lambda: engine_rate(llm, "mixed-32", seed)
+    todo["engine prefill-1024"] = lambda: engine_rate(llm, "prefill-1024", seed)
+    if peers:
+        todo["transformers generate decode-1"] = lambda: generate_rate(peer, WORKLOADS["decode-1"], seed)
+        todo["transformers generate_batch decode-32"] = lambda: generate_batch_rate(peer, WORKLOADS["decode-32"], seed)
+    return todo
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Of the matrices of the layers, without the head."""
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    layer = config.hidden_size * config.head_dim * heads + 3 * config.hidden_size * config.intermediate_size
+    return 2.0 * layer * config.num_hidden_layers
+
+
+def ratios(medians: dict[str, float], limits: dict[str, float], config: ModelConfig) -> dict[str, float]:
+    """The figures that the project has bars for."""
+    result = {f"engine / bare loop, {n}": medians[f"engine {n}"] / medians[f"bare loop {n}"] for n in DECODES}
+    prefill = medians["engine prefill-1024"] * flops_per_token(config)
+    result["prefill / matmul ceiling"] = prefill / limits["matmul_bf16_flops"]
+    for peer, name in (("generate", "decode-1"), ("generate_batch", "decode-32")):
+        key = f"transformers {peer} {name}"
+        if key in medians:
+            result[f"engine / transformers {peer}, {name}"] = medians[f"engine {name}"] / medians[key]
+    return result
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as tables."""
+    console = Console()
+    for title, values, form in (("Ceilings", report["ceilings"], "{:.3g}"), ("Tokens per second", report["medians"], "{:.1f}"),
+                                ("Ratios", report["ratios"], "{:.2f}"), ("Memory of loading", report["memory"], "{:.3g}")):
+        table = Table(title=title, title_justify="left")
+        table.add_column("what")
+        table.add_column("median" if title != "Memory of loading" else "value", justify="right")
+        for name, value in values.items():
+            table.add_row(name, form.format(value))
+        console.print(table)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="A checkpoint, see make_checkpoint.py.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON report.")] = None,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    seed: int = 0,
+    peers: Annotated[bool, typer.Option(help="Measure transformers, too.")] = True,
+) -> None:
+    """Measure ceilings, a bare loop, transformers and this engine, interleaved."""
+    memory = memory_of_loading(model)
+    llm = LLM(str(model), dtype="bfloat16", max_model_len=2048, max_num_seqs=64)
+    run_workload(llm, WORKLOADS["quick"], seed)
+    peer = None
+    if peers:
+        from transformers import AutoModelForCausalLM
+
+        peer = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    todo = measures(llm, peer, seed, peers)
+    limits, runs = [], []
+    for _ in range(rounds):
+        limits.append(ceilings())
+        runs.append({name: todo[name]() for name in track(list(todo), "Measuring")})
+    medians = {name: statistics.median(run[name] for run in runs) for name in todo}
+    best = {name: statistics.median(limit[name] for limit in limits) for name in limits[0]}
+    report = {
+        "ratios": ratios(medians, best, llm.llm_engine.config.model), "medians": medians, "ceilings": best,
+        "memory": memory, "runs": runs, "seed": seed, "model": model.name,
+        "workloads": {n: vars(w) for n, w in WORKLOADS.items()}, "peer_output_tokens": PEER_OUTPUT, "host": host(),
+    }
+    show(report)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "compare.json", json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
