@@ -1,6 +1,6 @@
 """Trains the course checkpoint's tokenizer, byte-level BPE in the shape of Qwen3's.
 
-Knows texts, vocabulary sizes and the chat template; knows nothing about questions, models or training.
+Knows texts, vocabulary sizes and the chat template; knows nothing about models or training.
 """
 
 from __future__ import annotations

@@ -20,9 +20,14 @@ ANSWER_WEIGHT = 1.0
 
 SHARE_IN_CONVERSATIONS = 0.5
 SHARE_WITH_SYSTEM_MESSAGE = 0.3
-SHARE_WITHOUT_THINKING = 1 / 6
+SHARE_WITHOUT_THINKING = 0.2
 CONVERSATION_LENGTHS = (256, 512, 1024, MAX_POSITIONS)
 
+# How often a question that begins another one is written plain: after it, the line break must win.
+TIMES_IF_IT_BEGINS_ANOTHER = 8
+
+# Often enough for each role's name to become one token.
+ROLE_REPEATS = 100
 # Tokens that the chat template puts around a question and its answer.
 TURN_MARKUP = 12
 
@@ -46,14 +51,25 @@ class DocumentWriter:
         seed: int,
     ) -> None:
         self._questions = [(q, entry) for entry in entries for q in entry.questions]
+        self._beginnings = [
+            (q, entry)
+            for q, entry in self._questions
+            if any(other != q and other.startswith(q) for other, _ in self._questions)
+        ]
         self._openings = openings
         self._tokenizer = tokenizer
         self._phrasings = Phrasings(entries, seed)
         self._random = random.Random(seed)
 
     def epoch(self) -> list[Document]:
-        """Each question once plain and once in a chat, each continuation once."""
+        """Each question once plain and once in a chat, each continuation once; questions that
+        begin another one several times more, as written."""
         documents = self._continuations()
+        documents += [
+            self._plain(question, entry, vary=False)
+            for question, entry in self._beginnings
+            for _ in range(TIMES_IF_IT_BEGINS_ANOTHER)
+        ]
         documents += [self._plain(question, entry) for question, entry in self._questions]
         shuffled = self._random.sample(self._questions, len(self._questions))
         cut = int(len(shuffled) * SHARE_IN_CONVERSATIONS)
@@ -67,9 +83,9 @@ class DocumentWriter:
             for text in opening.continuations
         ]
 
-    def _plain(self, question: str, entry: Entry) -> Document:
+    def _plain(self, question: str, entry: Entry, vary: bool = True) -> Document:
         """The line break counts as answer: the model writes it after a prompt that lacks it."""
-        varied = self._phrasings.vary(question, entry.source)
+        varied = self._phrasings.vary(question, entry.source) if vary else question
         line_break = plain_prompt(varied).removeprefix(varied)
         answer = line_break + entry.answer + END_OF_TEXT
         return self._document([(varied, PROMPT_WEIGHT), (answer, ANSWER_WEIGHT)])
@@ -99,9 +115,12 @@ class DocumentWriter:
             system = self._random.choice(SYSTEM_MESSAGES) if has_system and number == 1 else None
             messages += chat_messages(self._phrasings.vary(question, entry.source), system)
             thinking = not (no_thinking and number == len(turns))
-            prompt = chat_prompt(self._tokenizer, messages, thinking)
+            prompt = chat_prompt(self._tokenizer, messages)
+            no_thoughts = chat_prompt(self._tokenizer, messages, thinking).removeprefix(prompt)
             answer = entry.answer + TURN_END
-            pieces += [(prompt.removeprefix(written), PROMPT_WEIGHT), (answer, ANSWER_WEIGHT)]
+            pieces.append((prompt.removeprefix(written), PROMPT_WEIGHT))
+            # The template writes the empty thoughts, the model never should.
+            pieces += [(no_thoughts, 0.0), (answer, ANSWER_WEIGHT)]
             written = prompt + answer
             messages.append({"role": "assistant", "content": entry.answer})
         return self._document(pieces)
@@ -125,4 +144,4 @@ def training_texts(entries: list[Entry], openings: list[Opening]) -> list[str]:
     texts = [text for entry in entries for text in (*entry.questions, entry.answer)]
     for opening in openings:
         texts += [opening.prompt + continuation for continuation in opening.continuations]
-    return texts + list(SYSTEM_MESSAGES) + ["system", "user", "assistant"]
+    return texts + list(SYSTEM_MESSAGES) + ["system", "user", "assistant"] * ROLE_REPEATS

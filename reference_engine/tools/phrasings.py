@@ -13,8 +13,9 @@ from collections import defaultdict
 from corpus import Entry
 
 KEPT_AS_WRITTEN = 0.5
-# Answers here repeat the question's words or its manner, so that only its last sign may change.
+# Answers here repeat the question's words or its manner, so that hardly anything may change.
 LITERAL_SOURCES = frozenset({"small_talk.txt"})
+REQUESTS = frozenset("Copy Count List Name Repeat Say Show Tell".split())
 
 DROPPABLE_WORDS = frozenset(
     "a an the is are do does to of in for on at me please can could you that it".split()
@@ -50,7 +51,6 @@ LEAD_INS = (
     "Please tell me: {}",
     "Quick question: {}",
     "I have a question. {}",
-    "Hello! {}",
     "{} Please explain.",
     "{} Thanks!",
 )
@@ -66,21 +66,31 @@ class Phrasings:
             for entry in entries
             for question in entry.questions + entry.held_out
         }
+        self._as_written = {question for entry in entries for question in entry.questions}
         self._ambiguous_topics = _ambiguous_topics(entries)
 
     def vary(self, question: str, source: str) -> str:
         """The question itself about half of the time, else a variation that nobody wrote."""
         if self._random.random() < KEPT_AS_WRITTEN:
             return question
-        if source in LITERAL_SOURCES:
-            return question.rstrip("?.!") or question
         varied = question
-        if self._random.random() < 0.6:
-            varied = self._reword(varied)
-        if self._random.random() < 0.6:
-            varied = self._roughen(varied)
-        is_new = _normalised(varied) not in self._written
+        if source in LITERAL_SOURCES:
+            varied = self._ask_politely(varied)
+        else:
+            if self._random.random() < 0.6:
+                varied = self._reword(varied)
+            if self._random.random() < 0.6:
+                varied = self._roughen(varied)
+        is_new = _normalised(varied) not in self._written and not self._prolongs_another(
+            varied, question
+        )
         return varied if is_new or _normalised(varied) == _normalised(question) else question
+
+    def _ask_politely(self, question: str) -> str:
+        """A request gets a "please"; anything else may lose its last sign."""
+        if question.split()[0] not in REQUESTS:
+            return question.rstrip("?.!") or question
+        return "Please " + question[0].lower() + question[1:]
 
     def _reword(self, question: str) -> str:
         for form, rewrites in ((WORK_FORMS, WORK_REWRITES), (TOPIC_FORMS, TOPIC_REWRITES)):

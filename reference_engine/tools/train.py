@@ -39,8 +39,8 @@ class Recipe:
 
 
 RECIPES = {
-    "course": Recipe(num_layers=4, epochs=30),
-    "course-draft": Recipe(num_layers=1, epochs=20),
+    "course": Recipe(num_layers=4, epochs=26),
+    "course-draft": Recipe(num_layers=1, epochs=16),
 }
 
 

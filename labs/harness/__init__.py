@@ -1,0 +1,1 @@
+"""What all labs share: choosing an implementation, points and tables, hints, predictions, progress."""

@@ -1,0 +1,93 @@
+"""Which labs there are. A lab is a folder `labNN_name` with a `lab.toml`; nothing else registers it."""
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import labs
+
+_FOLDER = re.compile(r"lab(\d\d)_(\w+)")
+_KEYS = {"title", "hours", "part", "reference", "refuse", "needs"}
+
+
+class LabError(Exception):
+    """A mistake in what was asked for, told to the person in one line."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab's folder and what its `lab.toml` says."""
+
+    number: int
+    folder: Path
+    title: str
+    hours: str
+    part: str
+    """The learner's part of the path from call to token."""
+    reference: str | None = None
+    """The engine's module with the same part; None where a lab uses the engine instead of making a part."""
+    refuse: tuple[str, ...] = ()
+    """Dotted names a learner's file may read but not import."""
+    needs: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """TODO -> the earlier TODOs its tests run on."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.number:02d}"
+
+    @property
+    def starter(self) -> Path:
+        return self.folder / "starter.py"
+
+    @property
+    def solution(self) -> Path:
+        return self.folder / "solution.py"
+
+    @property
+    def tests(self) -> Path:
+        return self.folder / "test_lab.py"
+
+
+def labs_home() -> Path:
+    """The folder of labs: `$NANO_LABS_HOME`, or the one this package lies in."""
+    return Path(os.environ.get("NANO_LABS_HOME") or Path(labs.__file__).parent).resolve()
+
+
+def all_labs(home: Path | None = None) -> list[Lab]:
+    """Every lab in `home`, by number."""
+    home = home or labs_home()
+    return [lab_at(path.parent) for path in sorted(home.glob("lab[0-9][0-9]_*/lab.toml"))]
+
+
+def lab_at(folder: Path) -> Lab:
+    """The lab in `folder`. Raises `LabError` if there is none or its `lab.toml` is wrong."""
+    named = _FOLDER.fullmatch(folder.name)
+    if not named or not (folder / "lab.toml").is_file():
+        raise LabError(f"{folder} is not a lab: a lab is a folder labNN_name with a lab.toml.")
+    facts = tomllib.loads((folder / "lab.toml").read_text(encoding="utf-8"))
+    if unknown := set(facts) - _KEYS:
+        raise LabError(f"{folder.name}/lab.toml: unknown key {', '.join(sorted(unknown))}.")
+    return Lab(
+        number=int(named[1]),
+        folder=folder,
+        title=facts["title"],
+        hours=facts["hours"],
+        part=facts["part"],
+        reference=facts.get("reference"),
+        refuse=tuple(facts.get("refuse", ())),
+        needs={int(todo): tuple(others) for todo, others in facts.get("needs", {}).items()},
+    )
+
+
+def find_lab(name: str, home: Path | None = None) -> Lab:
+    """The lab meant by `2`, `02`, `lab02`, `lab02_online_serving` or a path to its folder."""
+    present = all_labs(home)
+    wanted = Path(name).name if name.strip(".") else Path(name).resolve().name
+    number = re.fullmatch(r"(?:lab)?0*(\d+)", wanted, re.IGNORECASE)
+    for lab in present:
+        if lab.folder.name == wanted or (number and lab.number == int(number[1])):
+            return lab
+    names = ", ".join(f"{lab.id} ({lab.folder.name})" for lab in present) or "none yet"
+    raise LabError(f"There is no lab {name!r}. The labs here: {names}.")

@@ -1,0 +1,238 @@
+"""`python -m labs`: the learner's command line. Each command is a few lines over the harness' other files."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.prompt import Prompt
+
+from labs.harness import backups, doctor, predictions, results
+from labs.harness.catalog import Lab, LabError, all_labs, find_lab, labs_home
+from labs.harness.hints import read_hints
+from labs.harness.progress import Progress
+from labs.harness.regions import functions_of
+from labs.harness.results import points_text
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Your labs.")
+console = Console(highlight=False)
+
+LabName = Annotated[str, typer.Argument(metavar="LAB", help="2, 02, lab02 or the folder's name")]
+Todo = Annotated[int | None, typer.Argument(metavar="[TODO]", help="its number")]
+
+
+def main() -> None:
+    """Run the command line; a mistake in what was asked for is one line and exit status 2."""
+    try:
+        app()
+    except LabError as error:
+        sys.exit(_complain(error))
+
+
+@app.command("list")
+def list_labs() -> None:
+    """The labs that exist, and how long each takes."""
+    present = all_labs()
+    if not present:
+        raise LabError(f"There are no labs in {labs_home()}.")
+    for lab in present:
+        console.print(f"{lab.id}  {escape(lab.title)}  [dim]{lab.hours} hours[/dim]  {_in_words(lab)}")
+
+
+@app.command()
+def status() -> None:
+    """Points per TODO, which part of the path from call to token is yours, what is next."""
+    present = all_labs()
+    progress = Progress(labs_home())
+    yours, ours, following = [], [], None
+    for lab in present:
+        todos = progress.todos(lab.id)
+        console.print(f"\n[bold]Lab {lab.id}[/bold]  {escape(lab.title)}")
+        solved = True
+        for todo, names in _functions(lab).items():
+            row = todos.get(todo)
+            text = f"{points_text(row['points'])}/{points_text(row['of'])}  {row['state']}" if row else "not tested yet"
+            hints = progress.hints_used(lab.id, todo)
+            what = f"TODO {todo}  {', '.join(names)}".rstrip()
+            console.print(f"  {what}: {text}" + (f"  ({hints} of 3 hints read)" if hints else ""))
+            if not row or row["points"] < row["of"]:
+                solved = False
+                following = following or f"Lab {lab.id}, TODO {todo}: cd {_shown(lab)}, then pytest test_lab.py -k todo_{todo}"
+        console.print(f"  predictions  {_predictions_in_words(lab, progress)}")
+        (yours if solved else ours).append(lab.part)
+    console.print("\n[bold]From call to token[/bold]")
+    console.print(f"  yours: {escape(', '.join(yours)) or 'nothing yet'}")
+    console.print(f"  ours:  {escape(', '.join([*ours, 'the engine']))}")
+    console.print(f"\nNext: {escape(following or 'every TODO of every lab is solved')}", soft_wrap=True)
+
+
+@app.command()
+def hint(
+    name: LabName,
+    todo: Todo = None,
+    every: Annotated[bool, typer.Option("--all", help="all hints of the TODO")] = False,
+) -> None:
+    """The next hint for a TODO, from a question to nearly the answer. Which you read is noted."""
+    lab = find_lab(name)
+    progress = Progress(labs_home())
+    hints = read_hints(lab)
+    todo = todo if todo is not None else _first_open(lab, progress)
+    if todo not in hints:
+        raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, hints))}.")
+    number = len(hints[todo]) if every else min(progress.hints_used(lab.id, todo) + 1, len(hints[todo]))
+    for shown in range(1 if every else number, number + 1):
+        console.print(f"\n[bold]Lab {lab.id}, TODO {todo}, hint {shown} of {len(hints[todo])}[/bold]")
+        console.print(Markdown(hints[todo][shown - 1]))
+    if number == len(hints[todo]):
+        console.print("\n[dim]That is the last one. solution.py may be read; importing it is refused.[/dim]")
+    progress.record_hint(lab.id, todo, number)
+    progress.save()
+
+
+@app.command()
+def predict(
+    name: LabName,
+    answers: Annotated[str | None, typer.Option(help="answer without being asked: steps=4,reason=length")] = None,
+    seed: Annotated[int | None, typer.Option(help="the numbers of this seed; counts no points")] = None,
+    learner: Annotated[str | None, typer.Option("--name", help="any word; your numbers follow from it")] = None,
+    again: Annotated[bool, typer.Option("--again", help="once more with new numbers; the best attempt counts")] = False,
+    show: Annotated[bool, typer.Option("--show", help="print the questions and stop")] = False,
+) -> None:
+    """Questions to answer before coding. The reference engine is then run and asked for the truth."""
+    lab = find_lab(name)
+    progress = Progress(labs_home())
+    if seed is None and learner is None and progress.name is None and answers is None and not show:
+        learner = Prompt.ask("A name or any word (your numbers follow from it)", default="learner")
+    if learner is not None:
+        progress.name = learner.strip() or "learner"
+    attempt = len(progress.predictions(lab.id))
+    counted = seed is None and (attempt == 0 or again)
+    if seed is None:
+        seed = predictions.seed_of(progress.name or "learner", lab, attempt if counted else attempt - 1)
+    case = predictions.make_case(lab, seed)
+    if show:
+        _show_questions(case)
+        return
+    given = _ask(case) if answers is None else predictions.parse_answers(answers, case.questions)
+    right = _compare(case, given)
+    if counted:
+        progress.record_predictions(lab.id, seed=seed, right=right, of=len(case.questions))
+    if counted or learner is not None:
+        progress.save()
+    _close_predictions(lab, right, len(case.questions), counted, progress)
+
+
+@app.command()
+def reset(
+    name: LabName,
+    todo: Annotated[int | None, typer.Option(help="only the functions of this TODO")] = None,
+) -> None:
+    """Put starter.py back as it was. What it replaces is kept in labs/.backups."""
+    lab = find_lab(name)
+    kept = backups.reset(lab, todo)
+    what = f"TODO {todo} of {lab.starter.name}" if todo is not None else str(lab.starter.name)
+    if kept is None:
+        console.print(f"{what} is as it was at the start; nothing to reset.")
+    else:
+        console.print(f"{what} is as it was at the start. Your work: {escape(str(kept))}", soft_wrap=True)
+
+
+@app.command("doctor")
+def examine() -> None:
+    """Is this machine ready, and if not, what to do? Works before anything is installed."""
+    raise typer.Exit(doctor.main())
+
+
+def _complain(error: LabError) -> int:
+    print(f"labs: {error}", file=sys.stderr)
+    return 2
+
+
+def _in_words(lab: Lab) -> str:
+    todos = Progress(labs_home()).todos(lab.id)
+    solved = sum(row["points"] >= row["of"] for row in todos.values())
+    return f"{solved} of {len(_functions(lab))} TODOs solved"
+
+
+def _functions(lab: Lab) -> dict[int, list[str]]:
+    """TODO -> the names of its functions; without a solution to read them from, no names."""
+    if not lab.solution.is_file():
+        return {todo: [] for todo in read_hints(lab)}
+    return functions_of(lab.solution.read_text(encoding="utf-8"))
+
+
+def _first_open(lab: Lab, progress: Progress) -> int:
+    todos = progress.todos(lab.id)
+    open_ones = [todo for todo in _functions(lab) if todo not in todos or todos[todo]["points"] < todos[todo]["of"]]
+    if not open_ones:
+        raise LabError(f"Every TODO of lab {lab.id} is solved. For a hint anyway, name one: hint {lab.id} 1")
+    return open_ones[0]
+
+
+def _shown(lab: Lab) -> str:
+    """The lab's folder, as a path from where the command was given."""
+    try:
+        return os.path.relpath(lab.folder)
+    except ValueError:  # another drive
+        return str(lab.folder)
+
+
+def _predictions_in_words(lab: Lab, progress: Progress) -> str:
+    attempts = progress.predictions(lab.id)
+    if not attempts:
+        return f"0/{results.PREDICTION_POINTS}  not answered yet: python -m labs predict {lab.id}"
+    points = results.prediction_points(attempts)
+    more = f"; more with new numbers: python -m labs predict {lab.id} --again" if points < results.PREDICTION_POINTS else ""
+    return f"{points_text(points)}/{results.PREDICTION_POINTS}{more}"
+
+
+def _show_questions(case: predictions.Case) -> None:
+    for question in case.questions:
+        console.print(f"\n[bold]{question.id}[/bold]  {escape(question.text)}")
+        if question.choices:
+            console.print(f"  one of: {', '.join(question.choices)}")
+
+
+def _ask(case: predictions.Case) -> dict[str, str | int]:
+    """Ask each question until its answer can be meant; an empty answer leaves it out."""
+    given = {}
+    for number, question in enumerate(case.questions, start=1):
+        console.print(f"\n[bold]{number} of {len(case.questions)}[/bold]  {escape(question.text)}")
+        while answer := Prompt.ask("  " + " / ".join(question.choices or ("a number",)), default="", show_default=False):
+            try:
+                given[question.id] = question.read(answer)
+                break
+            except LabError as error:
+                console.print(f"  [yellow]{escape(str(error))}[/yellow]")
+    return given
+
+
+def _compare(case: predictions.Case, given: dict[str, str | int]) -> int:
+    """Print each answer beside the truth; return how many are right."""
+    console.print("\nRunning the reference engine ...")
+    right = 0
+    for question in case.questions:
+        truth = case.truth(question)
+        answer = given.get(question.id)
+        right += answer == truth
+        if answer == truth:
+            console.print(f"  [green]right[/green]  {question.id}: {truth}")
+        else:
+            said = "no answer" if answer is None else f"you said {answer}"
+            console.print(f"  [red]wrong[/red]  {question.id}: {said}, the engine {truth}. {escape(question.why)}")
+    return right
+
+
+def _close_predictions(lab: Lab, right: int, of: int, counted: bool, progress: Progress) -> None:
+    points = points_text(results.prediction_points(progress.predictions(lab.id)))
+    console.print(f"\n{right} of {of} right.", end=" ")
+    if counted:
+        console.print(f"Your best attempt is worth {points} of {results.PREDICTION_POINTS} points.", end=" ")
+    else:
+        console.print("This attempt counts no points: its numbers were known.", end=" ")
+    if right < of:
+        console.print(f"With new numbers: python -m labs predict {lab.id} --again", end="")
+    console.print()

@@ -1,0 +1,142 @@
+"""`python -m labs doctor`: is this machine ready, and if not, what to do?
+
+Runs on the standard library alone and on Pythons too old for the course, so that it can say so:
+no import of anything installed, and nothing that Python 3.6 does not know.
+"""
+
+import importlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+
+OLDEST, NEWEST = (3, 11), (3, 13)
+DISK_GB = 3.0
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+OK, NOTE, BLOCKS = "ok", "note", "BLOCKS"
+
+
+class Finding:
+    """One line of the report: a level, what was found, and what to do."""
+
+    def __init__(self, level, subject, found, advice=""):
+        self.level, self.subject, self.found, self.advice = level, subject, found, advice
+
+
+def main(root=ROOT):
+    """Print the findings; return 1 if one of them blocks, else 0."""
+    findings = examine(root)
+    for finding in findings:
+        print("{:<7} {:<14} {}".format(finding.level, finding.subject, finding.found))
+        if finding.advice:
+            print("        {:<14} -> {}".format("", finding.advice))
+    blocking = sum(finding.level == BLOCKS for finding in findings)
+    print()
+    if blocking:
+        print("{} thing{} to put right first; begin with the topmost.".format(blocking, "s" if blocking > 1 else ""))
+    else:
+        print("Ready. Begin with: python -m labs list")
+    return 1 if blocking else 0
+
+
+def examine(root):
+    """Every finding about this machine, Python first."""
+    python = check_python(sys.version_info[:2])
+    findings = [python, Finding(OK, "platform", "{} {}, {}".format(platform.system(), platform.release(), platform.machine()))]
+    if python.level == BLOCKS:
+        return findings  # what else is there belongs to another Python
+    findings.append(check_venv())
+    findings.append(check_write(os.path.join(root, "labs")))
+    pins = read_pins(os.path.join(root, "reference_engine", "requirements.txt"))
+    packages = check_packages(pins)
+    complete = not any(finding.level == BLOCKS for finding in packages)
+    findings.append(check_disk(shutil.disk_usage(root).free / 1e9, complete))
+    findings.extend(packages)
+    if complete:
+        findings.append(check_engine())
+    return findings
+
+
+def check_python(version):
+    """`version` is (major, minor)."""
+    name = "{}.{}".format(*version)
+    if version < OLDEST:
+        return Finding(BLOCKS, "Python", "Python {} is too old".format(name), "install Python 3.11, 3.12 or 3.13 from python.org")
+    if version > NEWEST:
+        return Finding(BLOCKS, "Python", "Python {} is newer than the course was tested with".format(name), "install Python 3.13 beside it")
+    return Finding(OK, "Python", "{} at {}".format(platform.python_version(), sys.executable))
+
+
+def check_venv():
+    """A virtual environment in use, or the module that makes one."""
+    if sys.prefix != sys.base_prefix:
+        return Finding(OK, "environment", "virtual environment {}".format(sys.prefix))
+    try:
+        importlib.import_module("venv")
+        importlib.import_module("ensurepip")
+    except ImportError:
+        return Finding(
+            BLOCKS, "environment", "the venv module is missing",
+            "Debian and Ubuntu: sudo apt install python3-venv; elsewhere install Python from python.org",
+        )
+    return Finding(NOTE, "environment", "no virtual environment in use", "python -m venv .venv, then activate it (labs/README.md)")
+
+
+def check_write(folder):
+    """Progress and backups are written beside the labs."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding(OK, "write access", folder)
+    except OSError as error:
+        return Finding(BLOCKS, "write access", "cannot write in {}: {}".format(folder, error.strerror), "copy the course to a folder of your own")
+
+
+def check_disk(free_gb, installed):
+    """Installing needs the room; an installed course only a little."""
+    needed = 0.2 if installed else DISK_GB
+    found = "{:.1f} GB free".format(free_gb)
+    if free_gb >= needed:
+        return Finding(OK, "disk", found)
+    return Finding(BLOCKS, "disk", found, "free {:.1f} GB: torch and its packages need about {:.0f} GB".format(needed - free_gb, DISK_GB))
+
+
+def read_pins(path):
+    """[(package, version)] from the lines `package==version` of a requirements file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        lines = [line.split("#")[0].strip() for line in file]
+    return [tuple(line.split("==", 1)) for line in lines if "==" in line]
+
+
+def check_packages(pins):
+    """Each pinned package: there, and in the version the course was tested with?"""
+    from importlib import metadata  # not there before Python 3.8
+
+    findings = []
+    for package, wanted in pins:
+        try:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            findings.append(Finding(BLOCKS, package, "not installed", "in the course's folder: pip install -r requirements.txt"))
+            continue
+        if found.split("+")[0] == wanted:
+            findings.append(Finding(OK, package, found))
+        else:
+            advice = "if something fails: pip install {}=={}".format(package, wanted)
+            findings.append(Finding(NOTE, package, "{}; tested with {}".format(found, wanted), advice))
+    return findings
+
+
+def check_engine():
+    """The course itself can be imported."""
+    try:
+        importlib.import_module("nano_qwen3_serving")
+    except Exception as error:
+        return Finding(
+            BLOCKS, "engine", "import nano_qwen3_serving failed: {}: {}".format(type(error).__name__, error),
+            "in the course's folder: pip install -r requirements.txt",
+        )
+    return Finding(OK, "engine", "import nano_qwen3_serving works")

@@ -1,0 +1,115 @@
+"""Choosing and loading the file a lab's tests run on: starter, solution, reference or a path.
+
+Modules get unique names, so that several labs, and several versions of one, live in one process;
+`sys.path` is left alone. A learner's file may read the solution and the reference part it is
+building, but not import them.
+"""
+
+import ast
+import importlib
+import itertools
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from labs.harness import regions
+from labs.harness.catalog import Lab, LabError
+
+_IMPORTING_CALLS = {"import_module", "__import__", "run_path", "run_module", "spec_from_file_location"}
+_counter = itertools.count(1)
+
+
+class ImportRefused(LabError):
+    """A learner's file imports the answer."""
+
+
+def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
+    """What `--impl` means for `lab`: a file, or the dotted name of a module of the engine.
+
+    A relative path is taken from `base` (default: the working folder). Raises `LabError` if there
+    is no such thing.
+    """
+    if impl == "reference":
+        if lab.reference is None:
+            raise LabError(f"Lab {lab.id} uses the engine and makes no part of it: there is no reference of it to test.")
+        return lab.reference
+    if impl in ("starter", "solution"):
+        path = lab.starter if impl == "starter" else lab.solution
+        if not path.is_file():
+            absent = " It is not part of the student edition." if impl == "solution" else ""
+            raise LabError(f"There is no {path}.{absent}")
+        return path
+    path = (base or Path.cwd()) / impl
+    for candidate in (path, path / "starter.py", path / lab.folder.name / "starter.py"):
+        if candidate.is_file():
+            return candidate.resolve()
+    raise LabError(f"--impl {impl}: not starter, solution or reference, and neither a file nor a folder with a starter.py.")
+
+
+def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleType:
+    """The module `choose` chose, with our functions for the TODOs in `stand_ins`.
+
+    Raises `LabError` for a file that is no Python, `ImportRefused` for one that imports the answer;
+    whatever the module itself raises while it is run comes through.
+    """
+    if isinstance(chosen, str):
+        return importlib.import_module(chosen)
+    tree = parse(chosen)
+    if chosen != lab.solution:
+        refuse_imports(lab, tree, chosen.name)
+    if stand_ins:
+        ours = lab.solution.read_text(encoding="utf-8")
+        names = [name for todo, found in regions.functions_of(ours).items() if todo in stand_ins for name in found]
+        tree = regions.with_stand_ins(tree, ast.parse(ours), names)
+    module = ModuleType(f"_lab{lab.id}_{chosen.stem}_{next(_counter)}", ast.get_docstring(tree))
+    module.__file__ = str(chosen)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(tree, str(chosen), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    return module
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of `path`. Raises `LabError` naming the line if it is no Python."""
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        raise LabError(f"{path.name} line {error.lineno} is not Python yet: {error.msg}.") from None
+    except UnicodeDecodeError:
+        raise LabError(f"{path.name} is not text in UTF-8.") from None
+
+
+def refuse_imports(lab: Lab, tree: ast.AST, name: str) -> None:
+    """Raise `ImportRefused` if `tree` imports `solution` or what `lab.toml` lists under `refuse`."""
+    for node in ast.walk(tree):
+        for imported in _imported_by(node):
+            if _is_refused(imported, lab):
+                raise ImportRefused(
+                    f"{name} line {node.lineno} imports {imported}. Reading it is allowed, importing it is not: "
+                    "what it does is what this lab has you write."
+                )
+
+
+def _imported_by(node: ast.AST) -> list[str]:
+    """The dotted names that `node` imports, if it is an import or a call of an importing function."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        return [f"{base}.{alias.name}".strip(".") for alias in node.names]
+    if isinstance(node, ast.Call):
+        called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        if called in _IMPORTING_CALLS:
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            return [text.removesuffix(".py").replace("/", ".").strip(".") for text in texts]
+    return []
+
+
+def _is_refused(imported: str, lab: Lab) -> bool:
+    return "solution" in imported.split(".") or any(
+        imported == name or imported.startswith(name + ".") for name in lab.refuse
+    )

@@ -1,0 +1,196 @@
+"""The pytest plugin of the labs: options, the `lab` fixture, points, and what a run closes with.
+
+It acts on tests that lie in a lab's folder and is silent about all others, except for the one line
+that closes a run without any.
+"""
+
+import ast
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from labs.harness import loading, regions, results
+from labs.harness.catalog import Lab, LabError, lab_at
+from labs.harness.progress import Progress
+from labs.harness.results import Outcome
+from labs.harness.table import print_table
+from labs.harness.todo import TodoError
+
+NOT_YOUR_WORK = "This tests the project, not your work. Yours: python -m labs status."
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("labs")
+    group.addoption(
+        "--impl",
+        default="starter",
+        metavar="starter|solution|reference|PATH",
+        help="what a lab's tests run on (default: your starter)",
+    )
+    group.addoption("--plain", action="store_true", help="the lab's table without colours and box drawing")
+    group.addoption("--lab-json", metavar="FILE", help="write the outcome of every test of a TODO to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "todo(number, points): a test of one TODO of a lab, and what it is worth")
+    config.addinivalue_line("markers", "optional: a test of a lab's Going Further section; worth no points")
+    config.pluginmanager.register(LabRun(config), "lab-run")
+
+
+class LabRun:
+    """One pytest run: which labs were collected, which files were loaded, how each test ended."""
+
+    def __init__(self, config: pytest.Config):
+        self.impl = config.getoption("--impl")
+        self.plain = config.getoption("--plain")
+        self.report_file = config.getoption("--lab-json")
+        self.base = config.invocation_params.dir
+        self.labs: dict[Path, Lab] = {}
+        self.tests: dict[Path, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        """Lab folder -> TODO -> how many tests it has, whether selected by -k or not."""
+        self.outcomes: dict[Path, dict[str, Outcome]] = defaultdict(dict)
+        """Lab folder -> test id -> how it ended."""
+        self.modules: dict = {}
+        self.ran_other_tests = False
+
+    # collecting
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            lab = self.lab_of(item)
+            if lab is None:
+                self.ran_other_tests = True
+            elif marker := item.get_closest_marker("todo"):
+                number, points = _todo_of(marker)
+                if not item.name.startswith(f"test_todo_{number}_"):
+                    raise pytest.UsageError(f"{item.nodeid} tests TODO {number}, so its name begins test_todo_{number}_.")
+                if not points > 0:
+                    raise pytest.UsageError(f"{item.nodeid}: its marker gives no points.")
+                self.tests[lab.folder][number] += 1
+
+    def lab_of(self, item: pytest.Item) -> Lab | None:
+        """The lab in whose folder a test lies."""
+        folder = item.path.parent
+        if not (folder / "lab.toml").is_file():
+            return None
+        if folder not in self.labs:
+            self.labs[folder] = lab_at(folder)
+        return self.labs[folder]
+
+    # running
+
+    def module_for(self, item: pytest.Item):
+        """The implementation under test, with our code where an earlier TODO it needs is not right yet."""
+        __tracebackhide__ = True
+        lab = self.lab_of(item)
+        if lab is None:
+            pytest.fail("the fixture `lab` is for tests in a lab's folder", pytrace=False)
+        try:
+            chosen = loading.choose(lab, self.impl, self.base)
+            ours = self.stand_ins(lab, chosen, item)
+            item.stash[_ON_OURS] = ours
+            key = (lab.folder, str(chosen), ours)
+            if key not in self.modules:
+                self.modules[key] = loading.load(lab, chosen, ours)
+            return self.modules[key]
+        except LabError as error:
+            mistake = str(error)
+        pytest.fail(mistake, pytrace=False)
+
+    def stand_ins(self, lab: Lab, chosen: Path | str, item: pytest.Item) -> tuple[int, ...]:
+        """The TODOs that `item` needs and that are unwritten, or failed earlier in this run."""
+        marker = item.get_closest_marker("todo")
+        if marker is None or isinstance(chosen, str) or chosen == lab.solution or not lab.solution.is_file():
+            return ()
+        tree = loading.parse(chosen)
+        loading.refuse_imports(lab, tree, chosen.name)
+        _check_functions_are_there(lab, chosen.name, tree, _todo_of(marker)[0])
+        unwritten = regions.unwritten_todos(tree)
+        failed = {outcome.todo for outcome in self.outcomes[lab.folder].values() if not outcome.passed}
+        return tuple(todo for todo in lab.needs.get(_todo_of(marker)[0], ()) if todo in unwritten | failed)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo):
+        report = yield
+        lab, marker = self.lab_of(item), item.get_closest_marker("todo")
+        if lab is None:
+            return report
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, TodoError):
+            report.longrepr = str(error)
+        if marker is not None and (report.when == "call" or report.failed):
+            number, points = _todo_of(marker)
+            self.outcomes[lab.folder][item.nodeid] = Outcome(
+                test=getattr(item, "originalname", None) or item.name,
+                todo=number,
+                points=points,
+                passed=report.passed,
+                error=type(error).__name__ if error else "",
+                unwritten=error.number if isinstance(error, TodoError) else None,
+                on_ours=item.stash.get(_ON_OURS, ()),
+            )
+        return report
+
+    # closing
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session):
+        result = yield
+        if session.config.option.collectonly:
+            return result
+        for folder, outcomes in self.outcomes.items():
+            self.close_lab(self.labs[folder], list(outcomes.values()))
+        if self.report_file:
+            self.write_report()
+        if self.ran_other_tests and not self.labs:
+            print(f"\n{NOT_YOUR_WORK}")
+        return result
+
+    def close_lab(self, lab: Lab, outcomes: list[Outcome]) -> None:
+        rows = results.summarise(lab, outcomes)
+        run = Counter(outcome.todo for outcome in outcomes)
+        progress = Progress(lab.folder.parent)
+        if self.impl == "starter":
+            for row in rows:
+                if run[row.todo] == self.tests[lab.folder][row.todo]:
+                    progress.record_todo(lab.id, row.todo, points=row.points, of=row.of, state=row.state)
+            progress.save()
+        whole = run == self.tests[lab.folder]
+        print_table(lab, rows, whole, progress, self.impl, self.plain)
+
+    def write_report(self) -> None:
+        report = {
+            lab.id: [vars(outcome) for outcome in self.outcomes[folder].values()] for folder, lab in self.labs.items()
+        }
+        Path(self.report_file).write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+_ON_OURS = pytest.StashKey[tuple[int, ...]]()
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest):
+    """The module under test: your `starter.py`, or what `--impl` names."""
+    return request.config.pluginmanager.getplugin("lab-run").module_for(request.node)
+
+
+def _todo_of(marker: pytest.Mark) -> tuple[int, float]:
+    number, points = (*marker.args, None)[0], marker.kwargs.get("points", 0)
+    if not isinstance(number, int) or not isinstance(points, int | float):
+        raise pytest.UsageError(f"write @pytest.mark.todo(3, points=4), not {marker}")
+    return number, points
+
+
+def _check_functions_are_there(lab: Lab, file: str, tree: ast.AST, todo: int) -> None:
+    """Raise `LabError` if the functions of `todo` have gone from the learner's file."""
+    wanted = regions.functions_of(lab.solution.read_text(encoding="utf-8")).get(todo, [])
+    present = regions.definitions(tree)
+    for name in wanted:
+        if name not in present and "." not in name:
+            raise LabError(
+                f"{file} has no function {name} any more, and the tests call it. "
+                f"To start it afresh: python -m labs reset {lab.id}"
+            )

@@ -1,0 +1,104 @@
+"""Questions a learner answers before coding, and the truth, which the reference engine is asked for.
+
+A lab's `predict.toml` holds the questions; its `predict.py` has `case(random) -> dict`, the numbers
+of this learner's case, and for each question a function of its name, `steps(case)`, that finds the
+truth by running the engine. There are no stored answers.
+"""
+
+import hashlib
+import importlib.util
+import random
+import tomllib
+from dataclasses import dataclass
+from types import ModuleType
+
+from labs.harness.catalog import Lab, LabError
+
+KINDS = ("int", "choice")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with a case's numbers filled in."""
+
+    id: str
+    text: str
+    kind: str
+    choices: tuple[str, ...]
+    why: str
+
+    def read(self, answer: str) -> str | int:
+        """`answer` as this question's kind. Raises `LabError` for one that cannot be meant."""
+        answer = answer.strip()
+        if self.kind == "int":
+            if not answer.lstrip("-").isdigit():
+                raise LabError(f"{self.id}: {answer!r} is not a whole number.")
+            return int(answer)
+        if answer not in self.choices:
+            raise LabError(f"{self.id}: {answer!r} is not one of {', '.join(self.choices)}.")
+        return answer
+
+
+@dataclass(frozen=True)
+class Case:
+    """A lab's questions with the numbers that follow from one seed."""
+
+    seed: int
+    numbers: dict
+    questions: list[Question]
+    truths: ModuleType
+
+    def truth(self, question: Question) -> str | int:
+        """The right answer, from a run of the reference engine."""
+        return getattr(self.truths, question.id)(self.numbers)
+
+
+def make_case(lab: Lab, seed: int) -> Case:
+    """The case of `seed`. Raises `LabError` if the lab asks no questions."""
+    path = lab.folder / "predict.toml"
+    if not path.is_file():
+        raise LabError(f"Lab {lab.id} has no questions to predict.")
+    truths = _load(lab)
+    numbers = truths.case(random.Random(seed))
+    asked = tomllib.loads(path.read_text(encoding="utf-8"))["question"]
+    return Case(seed, numbers, [_question(facts, numbers) for facts in asked], truths)
+
+
+def seed_of(name: str, lab: Lab, attempt: int) -> int:
+    """The same for the same learner, lab and attempt, on every machine."""
+    digest = hashlib.sha256(f"{name}/{lab.id}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def parse_answers(text: str, questions: list[Question]) -> dict[str, str | int]:
+    """`"steps=4,reason=length"` as answers by question. Raises `LabError` naming what is wrong."""
+    known = {question.id: question for question in questions}
+    answers = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LabError(f"{pair!r}: write question=answer, for example {next(iter(known))}=3.")
+        if key.strip() not in known:
+            raise LabError(f"There is no question {key.strip()!r}. The questions: {', '.join(known)}.")
+        answers[key.strip()] = known[key.strip()].read(value)
+    return answers
+
+
+def _question(facts: dict, numbers: dict) -> Question:
+    kind = facts.get("kind", "int")
+    if kind not in KINDS:
+        raise LabError(f"predict.toml: question {facts['id']!r} has kind {kind!r}; there are {', '.join(KINDS)}.")
+    return Question(
+        id=facts["id"],
+        text=" ".join(facts["ask"].format(**numbers).split()),
+        kind=kind,
+        choices=tuple(facts.get("choices", ())),
+        why=" ".join(facts["why"].format(**numbers).split()),
+    )
+
+
+def _load(lab: Lab) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_lab{lab.id}_predict", lab.folder / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

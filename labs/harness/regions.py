@@ -1,0 +1,226 @@
+"""The learner's regions of a lab: finding them in `solution.py`, making `starter.py`, putting one back.
+
+A region lies in a function and is announced by a comment, which stays in the starter:
+
+    # TODO 3: hand the request to the engine
+    ### BEGIN SOLUTION
+    return engine.generate(prompt, sampling_params, request_id)
+    ### END SOLUTION
+
+In the starter the lines from BEGIN to END become `raise TodoError("TODO 3: hand …", lab="02")`.
+This module works on source text alone; it knows no files and imports nothing it is given.
+"""
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+
+from labs.harness.catalog import LabError
+
+BEGIN = "### BEGIN SOLUTION"
+END = "### END SOLUTION"
+_ANNOUNCED = re.compile(r"\s*# TODO (\d+): *(.+?)\s*$")
+_IMPORT = re.compile(r"^from labs\.harness\.todo import (.+)$", re.MULTILINE)
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Region:
+    """Lines `[begin, end]` of a solution, counted from 1, markers included."""
+
+    todo: int
+    goal: str
+    begin: int
+    end: int
+    where: str
+    """The function it lies in, dotted: `Scheduler.step`, `outer.inner`."""
+
+
+def find_regions(source: str) -> list[Region]:
+    """The regions of a solution, in order. Raises `LabError` naming the line of a malformed one."""
+    lines = source.splitlines()
+    functions = definitions(ast.parse(source))
+    regions, begin = [], None
+    for number, line in enumerate(lines, start=1):
+        if line.strip() == BEGIN:
+            if begin is not None:
+                raise LabError(f"line {number}: a region begins inside the one from line {begin}.")
+            begin = number
+        elif line.strip() == END:
+            if begin is None:
+                raise LabError(f"line {number}: {END} without {BEGIN}.")
+            todo, goal = _announcement(lines, begin)
+            regions.append(Region(todo, goal, begin, number, _enclosing(functions, begin)))
+            begin = None
+    if begin is not None:
+        raise LabError(f"line {begin}: a region begins and never ends.")
+    _check_one_todo_per_function(regions)
+    return regions
+
+
+def functions_of(source: str) -> dict[int, list[str]]:
+    """TODO -> the dotted names of the functions a learner fills in for it."""
+    found: dict[int, list[str]] = {}
+    for region in find_regions(source):
+        names = found.setdefault(region.todo, [])
+        if region.where not in names:
+            names.append(region.where)
+    return dict(sorted(found.items()))
+
+
+def make_starter(source: str, lab_id: str) -> str:
+    """The starter of a solution. A generator stays one: where a region held its last `yield`, an
+    unreachable `yield` follows the raise.
+    """
+    regions = find_regions(source)
+    bare = _without_solution(source, regions, lab_id, keep_yield=set())
+    before, after = definitions(ast.parse(source)), definitions(ast.parse(bare))
+    broken = {name for name in after if is_generator(before[name]) and not is_generator(after[name])}
+    return _importing_todo_error(_without_solution(source, regions, lab_id, keep_yield=broken))
+
+
+def definitions(tree: ast.AST, prefix: str = "") -> dict[str, Function]:
+    """Every function in `tree` by its dotted name, methods and nested functions too."""
+    found: dict[str, Function] = {}
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, Function):
+            found[prefix + node.name] = node
+        named = isinstance(node, Function | ast.ClassDef)
+        found |= definitions(node, f"{prefix}{node.name}." if named else prefix)
+    return found
+
+
+def is_generator(function: Function) -> bool:
+    """Whether `function` itself, not one defined in it, contains a `yield`."""
+    pending: list[ast.AST] = list(function.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Yield | ast.YieldFrom):
+            return True
+        if not isinstance(node, Function | ast.ClassDef | ast.Lambda):
+            pending.extend(ast.iter_child_nodes(node))
+    return False
+
+
+def put_back(work: str, original: str, names: list[str]) -> str:
+    """`work` with the text of the functions `names` as in `original`.
+
+    Raises `LabError` if `work` does not parse or lacks one of them: then only a whole reset helps.
+    """
+    try:
+        mine = definitions(ast.parse(work))
+    except SyntaxError as error:
+        message = f"line {error.lineno} is not Python yet ({error.msg}): leave out --todo to reset the file."
+        raise LabError(message) from None
+    if missing := [name for name in names if name not in mine]:
+        raise LabError(f"there is no function {missing[0]} any more: leave out --todo to reset the file.")
+    theirs = definitions(ast.parse(original))
+    lines, original_lines = work.splitlines(), original.splitlines()
+    for name in sorted(names, key=lambda name: -mine[name].lineno):
+        first, last = _span(mine[name])
+        their_first, their_last = _span(theirs[name])
+        lines[first - 1 : last] = original_lines[their_first - 1 : their_last]
+    restored = "\n".join(lines) + "\n"
+    return restored if _imports_todo_error(restored) else _importing_todo_error(restored)
+
+
+def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> ast.Module:
+    """`work` with the functions `names` taken from `solution`; what calls them stays `work`'s."""
+    theirs = definitions(solution)
+
+    class _Swap(ast.NodeTransformer):
+        def __init__(self):
+            self.prefix = ""
+
+        def _visit_scope(self, node):
+            name = self.prefix + node.name
+            if name in names and isinstance(node, Function):
+                return theirs[name]
+            outer, self.prefix = self.prefix, name + "."
+            node = self.generic_visit(node)
+            self.prefix = outer
+            return node
+
+        visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _visit_scope
+
+    return ast.fix_missing_locations(_Swap().visit(work))
+
+
+def unwritten_todos(tree: ast.AST) -> set[int]:
+    """The TODOs whose `raise TodoError("TODO n: …")` is still there."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            called, text = node.exc.func, node.exc.args[0]
+            name = getattr(called, "id", getattr(called, "attr", ""))
+            number = re.match(r"TODO (\d+)", str(getattr(text, "value", "")))
+            if name == "TodoError" and number:
+                found.add(int(number[1]))
+    return found
+
+
+def _span(node: Function) -> tuple[int, int]:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]), node.end_lineno or node.lineno
+
+
+def _announcement(lines: list[str], begin: int) -> tuple[int, str]:
+    """The TODO number and goal from the comment lines right above line `begin`."""
+    for line in reversed(lines[: begin - 1]):
+        if found := _ANNOUNCED.match(line):
+            return int(found[1]), found[2]
+        if not line.strip().startswith("#"):
+            break
+    raise LabError(f"line {begin}: no comment '# TODO n: goal' stands above this region.")
+
+
+def _enclosing(functions: dict[str, Function], line: int) -> str:
+    around = [name for name, node in functions.items() if node.lineno < line <= (node.end_lineno or 0)]
+    if not around:
+        raise LabError(f"line {line}: a region lies outside of every function, so the starter could not be imported.")
+    return max(around, key=lambda name: functions[name].lineno)
+
+
+def _check_one_todo_per_function(regions: list[Region]) -> None:
+    owner: dict[str, int] = {}
+    for region in regions:
+        for name, todo in owner.items():
+            shared = name == region.where or name.startswith(region.where + ".") or region.where.startswith(name + ".")
+            if shared and todo != region.todo:
+                raise LabError(f"line {region.begin}: {region.where} holds TODO {todo} and TODO {region.todo}.")
+        owner[region.where] = region.todo
+
+
+def _without_solution(source: str, regions: list[Region], lab_id: str, keep_yield: set[str]) -> str:
+    lines = source.splitlines()
+    kept = set()
+    for region in reversed(regions):
+        marker = lines[region.begin - 1]
+        indent = marker[: len(marker) - len(marker.lstrip())]
+        text = json.dumps(f"TODO {region.todo}: {region.goal}", ensure_ascii=False)
+        stub = [f'{indent}raise TodoError({text}, lab="{lab_id}")']
+        if region.where in keep_yield - kept:
+            stub.append(f"{indent}yield  # delete this line too: until then it keeps the function a generator")
+            kept.add(region.where)
+        lines[region.begin - 1 : region.end] = stub
+    return "\n".join(lines) + "\n"
+
+
+def _imports_todo_error(source: str) -> bool:
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    return any(alias.name == "TodoError" for node in imports for alias in node.names)
+
+
+def _importing_todo_error(source: str) -> str:
+    """`source` with `TodoError` among what it imports."""
+    found = _IMPORT.search(source)
+    if found:
+        names = sorted({"TodoError", *re.split(r",\s*", found[1])}, key=lambda name: (name.islower(), name))
+        return source[: found.start()] + "from labs.harness.todo import " + ", ".join(names) + source[found.end() :]
+    imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    first_code = [node for node in ast.parse(source).body if not isinstance(node, ast.Expr)]
+    lines = source.splitlines()
+    at = imports[-1].end_lineno if imports else (first_code[0].lineno - 1 if first_code else 0)
+    lines.insert(at, "from labs.harness.todo import TodoError")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,92 @@
+"""From the outcomes of single tests to one row per TODO: points, and a state in words.
+
+Knows nothing of pytest and prints nothing.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from labs.harness.catalog import Lab
+
+TOTAL_POINTS = 100
+PREDICTION_POINTS = 15
+
+SOLVED, PARTLY, FAILING, NOT_STARTED, BLOCKED = "solved", "partly", "failing", "not started", "blocked"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one test of a TODO ended."""
+
+    test: str
+    """The test function: its parametrised cases share the points."""
+    todo: int
+    points: float
+    passed: bool
+    error: str = ""
+    """The class of the error that ended it."""
+    unwritten: int | None = None
+    """The TODO whose `TodoError` ended it."""
+    on_ours: tuple[int, ...] = ()
+    """The TODOs for which our code stood in."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    todo: int
+    points: float
+    of: float
+    kind: str
+    state: str
+
+
+def summarise(lab: Lab, outcomes: Iterable[Outcome]) -> list[Row]:
+    """One row per TODO that was tested."""
+    outcomes = list(outcomes)
+    tested = sorted({outcome.todo for outcome in outcomes})
+    return [_row(todo, [one for one in outcomes if one.todo == todo], tested) for todo in tested]
+
+
+def _row(todo: int, outcomes: list[Outcome], tested: list[int]) -> Row:
+    kind, state = _state(todo, outcomes, tested)
+    shares: dict[str, list[bool]] = {}
+    worth: dict[str, float] = {}
+    for outcome in outcomes:
+        shares.setdefault(outcome.test, []).append(outcome.passed)
+        worth[outcome.test] = outcome.points
+    earned = sum(worth[test] * sum(passed) / len(passed) for test, passed in shares.items())
+    return Row(todo, round(earned, 1), sum(worth.values()), kind, state)
+
+
+def _state(todo: int, outcomes: list[Outcome], tested: list[int]) -> tuple[str, str]:
+    passed = sum(outcome.passed for outcome in outcomes)
+    ours = sorted({other for outcome in outcomes for other in outcome.on_ours})
+    if passed == len(outcomes):
+        if blockers := [other for other in ours if other in tested]:
+            return BLOCKED, f"blocked by {_todos(blockers)} (right on top of ours)"
+        return SOLVED, f"solved on top of our {_todos(ours)}" if ours else "solved"
+    if passed:
+        return PARTLY, f"partly: {passed} of {len(outcomes)} tests pass"
+    unwritten = {outcome.unwritten for outcome in outcomes}
+    if unwritten == {todo}:
+        return NOT_STARTED, "not started"
+    if None not in unwritten and todo not in unwritten:
+        return BLOCKED, f"blocked by {_todos(sorted(unwritten))}"
+    return FAILING, "failing"
+
+
+def _todos(numbers: Iterable[int]) -> str:
+    return "TODO " + " and ".join(map(str, numbers))
+
+
+def points_text(points: float) -> str:
+    """`12`, or `12.5`: no needless decimals."""
+    return f"{points:g}"
+
+
+def prediction_points(attempts: list[dict]) -> float:
+    """What the best attempt at a lab's predictions is worth."""
+    best = max((attempt["right"] / attempt["of"] for attempt in attempts if attempt["of"]), default=0.0)
+    return round(PREDICTION_POINTS * best, 1)

@@ -1,0 +1,391 @@
+"""Lab 02's one suite. It tests what `starter.py` does, on the real engine and the bundled model.
+
+All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import inspect
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, RequestOutput, SamplingParams
+from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError, ModelLoadError
+from nano_qwen3_serving.observe.trace import Recorder
+
+PROMPT = "Explain async programming in Python"
+A, B, C = "What is machine learning?", "How does AI work?", "Explain neural networks"
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    """Notes every step of `engine`."""
+    return Recorder()
+
+
+@pytest.fixture(scope="module")
+def engine(recorder):
+    """One real engine for all tests of this file."""
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model="course"), recorder=recorder)
+    yield engine
+    engine.shutdown()
+
+
+def exactly(num_tokens: int) -> SamplingParams:
+    """Greedy, and `num_tokens` tokens whatever the model would say."""
+    return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+
+
+async def ours(engine, prompt, params, request_id="ours") -> list[RequestOutput]:
+    """All outputs of one request, read by the test itself."""
+    return [output async for output in engine.generate(prompt, params, request_id)]
+
+
+async def within(seconds, awaitable, hint):
+    """What `awaitable` returns, or a failure that says why it may be hanging."""
+    try:
+        return await asyncio.wait_for(awaitable, seconds)
+    except TimeoutError:
+        pytest.fail(f"nothing came back within {seconds} seconds. {hint}", pytrace=False)
+
+
+# TODO 1: create the engine
+
+
+@pytest.mark.todo(1, points=6)
+async def test_todo_1_creates_an_engine_that_answers(lab):
+    engine = await lab.create_engine()
+    assert isinstance(engine, AsyncLLMEngine), f"create_engine() returned {engine!r}; expected an AsyncLLMEngine"
+    try:
+        outputs = await ours(engine, PROMPT, exactly(3))
+        assert outputs[-1].finished and len(outputs[-1].outputs[0].token_ids) == 3
+    finally:
+        engine.shutdown()
+
+
+@pytest.mark.todo(1, points=5)
+async def test_todo_1_hands_on_how_many_requests_may_run_at_once(lab):
+    engine = await lab.create_engine("course-draft", max_num_seqs=1)
+    try:
+        first, second = await asyncio.gather(
+            ours(engine, A, exactly(48), "first"), ours(engine, B, exactly(48), "second")
+        )
+    finally:
+        engine.shutdown()
+    runs = sorted((outputs[-1].metrics.first_token_ts, outputs[-1].metrics.last_token_ts) for outputs in (first, second))
+    assert runs[0][1] < runs[1][0], "with max_num_seqs=1 the second request must start after the first has ended"
+
+
+@pytest.mark.todo(1, points=4)
+async def test_todo_1_lets_the_error_of_a_wrong_model_through(lab):
+    with pytest.raises(ModelLoadError):
+        await lab.create_engine("/no/such/model")
+
+
+# TODO 2: request ids
+
+
+@pytest.mark.todo(2, points=5)
+def test_todo_2_ids_look_like_ids(lab):
+    request_id = lab.new_request_id()
+    assert isinstance(request_id, str) and re.fullmatch(r"req-[0-9A-Za-z-]{4,}", request_id), (
+        f"{request_id!r} is not 'req-' followed by at least four letters or digits"
+    )
+
+
+@pytest.mark.todo(2, points=6)
+def test_todo_2_ten_thousand_calls_give_ten_thousand_ids(lab):
+    ids = [lab.new_request_id() for _ in range(10_000)]
+    assert len(set(ids)) == len(ids), (
+        f"{len(ids) - len(set(ids))} of 10,000 ids were given out before. "
+        "Four random digits repeat after about a hundred calls; the clock stands still between two of them."
+    )
+
+
+@pytest.mark.todo(2, points=4)
+def test_todo_2_threads_never_get_the_same_id(lab):
+    ids: list[list[str]] = [[] for _ in range(4)]
+    start, interval = threading.Barrier(4), sys.getswitchinterval()
+
+    def ask(mine: list[str]) -> None:
+        start.wait()
+        mine.extend(lab.new_request_id() for _ in range(2_000))
+
+    threads = [threading.Thread(target=ask, args=(mine,)) for mine in ids]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    everything = [request_id for mine in ids for request_id in mine]
+    if not everything:
+        lab.new_request_id()  # shows here what stopped the threads
+    assert len(everything) == 8_000 and len(set(everything)) == 8_000
+
+
+# TODO 3: submit
+
+
+@pytest.mark.todo(3, points=5)
+async def test_todo_3_returns_a_stream_at_once(lab, engine):
+    stream = lab.submit_request(engine, PROMPT, exactly(2), "at-once")
+    if inspect.iscoroutine(stream):
+        stream.close()
+        pytest.fail("submit_request() returned a coroutine: it is a plain def, and generate() is not awaited", pytrace=False)
+    assert hasattr(stream, "__aiter__"), f"submit_request() returned {stream!r}, which `async for` cannot iterate over"
+    assert [output.request_id async for output in stream][-1] == "at-once"
+
+
+@pytest.mark.todo(3, points=5)
+async def test_todo_3_hands_on_prompt_parameters_and_id_unchanged(lab, engine):
+    expected = (await ours(engine, PROMPT, exactly(5)))[-1]
+    outputs = [output async for output in lab.submit_request(engine, PROMPT, exactly(5), "req-42")]
+    final = outputs[-1]
+    assert final.request_id == "req-42", "the output must carry the id that the caller chose"
+    assert final.prompt == PROMPT
+    assert final.outputs[0].token_ids == expected.outputs[0].token_ids, "same prompt and parameters, other tokens"
+    assert final.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.todo(3, points=5)
+async def test_todo_3_the_stream_shows_text_while_it_grows(lab, engine):
+    outputs = [output async for output in lab.submit_request(engine, PROMPT, exactly(12), "growing")]
+    counts = [len(output.outputs[0].token_ids) for output in outputs]
+    assert len(outputs) > 1, "all came at once: hand on the engine's stream, do not collect it first"
+    assert counts == sorted(set(counts)) and counts[-1] == 12, f"the outputs held {counts} tokens"
+    assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+
+
+# TODO 4: collect
+
+
+@pytest.mark.todo(4, points=6)
+async def test_todo_4_reads_to_the_end(lab, engine):
+    output = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "to-the-end"))
+    assert isinstance(output, RequestOutput), f"collect_output() returned {output!r}; expected a RequestOutput"
+    assert output.finished, "this is not the last output: go on until the stream ends by itself"
+    assert len(output.outputs[0].token_ids) == 9
+
+
+@pytest.mark.todo(4, points=5)
+async def test_todo_4_returns_the_whole_text_with_or_without_a_listener(lab, engine):
+    expected = (await ours(engine, PROMPT, exactly(9)))[-1].outputs[0].text
+    heard: list[str] = []
+    quiet = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "quiet"))
+    loud = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "loud"), heard.append)
+    assert quiet.outputs[0].text == expected, "the last output holds the whole text, not only what is new"
+    assert loud.outputs[0].text == expected
+
+
+@pytest.mark.todo(4, points=5)
+async def test_todo_4_passes_new_text_on_as_it_arrives(lab, engine):
+    heard: list[tuple[str, int]] = []
+    read = 0
+
+    async def counted():
+        nonlocal read
+        async for output in engine.generate(PROMPT, exactly(12), "new-text"):
+            read += 1
+            yield output
+
+    output = await lab.collect_output(counted(), lambda piece: heard.append((piece, read)))
+    pieces = [piece for piece, _ in heard]
+    assert "".join(pieces) == output.outputs[0].text, "the pieces joined must be the whole text, nothing twice"
+    assert len(pieces) > 1 and heard[0][1] < read, "a piece must be passed on when it arrives, not at the end"
+    assert all(pieces), "on_text was called without new text"
+
+
+@pytest.mark.todo(4, points=4)
+async def test_todo_4_lets_an_error_in_the_middle_through(lab, engine):
+    async def breaks():
+        async for output in engine.generate(PROMPT, exactly(6), "breaks"):
+            yield output
+            raise EngineError("the engine went away")
+
+    with pytest.raises(EngineError, match="went away"):
+        await lab.collect_output(breaks())
+
+
+# TODO 5: many at once
+
+
+@pytest.mark.todo(5, points=7)
+async def test_todo_5_the_requests_share_one_step(lab, engine, recorder):
+    before = len(recorder.steps)
+    outputs = await within(60, lab.serve_many(engine, [A, B, C], exactly(64)), "Does serve_many() wait for something?")
+    ids = {output.request_id for output in outputs}
+    assert len(ids) == 3, f"three requests need three ids; they had {sorted(output.request_id for output in outputs)}"
+    together = [ids & {chunk["request"] for chunk in step["chunks"]} for step in recorder.steps[before:]]
+    most = max(map(len, together), default=0)
+    assert most == 3, (
+        f"at most {most} of the 3 requests were ever computed in one step of this engine. Each was awaited before "
+        "the next was submitted, or another engine was used: start them all, then wait for all."
+    )
+
+
+@pytest.mark.todo(5, points=3)
+async def test_todo_5_returns_outputs_in_the_order_of_the_prompts(lab, engine):
+    prompts = [f"{A} " * 3, B, f"{C} " * 2, A]
+    outputs = await lab.serve_many(engine, prompts, SamplingParams(temperature=0.0, max_tokens=8))
+    assert [output.prompt for output in outputs] == prompts
+    assert all(output.finished for output in outputs)
+    late_first = await lab.serve_many(_FirstIsLast(engine), [A, B, C], exactly(2))
+    assert [output.prompt for output in late_first] == [A, B, C], "the order is that of the prompts, not of finishing"
+
+
+class _FirstIsLast:
+    """The real engine, except that the request submitted first is answered last."""
+
+    def __init__(self, engine):
+        self._engine, self._submitted, self._others_done = engine, 0, asyncio.Event()
+
+    async def generate(self, *args, **kwargs):
+        self._submitted += 1
+        if self._submitted == 1:
+            with contextlib.suppress(TimeoutError):  # whoever submits one after the other waits in vain
+                await asyncio.wait_for(self._others_done.wait(), 3)
+        async for output in self._engine.generate(*args, **kwargs):
+            yield output
+        self._others_done.set()
+
+
+@pytest.mark.todo(5, points=3)
+async def test_todo_5_the_error_of_one_request_reaches_the_caller(lab, engine):
+    with pytest.raises(InvalidParametersError):
+        await lab.serve_many(engine, [A, "", C], exactly(3))
+
+
+@pytest.mark.todo(5, points=3)
+async def test_todo_5_leaves_the_event_loop_free(lab, engine, monkeypatch):
+    loop_thread, sleep = threading.get_ident(), time.sleep
+
+    def watched_sleep(seconds):
+        assert threading.get_ident() != loop_thread, "time.sleep() stops every request: await asyncio.sleep() instead"
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", watched_sleep)
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.001)
+
+    ticker = asyncio.create_task(tick())
+    await lab.serve_many(engine, [A, B], exactly(48))
+    ticker.cancel()
+    assert ticks >= 5, f"while 48 tokens were generated, other work on the event loop got {ticks} turns: something blocks it"
+
+
+@pytest.mark.todo(5, points=4)
+async def test_todo_5_the_whole_program_prints_what_the_readme_shows(lab, capsys):
+    await lab.main()
+    said = capsys.readouterr().out
+    shape = (
+        r"=== vLLM Async Online Serving Lab ===\n\n"
+        r"Initializing AsyncLLMEngine\.\.\.\nEngine initialized successfully!\n\n"
+        r"Processing single request\.\.\.\nRequest ID: (req-\S+)\n"
+        r"Prompt: Explain async programming in Python\nGenerated: \S.+\n\n"
+        r"Processing concurrent requests\.\.\.\n"
+        r"Request 1 \((req-\S+)\): Complete\nRequest 2 \((req-\S+)\): Complete\nRequest 3 \((req-\S+)\): Complete\n\n"
+        r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n"
+    )
+    found = re.fullmatch(shape, said, re.DOTALL)
+    assert found, f"README.md, Expected Output, shows another shape than this:\n{said}"
+    assert len(set(found.groups())) == 4, "two of the four requests had the same id"
+
+
+# Going Further: no points. Tests yours if starter.py has a function of that name.
+
+
+@pytest.fixture
+def extra(lab, pytestconfig):
+    """A Going Further function by name: yours, or for --impl solution ours."""
+
+    def find(name: str):
+        if not hasattr(lab, name) and pytestconfig.getoption("--impl") == "solution":
+            spec = importlib.util.spec_from_file_location("lab02_going_further", Path(__file__).with_name("going_further.py"))
+            ours_module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(ours_module)
+            return getattr(ours_module, name)
+        if not hasattr(lab, name):
+            pytest.skip(f"optional: write {name}() in starter.py; README.md, Going Further, says how")
+        return getattr(lab, name)
+
+    return find
+
+
+@pytest.mark.optional
+async def test_optional_1_cancelling_ends_one_request_and_no_other(extra, engine):
+    cancel = asyncio.Event()
+    neighbour = asyncio.create_task(ours(engine, B, exactly(20), "neighbour"))
+    cancelled = asyncio.create_task(extra("serve_until")(engine, A, exactly(500), "cancelled", cancel))
+    await asyncio.sleep(0.1)
+    cancel.set()
+    output = await within(30, cancelled, "Was engine.abort(request_id) awaited?")
+    assert output.outputs[0].finish_reason == "abort"
+    assert (await neighbour)[-1].outputs[0].finish_reason == "length"
+
+
+@pytest.mark.optional
+async def test_optional_2_the_smaller_priority_number_is_served_first(extra):
+    serve = extra("serve_by_priority")
+    engine = AsyncLLMEngine.from_engine_args(
+        AsyncEngineArgs(model="course-draft", scheduling_policy="priority", max_num_seqs=1)
+    )
+    try:
+        busy = engine.generate(PROMPT, exactly(400), "busy")
+        await anext(busy)  # it runs, so the others have to wait, and are chosen by priority
+        outputs = await serve(engine, [(A, 5), (B, 0), (C, 2)], exactly(2))
+        assert [output async for output in busy][-1].finished
+    finally:
+        engine.shutdown()
+    assert [output.prompt for output in outputs] == [A, B, C]
+    assert [o.prompt for o in sorted(outputs, key=lambda o: o.metrics.first_token_ts)] == [B, C, A]
+
+
+@pytest.mark.optional
+async def test_optional_3_a_timeout_returns_what_there_is(extra, engine):
+    serve = extra("serve_within")
+    output = await within(30, serve(engine, A, exactly(2000), 0.1), "Was timeout= handed to generate()?")
+    assert output is None or 0 <= len(output.outputs[0].token_ids) < 2000
+    assert (await serve(engine, A, exactly(2), 60.0)).finished
+
+
+@pytest.mark.optional
+async def test_optional_4_a_web_service_answers_streams_and_refuses(extra, engine):
+    httpx = pytest.importorskip("httpx")
+    transport = httpx.ASGITransport(app=extra("create_app")(engine))
+    async with httpx.AsyncClient(transport=transport, base_url="http://lab") as client:
+        one = (await client.post("/generate", json={"prompt": PROMPT, "max_tokens": 6})).json()
+        streamed = await client.post("/generate", json={"prompt": PROMPT, "max_tokens": 6, "stream": True})
+        refused = await client.post("/generate", json={"prompt": "", "max_tokens": 6})
+    assert one["text"] and one["request_id"].startswith("req-")
+    assert streamed.text == one["text"]
+    assert refused.status_code == 400 and "prompt" in refused.json()["detail"]
+
+
+@pytest.mark.optional
+async def test_optional_5_queue_depths_and_times_can_be_read(extra):
+    depths, times = extra("queue_depths"), extra("times")
+    recorder = Recorder()
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model="course-draft", max_num_seqs=1), recorder=recorder)
+    try:
+        outputs = await asyncio.gather(*(ours(engine, prompt, exactly(64), prompt) for prompt in (A, B, C)))
+    finally:
+        engine.shutdown()
+    assert max(running for running, _ in depths(recorder.steps)) == 1
+    assert max(waiting for _, waiting in depths(recorder.steps)) >= 1
+    slowest = max((times(each[-1]) for each in outputs), key=lambda seconds: seconds["total"])
+    assert 0 <= slowest["waiting"] <= slowest["to_first_token"] <= slowest["total"]
+    assert slowest["total"] == pytest.approx(slowest["to_first_token"] + slowest["generating"])
