@@ -1,0 +1,114 @@
+"""What the engine's tests share.
+
+    course_llm       an `LLM` of the course checkpoint in float32, one for the whole session;
+                     it is idle and its prefix cache is empty when a test gets it
+    make_llm         an `LLM` with any arguments, its invariants checked after every step
+    random_checkpoint  a folder with a Qwen3 of random weights, by its shape
+    oracle           transformers on the course checkpoint, float32
+    corpus           the module that reads the course corpus
+    note             adds a line to what the run says at its end: numbers a reader may ask for
+
+One thread: the networks here are so small that two of them mostly wait for each other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from nano_qwen3_serving import LLM
+from nano_qwen3_serving.model.checkpoint import BUNDLED
+from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
+from nano_qwen3_serving.testing.oracle import Oracle
+
+TOOLS = Path(__file__).parent.parent / "tools"
+NOTES = pytest.StashKey[list[str]]()
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def course_folder() -> Path:
+    """Where the bundled course checkpoint lies."""
+    return BUNDLED / "course"
+
+
+@pytest.fixture(scope="session")
+def make_llm() -> Callable[..., LLM]:
+    """`make_llm(model, **engine_args)`: an `LLM` that checks its invariants after every step."""
+
+    def make(model: str | Path = "course", **arguments: Any) -> LLM:
+        return LLM(str(model), **{"dtype": "float32", "device": "cpu", "check_invariants": True, **arguments})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_course_llm(make_llm: Callable[..., LLM]) -> LLM:
+    """The session's one `LLM`; tests ask for `course_llm`."""
+    return make_llm()
+
+
+@pytest.fixture
+def course_llm(shared_course_llm: LLM) -> LLM:
+    """The session's `LLM` of the course checkpoint, idle and with an empty prefix cache."""
+    engine = shared_course_llm.llm_engine
+    engine.abort_request(engine.output_processor.request_ids)
+    assert engine.reset_prefix_cache(), "an earlier test left requests behind"
+    return shared_course_llm
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`random_checkpoint(shape, **how)`: the folder of such a checkpoint, written once a session."""
+    folders: dict[Any, Path] = {}
+
+    def find(shape: Shape | None = None, **how: Any) -> Path:
+        key = (shape, *sorted(how.items(), key=str))
+        if key not in folders:
+            folders[key] = write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), shape, **how)
+        return folders[key]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def oracle(course_folder: Path) -> Oracle:
+    """transformers on the course checkpoint."""
+    return Oracle(course_folder)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> ModuleType:
+    """`reference_engine/tools/corpus.py`, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("course_corpus", TOOLS / "corpus.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[NOTES] = []
+
+
+@pytest.fixture(scope="session")
+def note(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """`note(line)`: shown at the end of the run."""
+    return pytestconfig.stash[NOTES].append
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    lines = config.stash[NOTES]
+    if lines:
+        terminalreporter.section("measured against the oracle")
+        for line in lines:
+            terminalreporter.write_line(line)

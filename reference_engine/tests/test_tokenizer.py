@@ -1,0 +1,228 @@
+"""The tokenizer and the chat template equal transformers'."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
+from nano_qwen3_serving.model.checkpoint import BUNDLED
+from nano_qwen3_serving.text.tokenizer import Tokenizer
+
+OURS = Tokenizer.from_folder(BUNDLED / "course")
+THEIRS = AutoTokenizer.from_pretrained(BUNDLED / "course")
+
+TEXTS = [
+    "", " ", "\n", "  two  spaces  ", "tab\tand\r\nline", "Hello, world!", "don't we'll I'D", "1234567890 3.14", "!?!?...",
+    "def f(x):\n    return {'a': [x, *y], \"b\": x**2}  # comment\n", "<|im_start|>user\nHi<|im_end|>\n", "<|endoftext|>",
+    "<think>\n\n</think>\n\n", "<tool_call>{}</tool_call><tool_response>", "<|im_start", "|im_end|>", "<|im_end|><|im_end|>",
+    "你好，世界！", "नमस्ते दुनिया", "مرحبا بالعالم", "Привет", "こんにちは", "한국어", "🙂🙃👩‍👩‍👧‍👦🏳️‍🌈", "e\u0301 é \u00a0\u200b\ufeff",
+    "\u0000\u0001\u007f", "a" * 300, "\ufffd", "mixed 你 and 🙂 and <|im_end|> and नमस्ते",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_encode_and_decode_equal_transformers(text: str) -> None:
+    ids = OURS.encode(text)
+    assert ids == THEIRS(text, add_special_tokens=False).input_ids
+    for skip in (True, False):
+        assert OURS.decode(ids, skip_special_tokens=skip) == THEIRS.decode(ids, skip_special_tokens=skip)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_encoded_as_by_transformers(text: str) -> None:
+    assert OURS.encode(text) == THEIRS(text, add_special_tokens=False).input_ids
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, len(THEIRS) - 1), max_size=30), st.booleans())
+def test_any_tokens_are_decoded_as_by_transformers(ids: list[int], skip: bool) -> None:
+    assert OURS.decode(ids, skip_special_tokens=skip) == THEIRS.decode(ids, skip_special_tokens=skip)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, len(THEIRS) - 1), max_size=30))
+def test_bytes_of_tokens_join_to_the_decoded_text(ids: list[int]) -> None:
+    joined = b"".join(map(OURS.token_bytes, ids))
+    assert joined.decode("utf-8", errors="replace") == OURS.decode(ids, skip_special_tokens=False)
+
+
+def test_special_tokens_are_qwens() -> None:
+    for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"):
+        (token_id,) = OURS.encode(token)
+        assert OURS.is_special(token_id) and THEIRS.added_tokens_decoder[token_id].special
+        assert OURS.token_text(token_id) == token
+    for token in ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"):
+        (token_id,) = OURS.encode(token)
+        assert not OURS.is_special(token_id), f"{token} is part of the text, as in Qwen3"
+    assert OURS.eos_token_id == THEIRS.eos_token_id == OURS.encode("<|im_end|>")[0]
+    assert len(OURS) == len(THEIRS)
+
+
+def test_every_byte_has_a_token_so_that_any_text_can_be_encoded() -> None:
+    assert {OURS.token_bytes(i) for i in range(len(OURS))} >= {bytes([b]) for b in range(256)}
+
+
+def test_an_unknown_token_adds_no_text() -> None:
+    assert OURS.token_bytes(10**6) == b"" and OURS.token_text(10**6) == ""
+
+
+SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+USER = {"role": "user", "content": "What is a KV cache?"}
+ANSWER = {"role": "assistant", "content": "It keeps keys and values."}
+THOUGHT = {"role": "assistant", "content": "<think>\nHm, a cache.\n</think>\n\nIt keeps keys and values."}
+REASONED = {"role": "assistant", "content": "It keeps keys.", "reasoning_content": "Hm."}
+CALL = {"role": "assistant", "content": "", "tool_calls": [
+    {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2, "wind": None}}}]}
+CALLS = {"role": "assistant", "content": "Let me see.", "tool_calls": [
+    {"function": {"name": "weather", "arguments": '{"city": "Rome"}'}}, {"name": "time", "arguments": {}}]}
+RESULT = {"role": "tool", "content": '{"degrees": 21}'}
+AGAIN = {"role": "user", "content": "And paged attention? 🙂\n\n你好"}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": "Says <b>how</b> it's & will be: 天気", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}},
+    {"type": "function", "function": {"name": "time", "parameters": {}}},
+]
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "question": [USER],
+    "system and question": [SYSTEM, USER],
+    "two turns": [USER, ANSWER, AGAIN],
+    "two turns with system": [SYSTEM, USER, ANSWER, AGAIN],
+    "ends with an answer": [USER, ANSWER],
+    "old thoughts": [USER, THOUGHT, AGAIN],
+    "new thoughts": [USER, THOUGHT],
+    "reasoning apart": [USER, REASONED],
+    "old reasoning apart": [USER, REASONED, AGAIN],
+    "tool call": [USER, CALL, RESULT],
+    "tool calls": [SYSTEM, USER, CALLS, RESULT, RESULT, ANSWER, AGAIN],
+    "system only": [SYSTEM],
+    "markup in the text": [{"role": "user", "content": "{{ 1 + 1 }} {% if %} <|im_end|> </think>"}],
+    "spaces around": [{"role": "user", "content": "  \n hi \n "}, {"role": "assistant", "content": "\n\n ok  "}, USER],
+    "empty": [{"role": "user", "content": ""}],
+}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "thinking": {"enable_thinking": True},
+    "no thinking": {"enable_thinking": False},
+    "no generation prompt": {"add_generation_prompt": False},
+    "tools": {"tools": TOOLS},
+    "tools, no thinking": {"tools": TOOLS, "enable_thinking": False},
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_chat_template_renders_as_in_transformers(name: str, switches: str) -> None:
+    arguments = {"add_generation_prompt": True, **SWITCHES[switches]}
+    ours = OURS.apply_chat_template(CONVERSATIONS[name], **arguments)
+    assert ours == THEIRS.apply_chat_template(CONVERSATIONS[name], tokenize=False, **arguments)
+    tokens = THEIRS.apply_chat_template(CONVERSATIONS[name], tokenize=True, return_dict=False, **arguments)
+    assert OURS.apply_chat_template(CONVERSATIONS[name], tokenize=True, **arguments) == tokens
+
+
+BEGINNINGS = ["", "The answer is", "The answer is ", "a\n", "  x", "im", "assistant", "What is a KV cache?", "<think>\nHm", "end 🙂"]
+
+
+@pytest.mark.parametrize("content", BEGINNINGS)
+@pytest.mark.parametrize("before", [[USER], [SYSTEM, USER, ANSWER, AGAIN]], ids=["question", "conversation"])
+def test_continue_final_message_ends_inside_it_as_in_transformers(content: str, before: list[Any]) -> None:
+    messages = [*before, {"role": "assistant", "content": content}]
+    arguments = {"continue_final_message": True, "add_generation_prompt": False}
+    assert OURS.apply_chat_template(messages, **arguments) == THEIRS.apply_chat_template(messages, tokenize=False, **arguments)
+
+
+@pytest.mark.parametrize("switches", [{}, {"tools": TOOLS}, {"enable_thinking": False}, {"date": "today"}], ids=str)
+def test_another_chat_template_sees_what_transformers_gives_it(switches: dict[str, Any]) -> None:
+    template = (
+        "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{% for m in messages %}\n    {%- if loop.first %}[{% endif %}\n"
+        "{{ m['role'] }}: {{ m.content | trim | upper }} {{ m | tojson }}{% if m.role == 'tool' %}{% continue %}{% endif %};\n"
+        "{% endfor %}{{ tools | tojson(indent=2) }}{{ enable_thinking is defined }}{{ date }}{{ add_generation_prompt }}")
+    ours = OURS.apply_chat_template([SYSTEM, USER, RESULT], chat_template=template, **switches)
+    theirs = THEIRS.apply_chat_template(
+        [SYSTEM, USER, RESULT], chat_template=template, tokenize=False, add_generation_prompt=True, **switches)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("messages", [
+    [], None, "hi", [["user", "hi"]], [{"role": "user"}], [{"content": "hi"}], [{"role": "robot", "content": "hi"}],
+    [{"role": "user", "content": 3}], [USER, {"role": "assistant", "content": None}],
+], ids=repr)
+def test_malformed_messages_are_refused_by_value(messages: Any) -> None:
+    with pytest.raises(InvalidParametersError, match="messages") as caught:
+        OURS.apply_chat_template(messages)
+    assert caught.value.parameter.startswith("messages")
+
+
+def test_a_template_that_refuses_and_a_template_that_is_broken_are_the_callers_errors() -> None:
+    with pytest.raises(InvalidParametersError, match="no system message, please"):
+        OURS.apply_chat_template([SYSTEM], chat_template="{{ raise_exception('no system message, please') }}")
+    with pytest.raises(InvalidParametersError, match="chat template"):
+        OURS.apply_chat_template([USER], chat_template="{% for %}")
+
+
+def test_a_template_cannot_reach_python() -> None:
+    with pytest.raises(InvalidParametersError):
+        OURS.apply_chat_template([USER], chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
+
+
+def test_continuing_a_message_and_beginning_another_is_refused() -> None:
+    with pytest.raises(InvalidParametersError, match="continue_final_message"):
+        OURS.apply_chat_template([USER, ANSWER], continue_final_message=True, add_generation_prompt=True)
+
+
+def test_continuing_a_message_without_text_is_refused() -> None:
+    calls_only = {"role": "assistant", "content": None, "tool_calls": CALL["tool_calls"]}
+    with pytest.raises(InvalidParametersError, match="continue_final_message"):
+        OURS.apply_chat_template([USER, calls_only], continue_final_message=True, add_generation_prompt=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(BUNDLED / "course" / file, tmp_path)
+    return tmp_path
+
+
+def test_without_a_template_chatting_is_refused_and_plain_text_is_not(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.encode("Hello") == OURS.encode("Hello")
+    with pytest.raises(InvalidParametersError, match="no chat template"):
+        tokenizer.apply_chat_template([USER])
+
+
+def test_a_template_inside_tokenizer_config_json_is_found(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = "just {{ messages[0].content }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Tokenizer.from_folder(folder).apply_chat_template([USER]) == "just What is a KV cache?"
+
+
+@pytest.mark.parametrize(("file", "content"), [
+    ("tokenizer.json", None), ("tokenizer.json", "{"), ("tokenizer.json", '{"decoder": {"type": "ByteLevel"}}'),
+    ("tokenizer.json", ""), ("tokenizer_config.json", "{not json"), ("tokenizer_config.json", "[1]"),
+])
+def test_a_missing_or_corrupt_file_is_named(folder: Path, file: str, content: str | None) -> None:
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(ModelLoadError, match=f"{file}.*(copy|download)"):
+        Tokenizer.from_folder(folder)
+
+
+def test_a_vocabulary_that_is_not_byte_level_is_refused(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ModelLoadError, match="WordPiece"):
+        Tokenizer.from_folder(folder)
