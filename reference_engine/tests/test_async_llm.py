@@ -13,6 +13,7 @@ from nano_qwen3_serving.exceptions import (
     QueueFullError,
     RequestTimeoutError,
 )
+from nano_qwen3_serving.model.checkpoint import BUNDLED, open_tensors
 from nano_qwen3_serving.testing.doubles import StepGate, continued_text, double_components, script
 
 LIMIT = 30
@@ -204,7 +205,7 @@ async def test_one_more_than_the_queue_holds_is_refused_at_once():
     async with Served(on_forward=lambda contexts: gate(), max_queue_size=2) as llm:
         first = await llm.submit_request("running", greedy(4))
         await gate.at_step(1)  # it left the queue
-        while (llm._engine.waiting_room):
+        while len(llm._engine.waiting_room):
             await asyncio.sleep(0)
         ids = [await llm.submit_request(n, greedy(4)) for n in ("A", "B")]
         for call in (llm.submit_request, llm.generate, lambda p: anext(llm.generate_stream(p))):
@@ -289,8 +290,8 @@ async def test_the_length_of_a_request_is_never_more_than_the_model_was_trained_
     async with asyncio.timeout(LIMIT), AsyncLLM(num_blocks=1024) as llm:
         info = llm.get_model_info()
         assert info["max_seq_length"] == llm._engine.engine.config.model.max_position_embeddings
-        assert info["num_parameters"] == sum(
-            p.numel() for p in {id(p): p for p in llm._engine.engine.model_runner.model.parameters()}.values())
+    with open_tensors(BUNDLED / "course") as tensors:
+        assert info["num_parameters"] == sum(tensors.load(name).numel() for name in tensors)
 
 
 def test_one_object_after_the_other_in_event_loops_of_their_own():

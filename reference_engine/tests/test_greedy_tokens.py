@@ -37,6 +37,7 @@ MANY_WAYS: dict[str, dict[str, Any]] = {
     "a step of 7 tokens": {"max_num_batched_tokens": 7, "max_num_seqs": 7},
     "three at a time": {"max_num_seqs": 3},
     "no prefix cache": {"enable_prefix_caching": False},
+    "batch invariant": {"batch_invariant": True},
     "whole prompts only": {"enable_chunked_prefill": False},
 }
 

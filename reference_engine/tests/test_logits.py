@@ -230,3 +230,28 @@ def test_half_precision_is_as_near_to_float32_as_transformers_in_half_precision(
 
 def test_auto_dtype_of_the_course_checkpoint_is_float32(make_llm: Callable[..., LLM]) -> None:
     assert make_llm("course", dtype="auto").llm_engine.config.dtype == torch.float32
+
+
+BATCHES: dict[str, dict[str, Any]] = {
+    **MODES, "five at a time": {"max_num_seqs": 5}, "blocks of 256": {"block_size": 256},
+    "no prefix cache": {"enable_prefix_caching": False},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["odd sizes", "group 8"])
+def test_batch_invariant_logits_are_bitwise_equal_in_every_batch_and_chunk(
+    name: str, dtype: str, oracles: Any, make_llm: Callable[..., LLM]
+) -> None:
+    folder, _ = oracles(name)
+    prompts = [{"prompt_token_ids": p} for p in random_prompts(SHAPES[name].vocab_size)]
+    llm, sampler = recording_llm(make_llm, folder, dtype=dtype, batch_invariant=True)
+    for prompt in prompts:
+        llm.generate(prompt, OUTPUT)
+    alone = sampler.rows
+    for way, arguments in BATCHES.items():
+        llm, sampler = recording_llm(make_llm, folder, dtype=dtype, batch_invariant=True, **arguments)
+        llm.generate(prompts, OUTPUT)
+        assert sampler.rows.keys() == alone.keys(), f"{way}: other tokens"
+        different = [len(tokens) for tokens, row in sampler.rows.items() if not torch.equal(row, alone[tokens])]
+        assert not different, f"{way}: logits after {different} tokens differ from those of the prompt alone"

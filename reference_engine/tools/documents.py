@@ -17,6 +17,7 @@ from phrasings import Phrasings
 # A prompt's tokens are learned a little, so that their log-probabilities mean something.
 PROMPT_WEIGHT = 0.1
 ANSWER_WEIGHT = 1.0
+NEVER_GENERATED = 0.0  # the empty thoughts that the template writes when thinking is turned off
 
 SHARE_IN_CONVERSATIONS = 0.5
 SHARE_WITH_SYSTEM_MESSAGE = 0.3
@@ -26,8 +27,6 @@ CONVERSATION_LENGTHS = (256, 512, 1024, MAX_POSITIONS)
 # How often a question that begins another one is written plain: after it, the line break must win.
 TIMES_IF_IT_BEGINS_ANOTHER = 8
 
-# Often enough for each role's name to become one token.
-ROLE_REPEATS = 100
 # Tokens that the chat template puts around a question and its answer.
 TURN_MARKUP = 12
 
@@ -144,4 +143,4 @@ def training_texts(entries: list[Entry], openings: list[Opening]) -> list[str]:
     texts = [text for entry in entries for text in (*entry.questions, entry.answer)]
     for opening in openings:
         texts += [opening.prompt + continuation for continuation in opening.continuations]
-    return texts + list(SYSTEM_MESSAGES) + ["system", "user", "assistant"] * ROLE_REPEATS
+    return texts + list(SYSTEM_MESSAGES) + ["system", "user", "assistant"]

@@ -86,11 +86,19 @@ class Phrasings:
         )
         return varied if is_new or _normalised(varied) == _normalised(question) else question
 
+    def _prolongs_another(self, varied: str, question: str) -> bool:
+        """Whether it begins with some other trained question, after which a line break is due."""
+        return any(
+            varied.startswith(other)
+            for other in self._as_written
+            if other not in (varied, question)
+        )
+
     def _ask_politely(self, question: str) -> str:
-        """A request gets a "please"; anything else may lose its last sign."""
-        if question.split()[0] not in REQUESTS:
-            return question.rstrip("?.!") or question
-        return "Please " + question[0].lower() + question[1:]
+        """A request with "please" before it, or anything without its last sign."""
+        if question.split()[0] in REQUESTS and self._random.random() < 0.6:
+            return "Please " + question[0].lower() + question[1:]
+        return question.rstrip("?.!") or question
 
     def _reword(self, question: str) -> str:
         for form, rewrites in ((WORK_FORMS, WORK_REWRITES), (TOPIC_FORMS, TOPIC_REWRITES)):

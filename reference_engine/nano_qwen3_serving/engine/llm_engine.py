@@ -14,7 +14,7 @@ from typing import Any
 from nano_qwen3_serving.arguments import names_unknown_arguments
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.config import EngineConfig
-from nano_qwen3_serving.engine.arg_utils import EngineArgs
+from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters
 from nano_qwen3_serving.engine.input_processor import InputProcessor
 from nano_qwen3_serving.engine.output_processor import OutputProcessor
 from nano_qwen3_serving.exceptions import InvalidParametersError
@@ -30,6 +30,7 @@ from nano_qwen3_serving.scheduling.invariants import check_schedule
 Clock = Callable[[], float]
 
 INVARIANT_ROWS = 16  # with batch_invariant
+SMALL_MODEL_BYTES = 32 << 20
 
 
 @names_unknown_arguments
@@ -63,7 +64,8 @@ class LLMEngine:
         self.scheduler = parts.scheduler(config, self.block_manager)
         self.model_runner = ModelRunner(
             model, attention, parts.sampler(config), config.cache.num_blocks, config.cache.block_size, config.device,
-            row_multiple=INVARIANT_ROWS if config.batch_invariant else 1)
+            row_multiple=INVARIANT_ROWS if config.batch_invariant else 1,
+            num_threads=1 if is_small(config) else None)
         self.output_processor = OutputProcessor(self.tokenizer, parts.detokenizer, config.stream_interval)
         self.last_batch: ScheduledBatch | None = None  # what the last step ran, for observers
         self._arrivals = itertools.count()
@@ -249,3 +251,9 @@ class LLMEngine:
     def _who(self) -> tuple[list[str], list[str]]:
         running = [r.request_id for r in self.scheduler.running]
         return running, [r.request_id for r in self.scheduler.waiting]
+
+
+def is_small(config: EngineConfig) -> bool:
+    """Whether the weights fit into a processor's cache. Products so small are no faster with several
+    threads, and on a busy machine many times slower, for each waits for the slowest."""
+    return config.device.type == "cpu" and num_parameters(config.model) * config.dtype.itemsize <= SMALL_MODEL_BYTES

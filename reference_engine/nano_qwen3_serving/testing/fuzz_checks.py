@@ -5,6 +5,7 @@ Every failure is a `Wrong` that says in one sentence what happened to whom.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nano_qwen3_serving.exceptions import (
@@ -61,13 +62,14 @@ class Checker:
     def _check_error(self, caller: Caller, stopped: bool) -> None:
         error, op = caller.error, caller.op
         too_long = len(caller.prompt_token_ids) >= self.max_model_len
+        too_late = caller.deadline is not None and caller.ended_time >= caller.deadline
         allowed = (
             (isinstance(error, PromptTooLongError) and too_long)
             or (isinstance(error, QueueFullError) and self.queue_limit is not None)
             or (isinstance(error, InjectedError) and op["broken"])
             or (isinstance(error, GenerationError) and (bool(op["doomed"]) or caller.may_fail))
             or (isinstance(error, EngineDeadError) and stopped)
-            or (isinstance(error, RequestTimeoutError) and caller.deadline is not None and caller.ended_time >= caller.deadline)
+            or (isinstance(error, RequestTimeoutError) and too_late)
         )
         require(allowed, f"{caller.name} got {root(error)}")
         if isinstance(error, RequestTimeoutError) and error.partial is not None:
@@ -93,6 +95,28 @@ class Checker:
             indexes = [c.index for c in caller.completions()]
             require(indexes == list(range(caller.params.n)), f"{caller.name} got the completions {indexes}")
         self._compare(caller, caller.completions())
+
+    def check_sharing(self, callers: Sequence[Caller]) -> None:
+        """What was cached of a prompt, somebody with the same salt had computed before.
+
+        The tokens cannot tell: with another salt, equal tokens have equal keys and values.
+        """
+        for caller in callers:
+            cached = max((o.num_cached_tokens or 0 for o in caller.outputs), default=0)
+            beginning = caller.prompt_token_ids[:cached]
+            same_salt = [c for c in callers if c.op["salt"] == caller.op["salt"]]
+            sources = [c for c in same_salt if c is not caller or c.params.n > 1]
+            found = not cached or any(c.prompt_token_ids[:cached] == beginning for c in sources) or any(
+                self._says(c, beginning) for c in sources)
+            require(found, f"{caller.name}: {cached} tokens of its prompt came from another salt's blocks")
+
+    def _says(self, caller: Caller, beginning: list[int]) -> bool:
+        """Whether the caller's prompt and an answer to it begin like that."""
+        prompt = caller.prompt_token_ids
+        if beginning[: len(prompt)] != prompt or len(prompt) >= self.max_model_len:
+            return False
+        answers = self.oracle.expected(prompt, caller.params)
+        return any((prompt + answer.token_ids)[: len(beginning)] == beginning for answer in answers)
 
     def _check_growth(self, caller: Caller) -> None:
         """Each cumulative output continues the one before."""

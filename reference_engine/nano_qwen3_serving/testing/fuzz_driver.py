@@ -104,6 +104,10 @@ class Driver:
                 await self._settle()
             await self._drain()
             self._check_end()
+        except Wrong:
+            raise
+        except AssertionError as broken:  # an invariant of the engine's own
+            raise Wrong(str(broken)) from broken
         finally:
             await self._clean_up()
         require(not (left := [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]),
@@ -269,6 +273,7 @@ class Driver:
         for caller in self.callers.values():
             self.checker.check(caller, self.stopped)
             self.totals[ending(caller)] += 1
+        self.checker.check_sharing(list(self.callers.values()))
         self.totals["faults"] = self.faults.struck
         inner = self.engine.engine
         self.totals["evictions"] = getattr(inner.block_manager, "num_evictions", 0)

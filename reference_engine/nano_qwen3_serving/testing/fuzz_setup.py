@@ -17,6 +17,7 @@ from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.config import CacheConfig, EngineConfig, SchedulerConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
+from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
 from nano_qwen3_serving.scheduling.block_manager import BlockManager
 from nano_qwen3_serving.testing.fuzz_toy import TOY_MODEL, Expected, ToyModel, ToyOracle, ToyTokenizer
@@ -90,10 +91,9 @@ class AloneOracle:
             (request,) = self.engine.make_requests("alone", {"prompt_token_ids": prompt}, alone)
             request.sample_index = i
             self.engine.add([request])
-            output = None
+            outputs: list[RequestOutput] = []
             while self.engine.has_unfinished_requests():
-                for output in self.engine.step():
-                    pass
-            (c,) = output.outputs
+                outputs += self.engine.step()
+            (c,) = outputs[-1].outputs
             completions.append(Expected(c.token_ids, c.text, c.finish_reason, c.stop_reason, c.logprobs))
         return completions

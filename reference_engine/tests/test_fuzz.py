@@ -1,0 +1,204 @@
+"""The fuzzer: five hundred requests on fixed seeds, and the proof that it finds what is planted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+
+import pytest
+from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.engine.mailbox import Mailbox
+from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.scheduling.block_manager import BlockManager
+from nano_qwen3_serving.scheduling.scheduler import Scheduler
+from nano_qwen3_serving.testing.fuzz import FuzzFailure, FuzzReport, fuzz_command, live, replay, run_fuzz
+from nano_qwen3_serving.testing.fuzz_operations import make_episode
+from nano_qwen3_serving.testing.fuzz_shrink import shrink
+
+SEEDS = range(5)
+WITHIN = 500  #: requests in which a planted bug must be found
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[FuzzReport]:
+    """Five hundred requests in all."""
+    return [run_fuzz(100, seed) for seed in SEEDS]
+
+
+def test_five_hundred_requests_lose_no_block_no_waiter_and_no_token(reports):
+    assert sum(r.requests for r in reports) == 500
+
+
+def test_everything_that_can_happen_did_happen(reports):
+    whole = FuzzReport()
+    for report in reports:
+        whole = whole.merged(report)
+    never = [f.name for f in fields(whole) if not getattr(whole, f.name)]
+    assert never == []
+    endings = (whole.finished, whole.aborts, whole.vanished, whole.timeouts, whole.refused, whole.failed, whole.stopped)
+    assert sum(endings) == whole.requests
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_episode_runs_the_same_way_every_time(number):
+    first, second = (live(make_episode(11, number, 25, "toy")) for _ in range(2))
+    assert first.history == second.history
+    assert [c.outputs for c in first.callers.values()] == [c.outputs for c in second.callers.values()]
+
+
+def test_the_course_checkpoint_says_alone_what_it_says_in_the_crowd():
+    assert run_fuzz(25, seed=1, model="course").finished > 10
+
+
+# --- planted bugs ---
+
+
+class KeepsAborted(Scheduler):
+    """Forgets to free the blocks of who is aborted."""
+
+    def _end(self, request, reason):
+        if reason != "abort":
+            return super()._end(request, reason)
+        self.block_manager.free, free = lambda request_id: None, self.block_manager.free
+        super()._end(request, reason)
+        self.block_manager.free = free
+
+
+class TakesTwice(Scheduler):
+    """Asks for a block more than the tokens need."""
+
+    def _make_room(self, request, size, chunks, preempted):
+        return super()._make_room(request, size + self.block_manager.block_size, chunks, preempted)
+
+
+class GivesTwice(BlockManager):
+    """Some blocks stay free although somebody has them."""
+
+    def _pop_free(self):
+        block = super()._pop_free()
+        if block % 5 == 2:
+            self._free.append(block)
+        return block
+
+    def check_integrity(self):
+        """Blind: the batches and the tokens have to tell."""
+
+
+class WrongAtTheEdge(TorchPagedAttention):
+    """Puts the last token of a block into the next block."""
+
+    def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
+        size, last = self.block_size, len(block_table) - 1
+        return [block_table[min((i + 1) // size, last)] * size + i % size for i in positions]
+
+
+class IgnoresSalt(BlockManager):
+    """Shares prefixes among all."""
+
+    def find_cached_prefix(self, token_ids, salt=""):
+        return super().find_cached_prefix(token_ids)
+
+    def allocate(self, request_id, num_tokens, cached_prefix=(), salt=""):
+        return super().allocate(request_id, num_tokens, cached_prefix)
+
+
+class TrustsHashes(BlockManager):
+    """Takes equal hashes for equal contents."""
+
+    def __init__(self, num_blocks, block_size, caching):
+        weak = lambda parent, tokens: bytes([sum(parent + bytes(tokens)) % 3])  # noqa: E731
+        super().__init__(num_blocks, block_size, caching, weak)
+
+    @staticmethod
+    def _is(entry, tokens, parent, salt):
+        return True
+
+
+def with_scheduler(scheduler: type) -> Components:
+    return Components(scheduler=lambda config, blocks: scheduler(config.scheduler, blocks))
+
+
+def with_blocks(blocks: type) -> Components:
+    return Components(block_manager=lambda config: blocks(
+        config.cache.num_blocks, config.cache.block_size, config.cache.enable_prefix_caching))
+
+
+PLANTED = {
+    "blocks of aborted requests are not freed": with_scheduler(KeepsAborted),
+    "a request takes more blocks than it needs": with_scheduler(TakesTwice),
+    "a block is given to two requests": with_blocks(GivesTwice),
+    "slots are wrong at the edge of a block": Components(attention=lambda config: WrongAtTheEdge(
+        config.model, config.cache.block_size, config.dtype, config.device)),
+    "the prefix cache ignores salt": with_blocks(IgnoresSalt),
+    "the prefix cache trusts its hashes": with_blocks(TrustsHashes),
+}
+
+
+def assert_found(components: Components | None, tmp_path) -> FuzzFailure:
+    """The fuzzer finds it, and its shrunk trace fails in the same way again."""
+    with pytest.raises(FuzzFailure) as found:
+        for seed in SEEDS:
+            run_fuzz(WITHIN // len(SEEDS), seed, components=components, shrink_tries=80)
+    trace = tmp_path / "trace.json"
+    trace.write_text(found.value.trace(), encoding="utf-8")
+    with pytest.raises(FuzzFailure) as again:
+        replay(trace, components)
+    assert again.value.reason == found.value.reason
+    assert len(again.value.episode.operations) <= 12
+    return found.value
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found_shrunk_and_replayed(bug, tmp_path):
+    assert_found(PLANTED[bug], tmp_path)
+
+
+def test_a_mailbox_that_drops_an_output_is_found(monkeypatch, tmp_path):
+    def put(self: Mailbox, output: RequestOutput) -> None:
+        with self._lock:
+            self._output = output  # instead of merging it with the one that was not fetched
+
+    monkeypatch.setattr(Mailbox, "put", put)
+    failure = assert_found(None, tmp_path)
+    assert "tokens" in failure.reason or "completions" in failure.reason or "text" in failure.reason
+
+
+def test_a_mailbox_that_never_delivers_leaves_a_waiter_and_that_is_found(monkeypatch, tmp_path):
+    put = Mailbox.put
+    monkeypatch.setattr(Mailbox, "put", lambda self, output: None if output.finished else put(self, output))
+    assert "waiting for ever" in assert_found(None, tmp_path).reason
+
+
+# --- the tool ---
+
+
+def test_shrinking_leaves_the_two_that_matter():
+    assert shrink(list(range(100)), lambda items: {17, 58} <= set(items)) == [17, 58]
+
+
+def test_shrinking_asks_no_more_than_it_may():
+    asked = []
+    shrink(list(range(100)), lambda items: asked.append(items) or False, tries=5)
+    assert len(asked) == 5
+
+
+def test_the_command_writes_totals(tmp_path, capsys):
+    file = tmp_path / "fuzz.json"
+    assert fuzz_command(30, [1, 2], json_file=str(file)) == 0
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    assert raw["totals"]["requests"] == 30 and raw["totals"]["seeds"] == [1, 2]
+    assert "preemptions" in capsys.readouterr().out
+
+
+def test_the_command_prints_and_writes_the_trace_of_a_failure(monkeypatch, tmp_path, capsys):
+    put = Mailbox.put
+    monkeypatch.setattr(Mailbox, "put", lambda self, output: None if output.finished else put(self, output))
+    file = tmp_path / "trace.json"
+    assert fuzz_command(25, [0], trace_file=str(file)) == 1
+    assert "waiting for ever" in json.loads(file.read_text(encoding="utf-8"))["reason"]
+    assert fuzz_command(replay_file=str(file)) == 1
+    monkeypatch.undo()
+    assert fuzz_command(replay_file=str(file)) == 0
+    assert "FAILED" in capsys.readouterr().out
