@@ -49,6 +49,11 @@ class Caller:
         return f"request {self.op['key']} (id {self.op['id']!r})"
 
     @property
+    def masked(self) -> bool:
+        """Whether its parameters leave it no token to generate."""
+        return bool(self.op["doomed"]) and self.op["doomed"][0] == "masked"
+
+    @property
     def running(self) -> bool:
         """Whether a task of its is waiting for the engine."""
         return self.task is not None and not self.task.done()

@@ -113,7 +113,7 @@ class Checker:
     def _says(self, caller: Caller, beginning: list[int]) -> bool:
         """Whether the caller's prompt and an answer to it begin like that."""
         prompt = caller.prompt_token_ids
-        if beginning[: len(prompt)] != prompt or len(prompt) >= self.max_model_len:
+        if beginning[: len(prompt)] != prompt or len(prompt) >= self.max_model_len or caller.masked:
             return False
         answers = self.oracle.expected(prompt, caller.params)
         return any((prompt + answer.token_ids)[: len(beginning)] == beginning for answer in answers)
@@ -132,6 +132,10 @@ class Checker:
     def _compare(self, caller: Caller, completions: list[CompletionOutput]) -> None:
         """Token by token against the oracle; one that was cut short must be the oracle's beginning."""
         require(len(caller.prompt_token_ids) < self.max_model_len, f"{caller.name} has a prompt that should be refused")
+        if caller.masked:
+            tokens = [c.token_ids for c in completions if c.token_ids]
+            require(not tokens, f"{caller.name} got {tokens}, and may not generate any token")
+            return
         expected = self.oracle.expected(caller.prompt_token_ids, caller.params)
         for got in completions:
             want = expected[got.index]

@@ -125,7 +125,7 @@ class Driver:
             prompt = {"prompt": kind(text), "cache_salt": op["salt"]}
         caller = Caller(op, prompt, params_of(op["params"]), tokens)
         caller.deadline = None if op["timeout"] is None else self.now + op["timeout"]
-        if op["doomed"]:
+        if op["doomed"] and not caller.masked:
             getattr(self.faults, op["doomed"][0])[op["key"]] = op["doomed"][1]
         self.callers[op["key"]] = caller
         caller_of_task.set(caller)

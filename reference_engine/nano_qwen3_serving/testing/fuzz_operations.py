@@ -114,11 +114,18 @@ class Maker:
         }
 
     def _doom(self, params: dict[str, Any]) -> list[Any] | None:
-        """[part, after how many tokens] of a fault of the request's own, rarely."""
-        if self.rng.random() >= 0.05:
+        """[part, after how many tokens] of a fault of the request's own, rarely.
+
+        "masked": its parameters leave no token that it may generate.
+        """
+        if self.rng.random() >= 0.06:
             return None
-        parts = ["sampler", "detokenizer"] if params.get("detokenize", True) else ["sampler"]
-        return [self.rng.choice(parts), self.rng.randint(0, 6)]
+        parts = ["sampler", "detokenizer", "masked"] if params.get("detokenize", True) else ["sampler", "masked"]
+        part = self.rng.choice(parts)
+        if part == "masked":
+            params |= {"allowed_token_ids": [0], "min_tokens": 1, "ignore_eos": True, "stop_token_ids": [0]}
+            return [part, 0]
+        return [part, self.rng.randint(0, 6)]
 
     def _id(self, key: int) -> str:
         """Mostly its own; else one that was used before, or looks like one of the engine's own."""
