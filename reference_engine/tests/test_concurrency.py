@@ -835,6 +835,7 @@ async def test_stats_are_of_one_moment_between_two_steps():
         tasks = [asyncio.create_task(collect(await server.add_request(n, "hello", greedy(4)))) for n in "AB"]
         await gate.at_step(1)
         question = asyncio.create_task(server.get_stats())
+        await asyncio.sleep(0)  # it is asked before the step goes on
         await gate.at_step(2)
         stats = await question
         assert (stats["num_requests_running"], stats["num_requests_waiting"]) == (1, 1)

@@ -123,26 +123,12 @@ def penalised(logits: Tensor, row: SamplingRow) -> Tensor:
 def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """One token per row from its filtered distribution: [num_rows].
 
-    A row that filters by rank cumulates its probabilities sorted, another one by token id. That
-    must be the row's own choice: the same number drawn picks another token in another order.
+    Probabilities are cumulated in the order of token ids, whatever the filters, so that the same
+    number drawn picks the same token.
     """
-    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    for by_rank in (False, True):
-        group = [i for i, r in enumerate(rows) if by_rank == bool(r.params.top_k or r.params.top_p < 1.0)]
-        if group:
-            tokens[group] = draw_from(logits[group], [rows[i] for i in group], by_rank)
-    return tokens
-
-
-def draw_from(logits: Tensor, rows: Sequence[SamplingRow], by_rank: bool) -> Tensor:
-    """One token per row, cumulating probabilities by rank or by token id: [num_rows]."""
     device = logits.device
     temperature = torch.tensor([[r.params.temperature] for r in rows], device=device)
-    logits = logits / temperature
-    order: Tensor | None = None
-    if by_rank:
-        logits, order = keep_top(logits, rows)
-    probs = torch.softmax(logits, dim=-1)
+    probs = torch.softmax(keep_top(logits / temperature, rows), dim=-1)
     if any(r.params.min_p for r in rows):
         min_p = torch.tensor([[r.params.min_p] for r in rows], device=device)
         probs = torch.where(probs >= min_p * probs.amax(dim=-1, keepdim=True), probs, 0.0)
@@ -150,26 +136,34 @@ def draw_from(logits: Tensor, rows: Sequence[SamplingRow], by_rank: bool) -> Ten
     u = torch.tensor([[uniform(r.seed, r.sample_index, r.position)] for r in rows], device=device)
     index = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
     last = (probs > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # rounding must not reach a zero
-    index = torch.minimum(index, last)
-    return (order.gather(-1, index) if order is not None else index).squeeze(-1)
+    return torch.minimum(index, last).squeeze(-1)
 
 
-def keep_top(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[Tensor, Tensor]:
-    """Logits sorted downwards with those outside top_k and top_p masked, and their token ids.
+def keep_top(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Logits with those outside each row's top_k and top_p masked.
 
-    With a top_k in every row only that many are sorted. Top-p is over what top-k kept, and always
-    keeps the likeliest token.
+    Rows with equal parameters are filtered together, and others never touch them. Equal logits are
+    kept or masked alike.
     """
+    alike: dict[tuple[int, float], list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.params.top_k or row.params.top_p < 1.0:
+            alike.setdefault((row.params.top_k, row.params.top_p), []).append(i)
+    for (top_k, top_p), group in alike.items():
+        chosen = logits[group]
+        logits[group] = chosen.masked_fill(chosen < lowest_kept(chosen, top_k, top_p), float("-inf"))
+    return logits
+
+
+def lowest_kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The smallest logit of each row that top_k, and then top_p over what it kept, leave: [rows, 1]."""
     vocab = logits.shape[-1]
-    k = [min(r.params.top_k or vocab, vocab) for r in rows]
-    values, order = torch.topk(logits, max(k), dim=-1)
-    ranks = torch.arange(max(k), device=logits.device)
-    values = values.masked_fill(ranks >= torch.tensor(k, device=logits.device)[:, None], float("-inf"))
-    top_p = torch.tensor([[r.params.top_p] for r in rows], device=logits.device)
+    values = torch.topk(logits, min(top_k or vocab, vocab), dim=-1).values
+    if top_p == 1.0:
+        return values[:, -1:]
     probs = torch.softmax(values, dim=-1)
-    before = probs.cumsum(dim=-1) - probs
-    outside = (before >= top_p) & (top_p < 1.0) & (ranks > 0)
-    return values.masked_fill(outside, float("-inf")), order
+    before = probs.cumsum(dim=-1) - probs  # 0 for the likeliest token, which is always kept
+    return values.gather(-1, (before < top_p).sum(dim=-1, keepdim=True) - 1)
 
 
 def uniform(seed: int, sample_index: int, position: int) -> float:
