@@ -19,6 +19,7 @@ from nano_qwen3_serving.arguments import (
     names_unknown_arguments,
 )
 
+MAX_N = 16_384  # as in vLLM
 MIN_TEMPERATURE = 0.01  # below it float16 logits overflow when divided
 
 
@@ -163,6 +164,8 @@ class SamplingParams:
 
     def _check_numbers(self) -> None:
         check_int("n", self.n, at_least=1)
+        if self.n > MAX_N:
+            raise invalid("n", self.n, f"at most {MAX_N}")
         check_float("presence_penalty", self.presence_penalty, low=-2, high=2)
         check_float("frequency_penalty", self.frequency_penalty, low=-2, high=2)
         check_float("repetition_penalty", self.repetition_penalty, low=0, high=1e30, open_low=True)

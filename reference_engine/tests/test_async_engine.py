@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
-from nano_qwen3_serving.exceptions import EngineDeadError
+from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError
 from nano_qwen3_serving.sampling_params import RequestOutputKind
 from nano_qwen3_serving.testing.doubles import (
     StepGate,
@@ -162,3 +162,18 @@ async def test_the_course_model_answers_through_the_async_engine_as_it_does_offl
     async with serving(Components(), num_gpu_blocks_override=64, block_size=16) as server:
         online = await asyncio.gather(*(collect(server.generate(p, greedy(12), p)) for p in prompts))
     assert [o[-1].outputs[0].token_ids for o in online] == [o.outputs[0].token_ids for o in offline]
+
+
+async def test_more_completions_than_the_whole_queue_are_refused_at_once():
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model="course", max_num_queued_reqs=3))
+    try:
+        with pytest.raises(InvalidParametersError, match="n must be at most 3.*got 4"):
+            await anext(engine.generate("Hello", SamplingParams(n=4), "too-many"))
+        assert len(engine.waiting_room) == 0
+    finally:
+        engine.shutdown()
+
+
+def test_a_number_of_completions_beyond_reason_is_refused_before_anything_is_built():
+    with pytest.raises(InvalidParametersError, match="n must be at most 16384, got 1000000000"):
+        SamplingParams(n=10**9)

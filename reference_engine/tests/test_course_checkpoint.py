@@ -26,7 +26,7 @@ MAX_TOKENS = 360
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
 EXACT_FLOAT32 = 0.98
 EXACT_BFLOAT16 = 0.97
-HELD_OUT = 0.85  # 0.96 plain and 0.93 in a chat were measured
+HELD_OUT = 0.9  # 0.99 was measured, plain and in a chat
 FILES = {"chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
          "tokenizer_config.json"}
 MEGABYTE = 10**6

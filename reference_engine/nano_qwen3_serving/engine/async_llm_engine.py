@@ -24,7 +24,7 @@ from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
 from nano_qwen3_serving.engine.mailbox import LoopPort, Mailbox
 from nano_qwen3_serving.engine.step_loop import StepGate, StepLoop, Stream
-from nano_qwen3_serving.exceptions import EngineDeadError, QueueFullError
+from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError, QueueFullError
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.prompts import Prompt
@@ -53,7 +53,12 @@ class WaitingRoom:
             return sum(len(members) for members in self._waiting.values())
 
     def enter(self, request_id: str, members: Sequence[str]) -> None:
-        """Takes a place for each member, or none and raises `QueueFullError`."""
+        """Takes a place for each member, or none and raises `QueueFullError`; n larger than the whole
+        queue is an `InvalidParametersError`, for waiting would not help."""
+        if self.limit is not None and len(members) > self.limit:
+            raise InvalidParametersError(
+                f"n must be at most {self.limit}, the engine's max_num_queued_reqs, got {len(members)}",
+                parameter="n", value=len(members))
         with self._lock:
             taken = sum(len(m) for m in self._waiting.values())
             if self.limit is not None and taken + len(members) > self.limit:
