@@ -30,8 +30,8 @@ from memory import memory_of_loading
 
 from nano_qwen3_serving import LLM
 from nano_qwen3_serving.bench import WORKLOADS, Workload, run_workload
-from nano_qwen3_serving.cli import write_atomically
 from nano_qwen3_serving.config import ModelConfig
+from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.observe.host import host
 from nano_qwen3_serving.observe.progress import track
 

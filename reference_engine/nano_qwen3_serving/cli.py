@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +12,7 @@ import typer
 from rich.console import Console
 
 from nano_qwen3_serving.exceptions import EngineError
+from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.sampling_params import SamplingParams
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -154,18 +153,6 @@ def trace(
     steps = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
     write_atomically(out, json.dumps(chrome_trace(steps)))
     console.print(f"{len(steps)} steps are in {out}", highlight=False)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is there completely or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def main() -> None:

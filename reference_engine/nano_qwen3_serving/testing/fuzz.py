@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import platform
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -30,6 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.observe.files import write_atomically
+from nano_qwen3_serving.observe.host import host
 from nano_qwen3_serving.observe.progress import progress_bar
 from nano_qwen3_serving.testing.fuzz_checks import Wrong, require
 from nano_qwen3_serving.testing.fuzz_driver import Driver
@@ -255,13 +255,13 @@ def fuzz_command(
         console.print(failure.trace(), markup=False, highlight=False, soft_wrap=True)
         console.print(f"FAILED: {failure}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         if replay_file is None:
-            Path(trace_file).write_text(failure.trace(), encoding="utf-8")
+            write_atomically(Path(trace_file), failure.trace())
             console.print(f"The trace is in {trace_file}: python -m nano_qwen3_serving fuzz --replay {trace_file}",
                           markup=False, highlight=False, soft_wrap=True)
         return 1
     console.print(report_table(report))
     if json_file is not None:
-        Path(json_file).write_text(json.dumps(record(report, model), indent=1) + "\n", encoding="utf-8")
+        write_atomically(Path(json_file), json.dumps(record(report, model), indent=1) + "\n")
     return 0
 
 
@@ -277,19 +277,4 @@ def report_table(report: FuzzReport) -> Table:
 
 def record(report: FuzzReport, model: str) -> dict[str, Any]:
     """The totals for a file, with what they were measured on."""
-    return {
-        "model": model,
-        "totals": asdict(report),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "host": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads()},
-        "commit": commit(),
-    }
-
-
-def commit() -> str | None:
-    """The commit of the engine's checkout, "-dirty" if files differ from it; None outside of one."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    return {"model": model, "totals": asdict(report), "host": host()}
