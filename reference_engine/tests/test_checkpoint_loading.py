@@ -281,6 +281,15 @@ def test_a_field_left_out_of_config_json_means_what_it_means_in_transformers(
         assert getattr(AutoConfig.from_pretrained(folder), field) == value
 
 
+def test_a_rope_theta_left_out_is_that_of_transformers(folder: Path) -> None:
+    from transformers import AutoConfig
+
+    from nano_qwen3_serving.model.checkpoint import read_model_config
+
+    edit_config(folder, rope_parameters="gone")
+    assert read_model_config(folder).rope_theta == AutoConfig.from_pretrained(folder).rope_parameters["rope_theta"]
+
+
 @pytest.mark.parametrize("name", ["no/such/folder/here", "./nowhere", "coarse", "/absent", "a b"])
 def test_a_name_that_is_nothing_is_refused_with_what_there_is(name: str) -> None:
     message = refusal(name)
