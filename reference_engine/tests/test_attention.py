@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from nano_qwen3_serving.attention.blockwise import blockwise_attention, pays_off
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import NULL_BLOCK, AttentionMetadata
@@ -210,3 +211,23 @@ def test_the_flash_kernel_is_taken_on_cpu(spans: list[Any], dtype: torch.dtype) 
     names = operators(Pool(spans, block_size=16, head_dim=32, num_heads=8, dtype=dtype))
     assert any("flash_attention_for_cpu" in name for name in names), sorted(names)
     assert not any("attention_math" in name for name in names), sorted(names)
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 1), (64, 64), (65, 300), (256, 256), (300, 300), (257, 1000)])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_in_groups_of_queries_is_the_dense_one(num_queries: int, num_keys: int, groups: int):
+    """In float32 exactly; that bfloat16 rounds its scores is the only difference."""
+    generator = torch.Generator().manual_seed(num_queries + num_keys)
+    q = torch.randn(num_queries, 2 * groups, 16, generator=generator)
+    keys, values = (torch.randn(2, num_keys, 16, generator=generator) for _ in range(2))
+    visible = torch.arange(num_keys)[None] <= torch.arange(num_keys - num_queries, num_keys)[:, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q.double().transpose(0, 1)[None], keys.double()[None], values.double()[None], attn_mask=visible, enable_gqa=True)
+    found = blockwise_attention(q, keys, values, 16**-0.5)
+    torch.testing.assert_close(found.double(), expected[0].transpose(0, 1), atol=1e-5, rtol=1e-4)
+
+
+def test_long_bfloat16_chunks_on_cpu_take_the_faster_way_and_nothing_else_does():
+    long = torch.zeros(64, 4, 16)
+    assert pays_off(long.bfloat16())
+    assert not pays_off(long) and not pays_off(long.half()) and not pays_off(long.bfloat16()[:63])

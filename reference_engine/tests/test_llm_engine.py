@@ -6,8 +6,12 @@ from itertools import pairwise
 import pytest
 
 from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.exceptions import EngineDeadError
+from nano_qwen3_serving.interfaces import ScheduledBatch
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.sampling_params import RequestOutputKind
+from nano_qwen3_serving.scheduling.scheduler import Scheduler
 from nano_qwen3_serving.testing.doubles import (
     ManualClock,
     continuation,
@@ -398,3 +402,13 @@ def test_block_tables_grow_a_block_at_a_time_and_only_when_one_is_full():
     sizes = [len(s["block_tables"]["A"]) for s in recorder.steps]
     assert sizes == [2, 2, 2, 2, 3, 3, 3, 3, 4]  # 5 tokens, then one more each step, blocks of 4
     assert all(b - a in (0, 1) for a, b in pairwise(sizes))
+
+
+def test_a_scheduler_that_schedules_nothing_while_requests_wait_is_named_instead_of_stepping_for_ever(make_llm):
+    class Idle(Scheduler):
+        def schedule(self):
+            return ScheduledBatch([])
+
+    llm = make_llm(components=Components(scheduler=lambda config, blocks: Idle(config.scheduler, blocks)))
+    with pytest.raises(EngineDeadError, match="scheduled nothing, and 1 requests are in flight"):
+        llm.generate("Hello", SamplingParams(max_tokens=2))

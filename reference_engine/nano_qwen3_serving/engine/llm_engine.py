@@ -17,7 +17,7 @@ from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters
 from nano_qwen3_serving.engine.input_processor import InputProcessor
 from nano_qwen3_serving.engine.output_processor import OutputProcessor
-from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError
 from nano_qwen3_serving.execution.model_runner import ModelRunner
 from nano_qwen3_serving.interfaces import RequestUpdate, SampledTokens, ScheduledBatch, StoppedRequest
 from nano_qwen3_serving.observe.trace import Recorder
@@ -154,11 +154,18 @@ class LLMEngine:
         """Schedules, computes, samples; returns what there is to show.
 
         A request that fails is shown with finish_reason "error"; its neighbours go on.
+
+        Raises:
+            EngineDeadError: a part broke its contract, so that the requests in flight cannot go on.
         """
         started = self.clock()
         batch = self.scheduler.schedule()
         if self.config.check_invariants:
             check_schedule(batch, self.scheduler.running, self.block_manager, self.config.scheduler)
+        if not (batch.chunks or batch.preempted) and self.has_unfinished_requests():
+            raise EngineDeadError(
+                f"the scheduler scheduled nothing, and {len(self.output_processor)} requests are in flight: they would "
+                "wait for ever; schedule() must advance the first in order")
         self.last_batch = batch
         scheduled = self.clock()
         who = self._who() if self.recorder else ((), ())
