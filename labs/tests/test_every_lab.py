@@ -21,6 +21,8 @@ from labs.harness.hints import HINTS_PER_TODO, read_hints
 from labs.harness.predictions import make_case, seed_of
 from labs.harness.results import PREDICTION_POINTS, TOTAL_POINTS
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LABS = all_labs(PROJECT / "labs")
 HEADINGS = [

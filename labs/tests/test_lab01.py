@@ -16,6 +16,8 @@ from nano_qwen3_serving.execution import sampler
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.observe.trace import Recorder
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LAB = find_lab("01", PROJECT / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")

@@ -18,6 +18,8 @@ from labs.harness.catalog import find_lab
 from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.observe.trace import Recorder
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LAB = find_lab("02", PROJECT / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")

@@ -22,6 +22,8 @@ from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.model.checkpoint import BUNDLED
 from nano_qwen3_serving.testing.oracle import BATCH_SIZE, Oracle
 
+pytestmark = pytest.mark.slow
+
 MAX_TOKENS = 360
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
 EXACT_FLOAT32 = 0.98

@@ -11,6 +11,8 @@ from torch import Tensor
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.components import Components, default_sampler
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (3, 17, 64, 200, 511, 512, 513)  # around the groups of 16 queries and 512 keys
 OUTPUT = 4
 

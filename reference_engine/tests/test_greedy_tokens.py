@@ -19,6 +19,8 @@ from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.testing.checkpoints import Shape
 from nano_qwen3_serving.testing.oracle import CloseCall, Continuation, Oracle
 
+pytestmark = pytest.mark.slow
+
 MAX_TOKENS = 32
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
 SHAPE = Shape(vocab_size=1031, hidden_size=80, num_attention_heads=8, num_key_value_heads=2, head_dim=24,
