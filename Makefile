@@ -29,7 +29,7 @@ clean:
 .venv/installed: requirements.txt reference_engine/requirements.txt pyproject.toml
 	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { echo "Python 3.11, 3.12 or 3.13 is missing: install one from python.org, or say where it is: make PYTHON=/path/to/python3.12"; exit 1; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "The venv module is missing; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
-	@"$(PYTHON)" -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < 3e9)' || { echo "The disk is nearly full: about 3 GB are needed here for torch and its packages"; exit 1; }
+	@"$(PYTHON)" -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < 3e9)' || { echo "The disk is nearly full: the course needs about 3 GB here, and 8 GB with a CUDA build of torch"; exit 1; }
 	@$(RUN) -c '$(SUPPORTED)' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
 	@echo "Installing the course into .venv (the first time, torch takes a few minutes)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -81,7 +81,7 @@ def check_venv():
             BLOCKS, "environment", "the venv module is missing",
             "Debian and Ubuntu: sudo apt install python3-venv; elsewhere install Python from python.org",
         )
-    return Finding(NOTE, "environment", "no virtual environment in use", "python -m venv .venv, then activate it (labs/README.md)")
+    return Finding(NOTE, "environment", "no virtual environment in use", "{} -m venv .venv, then activate it (labs/README.md)".format("py" if os.name == "nt" else "python3"))
 
 
 def check_write(folder):
@@ -99,7 +99,7 @@ def check_disk(free_gb, installed):
     found = "{:.1f} GB free".format(free_gb)
     if free_gb >= needed:
         return Finding(OK, "disk", found)
-    return Finding(BLOCKS, "disk", found, "free {:.1f} GB: torch and its packages need about {:.0f} GB".format(needed - free_gb, DISK_GB))
+    return Finding(BLOCKS, "disk", found, "free {:.1f} GB: the course needs about {:.0f} GB, and 8 GB with a CUDA build of torch".format(needed - free_gb, DISK_GB))
 
 
 def read_pins(path):

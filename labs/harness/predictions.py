@@ -34,9 +34,10 @@ class Question:
             if not answer.lstrip("-").isdigit():
                 raise LabError(f"{self.id}: {answer!r} is not a whole number.")
             return int(answer)
-        if answer not in self.choices:
-            raise LabError(f"{self.id}: {answer!r} is not one of {', '.join(self.choices)}.")
-        return answer
+        for choice in self.choices:
+            if answer.lower() == choice.lower():
+                return choice
+        raise LabError(f"{self.id}: {answer!r} is not one of {', '.join(self.choices)}.")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Lab 01: load a model, ask it in four ways, and measure what came back.
 
 Read README.md first; it has the contract of each TODO. Check your work: pytest test_lab.py
-The same code runs on vLLM: write `vllm` for `nano_qwen3_serving` in the import line.
+The same code runs on vLLM: write `vllm` for `nano_qwen3_serving` in the import line, and name a model it knows.
 """
 
 import textwrap

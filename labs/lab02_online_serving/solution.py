@@ -29,7 +29,7 @@ async def create_engine(model: str = "course", max_num_seqs: int = 16) -> AsyncL
 
 
 def new_request_id() -> str:
-    """`"req-"` and at least four letters or digits; never the same twice, from any thread."""
+    """`"req-"` and at least four letters, digits or hyphens; never the same twice, from any thread."""
     # TODO 2: make an id that no other request has
     ### BEGIN SOLUTION
     return f"req-{uuid.uuid4().hex[:12]}"

@@ -48,7 +48,7 @@ def sum_asked(workshop, *options: str) -> int:
 
 def test_the_first_attempt_counts_and_another_one_has_new_numbers(workshop, toy):
     answer = sum_asked(workshop)
-    first = workshop.labs("predict", "7", "--answers", f"sum={answer + 1},larger=b").stdout
+    first = workshop.labs("predict", "7", "--answers", f"sum={answer + 1},larger=B").stdout  # case does not matter
     assert f"wrong  sum: you said {answer + 1}, the engine {answer}. " in first
     assert "1 of 2 right. Your best attempt is worth 7.5 of 15 points." in first
     known = workshop.labs("predict", "7", "--answers", f"sum={answer},larger=b").stdout

@@ -15,7 +15,7 @@ from nano_qwen3_serving.sampling_params import StructuredOutputsParams
 
 SCHEMA = {
     "type": "object",
-    "properties": {"blocks": {"type": "integer"}, "state": {"enum": ["free", "held"]}},
+    "properties": {"blocks": {"type": "integer", "minimum": 0, "maximum": 999}, "state": {"enum": ["free", "held"]}},
     "required": ["blocks", "state"],
     "additionalProperties": False,
 }

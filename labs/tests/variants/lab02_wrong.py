@@ -43,6 +43,12 @@ def todo_2_forgets_the_prefix():
     return uuid.uuid4().hex
 
 
+def todo_2_counts_without_a_lock():
+    number = getattr(new_request_id, "number", 0)
+    new_request_id.number = number + 1
+    return f"req-{number:06d}"
+
+
 def todo_3_has_one_id_for_all(engine, prompt, sampling_params, request_id):
     return engine.generate(prompt, sampling_params, "req-1")
 
@@ -62,6 +68,14 @@ def todo_3_collects_before_it_yields(engine, prompt, sampling_params, request_id
         yield output
 
     return last_output()
+
+
+def todo_3_yields_when_all_is_there(engine, prompt, sampling_params, request_id):
+    async def replayed():
+        for output in [output async for output in engine.generate(prompt, sampling_params, request_id)]:
+            yield output
+
+    return replayed()
 
 
 async def todo_3_awaits_the_stream(engine, prompt, sampling_params, request_id):
@@ -142,6 +156,27 @@ async def todo_4_needs_a_listener(stream, on_text=None):
     return output
 
 
+async def todo_4_takes_the_old_text_out(stream, on_text=None):
+    shown = ""
+    async for output in stream:
+        text = output.outputs[0].text
+        piece = text.replace(shown, "") if shown else text
+        if on_text and piece:
+            on_text(piece)
+        shown = text
+    return output
+
+
+async def todo_4_passes_empty_pieces_on(stream, on_text=None):
+    shown = 0
+    async for output in stream:
+        text = output.outputs[0].text
+        if on_text:
+            on_text(text[shown:])
+        shown = len(text)
+    return output
+
+
 async def todo_5_one_after_the_other(engine, prompts, sampling_params):
     return [await serve_one(engine, prompt, sampling_params, new_request_id()) for prompt in prompts]
 
@@ -216,3 +251,24 @@ async def todo_5_makes_an_engine_for_each_request(engine, prompts, sampling_para
     finally:
         for own in engines:
             own.shutdown()
+
+
+async def todo_5_serves_each_different_prompt_once(engine, prompts, sampling_params):
+    tasks = {p: asyncio.create_task(serve_one(engine, p, sampling_params, new_request_id())) for p in prompts}
+    await asyncio.gather(*tasks.values())
+    return [task.result() for task in tasks.values()]
+
+
+async def todo_5_numbers_its_requests_from_zero(engine, prompts, sampling_params):
+    requests = (serve_one(engine, p, sampling_params, f"req-{i:04d}") for i, p in enumerate(prompts))
+    return await asyncio.gather(*requests)
+
+
+async def todo_5_raises_a_group(engine, prompts, sampling_params):
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(serve_one(engine, p, sampling_params, new_request_id())) for p in prompts]
+    return [task.result() for task in tasks]
+
+
+async def todo_5_does_not_await_gather(engine, prompts, sampling_params):
+    return asyncio.gather(*(serve_one(engine, p, sampling_params, new_request_id()) for p in prompts))
