@@ -84,7 +84,9 @@ def verify_model(model: str, device: str = "auto", dtype: str = "auto") -> dict[
 def load_oracle(config: EngineConfig) -> Any:
     """transformers' model of the same checkpoint, device and dtype."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # ours is enough
     try:
         oracle = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=config.dtype)
     except Exception as error:
