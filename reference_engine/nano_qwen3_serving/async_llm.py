@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
 from nano_qwen3_serving.arguments import check_choice, check_int, invalid, names_unknown_arguments
+from nano_qwen3_serving.async_results import Chunk, Result, Totals, chunk_dict, finish, last, result_dict
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters, pick_device
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
@@ -25,8 +25,6 @@ from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.prompts import Prompt
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
 
-Result = dict[str, Any]
-Chunk = dict[str, Any]
 Message = dict[str, Any]
 
 DEFAULT_MAX_TOKENS = 100
@@ -384,94 +382,7 @@ class AsyncLLM:
             del self._submitted[request_id]
 
 
-@dataclass
-class Totals:
-    """Counts of an `AsyncLLM` since `start_time` (seconds since the epoch)."""
-
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    waited: float = 0.0
-    start_time: float = field(default_factory=time.time)
-
-    def begin(self) -> Totals:
-        """Counts a request; its end is counted in the object returned, whatever was cleared since."""
-        self.total += 1
-        return self
-
-    async def count(self, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
-        """Hands on a request's outputs and counts how it ends; given up is failed."""
-        finished = False
-        try:
-            async with aclosing(outputs):
-                async for output in outputs:
-                    if output.finished:
-                        finished = True
-                        self.completed += 1
-                        if output.metrics and output.metrics.scheduled_ts:
-                            self.waited += output.metrics.scheduled_ts - output.metrics.arrival_time
-                    yield output
-        finally:
-            self.failed += not finished
-
-    def as_dict(self) -> dict[str, Any]:
-        """With the keys that users of `get_stats` know; the wait is in seconds until first scheduled."""
-        return {
-            "total_async_requests": self.total,
-            "completed_async_requests": self.completed,
-            "failed_async_requests": self.failed,
-            "average_wait_time": self.waited / self.completed if self.completed else 0.0,
-            "start_time": self.start_time,
-        }
-
-
-async def last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
-    """The last of a request's outputs."""
-    output = None
-    async with aclosing(outputs):
-        async for output in outputs:
-            pass
-    assert output is not None, "a stream ended without an output"
-    return output
-
-
-async def finish(stream: AsyncGenerator[RequestOutput, None], totals: Totals) -> Result:
-    """The result of a request that was submitted."""
-    return result_dict(await last(totals.count(stream)))
-
-
 def retrieve(task: asyncio.Task[Any]) -> None:
     """Looks at a task's error, so that asyncio does not complain if nobody fetches the result."""
     if not task.cancelled():
         task.exception()
-
-
-def result_dict(output: RequestOutput) -> Result:
-    """A finished request in the shape that users of `AsyncLLM` rely on."""
-    completion = output.outputs[0]
-    return {
-        "request_id": output.request_id,
-        "prompt": output.prompt,
-        "generated_text": completion.text,
-        "tokens_generated": len(completion.token_ids),
-        "total_tokens": len(output.prompt_token_ids) + len(completion.token_ids),
-        "block_indices": output.block_indices,
-        "finish_reason": completion.finish_reason,
-        "metrics": output.metrics,
-    }
-
-
-def chunk_dict(output: RequestOutput, text: str, total: int) -> Chunk:
-    """A delta in the shape of a chunk; `text` and `total` tokens were generated so far."""
-    new = output.outputs[0]
-    return {
-        "request_id": output.request_id,
-        "token": new.text,
-        "token_id": new.token_ids[-1] if new.token_ids else None,
-        "token_ids": new.token_ids,
-        "text": text,
-        "finished": output.finished,
-        "tokens_generated": total,
-        "total_tokens": len(output.prompt_token_ids) + total,
-        "finish_reason": new.finish_reason,
-    }
