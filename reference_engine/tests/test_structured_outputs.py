@@ -80,8 +80,8 @@ def test_the_state_of_the_grammar_survives_preemption(make_llm: Callable[..., LL
 
 def test_each_of_n_completions_has_a_state_of_its_own(course_llm: LLM):
     params = SamplingParams(n=3, seed=1, max_tokens=60, structured_outputs=StructuredOutputsParams(json=SCHEMA))
-    for completion in course_llm.generate("How many?", params)[0].outputs:
-        json.loads(completion.text)
+    completions = course_llm.generate("How many?", params)[0].outputs
+    assert [json.loads(c.text).keys() for c in completions] == [{"blocks", "state"}] * 3
 
 
 @pytest.mark.parametrize("form", [{"regex": "[0-9"}, {"json": {"type": "no such type"}}, {"grammar": "start: ("}])

@@ -55,13 +55,13 @@ def find_checkpoint(name: str) -> Path:
 def download(name: str) -> Path:
     """The hub's snapshot of `name`, from the local cache or the network."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-    except Exception:  # not in the cache: whatever the reason, the network is next
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        try:
+            return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:
         raise ModelLoadError(
             f"cannot get {name!r} from the Hugging Face hub ({type(error).__name__}: {first_line(error)}). "
