@@ -95,11 +95,12 @@ def test_importing_the_answer_is_refused_and_reading_it_recommended(toy_lab, lin
 
 @pytest.mark.parametrize("line", ["import json", "from json import dumps", "solution = 1", "text = 'import solution'", "from fractions import Fraction as solution"])
 def test_other_imports_are_not_refused(toy_lab, line: str):
-    load(toy_lab, write(toy_lab.folder, line + "\n"))
+    assert load(toy_lab, write(toy_lab.folder, line + "\nloaded = True\n")).loaded
 
 
 def test_a_learner_may_read_the_solution(toy_lab):
-    load(toy_lab, write(toy_lab.folder, "from pathlib import Path\ntext = Path(__file__).with_name('solution.py').read_text()\n"))
+    module = load(toy_lab, write(toy_lab.folder, "from pathlib import Path\ntext = Path(__file__).with_name('solution.py').read_text()\n"))
+    assert module.text == (toy_lab.folder / "solution.py").read_text()
 
 
 def test_a_file_that_is_no_python_is_named_with_its_line(toy_lab):

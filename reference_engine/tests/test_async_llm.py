@@ -141,6 +141,10 @@ async def test_breaking_out_of_a_stream_aborts_its_request():
             async for _ in stream:
                 break
             await stream.aclose()
+            stats = await llm.get_stats()  # taken after the abort, which went into the same inbox
+            assert stats["scheduler_stats"] == {"num_requests_running": 0, "num_requests_waiting": 0}
+            assert stats["memory_stats"]["num_free_blocks"] == stats["memory_stats"]["num_blocks"]
+            assert stats["async_stats"]["completed_async_requests"] == 0
 
 
 async def test_a_submitted_request_runs_by_itself_and_its_result_can_be_fetched_again():

@@ -120,7 +120,8 @@ def test_the_default_of_each_sampling_parameter_is_vllms(name, value):
     ids=str,
 )  # fmt: skip
 def test_the_edge_of_each_range_is_accepted(given):
-    SamplingParams(**given)
+    params = SamplingParams(**given)
+    assert all(getattr(params, name) is not None for name in given if given[name] is not None)
 
 
 @pytest.mark.parametrize(

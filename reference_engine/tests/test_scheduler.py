@@ -240,7 +240,11 @@ def test_an_abort_frees_the_blocks_wherever_the_request_is():
 
 
 def test_aborting_somebody_unknown_is_no_error():
-    Toy().scheduler.abort("nobody")
+    toy = Toy()
+    toy.add("A", A)
+    free = toy.pool.num_free_blocks
+    toy.scheduler.abort("nobody")
+    assert [r.request_id for r in toy.scheduler.waiting] == ["A"] and toy.pool.num_free_blocks == free
 
 
 def test_a_request_that_ends_while_it_is_computed_takes_no_more_tokens():
