@@ -52,7 +52,7 @@ def bare_rate(llm: LLM, workload: Workload, seed: int) -> float:
     engine = llm.llm_engine
     prompts, outputs = workload.draw(engine.config.model.vocab_size, seed)
     length = len(prompts[0]) + outputs[0]
-    loop = BareLoop(engine.model_runner.model, engine.config.model, workload.requests, length)
+    loop = BareLoop(engine.model_runner.model, engine.model_runner.attention, workload.requests, length)
     return workload.requests * outputs[0] / loop.run(torch.tensor(prompts), outputs[0])
 
 

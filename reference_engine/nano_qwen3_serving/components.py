@@ -40,7 +40,12 @@ def default_scheduler(config: EngineConfig, block_manager: BlockManager) -> Sche
 
 
 def default_attention(config: EngineConfig) -> AttentionBackend:
-    """Paged attention in plain torch, on any device."""
+    """Paged attention in plain torch, on any device; with compiled decoding where the configuration says so."""
+    if config.cpu_kernels:
+        from nano_qwen3_serving.attention.cpu_paged import CPUPagedAttention
+        from nano_qwen3_serving.kernels.build import cpu_kernels
+
+        return CPUPagedAttention(cpu_kernels(), config.model, config.cache.block_size, config.dtype, config.device)
     from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 
     return TorchPagedAttention(

@@ -194,3 +194,4 @@ class EngineConfig:
     log_stats: bool = True
     check_invariants: bool = False
     batch_invariant: bool = False
+    cpu_kernels: bool = False

@@ -120,11 +120,15 @@ class AttentionMetadata:
     block_size: int
 
     @cached_property
+    def decode_lens(self) -> Tensor:
+        """[num_decodes] int64: keys of each decoding request."""
+        return torch.tensor(self.seq_lens[: self.num_decodes], dtype=torch.long, device=self.block_tables.device)
+
+    @cached_property
     def decode_mask(self) -> Tensor:
         """[num_decodes, 1, 1, max_len] bool: True where a decoding request has a key."""
-        lens = torch.tensor(self.seq_lens[: self.num_decodes], device=self.block_tables.device)
-        positions = torch.arange(self.decode_blocks * self.block_size, device=lens.device)
-        return (positions[None, :] < lens[:, None])[:, None, None, :]
+        positions = torch.arange(self.decode_blocks * self.block_size, device=self.block_tables.device)
+        return (positions[None, :] < self.decode_lens[:, None])[:, None, None, :]
 
     @cached_property
     def decode_blocks(self) -> int:

@@ -21,6 +21,8 @@ from nano_qwen3_serving.arguments import (
     names_unknown_arguments,
 )
 from nano_qwen3_serving.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from nano_qwen3_serving.kernels.build import BuildError, cpu_kernels
+from nano_qwen3_serving.kernels.shapes import misfit
 from nano_qwen3_serving.model.checkpoint import (
     BUNDLED_NAMES,
     default_model_name,
@@ -67,6 +69,8 @@ class EngineArgs:
         check_invariants: check batches, block tables and the block pool in every step; for tests.
         batch_invariant: the same bits for a request whatever runs beside it and however it is
             chunked; slower. See "Determinism" in reference_engine/README.md.
+        cpu_kernels: compiled operators on a CPU, built once with the machine's C++ compiler. None: for
+            bfloat16 models, where they can be built; False: torch alone.
         trust_remote_code, tensor_parallel_size, quantization, speculative_config: as in vLLM;
             only the defaults are supported, anything else is refused.
 
@@ -102,6 +106,7 @@ class EngineArgs:
     device: str = "auto"
     check_invariants: bool = False
     batch_invariant: bool = False
+    cpu_kernels: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer"):
@@ -117,7 +122,7 @@ class EngineArgs:
         check_int("num_gpu_blocks_override", self.num_gpu_blocks_override, at_least=2, optional=True)
         for name in ("trust_remote_code", "enforce_eager", "disable_log_stats", "check_invariants", "batch_invariant"):
             check_bool(name, getattr(self, name))
-        for name in ("enable_prefix_caching", "enable_chunked_prefill"):
+        for name in ("enable_prefix_caching", "enable_chunked_prefill", "cpu_kernels"):
             if getattr(self, name) is not None:
                 check_bool(name, getattr(self, name))
         check_float("gpu_memory_utilization", self.gpu_memory_utilization, low=0, high=1, open_low=True)
@@ -160,7 +165,27 @@ class EngineArgs:
             log_stats=not self.disable_log_stats,
             check_invariants=self.check_invariants,
             batch_invariant=self.batch_invariant,
+            cpu_kernels=self._builds_cpu_kernels(model, device, dtype),
         )
+
+    def _builds_cpu_kernels(self, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether compiled operators are used; builds them if so."""
+        by_default = device.type == "cpu" and dtype == torch.bfloat16
+        if not (by_default if self.cpu_kernels is None else self.cpu_kernels):
+            return False
+        reason = self._no_cpu_kernels_because(model, device, dtype)
+        if reason and self.cpu_kernels:
+            raise invalid("cpu_kernels", True, f"None or False here: {reason}")
+        if reason:
+            logger.info("no compiled operators: %s", reason)
+        return reason is None
+
+    def _no_cpu_kernels_because(self, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return f"the device is {device.type}"
+        if self.batch_invariant:
+            return "batch_invariant computes in torch alone"
+        return misfit(model, dtype) or build_failure()
 
     def _cache_config(self, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> CacheConfig:
         size = self.block_size or 16
@@ -256,6 +281,15 @@ def cpu_has_bf16() -> bool:
     asks = [getattr(flags, f, None) for f in ("_is_avx512_bf16_supported", "_is_amx_tile_supported",
                                               "_is_arm_bf16_supported")]
     return any(ask() for ask in asks if ask) and capabilities != "NO AVX"
+
+
+def build_failure() -> str | None:
+    """Builds the compiled operators; why that did not work, or None."""
+    try:
+        cpu_kernels()
+    except BuildError as error:
+        return str(error)
+    return None
 
 
 def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:

@@ -20,6 +20,7 @@ from nano_qwen3_serving.engine.output_processor import OutputProcessor
 from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError
 from nano_qwen3_serving.execution.model_runner import ModelRunner
 from nano_qwen3_serving.interfaces import RequestUpdate, SampledTokens, ScheduledBatch, StoppedRequest
+from nano_qwen3_serving.model.huge_pages import use_huge_pages
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.prompts import Prompt
@@ -66,6 +67,8 @@ class LLMEngine:
             model, attention, parts.sampler(config), config.cache.num_blocks, config.cache.block_size, config.device,
             row_multiple=INVARIANT_ROWS if config.batch_invariant else 1,
             num_threads=1 if is_small(config) else None)
+        if config.device.type == "cpu" and not is_small(config):
+            use_huge_pages()
         self.output_processor = OutputProcessor(self.tokenizer, parts.detokenizer, config.stream_interval)
         self.last_batch: ScheduledBatch | None = None  # what the last step ran, for observers
         self._arrivals = itertools.count()

@@ -9,31 +9,33 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionBackend, AttentionMetadata
 from nano_qwen3_serving.model.linear import Linear
+from nano_qwen3_serving.model.operators import Operators
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, the mean square taken in float32 (Zhang and Sennrich, 2019)."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, ops: Operators) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
         self.eps = eps
+        self._ops = ops
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, size] → […, size]"""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        """[num_tokens, size] → [num_tokens, size]"""
+        return self._ops.rms_norm(x, self.weight, self.eps)
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns pairs of numbers of a head by an angle that grows with the position (Su et al., 2021).
+    """Pairs of numbers of a head are turned by an angle that grows with the position (Su et al., 2021).
 
-    The pairs are (i, i + head_dim / 2), as in Hugging Face's checkpoints.
+    The pairs are (i, i + head_dim / 2), as in Hugging Face's checkpoints. This module holds the
+    tables of cosines and sines; `Operators.norm_and_rotate` does the turning.
     """
 
     def __init__(self, head_dim: int, theta: float, max_positions: int) -> None:
@@ -50,12 +52,6 @@ class RotaryEmbedding(nn.Module):
         self.cos = angles.cos().to(device, dtype)
         self.sin = angles.sin().to(device, dtype)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [num_tokens, heads, head_dim], positions [num_tokens] → turned x."""
-        cos, sin = self.cos[positions][:, None, :], self.sin[positions][:, None, :]
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], dim=-1) * sin
-
 
 class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys.
@@ -64,9 +60,10 @@ class Attention(nn.Module):
         config: shape of the model.
         rotary: shared by all layers.
         core: writes keys and values into the cache and attends to them.
+        ops: the operators between the matrices.
     """
 
-    def __init__(self, config: ModelConfig, rotary: RotaryEmbedding, core: AttentionBackend) -> None:
+    def __init__(self, config: ModelConfig, rotary: RotaryEmbedding, core: AttentionBackend, ops: Operators) -> None:
         super().__init__()
         hidden, dim, bias = config.hidden_size, config.head_dim, config.attention_bias
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, dim
@@ -74,11 +71,12 @@ class Attention(nn.Module):
         self.k_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias)
         self.v_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias)
         self.o_proj = Linear(self.num_heads * dim, hidden, bias)
-        self.q_norm = RMSNorm(dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(dim, config.rms_norm_eps)
+        self.q_norm = RMSNorm(dim, config.rms_norm_eps, ops)
+        self.k_norm = RMSNorm(dim, config.rms_norm_eps, ops)
         self.qkv_proj: Linear | None = None
         self._rotary = [rotary]  # in a list: shared, so not this module's child
         self._core = core
+        self._ops = ops
 
     def finalize_weights(self) -> None:
         """Makes one matrix of q, k and v: one product instead of three, over the same bytes."""
@@ -91,24 +89,27 @@ class Attention(nn.Module):
         """x [num_tokens, hidden] → [num_tokens, hidden]; writes this step's keys and values."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        rotary = self._rotary[0]
-        q = rotary(self.q_norm(q), positions)
-        k = rotary(self.k_norm(k), positions)
+        q, k = self._norm_and_rotate(q, self.q_norm, positions), self._norm_and_rotate(k, self.k_norm, positions)
         self._core.write(layer_cache, k, v, metadata.slot_mapping)
         out = self._core.forward(q, layer_cache, metadata)  # [num_tokens, heads, head_dim]
         return self.o_proj(out.reshape(x.shape[0], -1))
+
+    def _norm_and_rotate(self, heads: Tensor, norm: RMSNorm, positions: Tensor) -> Tensor:
+        rotary = self._rotary[0]
+        return self._ops.norm_and_rotate(heads, norm.weight, norm.eps, rotary.cos, rotary.sin, positions)
 
 
 class MLP(nn.Module):
     """down(silu(gate(x)) * up(x)), SwiGLU (Shazeer, 2020)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ops: Operators) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_proj: Linear | None = Linear(hidden, inner)
         self.up_proj: Linear | None = Linear(hidden, inner)
         self.down_proj = Linear(inner, hidden)
         self.gate_up_proj: Linear | None = None
+        self._ops = ops
 
     def finalize_weights(self) -> None:
         """Makes one matrix of gate and up."""
@@ -119,19 +120,18 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[num_tokens, hidden] → [num_tokens, hidden]"""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self._ops.silu_and_mul(self.gate_up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
     """h = x + attention(norm(x)); out = h + mlp(norm(h))"""
 
-    def __init__(self, config: ModelConfig, rotary: RotaryEmbedding, core: AttentionBackend) -> None:
+    def __init__(self, config: ModelConfig, rotary: RotaryEmbedding, core: AttentionBackend, ops: Operators) -> None:
         super().__init__()
-        self.self_attn = Attention(config, rotary, core)
-        self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, rotary, core, ops)
+        self.mlp = MLP(config, ops)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
 
     def forward(self, x: Tensor, positions: Tensor, layer_cache: Any, metadata: AttentionMetadata) -> Tensor:
         """[num_tokens, hidden] → [num_tokens, hidden]"""

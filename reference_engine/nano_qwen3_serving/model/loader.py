@@ -1,10 +1,14 @@
-"""Fills the network with a checkpoint's tensors, one layer at a time.
+"""Fills a network with a checkpoint's tensors, one layer at a time.
 
-Knows names, shapes and the order of work; the files are `checkpoint.py`'s. A layer is loaded,
-fused and packed before the next one is touched, so that never two copies of all weights exist.
+Knows names, shapes and the order of work; the files are `checkpoint.py`'s. The network may be
+anybody's: it has Hugging Face's parameter names, and its modules may have `finalize_weights()`. A
+layer is loaded and finalized before the next one is touched, so that never two copies of all
+weights exist.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,36 +17,72 @@ from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.exceptions import ModelLoadError
 from nano_qwen3_serving.interfaces import AttentionBackend
 from nano_qwen3_serving.model.checkpoint import Tensors, open_tensors
-from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM
 from nano_qwen3_serving.observe.progress import track
 
+if TYPE_CHECKING:
+    from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM
+
 HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
+
+Network = TypeVar("Network", bound=Any)
 
 
 def load_model(config: EngineConfig, attention: AttentionBackend) -> Qwen3ForCausalLM:
-    """The network of `config` with the checkpoint's weights, ready to run.
+    """The reference network of `config` with the checkpoint's weights, ready to run.
 
     Raises:
         ModelLoadError: a tensor is missing, unexpected, or has another shape than the configuration.
     """
+    from nano_qwen3_serving.model.operators import operators_for
+    from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM  # only here: another network needs no file of it
+
     with torch.device("meta"):
-        network = Qwen3ForCausalLM(config.model, attention, config.scheduler.max_model_len)
+        network = Qwen3ForCausalLM(
+            config.model, attention, config.scheduler.max_model_len, operators_for(config))
+    return load_weights(network, config)
+
+
+def load_weights(network: Network, config: EngineConfig) -> Network:
+    """Fills a freshly built `network` with the checkpoint's weights; returns it, ready to run.
+
+    Args:
+        network: has `model.layers`, `model.norm`, `model.embed_tokens` and `lm_head`, whose parameters are
+            named as in Hugging Face's checkpoints. Their values are never read: they may lie on torch's
+            meta device, or be memory that nobody has touched.
+        config: which checkpoint, in which dtype and place.
+
+    Raises:
+        ModelLoadError: a tensor is missing, unexpected, or has another shape than the network's.
+    """
     tensors = open_tensors(config.model_path)
     check_names(network, tensors, config)
-    for i, layer in enumerate(track(network.model.layers, f"Loading {config.model_name}")):
+    model = network.model
+    for i, layer in enumerate(track(model.layers, f"Loading {config.model_name}")):
         fill(layer, f"model.layers.{i}.", tensors, config)
-        layer.self_attn.finalize_weights()
-        layer.mlp.finalize_weights()
+        finalize(layer)
         leave_file(layer)
-    fill(network.model.norm, "model.norm.", tensors, config)
-    leave_file(network.model.norm)
-    fill(network.model.embed_tokens, "model.embed_tokens.", tensors, config)  # stays in the file: few rows are read
+    fill(model.norm, "model.norm.", tensors, config)
+    leave_file(model.norm)
+    fill(model.embed_tokens, "model.embed_tokens.", tensors, config)  # stays in the file: few rows are read
     tied = config.model.tie_word_embeddings
     fill(network.lm_head, "model.embed_tokens." if tied else "lm_head.", tensors, config)
-    network.lm_head.finalize_weights()
-    network.model.rotary.finalize_weights(config.device, config.dtype)
+    finalize(network.lm_head)
+    rotary = getattr(model, "rotary", None)
+    if hasattr(rotary, "finalize_weights"):  # its tables are computed, not loaded: it has to know where and as what
+        rotary.finalize_weights(config.device, config.dtype)
     return network.eval()
+
+
+def finalize(module: nn.Module) -> None:
+    """Calls `finalize_weights()` of `module`, or else of the outermost modules inside that have it.
+
+    A module that has it answers for all that lie inside: it may be about to fuse them.
+    """
+    if hasattr(module, "finalize_weights"):
+        module.finalize_weights()
+    else:
+        for child in module.children():
+            finalize(child)
 
 
 def check_names(network: nn.Module, tensors: Tensors, config: EngineConfig) -> None:

@@ -16,6 +16,7 @@ from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionBackend, AttentionMetadata
 from nano_qwen3_serving.model.layers import DecoderLayer, RMSNorm, RotaryEmbedding
 from nano_qwen3_serving.model.linear import Linear
+from nano_qwen3_serving.model.operators import Operators
 
 
 class Embedding(nn.Module):
@@ -33,13 +34,13 @@ class Embedding(nn.Module):
 class Qwen3Model(nn.Module):
     """Token ids to hidden states."""
 
-    def __init__(self, config: ModelConfig, core: AttentionBackend, max_positions: int) -> None:
+    def __init__(self, config: ModelConfig, core: AttentionBackend, max_positions: int, ops: Operators) -> None:
         super().__init__()
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, max_positions)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, self.rotary, core) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            DecoderLayer(config, self.rotary, core, ops) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
 
     def forward(self, token_ids: Tensor, positions: Tensor, cache: list[Any], metadata: AttentionMetadata) -> Tensor:
         """[num_tokens] → [num_tokens, hidden]"""
@@ -56,12 +57,13 @@ class Qwen3ForCausalLM(nn.Module):
         config: its shape.
         core: attention over the KV cache.
         max_positions: length of the rotary tables; no position may reach it.
+        ops: the operators between the matrices.
     """
 
-    def __init__(self, config: ModelConfig, core: AttentionBackend, max_positions: int) -> None:
+    def __init__(self, config: ModelConfig, core: AttentionBackend, max_positions: int, ops: Operators) -> None:
         super().__init__()
         self.config = config
-        self.model = Qwen3Model(config, core, max_positions)
+        self.model = Qwen3Model(config, core, max_positions, ops)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, token_ids: Tensor, positions: Tensor, cache: list[Any], metadata: AttentionMetadata) -> Tensor:

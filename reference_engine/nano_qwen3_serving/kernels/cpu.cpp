@@ -1,0 +1,290 @@
+// The parts of a step that torch does on a CPU in many small operators, or only after copying.
+//
+// Knows pointers and strides. Sizes and dtypes are checked in Python before they come here: float32 or
+// bfloat16, rows of a multiple of 16 numbers. Sums are in float32 and rounded once, at the end. A row is
+// computed in the same order whatever lies beside it.
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+using at::BFloat16;
+using at::Tensor;
+
+constexpr int LANES = 16;
+constexpr int TILE = 32;           // keys whose scores are held at once
+constexpr int MAX_GROUP = 16;      // query heads that share a KV head
+constexpr int64_t GRAIN = 1 << 13; // numbers below which another thread costs more than it does
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+inline Floats load(const float* p) {
+  Floats x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+inline Floats load(const BFloat16* p) {
+  Halves x;
+  std::memcpy(&x, p, sizeof x);
+  return (Floats)(__builtin_convertvector(x, Words) << 16);
+}
+inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
+inline void store(BFloat16* p, Floats x) {  // to the nearest, ties to even; NaN stays NaN
+  Words bits = (Words)x;
+  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  Words nan = (Words)(x != x);
+  Halves y = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Halves);
+  std::memcpy(p, &y, sizeof y);
+}
+inline float sum(Floats x) {  // by halves
+  x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+  return (x[0] + x[1]) + (x[2] + x[3]);
+}
+inline Floats all(float x) { return Floats{} + x; }
+
+// e^x; relative error under 3e-7. -inf gives 0.
+inline Floats exponential(Floats x) {
+  Ints lost = x < -87.0f;
+  x = (Floats)(((Ints)x & ~lost) | ((Ints)all(-87.0f) & lost));
+  const Floats shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  Floats k = (x * 1.44269504f + shift) - shift;
+  Floats r = x - k * 0.693359375f + k * 2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  Ints power = (__builtin_convertvector(k, Ints) + 127) << 23;
+  return (Floats)((Ints)(p * (Floats)power) & ~lost);
+}
+
+template <typename T>
+float inverse_rms(const T* x, int64_t size, float eps) {
+  Floats squares{};
+  for (int64_t i = 0; i < size; i += LANES) {
+    Floats v = load(x + i);
+    squares += v * v;
+  }
+  return 1.0f / std::sqrt(sum(squares) / size + eps);
+}
+
+template <typename Work>
+void for_rows(int64_t rows, int64_t row_size, const Work& work) {
+  at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / row_size), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row++) work(row);
+  });
+}
+
+#define FLOAT_OR_BFLOAT16(TENSOR, NAME, ...) \
+  AT_DISPATCH_SWITCH(TENSOR.scalar_type(), NAME, \
+    AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+
+// x [rows, size] -> x / rms(x) * weight
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  int64_t rows = x.size(0), size = x.size(1);
+  Tensor out = at::empty({rows, size}, x.options());
+  FLOAT_OR_BFLOAT16(x, "rms_norm", [&] {
+    const scalar_t* w = weight.const_data_ptr<scalar_t>();
+    for_rows(rows, size, [&](int64_t row) {
+      const scalar_t* from = x.const_data_ptr<scalar_t>() + row * x.stride(0);
+      scalar_t* to = out.data_ptr<scalar_t>() + row * size;
+      float scale = inverse_rms(from, size, eps);
+      for (int64_t i = 0; i < size; i += LANES) store(to + i, load(from + i) * scale * load(w + i));
+    });
+  });
+  return out;
+}
+
+// Each head of heads [tokens, count, dim], normalised and turned by the angles of its token's position.
+// cos and sin are tables [max_positions, dim] whose second half repeats the first.
+Tensor norm_and_rotate(
+    const Tensor& heads, const Tensor& weight, double eps, const Tensor& cos, const Tensor& sin,
+    const Tensor& positions) {
+  int64_t tokens = heads.size(0), count = heads.size(1), dim = heads.size(2), half = dim / 2;
+  Tensor out = at::empty({tokens, count, dim}, heads.options());
+  const int64_t* position = positions.const_data_ptr<int64_t>();
+  FLOAT_OR_BFLOAT16(heads, "norm_and_rotate", [&] {
+    const scalar_t* w = weight.const_data_ptr<scalar_t>();
+    for_rows(tokens, count * dim, [&](int64_t token) {
+      const scalar_t* c = cos.const_data_ptr<scalar_t>() + position[token] * dim;
+      const scalar_t* s = sin.const_data_ptr<scalar_t>() + position[token] * dim;
+      for (int64_t head = 0; head < count; head++) {
+        const scalar_t* from = heads.const_data_ptr<scalar_t>() + token * heads.stride(0) + head * heads.stride(1);
+        scalar_t* to = out.data_ptr<scalar_t>() + (token * count + head) * dim;
+        float scale = inverse_rms(from, dim, eps);
+        for (int64_t i = 0; i < half; i += LANES) {
+          Floats first = load(from + i) * scale * load(w + i);
+          Floats second = load(from + half + i) * scale * load(w + half + i);
+          store(to + i, first * load(c + i) - second * load(s + i));
+          store(to + half + i, second * load(c + half + i) + first * load(s + half + i));
+        }
+      }
+    });
+  });
+  return out;
+}
+
+// gate_up [rows, 2 * size] -> silu(gate) * up
+Tensor silu_and_mul(const Tensor& gate_up) {
+  int64_t rows = gate_up.size(0), size = gate_up.size(1) / 2;
+  Tensor out = at::empty({rows, size}, gate_up.options());
+  FLOAT_OR_BFLOAT16(gate_up, "silu_and_mul", [&] {
+    for_rows(rows, size, [&](int64_t row) {
+      const scalar_t* gate = gate_up.const_data_ptr<scalar_t>() + row * gate_up.stride(0);
+      scalar_t* to = out.data_ptr<scalar_t>() + row * size;
+      for (int64_t i = 0; i < size; i += LANES) {
+        Floats g = load(gate + i);
+        // -|g| keeps the power finite: sigmoid(g) = e^min(g, 0) / (1 + e^-|g|)
+        Ints negative = g < 0.0f;
+        Floats magnitude = (Floats)((Ints)g & 0x7fffffff);
+        Floats power = exponential(-magnitude);
+        Floats top = (Floats)(((Ints)power & negative) | ((Ints)all(1.0f) & ~negative));
+        store(to + i, g * top / (1.0f + power) * load(gate + size + i));
+      }
+    });
+  });
+  return out;
+}
+
+// Puts k and v [tokens, kv_heads, dim] into rows `slots` [tokens] of keys and values [slots, kv_heads, dim].
+void write_kv(const Tensor& k, const Tensor& v, Tensor keys, Tensor values, const Tensor& slots) {
+  int64_t row_size = k.size(1) * k.size(2), bytes = row_size * k.element_size();
+  const int64_t* slot = slots.const_data_ptr<int64_t>();
+  auto copy = [&](const Tensor& from, Tensor& to, int64_t i) {
+    std::memcpy(static_cast<char*>(to.data_ptr()) + slot[i] * bytes,
+                static_cast<const char*>(from.const_data_ptr()) + i * from.stride(0) * from.element_size(), bytes);
+  };
+  for_rows(k.size(0), 2 * row_size, [&](int64_t i) {
+    copy(k, keys, i);
+    copy(v, values, i);
+  });
+}
+
+// Asks for a row before it is needed: the rows of one head lie apart, so the processor does not guess them.
+template <int DIM, typename T>
+inline void prefetch(const T* row) {
+  for (size_t byte = 0; byte < DIM * sizeof(T); byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
+}
+
+// One KV head of one request: `group` queries against its keys, a tile at a time, with the softmax
+// carried along (Milakov and Gimelshein, 2018): best and total are those of the keys seen so far.
+template <typename T, int DIM>
+void attend(
+    const T* q, T* out, int64_t group, const T* keys, const T* values, int64_t row_stride, const int64_t* table,
+    int64_t block_size, int64_t length, float scale) {
+  constexpr int PARTS = DIM / LANES;
+  Floats query[MAX_GROUP][PARTS], sums[MAX_GROUP][PARTS];
+  float best[MAX_GROUP], total[MAX_GROUP];
+  for (int64_t g = 0; g < group; g++) {
+    best[g] = -std::numeric_limits<float>::infinity();
+    total[g] = 0;
+    for (int i = 0; i < PARTS; i++) {
+      query[g][i] = load(q + g * DIM + i * LANES) * scale;
+      sums[g][i] = Floats{};
+    }
+  }
+  int64_t rows[TILE], next[TILE];  // of this tile and of the one after
+  alignas(64) float weights[MAX_GROUP][TILE];
+  auto find_rows = [&](int64_t start, int64_t* found) {
+    int64_t end = std::min<int64_t>(start + TILE, length);
+    for (int64_t i = start; i < end; i++)
+      found[i - start] = (table[i / block_size] * block_size + i % block_size) * row_stride;
+    return int(std::max<int64_t>(end - start, 0));
+  };
+  int count = find_rows(0, next), following = 0;
+  for (int64_t start = 0; start < length; start += TILE, count = following) {
+    std::copy(next, next + count, rows);
+    following = find_rows(start + TILE, next);
+    for (int t = 0; t < TILE; t++) {
+      if (t >= count) {
+        for (int64_t g = 0; g < group; g++) weights[g][t] = -std::numeric_limits<float>::infinity();
+        continue;
+      }
+      prefetch<DIM>(values + rows[t]);
+      Floats key[PARTS];
+      for (int i = 0; i < PARTS; i++) key[i] = load(keys + rows[t] + i * LANES);
+      for (int64_t g = 0; g < group; g++) {
+        Floats products = query[g][0] * key[0];
+        for (int i = 1; i < PARTS; i++) products += query[g][i] * key[i];
+        weights[g][t] = sum(products);
+      }
+    }
+    for (int64_t g = 0; g < group; g++) {
+      float highest = best[g];
+      for (int t = 0; t < count; t++) highest = std::max(highest, weights[g][t]);
+      float shrink = std::exp(best[g] - highest);
+      Floats added{};
+      for (int t = 0; t < TILE; t += LANES) {
+        Floats w = exponential(load(weights[g] + t) - highest);
+        store(weights[g] + t, w);
+        added += w;
+      }
+      best[g] = highest;
+      total[g] = total[g] * shrink + sum(added);
+      for (int i = 0; i < PARTS; i++) sums[g][i] *= shrink;
+    }
+    for (int t = 0; t < count; t++) {
+      if (t < following) prefetch<DIM>(keys + next[t]);
+      Floats value[PARTS];
+      for (int i = 0; i < PARTS; i++) value[i] = load(values + rows[t] + i * LANES);
+      for (int64_t g = 0; g < group; g++)
+        for (int i = 0; i < PARTS; i++) sums[g][i] += value[i] * weights[g][t];
+    }
+  }
+  for (int64_t g = 0; g < group; g++)
+    for (int i = 0; i < PARTS; i++) store(out + g * DIM + i * LANES, sums[g][i] / total[g]);
+}
+
+// One token of each request, q [requests, heads, dim], against keys and values
+// [blocks, block_size, kv_heads, dim] read where they lie, through block_tables [requests, max_blocks].
+Tensor paged_decode(
+    const Tensor& q, const Tensor& keys, const Tensor& values, const Tensor& block_tables, const Tensor& seq_lens,
+    double scale) {
+  int64_t requests = q.size(0), heads = q.size(1), dim = q.size(2);
+  int64_t block_size = keys.size(1), kv_heads = keys.size(2), group = heads / kv_heads;
+  Tensor out = at::empty({requests, heads, dim}, q.options());
+  const int64_t* lengths = seq_lens.const_data_ptr<int64_t>();
+  FLOAT_OR_BFLOAT16(q, "paged_decode", [&] {
+    auto kernel = dim == 128 ? attend<scalar_t, 128> : dim == 64 ? attend<scalar_t, 64> : attend<scalar_t, 32>;
+    at::parallel_for(0, requests * kv_heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; task++) {
+        int64_t request = task / kv_heads, head = task % kv_heads;
+        kernel(q.const_data_ptr<scalar_t>() + request * q.stride(0) + head * group * dim,
+               out.data_ptr<scalar_t>() + (request * heads + head * group) * dim, group,
+               keys.const_data_ptr<scalar_t>() + head * dim, values.const_data_ptr<scalar_t>() + head * dim,
+               kv_heads * dim, block_tables.const_data_ptr<int64_t>() + request * block_tables.stride(0), block_size,
+               lengths[request], float(scale));
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(nano_qwen3_cpu, library) {
+  library.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", &rms_norm);
+  library.def(
+      "norm_and_rotate(Tensor heads, Tensor weight, float eps, Tensor cos, Tensor sin, Tensor positions) -> Tensor",
+      &norm_and_rotate);
+  library.def("silu_and_mul(Tensor gate_up) -> Tensor", &silu_and_mul);
+  library.def("write_kv(Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor slots) -> ()", &write_kv);
+  library.def(
+      "paged_decode(Tensor q, Tensor keys, Tensor values, Tensor block_tables, Tensor seq_lens, float scale) -> Tensor",
+      &paged_decode);
+}

@@ -1,0 +1,67 @@
+"""The small operators between the matrices: in torch, or several steps of them in one compiled call.
+
+Knows numbers; knows nothing of layers. A decode step has few rows, and then the time goes into
+starting operators: RMSNorm and rotary embedding alone take a dozen in torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nano_qwen3_serving.config import EngineConfig
+from nano_qwen3_serving.kernels.build import cpu_kernels
+
+
+class Operators:
+    """In plain torch, on any device."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * weight over the last dimension: […, size] → […, size]."""
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def norm_and_rotate(
+        self, heads: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor, positions: Tensor
+    ) -> Tensor:
+        """RMSNorm of each head, then the rotary embedding.
+
+        Args:
+            heads: [num_tokens, heads, head_dim].
+            weight: [head_dim], and `eps`: of the norm.
+            cos, sin: tables [max_positions, head_dim].
+            positions: [num_tokens].
+        """
+        x = self.rms_norm(heads, weight, eps)
+        first, second = x.chunk(2, dim=-1)
+        return x * cos[positions][:, None, :] + torch.cat([-second, first], dim=-1) * sin[positions][:, None, :]
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up: [num_tokens, 2 * size] → [num_tokens, size]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+class CPUOperators(Operators):
+    """Compiled, see `kernels/cpu.cpp`: each rounds once, at its end."""
+
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._kernels.rms_norm(x, weight, eps)
+
+    def norm_and_rotate(
+        self, heads: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor, positions: Tensor
+    ) -> Tensor:
+        return self._kernels.norm_and_rotate(heads, weight, eps, cos, sin, positions)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return self._kernels.silu_and_mul(gate_up)
+
+
+def operators_for(config: EngineConfig) -> Operators:
+    """The operators that an engine of this configuration uses."""
+    return CPUOperators(cpu_kernels()) if config.cpu_kernels else Operators()

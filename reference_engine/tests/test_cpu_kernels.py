@@ -1,0 +1,211 @@
+"""The compiled operators give what torch gives in float64; without a compiler, torch does the work."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nano_qwen3_serving import LLM, EngineArgs, SamplingParams
+from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.kernels import build
+from nano_qwen3_serving.kernels.build import BuildError, cpu_kernels
+from nano_qwen3_serving.kernels.shapes import HEAD_DIMS
+from nano_qwen3_serving.model.operators import CPUOperators, Operators
+from nano_qwen3_serving.testing.checkpoints import Shape
+
+ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}  # half a unit in the last place, relative
+DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=lambda d: str(d).removeprefix("torch."))
+TILE = 32  # keys that `paged_decode` takes at once
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Any:
+    """The operators; a Linux machine with a compiler must have them."""
+    try:
+        return cpu_kernels()
+    except BuildError as error:
+        pytest.skip(f"this machine cannot build them: {error}")
+
+
+def check(got: Tensor, want: Tensor, dtype: torch.dtype, scale: Tensor | float = 0.0) -> None:
+    """One rounding of the result, and float32 sums: a hundred roundings of 2^-24 of `scale`, the largest term."""
+    assert got.dtype == dtype and got.shape == want.shape
+    allowed = want.abs() * ROUNDING[dtype] * 1.01 + 100 * 2**-24 * (want.abs() + scale)
+    assert ((got.double() - want).abs() <= allowed).all(), (got.double() - want).abs().max()
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 3, 33])
+def test_rms_norm_is_the_one_of_torch(kernels, dtype, rows):
+    torch.manual_seed(rows)
+    x, weight = (torch.randn(rows, 2 * 112) * 3).to(dtype)[:, 112:], torch.randn(112).to(dtype)  # rows lie apart
+    want = F.rms_norm(x.double(), (112,), weight.double(), 1e-6)
+    check(CPUOperators(kernels).rms_norm(x, weight, 1e-6), want, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("dim", [32, 128])
+def test_norm_and_rotate_does_what_the_operators_of_torch_do_one_by_one(kernels, dtype, dim):
+    torch.manual_seed(dim)
+    heads = torch.randn(5, 6, dim).to(dtype)[:, 1:4]  # three heads out of the middle
+    weight, positions = torch.randn(dim).to(dtype), torch.tensor([0, 7, 7, 499, 1])
+    angles = torch.outer(torch.arange(500.0), 10_000.0 ** -(torch.arange(0, dim, 2) / dim)).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    wide = [t.double() for t in (heads, weight)]
+    want = Operators().norm_and_rotate(*wide, 1e-6, cos.double(), sin.double(), positions)
+    got = CPUOperators(kernels).norm_and_rotate(heads, weight, 1e-6, cos, sin, positions)
+    check(got, want, dtype, scale=want.abs().max())
+
+
+@DTYPES
+def test_silu_and_mul_holds_for_huge_and_tiny_gates(kernels, dtype):
+    torch.manual_seed(0)
+    gate_up = torch.randn(7, 96).to(dtype) * 4
+    gate_up[0, :16] = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 80, -80, 88, -88, 100, -100, 1e4, -1e4, 1e30, -1e30, 5, -5])
+    check(CPUOperators(kernels).silu_and_mul(gate_up), Operators().silu_and_mul(gate_up.double()), dtype, scale=1e-30)
+
+
+def dense(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """q [heads, dim] against keys and values [length, kv_heads, dim], in float64."""
+    group = q.shape[0] // keys.shape[1]
+    k, v = (t.double().repeat_interleave(group, dim=1) for t in (keys, values))
+    weights = torch.softmax(torch.einsum("hd,lhd->hl", q.double(), k) / q.shape[1] ** 0.5, dim=-1)
+    return torch.einsum("hl,lhd->hd", weights, v)
+
+
+class Pool:
+    """Requests of the given lengths in scattered blocks; every slot that nobody owns holds NaN."""
+
+    def __init__(self, lengths: list[int], block_size: int, kv_heads: int, group: int, dim: int, dtype: torch.dtype) -> None:
+        torch.manual_seed(len(lengths) + block_size)
+        counts = [-(-n // block_size) for n in lengths]
+        ids = random.Random(7).sample(range(1, sum(counts) + 4), sum(counts))
+        self.lengths = torch.tensor(lengths)
+        self.tables = torch.zeros(len(lengths), max(counts) + 1, dtype=torch.long)
+        self.cache = [torch.full((sum(counts) + 4, block_size, kv_heads, dim), float("nan"), dtype=dtype) for _ in "kv"]
+        self.contents = [[torch.randn(n, kv_heads, dim).to(dtype) * 2 for _ in "kv"] for n in lengths]
+        for i, n in enumerate(lengths):
+            table = [ids.pop() for _ in range(counts[i])]
+            self.tables[i, : len(table)] = torch.tensor(table)
+            slots = torch.tensor([table[p // block_size] * block_size + p % block_size for p in range(n)])
+            cpu_kernels().write_kv(*self.contents[i], *self.cache, slots)
+        self.queries = torch.randn(len(lengths), kv_heads * group, dim).to(dtype)
+
+    def decode(self, rows: slice = slice(None)) -> Tensor:
+        scale = self.queries.shape[-1] ** -0.5
+        return cpu_kernels().paged_decode(self.queries[rows], *self.cache, self.tables[rows], self.lengths[rows], scale)
+
+
+EDGES = [1, 3, 4, 5, 15, 16, 17, TILE - 1, TILE, TILE + 1, 2 * TILE, 200]
+
+
+@DTYPES
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+@pytest.mark.parametrize(("group", "dim"), [(1, 32), (2, 128), (4, 64), (16, 32)])
+def test_decoding_over_block_tables_is_dense_attention(kernels, dtype, block_size, group, dim):
+    pool = Pool(EDGES, block_size, 2, group, dim, dtype)
+    for out, q, (keys, values) in zip(pool.decode(), pool.queries, pool.contents, strict=True):
+        want = dense(q, keys, values)
+        error = (out.double() - want).abs().max()
+        assert error <= ROUNDING[dtype] * want.abs().max() + 3e-6 * values.double().abs().max()
+
+
+@DTYPES
+def test_a_request_has_the_same_bits_alone_and_in_blocks_of_any_size(kernels, dtype):
+    pools = [Pool(EDGES, size, 2, 2, 64, dtype) for size in (4, 16)]
+    together = pools[0].decode()
+    for i in range(len(EDGES)):
+        assert torch.equal(pools[0].decode(slice(i, i + 1))[0], together[i])
+    pools[1].queries, pools[1].contents = pools[0].queries, pools[0].contents
+    for i, (table, n) in enumerate(zip(pools[1].tables, EDGES, strict=True)):
+        slots = torch.tensor([int(table[p // 16]) * 16 + p % 16 for p in range(n)])
+        kernels.write_kv(*pools[0].contents[i], *pools[1].cache, slots)
+    assert torch.equal(pools[1].decode(), together)
+
+
+def test_writing_takes_rows_that_lie_apart_and_touches_no_other_slot(kernels):
+    qkv = torch.randn(3, 4, 32, dtype=torch.bfloat16)
+    keys, values = torch.zeros(4, 2, 1, 32, dtype=torch.bfloat16), torch.zeros(4, 2, 1, 32, dtype=torch.bfloat16)
+    kernels.write_kv(qkv[:, 2:3], qkv[:, 3:4], keys, values, torch.tensor([7, 2, 5]))
+    for cache, head in ((keys, 2), (values, 3)):
+        flat = cache.view(8, 32)
+        assert torch.equal(flat[[7, 2, 5]], qkv[:, head])
+        assert not flat[[0, 1, 3, 4, 6]].any()
+
+
+PROMPTS = ["What is a KV cache?", "Once upon a time", "Explain async programming in Python", "Count: 1 2 3"]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
+
+
+def tokens(**engine_args: Any) -> list[list[int]]:
+    llm = LLM("course", **engine_args)
+    return [list(o.outputs[0].token_ids) for o in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("ways", [{}, {"block_size": 1}, {"long_prefill_token_threshold": 3, "block_size": 4},
+                                  {"num_gpu_blocks_override": 7, "block_size": 16}], ids=str)
+def test_an_engine_with_them_gives_the_tokens_of_one_in_plain_torch(kernels, ways):
+    assert tokens(cpu_kernels=True, dtype="float32", **ways) == tokens(cpu_kernels=False, dtype="float32")
+
+
+def test_bfloat16_on_a_cpu_uses_them_by_default_and_float32_does_not(kernels):
+    chosen = {d: EngineArgs("course", dtype=d, device="cpu").create_engine_config().cpu_kernels for d in ("bfloat16", "float32")}
+    assert chosen == {"bfloat16": True, "float32": False}
+    assert not EngineArgs("course", dtype="bfloat16", device="cpu", cpu_kernels=False).create_engine_config().cpu_kernels
+    assert not EngineArgs("course", dtype="bfloat16", device="cpu", batch_invariant=True).create_engine_config().cpu_kernels
+
+
+def test_a_model_they_do_not_fit_runs_in_torch_and_asking_for_them_is_refused_by_name(kernels, random_checkpoint):
+    folder = random_checkpoint(Shape(head_dim=24))
+    assert 24 not in HEAD_DIMS
+    assert not EngineArgs(str(folder), dtype="bfloat16", device="cpu").create_engine_config().cpu_kernels
+    with pytest.raises(InvalidParametersError, match="cpu_kernels must be None or False here: head_dim 24 is none of 32, 64, 128"):
+        EngineArgs(str(folder), dtype="bfloat16", device="cpu", cpu_kernels=True).create_engine_config()
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """As on a machine that has built nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.cpu_kernels.cache_clear()
+    yield monkeypatch
+    build.cpu_kernels.cache_clear()
+
+
+def test_without_a_compiler_torch_does_the_work_and_asking_says_what_to_install(fresh):
+    fresh.setattr(build.sys, "platform", "linux")
+    fresh.setenv("PATH", "/nowhere")
+    assert not EngineArgs("course", dtype="bfloat16", device="cpu").create_engine_config().cpu_kernels
+    with pytest.raises(InvalidParametersError, match="no C\\+\\+ compiler was found; install g\\+\\+"):
+        EngineArgs("course", device="cpu", cpu_kernels=True).create_engine_config()
+
+
+def test_source_that_does_not_compile_is_reported_with_the_compilers_words_and_leaves_nothing(kernels, fresh, tmp_path):
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("int main() { return nonsense; }")
+    fresh.setattr(build, "SOURCE", broken)
+    with pytest.raises(BuildError, match="could not compile broken.cpp.*nonsense"):
+        cpu_kernels()
+    assert list(build.cache_folder().iterdir()) == []
+
+
+def test_a_library_is_built_once_and_then_used_again(kernels, fresh):
+    loaded: list[str] = []
+    fresh.setattr(torch.ops, "load_library", loaded.append)  # a process can load it only once
+    cpu_kernels()
+    build.cpu_kernels.cache_clear()
+    fresh.setattr(build, "compile_library", lambda *_: pytest.fail("it compiled again"))
+    cpu_kernels()
+    (library,) = build.cache_folder().iterdir()
+    assert loaded == [str(library)] * 2
+
+
+def test_other_systems_are_told_plainly(fresh):
+    fresh.setattr(build.sys, "platform", "darwin")
+    with pytest.raises(BuildError, match="Linux only"):
+        cpu_kernels()
