@@ -3,7 +3,8 @@
     python reference_engine/benchmarks/make_checkpoint.py --like qwen3-0.6b /tmp/qwen3-0.6b
     python reference_engine/benchmarks/compare.py /tmp/qwen3-0.6b --out reference_engine/benchmarks/results
 
-Every round measures everything once, one after the other; the medians of the rounds are reported.
+Every round measures everything once, one after the other, what is compared side by side. Reported are
+the medians of the rounds, of the figures and of each round's own ratios: the machine changes between rounds.
 transformers' batched generation is so slow here that it gets fewer tokens, which favours it.
 """
 
@@ -79,17 +80,20 @@ def generate_batch_rate(peer: Any, workload: Workload, seed: int) -> float:
     return generated / seconds
 
 
+PEERS = {"decode-1": ("generate", generate_rate), "decode-32": ("generate_batch", generate_batch_rate)}
+
+
 def measures(llm: LLM, peer: Any, seed: int, peers: bool) -> dict[str, Measure]:
     """Everything that a round measures, by name, neighbours in time that are to be compared."""
     todo: dict[str, Measure] = {}
     for name in DECODES:
         todo[f"engine {name}"] = lambda name=name: engine_rate(llm, name, seed)
         todo[f"bare loop {name}"] = lambda name=name: bare_rate(llm, WORKLOADS[name], seed)
+        if peers and name in PEERS:
+            peer_name, rate = PEERS[name]
+            todo[f"transformers {peer_name} {name}"] = lambda name=name, rate=rate: rate(peer, WORKLOADS[name], seed)
     todo["engine mixed-32"] = lambda: engine_rate(llm, "mixed-32", seed)
     todo["engine prefill-1024"] = lambda: engine_rate(llm, "prefill-1024", seed)
-    if peers:
-        todo["transformers generate decode-1"] = lambda: generate_rate(peer, WORKLOADS["decode-1"], seed)
-        todo["transformers generate_batch decode-32"] = lambda: generate_batch_rate(peer, WORKLOADS["decode-32"], seed)
     return todo
 
 
@@ -100,16 +104,21 @@ def flops_per_token(config: ModelConfig) -> float:
     return 2.0 * layer * config.num_hidden_layers
 
 
-def ratios(medians: dict[str, float], limits: dict[str, float], config: ModelConfig) -> dict[str, float]:
-    """The figures that the project has bars for."""
-    result = {f"engine / bare loop, {n}": medians[f"engine {n}"] / medians[f"bare loop {n}"] for n in DECODES}
-    prefill = medians["engine prefill-1024"] * flops_per_token(config)
+def ratios(rates: dict[str, float], limits: dict[str, float], config: ModelConfig) -> dict[str, float]:
+    """The figures of one round that the project has bars for."""
+    result = {f"engine / bare loop, {n}": rates[f"engine {n}"] / rates[f"bare loop {n}"] for n in DECODES}
+    prefill = rates["engine prefill-1024"] * flops_per_token(config)
     result["prefill / matmul ceiling"] = prefill / limits["matmul_bf16_flops"]
-    for peer, name in (("generate", "decode-1"), ("generate_batch", "decode-32")):
+    for name, (peer, _) in PEERS.items():
         key = f"transformers {peer} {name}"
-        if key in medians:
-            result[f"engine / transformers {peer}, {name}"] = medians[f"engine {name}"] / medians[key]
+        if key in rates:
+            result[f"engine / transformers {peer}, {name}"] = rates[f"engine {name}"] / rates[key]
     return result
+
+
+def medians_of(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -146,10 +155,10 @@ def main(
     for _ in range(rounds):
         limits.append(ceilings())
         runs.append({name: todo[name]() for name in track(list(todo), "Measuring")})
-    medians = {name: statistics.median(run[name] for run in runs) for name in todo}
-    best = {name: statistics.median(limit[name] for limit in limits) for name in limits[0]}
+    config = llm.llm_engine.config.model
     report = {
-        "ratios": ratios(medians, best, llm.llm_engine.config.model), "medians": medians, "ceilings": best,
+        "ratios": medians_of([ratios(*both, config) for both in zip(runs, limits, strict=True)]),
+        "medians": medians_of(runs), "ceilings": medians_of(limits),
         "memory": memory, "runs": runs, "seed": seed, "model": model.name,
         "workloads": {n: vars(w) for n, w in WORKLOADS.items()}, "peer_output_tokens": PEER_OUTPUT, "host": host(),
     }
