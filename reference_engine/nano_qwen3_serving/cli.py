@@ -136,7 +136,7 @@ def fuzz(
     totals: Annotated[str | None, typer.Option("--json", help="Where the totals go.")] = None,
 ) -> None:
     """Throw random requests, aborts and faults at the engine, and check every token."""
-    from nano_qwen3_serving.testing.fuzz import fuzz_command
+    from nano_qwen3_serving.testing.fuzz.command import fuzz_command
 
     raise typer.Exit(fuzz_command(
         requests, seed, model=model, replay_file=replay, trace_file=trace, json_file=totals))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.engine.async_llm_engine import WaitingRoom
 from nano_qwen3_serving.engine.mailbox import Mailbox
+from nano_qwen3_serving.engine.step_loop import StepLoop
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.scheduling.block_manager import BlockManager
+from nano_qwen3_serving.sampling_params import StructuredOutputsParams
 from nano_qwen3_serving.scheduling.scheduler import Scheduler
 from nano_qwen3_serving.testing.fuzz import FuzzFailure, FuzzReport, fuzz_command, live, replay, run_fuzz
-from nano_qwen3_serving.testing.fuzz_operations import make_episode
-from nano_qwen3_serving.testing.fuzz_shrink import shrink
+from nano_qwen3_serving.testing.fuzz.episode import make_episode
+from nano_qwen3_serving.testing.fuzz.grammars import ByteGrammar, ByteGrammarCompiler
+from nano_qwen3_serving.testing.fuzz.shrink import shrink
 
 SEEDS = range(5)
 WITHIN = 500  #: requests in which a planted bug must be found
@@ -41,7 +45,12 @@ def test_everything_that_can_happen_did_happen(reports):
     assert sum(endings) == whole.requests
 
 
-@pytest.mark.parametrize("number", range(4))
+def on_two_loops(number: int) -> bool:
+    """Whether callers of that episode live on two event loops."""
+    return any(op.get("second_loop") for op in make_episode(11, number, 25, "toy").operations)
+
+
+@pytest.mark.parametrize("number", [*range(3), *[n for n in range(30) if on_two_loops(n)][:3]])
 def test_an_episode_runs_the_same_way_every_time(number):
     first, second = (live(make_episode(11, number, 25, "toy")) for _ in range(2))
     assert first.history == second.history
@@ -94,6 +103,28 @@ class WrongAtTheEdge(TorchPagedAttention):
         return [block_table[min((i + 1) // size, last)] * size + i % size for i in positions]
 
 
+class MissesNewest(TorchPagedAttention):
+    """A decoding token does not attend to itself."""
+
+    def forward(self, q, layer_cache, metadata):
+        lens = [max(n - 1, 1) if i < metadata.num_decodes else n for i, n in enumerate(metadata.seq_lens)]
+        return super().forward(q, layer_cache, replace(metadata, seq_lens=lens))
+
+
+class ForgetsGrammar(Scheduler):
+    """A preempted request begins its grammar again, but not its output."""
+
+    def add(self, request):
+        if request.grammar is not None:
+            request.at_first = request.grammar.copy()
+        super().add(request)
+
+    def _preempt(self, request):
+        super()._preempt(request)
+        if request.grammar is not None:
+            request.grammar = request.at_first.copy()
+
+
 class IgnoresSalt(BlockManager):
     """Shares prefixes among all."""
 
@@ -131,6 +162,9 @@ PLANTED = {
     "a block is given to two requests": with_blocks(GivesTwice),
     "slots are wrong at the edge of a block": Components(attention=lambda config: WrongAtTheEdge(
         config.model, config.cache.block_size, config.dtype, config.device)),
+    "a decoding token does not attend to itself": Components(attention=lambda config: MissesNewest(
+        config.model, config.cache.block_size, config.dtype, config.device)),
+    "a grammar starts anew after a preemption": with_scheduler(ForgetsGrammar),
     "the prefix cache ignores salt": with_blocks(IgnoresSalt),
     "the prefix cache trusts its hashes": with_blocks(TrustsHashes),
 }
@@ -171,7 +205,71 @@ def test_a_mailbox_that_never_delivers_leaves_a_waiter_and_that_is_found(monkeyp
     assert "waiting for ever" in assert_found(None, tmp_path).reason
 
 
+def test_completions_that_share_one_grammar_are_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(ByteGrammar, "copy", lambda self: self)
+    assert_found(None, tmp_path)
+
+
+def test_an_engine_that_wakes_one_event_loop_of_two_is_found(monkeypatch, tmp_path):
+    wake = StepLoop._wake
+
+    def wake_one(self, streams):
+        wake(self, [s for s in streams if s.mailbox.port is streams[0].mailbox.port])
+
+    monkeypatch.setattr(StepLoop, "_wake", wake_one)
+    assert "waiting for ever" in assert_found(None, tmp_path).reason
+
+
+def test_a_timeout_that_loses_what_was_not_fetched_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(Mailbox, "with_unfetched", lambda self, output: output)
+    assert "were generated" in assert_found(None, tmp_path).reason
+
+
+def test_a_queue_that_is_full_one_place_too_early_is_found(monkeypatch, tmp_path):
+    enter = WaitingRoom.enter
+
+    def enter_early(self, request_id, members):
+        self.limit, limit = self.limit and self.limit - 1, self.limit
+        try:
+            enter(self, request_id, members)
+        finally:
+            self.limit = limit
+
+    monkeypatch.setattr(WaitingRoom, "enter", enter_early)
+    assert_found(None, tmp_path)
+
+
+def test_a_queue_that_counts_requests_and_not_completions_is_found(monkeypatch, tmp_path):
+    enter = WaitingRoom.enter
+    monkeypatch.setattr(WaitingRoom, "enter", lambda self, request_id, members: enter(self, request_id, members[:1]))
+    assert "places" in assert_found(None, tmp_path).reason
+
+
+def test_a_place_that_is_kept_by_who_gave_up_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(WaitingRoom, "leave", lambda self, request_id: None)
+    assert_found(None, tmp_path)
+
+
 # --- the tool ---
+
+
+def text_tokens(grammar: ByteGrammar) -> str:
+    """What a grammar allows next; $ is the end."""
+    return "".join("$" if t == 256 else chr(t) for t in grammar.allowed().nonzero().flatten().tolist())
+
+
+def test_a_grammar_of_bytes_allows_what_its_words_or_classes_say():
+    compiler = ByteGrammarCompiler(257, 256)
+    choice = compiler.compile(StructuredOutputsParams(choice=["no", "not yet"]))
+    assert text_tokens(choice) == "n"
+    choice.accept(b"no")
+    assert text_tokens(choice) == "t$"
+    classes = compiler.compile(StructuredOutputsParams(regex="([ab][c])*"))
+    other = classes.copy()
+    classes.accept(b"a")
+    assert (text_tokens(classes), text_tokens(other)) == ("c", "ab$")
+    with pytest.raises(ValueError, match="does not follow b'a'"):
+        classes.accept(b"a")
 
 
 def test_shrinking_leaves_the_two_that_matter():

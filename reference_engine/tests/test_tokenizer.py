@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,43 @@ def test_another_chat_template_sees_what_transformers_gives_it(switches: dict[st
 
 @pytest.mark.parametrize("messages", [
     [], None, "hi", [["user", "hi"]], [{"role": "user"}], [{"content": "hi"}], [{"role": "robot", "content": "hi"}],
-    [{"role": "user", "content": 3}], [USER, {"role": "assistant", "content": None}],
+    [{"role": "user", "content": 3}], [{"role": "user", "content": []}],
+    [{"role": "robot", "content": [{"type": "text", "text": "hi"}]}], [USER, {"role": "assistant", "content": None}],
 ], ids=repr)
 def test_malformed_messages_are_refused_by_value(messages: Any) -> None:
     with pytest.raises(InvalidParametersError, match="messages") as caught:
         OURS.apply_chat_template(messages)
     assert caught.value.parameter.startswith("messages")
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def test_a_content_in_text_parts_is_one_text_with_a_line_for_each_part() -> None:
+    given = [{**SYSTEM, "content": parts(SYSTEM["content"])}, {"role": "user", "content": parts("Two", "", "lines")}]
+    before = repr(given)
+    expected = OURS.apply_chat_template([SYSTEM, {"role": "user", "content": "Two\n\nlines"}])
+    assert OURS.apply_chat_template(given) == expected
+    assert repr(given) == before, "the caller's messages were changed"
+
+
+def test_a_final_message_in_parts_can_be_continued() -> None:
+    arguments = {"continue_final_message": True, "add_generation_prompt": False}
+    final = {"role": "assistant", "content": parts("It keeps")}
+    assert OURS.apply_chat_template([USER, final], **arguments) == OURS.apply_chat_template(
+        [USER, {"role": "assistant", "content": "It keeps"}], **arguments)
+
+
+@pytest.mark.parametrize(("part", "named"), [
+    ({"type": "image_url", "image_url": {"url": "x"}}, "'image_url'"), ({"type": "input_audio"}, "'input_audio'"),
+    ({"type": "text"}, "{'type': 'text'}"), ({"type": "text", "text": 3}, "3"), ({"text": "hi"}, "{'text': 'hi'}"),
+    ("hi", "'hi'"), (None, "None"),
+], ids=repr)
+def test_a_part_that_is_no_text_is_refused_by_its_place_and_its_type(part: Any, named: str) -> None:
+    with pytest.raises(InvalidParametersError, match=re.escape(named)) as caught:
+        OURS.apply_chat_template([USER, {"role": "user", "content": [*parts("hi"), part]}])
+    assert caught.value.parameter == "messages[1].content[1]"
 
 
 def test_a_template_that_refuses_and_a_template_that_is_broken_are_the_callers_errors() -> None:

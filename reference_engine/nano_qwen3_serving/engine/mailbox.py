@@ -69,6 +69,12 @@ class Mailbox:
             waiting = self._output
             self._output = output if waiting is None else waiting.merged(output, deltas=self._deltas)
 
+    def with_unfetched(self, output: RequestOutput) -> RequestOutput:
+        """`output`, joined to what was put and not fetched; that is then nobody else's."""
+        with self._lock:
+            waiting, self._output = self._output, None
+            return output if waiting is None else waiting.merged(output, deltas=self._deltas)
+
     def fail(self, error: BaseException) -> None:
         """The consumer gets `error` next, instead of anything that was not fetched."""
         with self._lock:

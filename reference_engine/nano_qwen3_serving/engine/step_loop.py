@@ -246,7 +246,7 @@ class StepLoop:
             self._fail([stream], RequestTimeoutError(
                 f"request {stream.external_id!r} did not finish within its timeout of {stream.timeout:g} s; "
                 "what it generated is in .partial",
-                replace(partial[0], request_id=stream.external_id) if partial else None))
+                stream.mailbox.with_unfetched(replace(partial[0], request_id=stream.external_id)) if partial else None))
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
         """Puts outputs into mailboxes and wakes each event loop once."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nano_qwen3_serving.execution.logprobs import logprobs_of
+from nano_qwen3_serving.execution.masks import has_masks, masked
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.outputs import Logprob
 
@@ -72,37 +73,19 @@ def has_processors(row: SamplingRow) -> bool:
     """Whether the row's logits change before temperature."""
     p = row.params
     return bool(
-        row.grammar or p.logit_bias or p.allowed_token_ids or p.bad_words
+        has_masks(row) or p.logit_bias
         or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
-        or len(row.output_token_ids) < p.min_tokens
     )
 
 
 def processed(logits: Tensor, row: SamplingRow) -> Tensor:
-    """One row's logits [vocab_size] after grammar, allowed tokens, bad words, min_tokens, bias, penalties.
+    """One row's logits [vocab_size] after masks, bias and penalties.
 
     Raises:
-        ValueError: they forbid every token.
+        ValueError: every token is forbidden.
     """
-    p, output = row.params, row.output_token_ids
-    forbidden: set[int] = set()
-    if row.grammar is not None:
-        logits = logits.masked_fill(~row.grammar.allowed().to(logits.device), float("-inf"))
-    if p.allowed_token_ids is not None:
-        allowed = torch.full_like(logits, float("-inf"))
-        allowed[p.allowed_token_ids] = logits[p.allowed_token_ids]
-        logits = allowed
-    for word in row.bad_words_token_ids:
-        prefix = list(word[:-1])
-        if not prefix or output[-len(prefix):] == prefix:
-            forbidden.add(word[-1])
-    if len(output) < p.min_tokens:
-        forbidden.update(row.eos_token_ids, p.stop_token_ids or ())
-    if forbidden:
-        logits[sorted(forbidden)] = float("-inf")
-    if (row.grammar or p.allowed_token_ids or forbidden) and logits.max() == float("-inf"):
-        raise ValueError("no token is allowed: grammar, allowed_token_ids, bad_words and min_tokens together forbid all")
-    for token_id, bias in (p.logit_bias or {}).items():
+    logits = masked(logits, row)
+    for token_id, bias in (row.params.logit_bias or {}).items():
         logits[token_id] += bias
     return penalised(logits, row)
 

@@ -111,7 +111,7 @@ class Tokenizer:
         """The conversation as the checkpoint was trained to read it.
 
         Args:
-            messages: dicts with `role` and `content`.
+            messages: dicts with `role` and `content`, a string or a list of text parts.
             tokenize: return tokens instead of text.
             add_generation_prompt: end with the beginning of the assistant's answer.
             continue_final_message: end inside the last message, for the model to go on.
@@ -192,19 +192,43 @@ def token_text(token: str | dict[str, Any]) -> str:
 
 
 def checked_messages(messages: Any) -> list[dict[str, Any]]:
-    """The messages if each is a dict with a known role and, but for the assistant's calls, a text."""
+    """The messages if each is a dict with a known role and, but for the assistant's calls, a text.
+
+    A text may be given in parts, as OpenAI's clients do; templates see it as one string.
+    """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidParametersError(
             f"messages must be a non-empty list of dicts with 'role' and 'content', got {messages!r}",
             parameter="messages", value=messages)
+    checked = []
     for i, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list) and content:
+            content = joined_parts(content, f"messages[{i}].content")
+            message = {**message, "content": content}
         if role not in ROLES or not (isinstance(content, str) or (role == "assistant" and message.get("tool_calls"))):
             raise InvalidParametersError(
-                f"messages[{i}] must be a dict with a 'role' of {', '.join(ROLES)} and a 'content' string, "
-                f"got {message!r}", parameter=f"messages[{i}]", value=message)
-    return list(messages)
+                f"messages[{i}] must be a dict with a 'role' of {', '.join(ROLES)} and a 'content', a string or a list "
+                f"of text parts, got {message!r}", parameter=f"messages[{i}]", value=message)
+        checked.append(message)
+    return checked
+
+
+def joined_parts(parts: list[Any], where: str) -> str:
+    """The text of `[{"type": "text", "text": "…"}, …]`, a line for each part, as vLLM joins them.
+
+    Raises:
+        InvalidParametersError: a part is no text; `where` is the list's place in the messages.
+    """
+    for j, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            what = f"a part of type {kind!r}, and only text is served" if kind not in ("text", None) else f"{part!r}"
+            raise InvalidParametersError(
+                f"{where}[{j}] must be {{'type': 'text', 'text': '…'}}, got {what}",
+                parameter=f"{where}[{j}]", value=part)
+    return "\n".join(part["text"] for part in parts)
 
 
 def marked(message: dict[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,16 @@ from typing import Any
 from nano_qwen3_serving.exceptions import (
     EngineDeadError,
     GenerationError,
+    InvalidParametersError,
     PromptTooLongError,
     QueueFullError,
     RequestTimeoutError,
 )
 from nano_qwen3_serving.outputs import CompletionOutput
 from nano_qwen3_serving.sampling_params import RequestOutputKind
-from nano_qwen3_serving.testing.fuzz_caller import Caller
-from nano_qwen3_serving.testing.fuzz_faults import InjectedError
-from nano_qwen3_serving.testing.fuzz_toy import Expected, text_of
+from nano_qwen3_serving.testing.fuzz.caller import Caller
+from nano_qwen3_serving.testing.fuzz.faults import InjectedError
+from nano_qwen3_serving.testing.fuzz.oracles import Expected, Oracle, text_of
 
 
 class Wrong(AssertionError):
@@ -42,11 +43,11 @@ class Checker:
     """Judges callers whose requests are over.
 
     Args:
-        oracle: has `expected(prompt_token_ids, params)` and a `tokenizer`.
+        oracle: knows what each request says alone.
         max_model_len, queue_limit: the engine's.
     """
 
-    def __init__(self, oracle: Any, max_model_len: int, queue_limit: int | None) -> None:
+    def __init__(self, oracle: Oracle, max_model_len: int, queue_limit: int | None) -> None:
         self.oracle = oracle
         self.max_model_len = max_model_len
         self.queue_limit = queue_limit
@@ -65,17 +66,25 @@ class Checker:
         too_late = caller.deadline is not None and caller.ended_time >= caller.deadline
         allowed = (
             (isinstance(error, PromptTooLongError) and too_long)
-            or (isinstance(error, QueueFullError) and self.queue_limit is not None)
+            or isinstance(error, QueueFullError)  # judged when it came; see `Places`
+            or (type(error) is InvalidParametersError and caller.params.n > (self.queue_limit or caller.params.n))
             or (isinstance(error, InjectedError) and op["broken"])
-            or (isinstance(error, GenerationError) and (bool(op["doomed"]) or caller.may_fail))
+            or (isinstance(error, GenerationError) and (bool(op["doomed"]) or caller.may_fail or self._is_stuck(caller)))
             or (isinstance(error, EngineDeadError) and stopped)
             or (isinstance(error, RequestTimeoutError) and too_late)
         )
         require(allowed, f"{caller.name} got {root(error)}")
         if isinstance(error, RequestTimeoutError) and error.partial is not None:
             require(error.partial.request_id == op["id"], f"{caller.name}: .partial is of {error.partial.request_id!r}")
-            if caller.params.output_kind is not RequestOutputKind.DELTA:
-                self._compare(caller, error.partial.outputs)
+            completions = caller.completions(error.partial)
+            self._compare(caller, completions)
+            got, made = sum(len(c.token_ids) for c in completions), error.partial.metrics.num_generation_tokens
+            require(got == made, f"{caller.name} timed out with {got} tokens, .partial included; {made} were generated")
+
+    def _is_stuck(self, caller: Caller) -> bool:
+        """Whether a completion of its comes to where no token is allowed."""
+        answers = self.oracle.expected(caller.prompt_token_ids, caller.params)
+        return any(answer.finish_reason == "error" for answer in answers)
 
     def _check_outputs(self, caller: Caller) -> None:
         deltas = caller.params.output_kind is RequestOutputKind.DELTA
@@ -113,7 +122,7 @@ class Checker:
     def _says(self, caller: Caller, beginning: list[int]) -> bool:
         """Whether the caller's prompt and an answer to it begin like that."""
         prompt = caller.prompt_token_ids
-        if beginning[: len(prompt)] != prompt or len(prompt) >= self.max_model_len or caller.masked:
+        if beginning[: len(prompt)] != prompt or len(prompt) >= self.max_model_len:
             return False
         answers = self.oracle.expected(prompt, caller.params)
         return any((prompt + answer.token_ids)[: len(beginning)] == beginning for answer in answers)
@@ -132,10 +141,6 @@ class Checker:
     def _compare(self, caller: Caller, completions: list[CompletionOutput]) -> None:
         """Token by token against the oracle; one that was cut short must be the oracle's beginning."""
         require(len(caller.prompt_token_ids) < self.max_model_len, f"{caller.name} has a prompt that should be refused")
-        if caller.masked:
-            tokens = [c.token_ids for c in completions if c.token_ids]
-            require(not tokens, f"{caller.name} got {tokens}, and may not generate any token")
-            return
         expected = self.oracle.expected(caller.prompt_token_ids, caller.params)
         for got in completions:
             want = expected[got.index]

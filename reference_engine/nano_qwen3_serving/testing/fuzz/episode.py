@@ -3,7 +3,7 @@
 Knows random numbers; knows nothing of engines. An operation names its request by a key, never by
 its place in the list, so that any operation can be left out and the others still mean the same.
 
-    submit  key id prompt text salt params priority timeout eager via broken held doomed
+    submit  key id prompt text salt params priority timeout eager via second_loop broken held doomed
     release key            a held tokenisation goes on
     step    count          that many engine steps, if there is work
     fetch   key            a slow consumer takes one output
@@ -21,11 +21,11 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
+from nano_qwen3_serving.testing.fuzz.params import letter, make_params
 
 Operation = dict[str, Any]
 HELD_AT_ONCE = 3
-LETTERS = 26  #: toy tokens 1 to 26
+SEEDS_PER_REQUEST = 1000  #: request k draws with seeds from k * 1000, one for each completion
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Maker:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.config = self._config()
+        self.two_loops = rng.random() < 0.2
         self.stems = [self._tokens(self.config["max_model_len"]) for _ in range(rng.randint(1, 3))]
         self.held: list[int] = []
 
@@ -71,7 +72,7 @@ class Maker:
             while self.rng.random() < pace:
                 ops.append(self._other(key))
         ops += [self._other(requests - 1) for _ in range(self.rng.randint(0, 10))]
-        if self.rng.random() < 0.06:
+        if self.rng.random() < 0.2:
             ops.append({"op": "stop", "how": self.rng.choice(["shutdown", "die"])})
         return ops
 
@@ -95,7 +96,7 @@ class Maker:
             "enable_prefix_caching": rng.random() < 0.85,
             "weak_hash": rng.random() < 0.3,
             "stream_interval": rng.choice([1, 1, 1, 3]),
-            "max_num_queued_reqs": rng.choice([None, None, None, rng.randint(3, 12)]),
+            "max_num_queued_reqs": rng.choice([None, None, rng.randint(1, 16)]),
         }
 
     def _submit(self, key: int) -> Operation:
@@ -104,28 +105,21 @@ class Maker:
         if held:
             self.held.append(key)
         broken = not held and rng.random() < 0.02
-        params = self._params(key)
+        params = make_params(rng, key * SEEDS_PER_REQUEST)
         return {
             "op": "submit", "key": key, "id": self._id(key), "prompt": self._prompt(),
             "text": held or broken or rng.random() < 0.3, "salt": rng.choice(["", "", "x", "y"]), "params": params,
-            "priority": rng.choice([0, 0, 0, -1, 1, 2]), "timeout": rng.choice([None] * 8 + [rng.randint(1, 60)]),
-            "eager": rng.random() < 0.7, "via": rng.choice(["generate", "add_request"]),
-            "broken": broken, "held": held, "doomed": self._doom(params),
+            "priority": rng.choice([0, 0, 0, -1, 1, 2]), "timeout": rng.choice([None] * 4 + [rng.randint(1, 30)]),
+            "eager": rng.random() < 0.6, "via": rng.choice(["generate", "add_request"]),
+            "second_loop": self.two_loops and rng.random() < 0.5, "broken": broken, "held": held, "doomed": self._doom(params),
         }
 
     def _doom(self, params: dict[str, Any]) -> list[Any] | None:
-        """[part, after how many tokens] of a fault of the request's own, rarely.
-
-        "masked": its parameters leave no token that it may generate.
-        """
-        if self.rng.random() >= 0.06:
+        """[part, after how many tokens] of a fault of the request's own, rarely."""
+        if self.rng.random() >= 0.05:
             return None
-        parts = ["sampler", "detokenizer", "masked"] if params.get("detokenize", True) else ["sampler", "masked"]
-        part = self.rng.choice(parts)
-        if part == "masked":
-            params |= {"allowed_token_ids": [0], "min_tokens": 1, "ignore_eos": True, "stop_token_ids": [0]}
-            return [part, 0]
-        return [part, self.rng.randint(0, 6)]
+        parts = ["sampler", "detokenizer"] if params.get("detokenize", True) else ["sampler"]
+        return [self.rng.choice(parts), self.rng.randint(0, 6)]
 
     def _id(self, key: int) -> str:
         """Mostly its own; else one that was used before, or looks like one of the engine's own."""
@@ -145,39 +139,7 @@ class Maker:
         return (shared + self._tokens(tail)) or self._tokens(1)
 
     def _tokens(self, count: int) -> list[int]:
-        return [self.rng.randint(1, LETTERS) for _ in range(count)]
-
-    def _params(self, key: int) -> dict[str, Any]:
-        """Keyword arguments of `SamplingParams`; every request has a seed of its own."""
-        rng = self.rng
-        drawn = rng.random() < 0.5
-        p: dict[str, Any] = {
-            "seed": key * 1000, "temperature": rng.choice([0.3, 0.8, 1.0, 1.5]) if drawn else 0.0,
-            "n": rng.choice([1, 1, 1, 2, 3]) if drawn else 1,
-            "max_tokens": rng.choice([1, 3, 7, 12, 25, None]), "output_kind": rng.randint(0, 2)}
-        if drawn:
-            p |= rng.choice([{}, {}, {"top_k": rng.randint(1, 9)}, {"top_p": rng.choice([0.2, 0.7, 0.95])},
-                             {"min_p": 0.3}, {"top_k": 5, "top_p": 0.5}])
-        for chance, more in (
-            (0.25, {"stop": rng.choice([["a"], ["bc", "q"], ["e", "xyzab"]])}),
-            (0.2, {"stop_token_ids": [rng.randint(1, LETTERS)]}),
-            (0.3, {"ignore_eos": True}),
-            (0.15, {"logprobs": rng.randint(0, 3)}),
-            (0.1, {"repetition_penalty": 1.3}),
-            (0.1, {"presence_penalty": 0.5, "frequency_penalty": 0.7}),
-            (0.1, {"logit_bias": [[rng.randint(0, LETTERS), rng.choice([-50.0, 3.0])]]}),
-            (0.08, {"allowed_token_ids": sorted(rng.sample(range(30), 6))}),
-            (0.08, {"bad_words": ["a", "bc"]}),
-            (0.15, {"include_stop_str_in_output": True}),
-            (0.1, {"skip_special_tokens": False}),
-        ):
-            if rng.random() < chance:
-                p |= more
-        if rng.random() < 0.2:
-            p["min_tokens"] = rng.randint(0, p["max_tokens"] or 4)
-        if "stop" not in p and rng.random() < 0.1:
-            p["detokenize"] = False
-        return p
+        return [ord(letter(self.rng)) for _ in range(count)]
 
     def _other(self, latest: int) -> Operation:
         """Anything but a submission."""
@@ -185,7 +147,7 @@ class Maker:
         key = rng.randint(max(0, latest - 6), latest)
         kind = rng.choices(
             ["step", "fetch", "abort", "vanish", "advance", "fault", "reset", "release"],
-            [12, 3, 1, 1.2, 1, 0.6, 0.3, 1])[0]
+            [12, 3, 1, 1.2, 2, 0.6, 0.3, 1])[0]
         if kind == "release" and self.held:
             return {"op": "release", "key": self.held.pop(rng.randrange(len(self.held)))}
         return {
@@ -197,12 +159,3 @@ class Maker:
             "fault": {"op": "fault", "kind": rng.choice(["before", "after", "oom", "step"])},
             "reset": {"op": "reset"},
         }.get(kind, {"op": "step", "count": 1})
-
-
-def params_of(raw: dict[str, Any]) -> SamplingParams:
-    """The parameters that an operation's dict stands for."""
-    raw = dict(raw)
-    if "logit_bias" in raw:
-        raw["logit_bias"] = {int(token): bias for token, bias in raw["logit_bias"]}
-    raw["output_kind"] = RequestOutputKind(raw["output_kind"])
-    return SamplingParams(**raw)

@@ -7,16 +7,19 @@ reads no task of its exists, so that its stream can be closed, or dropped withou
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
-from nano_qwen3_serving.testing.fuzz_operations import Operation
+from nano_qwen3_serving.testing.fuzz.episode import Operation
+
+caller_of_task: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
 
 
 class Caller:
-    """A request's client.
+    """A request's client. Its methods are called on its own event loop.
 
     Attributes:
         submitted: set when the engine has the request, or has refused it.
@@ -49,25 +52,24 @@ class Caller:
         return f"request {self.op['key']} (id {self.op['id']!r})"
 
     @property
-    def masked(self) -> bool:
-        """Whether its parameters leave it no token to generate."""
-        return bool(self.op["doomed"]) and self.op["doomed"][0] == "masked"
-
-    @property
     def running(self) -> bool:
         """Whether a task of its is waiting for the engine."""
         return self.task is not None and not self.task.done()
 
-    def start(self, engine: Any) -> None:
-        """Submits, in a task; an eager caller goes on reading in it."""
-        self.task = asyncio.create_task(self._guarded(self._submit(engine)), name=self.name)
+    async def start(self, engine: Any, wait: bool = True) -> None:
+        """Submits, in a task; an eager caller goes on reading in it. With `wait`, until it is submitted."""
+        context = contextvars.copy_context()
+        context.run(caller_of_task.set, self)
+        self.task = asyncio.create_task(self._guarded(self._submit(engine)), name=self.name, context=context)
+        if wait:
+            await self.submitted.wait()
 
-    def fetch(self) -> None:
+    async def fetch(self) -> None:
         """Reads one output, in a task, unless it is reading already."""
         if self.outcome is None and not self.running and self._stream is not None:
             self.task = asyncio.create_task(self._guarded(self._read(once=True)), name=self.name)
 
-    def vanish(self, how: str) -> None:
+    async def vanish(self, how: str) -> None:
         """Gives up: cancels its task if there is one, else closes its stream or just forgets it."""
         if self.outcome is not None:
             return
@@ -114,11 +116,18 @@ class Caller:
         finally:
             self.submitted.set()
 
-    def completions(self) -> list[CompletionOutput]:
-        """Its completions as it knows them: deltas joined, else the latest of each."""
-        if not self.outputs:
+    async def end(self) -> None:
+        """Ends its task, whatever it was doing."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
+
+    def completions(self, last: RequestOutput | None = None) -> list[CompletionOutput]:
+        """Its completions as it knows them, from its outputs and `last`: deltas joined, else the latest of each."""
+        outputs = self.outputs if last is None else [*self.outputs, last]
+        if not outputs:
             return []
-        whole = self.outputs[0]
-        for output in self.outputs[1:]:
+        whole = outputs[0]
+        for output in outputs[1:]:
             whole = whole.merged(output, deltas=self.params.output_kind is RequestOutputKind.DELTA)
         return whole.outputs

@@ -17,8 +17,7 @@ from torch import Tensor
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.interfaces import SamplingRow, TextDelta
 from nano_qwen3_serving.sampling_params import SamplingParams
-
-SEEDS_PER_REQUEST = 1000  #: request k draws with seeds from k * 1000, one for each completion
+from nano_qwen3_serving.testing.fuzz.episode import SEEDS_PER_REQUEST
 
 
 class InjectedError(RuntimeError):

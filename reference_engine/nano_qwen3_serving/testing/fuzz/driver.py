@@ -8,65 +8,26 @@ prompt is tokenised or held, every reader waits. So an episode always runs the s
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
-from nano_qwen3_serving.engine.llm_engine import LLMEngine
-from nano_qwen3_serving.testing.fuzz_caller import Caller
-from nano_qwen3_serving.testing.fuzz_checks import Checker, Wrong, require, root
-from nano_qwen3_serving.testing.fuzz_faults import SEEDS_PER_REQUEST, BrokenText, Faults, HeldText, with_faults
-from nano_qwen3_serving.testing.fuzz_operations import HELD_AT_ONCE, Episode, Operation, params_of
-from nano_qwen3_serving.testing.fuzz_setup import Setup
+from nano_qwen3_serving.exceptions import InvalidParametersError, QueueFullError
+from nano_qwen3_serving.testing.fuzz.caller import Caller
+from nano_qwen3_serving.testing.fuzz.checks import Checker, Wrong, require, root
+from nano_qwen3_serving.testing.fuzz.episode import SEEDS_PER_REQUEST, Episode, Operation
+from nano_qwen3_serving.testing.fuzz.faults import BrokenText, Faults, HeldText
+from nano_qwen3_serving.testing.fuzz.homes import Here, Thread, turns
+from nano_qwen3_serving.testing.fuzz.params import params_of
+from nano_qwen3_serving.testing.fuzz.places import Places
+from nano_qwen3_serving.testing.fuzz.setup import Setup
+from nano_qwen3_serving.testing.fuzz.watched import Gate, watched_engine
+
+T = TypeVar("T")
 
 PATIENCE = 10.0  #: seconds after which something that should happen at once never will
-TURNS = 12  #: turns of the event loop in which every reader has come to rest
-caller_of_task: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
-
-
-class Gate:
-    """Where the step thread waits for leave to step."""
-
-    def __init__(self) -> None:
-        self.parked = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._leave = threading.Semaphore(0)
-        self._open = False
-
-    def __call__(self) -> None:
-        """Called on the step thread, before each step."""
-        if not self._open:
-            self._loop.call_soon_threadsafe(self.parked.set)
-            self._leave.acquire()
-
-    def release(self) -> None:
-        """Lets one step through."""
-        self.parked.clear()
-        self._leave.release()
-
-    def open(self) -> None:
-        """Lets every step through from now on."""
-        self._open = True
-        self._leave.release()
-
-
-class WatchedEngine(AsyncLLMEngine):
-    """Tells a caller when its prompt is tokenised; its submission follows before anything else runs."""
-
-    async def run_text(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """As the engine's."""
-        try:
-            return await super().run_text(function, *args, **kwargs)
-        finally:
-            caller = caller_of_task.get()
-            if caller is not None:
-                caller.submitted.set()
 
 
 class Driver:
@@ -74,21 +35,21 @@ class Driver:
 
     Args:
         episode: what to do.
-        parts: what the engine is made of.
-        setup: the model's tokenizer, configuration and oracle.
+        setup: what the engine is made of, its configuration and the oracle.
     """
 
-    def __init__(self, episode: Episode, parts: Components, setup: Setup) -> None:
+    def __init__(self, episode: Episode, setup: Setup) -> None:
         self.episode = episode
         self.setup = setup
         self.faults = Faults()
         self.gate = Gate()
         self.now = 0.0
-        self.loop = asyncio.get_running_loop()
-        inner = LLMEngine(setup.config, with_faults(parts, self.faults), clock=lambda: self.now)
-        self.engine = WatchedEngine(inner, worker_count=HELD_AT_ONCE + 1, gate=self.gate)
-        self.checker = Checker(
-            setup.oracle, setup.config.scheduler.max_model_len, setup.config.max_num_queued_reqs)
+        self.engine = watched_engine(setup, self.faults, self.gate, lambda: self.now)
+        limit = setup.config.max_num_queued_reqs
+        self.checker = Checker(setup.oracle, setup.config.scheduler.max_model_len, limit)
+        self.places = Places(limit)
+        two_loops = any(op.get("second_loop") for op in episode.operations)
+        self.homes: list[Here | Thread] = [Here(), Thread()] if two_loops else [Here()]
         self.callers: dict[int, Caller] = {}
         self.held: dict[int, HeldText] = {}
         self.asides: list[asyncio.Future[Any]] = []
@@ -110,38 +71,47 @@ class Driver:
             raise Wrong(str(broken)) from broken
         finally:
             await self._clean_up()
-        require(not (left := [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]),
-                f"tasks are left over: {left}")
+            left = [task for home in self.homes for task in await home.close()]
+        require(not left, f"tasks are left over: {left}")
 
     # --- operations ---
 
     async def _submit(self, op: Operation) -> None:
+        caller = self._caller(op)
+        taken = self.places.bounds(self.callers.values(), self.now, self.totals["steps"], not self.gate.parked.is_set())
+        self.callers[op["key"]] = caller
+        started = self._on_its_loop(caller, caller.start(self.engine, wait=not op["held"]))
+        await self._soon(started, f"{caller.name} is neither queued nor refused")
+        if op["held"]:
+            text = caller.prompt["prompt"]
+            await self._until(lambda: text.entered.is_set() or caller.submitted.is_set(), "tokenising")
+            self.held[op["key"]] = text
+        if not isinstance(caller.error, InvalidParametersError):
+            wrong = self.places.complaint(caller.params.n, taken, isinstance(caller.error, QueueFullError))
+            require(wrong is None, f"{caller.name} {wrong}")
+
+    def _caller(self, op: Operation) -> Caller:
+        """Who submits, with everything that is known about the request beforehand."""
         tokens = op["prompt"]
         prompt: Any = {"prompt_token_ids": list(tokens), "cache_salt": op["salt"]}
         if op["text"]:
-            text = "".join(chr(ord("a") + t - 1) for t in tokens)
-            tokens = self.setup.tokenizer.encode(text)
+            text = bytes(tokens).decode()
+            tokens = self.setup.oracle.tokenizer.encode(text)
             kind = HeldText if op["held"] else BrokenText if op["broken"] else str
             prompt = {"prompt": kind(text), "cache_salt": op["salt"]}
         caller = Caller(op, prompt, params_of(op["params"]), tokens)
         caller.deadline = None if op["timeout"] is None else self.now + op["timeout"]
-        if op["doomed"] and not caller.masked:
-            getattr(self.faults, op["doomed"][0])[op["key"]] = op["doomed"][1]
-        self.callers[op["key"]] = caller
-        caller_of_task.set(caller)
-        caller.start(self.engine)
-        caller_of_task.set(None)
-        if op["held"]:
-            await self._until(lambda: prompt["prompt"].entered.is_set() or caller.submitted.is_set(), "tokenising")
-            self.held[op["key"]] = prompt["prompt"]
-        else:
-            await self._soon(caller.submitted.wait(), f"{caller.name} is neither queued nor refused")
+        if op["doomed"]:
+            part, after = op["doomed"]
+            getattr(self.faults, part)[op["key"]] = after
+        return caller
 
     async def _release(self, op: Operation) -> None:
         text = self.held.pop(op["key"], None)
         if text is not None:
             text.released.set()
-            await self._soon(self.callers[op["key"]].submitted.wait(), "a released prompt is not queued")
+            caller = self.callers[op["key"]]
+            await self._soon(self._on_its_loop(caller, caller.submitted.wait()), "a released prompt is not queued")
 
     async def _step(self, op: Operation) -> None:
         for _ in range(op["count"]):
@@ -151,7 +121,8 @@ class Driver:
 
     async def _fetch(self, op: Operation) -> None:
         if op["key"] in self.callers:
-            self.callers[op["key"]].fetch()
+            caller = self.callers[op["key"]]
+            await self._on_its_loop(caller, caller.fetch())
 
     async def _abort(self, op: Operation) -> None:
         for caller in self.callers.values():
@@ -163,7 +134,7 @@ class Driver:
         caller = self.callers.get(op["key"])
         if caller is not None and caller.outcome is None:
             self.totals["cancellations"] += 1
-            caller.vanish(op["how"])
+            await self._on_its_loop(caller, caller.vanish(op["how"]))
 
     async def _advance(self, op: Operation) -> None:
         self.now += op["seconds"]
@@ -204,6 +175,7 @@ class Driver:
             key = chunk.request.seed // SEEDS_PER_REQUEST
             require(key not in done, f"a step computed tokens of {self.callers[key].name}, which is over")
             self.callers[key].may_fail |= hard
+            self.places.computed.add((key, chunk.request.sample_index))
         self.history.append([(c.request.request_id, c.start, c.num_tokens) for c in batch.chunks])
 
     async def _settle(self) -> None:
@@ -237,8 +209,12 @@ class Driver:
             parked.cancel()
 
     async def _turns(self) -> None:
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        for home in self.homes:
+            await home.run(turns())
+
+    def _on_its_loop(self, caller: Caller, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """What a caller does, where it lives."""
+        return self.homes[bool(caller.op["second_loop"])].run(work)
 
     # --- the end ---
 
@@ -250,8 +226,8 @@ class Driver:
         bound = 20 + sum(longest * c.params.n for c in self.callers.values())
         still = 0
         while any(c.outcome is None for c in self.callers.values()):
-            for caller in self.callers.values():
-                caller.fetch()
+            for caller in self._waiting():
+                await self._on_its_loop(caller, caller.fetch())
             await self._settle()
             if self.gate.parked.is_set():
                 bound -= 1
@@ -273,6 +249,9 @@ class Driver:
         for caller in self.callers.values():
             self.checker.check(caller, self.stopped)
             self.totals[ending(caller)] += 1
+            self.totals["full"] += isinstance(caller.error, QueueFullError)
+            self.totals["structured"] += caller.params.structured_outputs is not None
+            self.totals["second_loop"] += caller.op["second_loop"]
         self.checker.check_sharing(list(self.callers.values()))
         self.totals["faults"] = self.faults.struck
         inner = self.engine.engine
@@ -295,11 +274,12 @@ class Driver:
         self.gate.open()
         with suppress(Exception):
             await down
-        tasks = [c.task for c in self.callers.values() if c.task is not None]
-        for task in [*tasks, *self.asides]:
-            if not task.done():
-                task.cancel()
-        await asyncio.gather(*tasks, *self.asides, return_exceptions=True)
+        for caller in self.callers.values():
+            if caller.running:
+                await self._on_its_loop(caller, caller.end())
+        for task in self.asides:
+            task.cancel()
+        await asyncio.gather(*self.asides, return_exceptions=True)
         await self._turns()
 
     # --- waiting ---
