@@ -938,3 +938,16 @@ async def test_two_hundred_requests_with_merged_outputs_and_a_tiny_pool_are_all_
             text_of(server.generate(p, greedy(4 + i % 7), "same id")) for i, p in enumerate(prompts)))
     assert results == [continued_text(p, 4 + i % 7) for i, p in enumerate(prompts)]
     assert time.monotonic() - started < LIMIT
+
+
+async def test_a_timeout_while_the_prompt_is_tokenised_on_an_idle_engine_is_told_when_it_passes():
+    slow = SlowText()
+    async with serving(double_components(on_encode=slow)) as server:
+        try:
+            with pytest.raises(RequestTimeoutError, match="timeout of 0.05 s") as caught:
+                await anext(server.generate("slow", greedy(3), "A", timeout=0.05))
+            assert caught.value.partial is None
+            assert len(server.waiting_room) == 0
+        finally:
+            slow.go_on.set()
+        assert await ask(server, "hi", 5) == continued_text("hi", 5)

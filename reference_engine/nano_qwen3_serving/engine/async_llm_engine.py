@@ -23,7 +23,7 @@ from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
 from nano_qwen3_serving.engine.mailbox import LoopPort, Mailbox
-from nano_qwen3_serving.engine.step_loop import StepGate, StepLoop, Stream
+from nano_qwen3_serving.engine.step_loop import StepGate, StepLoop, Stream, timed_out
 from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError, QueueFullError
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
@@ -285,10 +285,13 @@ class AsyncLLMEngine:
             check_float("timeout", timeout, low=0, high=1e9, open_low=True)
         stream = self._register(request_id, params, None if timeout is None else arrival + timeout, timeout)
         try:
-            requests = await self.run_text(
-                self.engine.make_requests, stream.request_id, prompt, params, arrival, priority)
+            async with asyncio.timeout(timeout) as scope:  # an idle engine takes no steps that could look at the clock
+                requests = await self.run_text(
+                    self.engine.make_requests, stream.request_id, prompt, params, arrival, priority)
         except BaseException:
             self._steps.close(stream)
+            if scope.expired():
+                raise timed_out(stream) from None
             raise
         self._steps.submit(stream, requests)
         return stream

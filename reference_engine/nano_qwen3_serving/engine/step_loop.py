@@ -58,6 +58,13 @@ class Command:
     refuse: Callable[[BaseException], object]
 
 
+def timed_out(stream: Stream, partial: RequestOutput | None = None) -> RequestTimeoutError:
+    """What the consumer of a stream gets when its time is over."""
+    return RequestTimeoutError(
+        f"request {stream.external_id!r} did not finish within its timeout of {stream.timeout:g} s; "
+        "what it generated is in .partial", partial)
+
+
 class StepLoop:
     """Runs `LLMEngine.step` in a thread of its own.
 
@@ -243,10 +250,8 @@ class StepLoop:
         for stream in [s for s in self._open_streams() if s.deadline is not None and now >= s.deadline]:
             partial = self.engine.abort_request(stream.request_id)
             self._forget(stream)
-            self._fail([stream], RequestTimeoutError(
-                f"request {stream.external_id!r} did not finish within its timeout of {stream.timeout:g} s; "
-                "what it generated is in .partial",
-                stream.mailbox.with_unfetched(replace(partial[0], request_id=stream.external_id)) if partial else None))
+            self._fail([stream], timed_out(
+                stream, stream.mailbox.with_unfetched(replace(partial[0], request_id=stream.external_id)) if partial else None))
 
     def _publish(self, outputs: list[RequestOutput]) -> None:
         """Puts outputs into mailboxes and wakes each event loop once."""
