@@ -1,0 +1,397 @@
+"""Lab 07: keys and values in blocks, and attention that finds them there.
+
+Read README.md first; it has the contract of each TODO. Check your work: pytest test_lab.py
+A cache, of keys or of values, is [num_blocks, block_size, num_kv_heads, head_dim]. Its slots are
+numbered through: slot = block id * block_size + offset in the block.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labs.harness.todo import run_lab
+from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.config import EngineConfig, ModelConfig
+from nano_qwen3_serving.interfaces import NULL_BLOCK, AttentionMetadata
+
+LayerCache = tuple[Tensor, Tensor]
+"""Keys and values of one layer."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one request computes in one step.
+
+    Attributes:
+        token_ids: the tokens of this step, at least one.
+        num_computed_tokens: tokens of the request computed in earlier steps; the first of
+            `token_ids` stands at this position.
+        block_table: ids of the request's blocks, in the order of its positions.
+    """
+
+    token_ids: list[int]
+    num_computed_tokens: int
+    block_table: list[int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One step as flat tensors, without a batch dimension.
+
+    Attributes:
+        chunks: in the order in which they lie in the tensors: those of one token first.
+        token_ids, positions, slot_mapping: [num_tokens], torch.long.
+        query_starts: num_requests + 1 rows; request i has the rows from query_starts[i] up to, not
+            including, query_starts[i + 1].
+        seq_lens: for each request, the keys its last token attends to.
+        block_tables: [num_requests, longest block table], torch.long, filled up with the null block.
+        num_decodes: how many requests, from the first, compute exactly one token.
+    """
+
+    chunks: list[Chunk]
+    token_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    query_starts: list[int]
+    seq_lens: list[int]
+    block_tables: Tensor
+    num_decodes: int
+
+
+def slots_of(block_table: Sequence[int], positions: range, block_size: int) -> list[int]:
+    """The slot of each of a request's `positions`."""
+    # TODO 1: find the block of each position in the table, and the offset in that block
+    ### BEGIN SOLUTION
+    return [block_table[i // block_size] * block_size + i % block_size for i in positions]
+    ### END SOLUTION
+
+
+def lay_out(chunks: Sequence[Chunk], block_size: int) -> Layout:
+    """The chunks of one step, one after the other in flat tensors; at least one chunk."""
+    # TODO 1: lay the chunks one after the other, those of one token first
+    ### BEGIN SOLUTION
+    ordered = sorted(chunks, key=lambda chunk: len(chunk.token_ids) > 1)  # a stable sort
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    query_starts, seq_lens = [0], []
+    for chunk in ordered:
+        here = range(chunk.num_computed_tokens, chunk.num_computed_tokens + len(chunk.token_ids))
+        token_ids += chunk.token_ids
+        positions += here
+        slots += slots_of(chunk.block_table, here, block_size)
+        query_starts.append(len(token_ids))
+        seq_lens.append(here.stop)
+    longest = max(len(chunk.block_table) for chunk in ordered)
+    tables = [chunk.block_table + [NULL_BLOCK] * (longest - len(chunk.block_table)) for chunk in ordered]
+    return Layout(
+        chunks=ordered,
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(positions),
+        slot_mapping=torch.tensor(slots),
+        query_starts=query_starts,
+        seq_lens=seq_lens,
+        block_tables=torch.tensor(tables),
+        num_decodes=sum(len(chunk.token_ids) == 1 for chunk in ordered),
+    )
+    ### END SOLUTION
+
+
+def write_kv(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
+    """Puts this step's keys and values into their slots, in place.
+
+    Args:
+        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous; changed in
+            the slots of `slot_mapping` and nowhere else.
+        k, v: [num_tokens, num_kv_heads, head_dim], of any strides.
+        slot_mapping: [num_tokens], torch.long.
+    """
+    # TODO 2: write each token's key and value into its slot
+    ### BEGIN SOLUTION
+    block_size = k_cache.shape[1]
+    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
+    k_cache[blocks, offsets] = k
+    v_cache[blocks, offsets] = v
+    ### END SOLUTION
+
+
+def gather(cache: Tensor, block_table: Tensor, num_tokens: int) -> Tensor:
+    """The first `num_tokens` keys (or values) of one request, in the order of their positions.
+
+    Args:
+        cache: [num_blocks, block_size, num_kv_heads, head_dim]; not changed.
+        block_table: [max_blocks], torch.long; entries after the request's last block mean nothing.
+        num_tokens: at least 1.
+
+    Returns:
+        [num_tokens, num_kv_heads, head_dim]
+    """
+    # TODO 3: fetch the request's blocks, join them, cut off what is not written yet
+    ### BEGIN SOLUTION
+    num_blocks = math.ceil(num_tokens / cache.shape[1])
+    return cache[block_table[:num_blocks]].flatten(0, 1)[:num_tokens]
+    ### END SOLUTION
+
+
+def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
+    """Attention of a request's newest token to all its `seq_len` tokens, itself included.
+
+    Args:
+        q: [num_heads, head_dim]; query head i reads KV head i // (num_heads // num_kv_heads).
+        k_cache, v_cache: as in `write_kv`, the token's own key and value already written.
+        block_table: [max_blocks], torch.long.
+        seq_len: tokens of the request in the cache.
+
+    Returns:
+        [num_heads, head_dim], of q's dtype.
+    """
+    # TODO 3: weigh the request's values by the softmax of scaled products of q with its keys
+    ### BEGIN SOLUTION
+    num_heads, head_dim = q.shape
+    keys, values = (gather(cache, block_table, seq_len) for cache in (k_cache, v_cache))
+    groups = q.reshape(keys.shape[1], -1, head_dim)  # [num_kv_heads, group, head_dim]
+    scores = torch.einsum("kgd,nkd->kgn", groups, keys) * head_dim**-0.5
+    weights = torch.softmax(scores, dim=-1)  # [num_kv_heads, group, seq_len]
+    return torch.einsum("kgn,nkd->kgd", weights, values).reshape(num_heads, head_dim)
+    ### END SOLUTION
+
+
+def chunk_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, num_computed_tokens: int
+) -> Tensor:
+    """Causal attention of several tokens of one request, which follow `num_computed_tokens` others.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim]; row j stands at position num_computed_tokens + j and
+            attends to that position and all before it.
+        k_cache, v_cache: the chunk's own keys and values already written.
+        block_table: [max_blocks], torch.long.
+        num_computed_tokens: 0 for the beginning of a prompt.
+
+    Returns:
+        [num_tokens, num_heads, head_dim], of q's dtype.
+    """
+    # TODO 4: as in TODO 3 for each row; a row's scores of later positions become minus infinity
+    ### BEGIN SOLUTION
+    num_tokens, _, head_dim = q.shape
+    seq_len = num_computed_tokens + num_tokens
+    keys, values = (gather(cache, block_table, seq_len) for cache in (k_cache, v_cache))
+    groups = q.reshape(num_tokens, keys.shape[1], -1, head_dim)
+    scores = torch.einsum("tkgd,nkd->kgtn", groups, keys) * head_dim**-0.5
+    rows = torch.arange(num_computed_tokens, seq_len, device=q.device)
+    later = torch.arange(seq_len, device=q.device)[None, :] > rows[:, None]  # [num_tokens, seq_len]
+    weights = torch.softmax(scores.masked_fill(later, float("-inf")), dim=-1)
+    return torch.einsum("kgtn,nkd->tkgd", weights, values).reshape(q.shape)
+    ### END SOLUTION
+
+
+def batch_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor,
+    query_starts: Sequence[int], seq_lens: Sequence[int], block_tables: Tensor,
+) -> Tensor:
+    """Attention of every token of a step to its own request's tokens.
+
+    Args:
+        q: [num_tokens, num_heads, head_dim], num_tokens == query_starts[-1].
+        k_cache, v_cache: this step's keys and values already written.
+        query_starts, seq_lens, block_tables: as in `Layout`.
+
+    Returns:
+        [num_tokens, num_heads, head_dim], of q's dtype.
+    """
+    # TODO 5: give each request its rows, its block table and its number of computed tokens
+    ### BEGIN SOLUTION
+    out = torch.empty_like(q)
+    for i, seq_len in enumerate(seq_lens):
+        start, stop = query_starts[i], query_starts[i + 1]
+        computed = seq_len - (stop - start)
+        if stop - start == 1:
+            out[start] = decode_attention(q[start], k_cache, v_cache, block_tables[i], seq_len)
+        else:
+            out[start:stop] = chunk_attention(q[start:stop], k_cache, v_cache, block_tables[i], computed)
+    return out
+    ### END SOLUTION
+
+
+class PagedAttention:
+    """The engine's attention: owns the layout of the KV cache, writes it and reads it.
+
+    Args:
+        config: shape of the model.
+        block_size: tokens in a block.
+        dtype, device: of the cache.
+    """
+
+    def __init__(self, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.num_layers = config.num_hidden_layers
+        self.num_kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.block_size = block_size
+        self.dtype = dtype
+        self.device = device
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes that one block takes in all layers, keys and values."""
+        # TODO 6: count the numbers in one block of every layer, and their bytes
+        ### BEGIN SOLUTION
+        numbers = 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim
+        return numbers * self.dtype.itemsize
+        ### END SOLUTION
+
+    def make_cache(self, num_blocks: int) -> list[LayerCache]:
+        """A pair of zeroed caches, keys and values, for each layer."""
+        # TODO 6: make two tensors per layer, each layer's its own
+        ### BEGIN SOLUTION
+        shape = (num_blocks, self.block_size, self.num_kv_heads, self.head_dim)
+        empty = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2 * self.num_layers)]
+        return list(zip(empty[::2], empty[1::2], strict=True))
+        ### END SOLUTION
+
+    def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
+        """The slot of each of a request's `positions` (written for you)."""
+        return slots_of(block_table, positions, self.block_size)
+
+    def write(self, layer_cache: LayerCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Puts a layer's keys and values of this step into their slots (written for you)."""
+        write_kv(*layer_cache, k, v, slots)
+
+    def forward(self, q: Tensor, layer_cache: LayerCache, metadata: AttentionMetadata) -> Tensor:
+        """Attention of a step in one layer. The engine calls `write` for the same step before.
+
+        Args:
+            q: [num_rows, num_heads, head_dim]. Rows after the last request's are padding.
+            layer_cache: keys and values.
+            metadata: query_lens (the rows of each request), seq_lens and block_tables.
+
+        Returns:
+            [num_rows, num_heads, head_dim], of q's dtype; zeros in the padding rows.
+        """
+        # TODO 6: find the query starts, attend with TODO 5's function, fill the padding with zeros
+        ### BEGIN SOLUTION
+        starts = list(itertools.accumulate(metadata.query_lens, initial=0))
+        out = torch.zeros_like(q)
+        out[: starts[-1]] = batch_attention(
+            q[: starts[-1]], *layer_cache, starts, metadata.seq_lens, metadata.block_tables)
+        return out
+        ### END SOLUTION
+
+
+def make_attention(config: EngineConfig) -> PagedAttention:
+    """What `Components` needs: your attention for an engine (written for you)."""
+    return PagedAttention(config.model, config.cache.block_size, config.dtype, config.device)
+
+
+# The program: the README's example, then your attention in the engine.
+
+BLOCK_SIZE, NUM_BLOCKS = 4, 8
+A = Chunk(token_ids=[17], num_computed_tokens=6, block_table=[5, 2])
+B = Chunk(token_ids=[21, 22], num_computed_tokens=1, block_table=[7])
+KEYS = {"A": [0.0] * 7, "B": [0.0, math.log(2), math.log(3)]}
+VALUES = {"A": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], "B": [30.0, 60.0, 90.0]}
+PROMPTS = ["What is paged attention?", "What is a block table?", "Why does a server batch requests?"]
+
+
+def main() -> None:
+    """The worked example, then three prompts on an engine with this attention."""
+    print("=== Paged Attention Lab ===\n")
+    layout = lay_out([B, A], BLOCK_SIZE)
+    show_layout(layout)
+    k_cache, v_cache = fill_cache()
+    show_cache(k_cache)
+    show_decode(k_cache, v_cache)
+    show_chunk(k_cache, v_cache)
+    show_batch(k_cache, v_cache, layout)
+    show_engine()
+
+
+def name_of(chunk: Chunk) -> str:
+    """A or B."""
+    return "A" if chunk is A else "B"
+
+
+def column(numbers: Sequence[float]) -> Tensor:
+    """Numbers as keys or values of one KV head with head_dim 1: [len(numbers), 1, 1]."""
+    return torch.tensor(numbers)[:, None, None]
+
+
+def show_layout(layout: Layout) -> None:
+    """The rows of the step."""
+    print("One step: A decodes its seventh token, B computes two tokens of its prompt.")
+    print("row  request  token  position  slot")
+    for i, chunk in enumerate(layout.chunks):
+        for row in range(layout.query_starts[i], layout.query_starts[i + 1]):
+            token, position, slot = (t[row].item() for t in (layout.token_ids, layout.positions, layout.slot_mapping))
+            print(f"{row:3}  {name_of(chunk):7}  {token:5}  {position:8}  {slot:4}")
+    print(f"query starts {layout.query_starts}, sequence lengths {layout.seq_lens}\n")
+
+
+def fill_cache() -> LayerCache:
+    """The example's cache, [8, 4, 1, 1], after the step has written; NaN where nobody wrote."""
+    k_cache, v_cache = (torch.full((NUM_BLOCKS, BLOCK_SIZE, 1, 1), torch.nan) for _ in "kv")
+    for chunk in (A, B):
+        keys, values = column(KEYS[name_of(chunk)]), column(VALUES[name_of(chunk)])
+        slots = torch.tensor(slots_of(chunk.block_table, range(len(keys)), BLOCK_SIZE))
+        write_kv(k_cache, v_cache, keys, values, slots)
+    return k_cache, v_cache
+
+
+def show_cache(k_cache: Tensor) -> None:
+    """Who wrote into which slot."""
+    owner = {block: name_of(chunk) for chunk in (A, B) for block in chunk.block_table}
+    print("The cache after the step has written ('.' is a slot that nobody wrote):")
+    for block in range(NUM_BLOCKS):
+        cells = [owner.get(block, "?") if written else "." for written in ~k_cache[block, :, 0, 0].isnan()]
+        print(f"block {block}  {' '.join(cells)}")
+    print()
+
+
+def show_decode(k_cache: Tensor, v_cache: Tensor) -> None:
+    """A's token over A's block table."""
+    q = torch.tensor([[1.0], [0.0]])
+    out = decode_attention(q, k_cache, v_cache, torch.tensor(A.block_table), A.num_computed_tokens + 1)
+    print(f"A, position 6, reads 7 values: heads {heads(out)}")
+
+
+def show_chunk(k_cache: Tensor, v_cache: Tensor) -> None:
+    """B's two tokens, each up to itself."""
+    q = torch.tensor([[1.0], [0.0]]).expand(2, 2, 1)
+    out = chunk_attention(q, k_cache, v_cache, torch.tensor(B.block_table), B.num_computed_tokens)
+    for j, row in enumerate(out):
+        position = B.num_computed_tokens + j
+        print(f"B, position {position}, reads {position + 1} values: heads {heads(row)}")
+
+
+def show_batch(k_cache: Tensor, v_cache: Tensor, layout: Layout) -> None:
+    """All three rows at once."""
+    q = torch.tensor([[1.0], [0.0]]).expand(3, 2, 1)
+    out = batch_attention(q, k_cache, v_cache, layout.query_starts, layout.seq_lens, layout.block_tables)
+    print(f"All three rows in one batch: {', '.join(heads(row) for row in out)}\n")
+
+
+def heads(row: Tensor) -> str:
+    """`50.0 and 45.0`"""
+    return " and ".join(f"{number:.1f}" for number in row.flatten().tolist())
+
+
+def show_engine() -> None:
+    """Three prompts on an engine with this attention, and whether the engine's own gives the same."""
+    config = {"block_size": BLOCK_SIZE, "max_num_batched_tokens": 16, "max_num_seqs": 8}
+    greedy = SamplingParams(temperature=0.0, max_tokens=48)
+    mine = LLM("course", components=Components(attention=make_attention), **config)
+    print("Your attention in the engine, blocks of 4, steps of at most 16 tokens:")
+    outputs = mine.generate(PROMPTS, greedy, use_tqdm=False)
+    for output in outputs:
+        print(f"- {output.prompt}\n  {output.outputs[0].text.strip()}")
+    theirs = LLM("course", **config).generate(PROMPTS, greedy, use_tqdm=False)
+    same = [o.outputs[0].token_ids for o in outputs] == [o.outputs[0].token_ids for o in theirs]
+    print(f"\nThe same tokens as with the engine's own attention: {'yes' if same else 'no'}")
+
+
+if __name__ == "__main__":
+    run_lab(main)
