@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor
 
 from nano_qwen3_serving import SamplingParams
+from nano_qwen3_serving.execution.masks import apply_masks
 from nano_qwen3_serving.execution.sampler import Sampler, apply_processors, uniform
 from nano_qwen3_serving.interfaces import SamplingRow
 
@@ -280,3 +281,15 @@ def test_half_precision_logits_are_sampled_in_float32(dtype: torch.dtype) -> Non
     logits = LOGITS.to(dtype)
     tokens = sample(logits, [row(SamplingParams(temperature=0.8, top_p=0.9), seed) for seed in range(DRAWS)])
     check_distribution(tokens, warped(logits.float(), SamplingParams(temperature=0.8, top_p=0.9)))
+
+
+def test_masks_alone_forbid_tokens_and_leave_bias_and_penalties_to_the_sampler() -> None:
+    plain = row(SamplingParams(logit_bias={3: 50.0}, repetition_penalty=2.0))
+    some = row(SamplingParams(allowed_token_ids=[2, 4], bad_words=["x"]), bad_words_token_ids=[[4]])
+    logits = LOGITS.repeat(2, 1)
+    got = apply_masks(logits, [plain, some])
+    assert torch.equal(logits, LOGITS.repeat(2, 1)), "the logits given were changed"
+    assert torch.equal(got[0], LOGITS) and [t for t in range(VOCAB) if got[1, t].isfinite()] == [2]
+    assert apply_masks(logits, [plain, plain]) is logits, "nothing to mask, nothing to copy"
+    with pytest.raises(ValueError, match="no token is allowed"):
+        apply_masks(logits, [plain, row(SamplingParams(allowed_token_ids=[4], bad_words=["x"]), bad_words_token_ids=[[4]])])

@@ -1,0 +1,171 @@
+"""Lab 04: from logits to tokens, for a batch in which every row has its own wishes.
+
+Read README.md first; it has the contract of each TODO. Check your work: pytest test_lab.py
+Everywhere here, `logits` are [num_rows, vocab_size] and are not changed, and `rows[i]` says whose row
+i is: its `params`, `prompt_token_ids`, `output_token_ids`, `seed`, `sample_index` and `position`.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from labs.harness.todo import TodoError, run_lab
+from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.interfaces import SamplingRow
+from nano_qwen3_serving.outputs import Logprob
+
+WORDS = ["sun", "rain", "wind", "snow", "hail", "fog"]
+LOGITS = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0, -1.0]]) * math.log(2)
+"""Of one row. Each step of ln 2 doubles a probability: they are 1/2, 1/4, 1/8, 1/16, 1/32, 1/32."""
+
+
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """The token with the largest logit in each row, of equals the one with the smallest id.
+
+    Returns [num_rows], int64.
+    """
+    # TODO 1: take the position of each row's largest logit
+    raise TodoError("TODO 1: take the position of each row's largest logit", lab="04")
+
+
+def apply_temperature(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Each row's logits divided by its temperature; a greedy row (temperature 0) keeps its own.
+
+    Returns [num_rows, vocab_size], float32.
+    """
+    # TODO 2: divide each row by its own temperature, in float32, and never by 0
+    raise TodoError("TODO 2: divide each row by its own temperature, in float32, and never by 0", lab="04")
+
+
+def keep_top(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The logits, with -inf for the tokens that a row's top_k, top_p or min_p removes, in this order.
+
+    Equal logits are kept or removed alike. Kept ones stay as they are. Returns [num_rows,
+    vocab_size], float32.
+    """
+    # TODO 3: find the smallest logit that each row keeps, and put -inf where logits are below it
+    raise TodoError("TODO 3: find the smallest logit that each row keeps, and put -inf where logits are below it", lab="04")
+
+
+def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The logits after logit_bias, then repetition, then frequency and presence penalty.
+
+    Repetition looks at prompt and output, frequency and presence at the output alone. Returns
+    [num_rows, vocab_size], float32.
+    """
+    # TODO 4: change the logits of the tokens that a row's bias and penalties name
+    raise TodoError("TODO 4: change the logits of the tokens that a row's bias and penalties name", lab="04")
+
+
+def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """One token per row, drawn with the probabilities softmax(logits).
+
+    The draw depends on the row's (seed, sample_index, position) and on its own logits, and on nothing
+    else: not on its neighbours, its place in the batch or torch's global generator, which stays as it
+    is. Returns [num_rows], int64.
+    """
+    # TODO 5: draw each row's token from a random number that only its seed, index and position decide
+    raise TodoError("TODO 5: draw each row's token from a random number that only its seed, index and position decide", lab="04")
+
+
+def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]:
+    """Log-probabilities of `token_id`, which comes first, and of the `count` likeliest tokens (-1: all).
+
+    `logits` are one row, [vocab_size], of any float type. A rank is 1 plus the number of tokens with
+    a larger logit.
+    """
+    # TODO 6: take log_softmax in float32; the chosen token first, then the best in their order
+    raise TodoError("TODO 6: take log_softmax in float32; the chosen token first, then the best in their order", lab="04")
+
+
+class Sampler:
+    """Logits to tokens, as the engine calls it. Keeps nothing from one call to the next."""
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[SamplingRow]
+    ) -> tuple[list[int], list[dict[int, Logprob] | None]]:
+        """One token per row, and its log-probabilities for the rows that ask for them.
+
+        `draw` is given only rows with a temperature above 0, and is not called when there are none.
+        Log-probabilities are of the logits as they came, before bias, penalties and temperature.
+        """
+        # TODO 6: put TODOs 1 to 5 together, and take the log-probabilities of the raw logits
+        raise TodoError("TODO 6: put TODOs 1 to 5 together, and take the log-probabilities of the raw logits", lab="04")
+
+
+def main() -> None:
+    """Sample from six words, then let the engine write with this sampler."""
+    print("=== Lab 04: sampling ===\n")
+    show_filters()
+    show_penalties()
+    show_draws()
+    show_engine()
+
+
+def show_filters() -> None:
+    """What temperature and the filters leave of one row."""
+    print("Six words and their probabilities")
+    show_bars(LOGITS)
+    row = SamplingRow(SamplingParams(temperature=0.5, top_k=3, top_p=0.95), [1, 2, 3], [4, 0], seed=7)
+    print(f"Greedy takes: {WORDS[greedy_tokens(LOGITS).item()]}\n")
+    print("Temperature 0.5")
+    sharper = apply_temperature(LOGITS, [row])
+    show_bars(sharper)
+    print("... then top_k=3, then top_p=0.95")
+    show_bars(keep_top(sharper, [row]))
+
+
+def show_bars(logits: Tensor) -> None:
+    """The probabilities of one row as bars."""
+    for word, prob in zip(WORDS, logits.softmax(dim=-1)[0].tolist(), strict=True):
+        print(f"  {word:5} {prob:.3f} {'#' * round(40 * prob)}".rstrip())
+
+
+def show_penalties() -> None:
+    """What penalties do to the same row."""
+    params = SamplingParams(temperature=0.0, repetition_penalty=2.0, frequency_penalty=0.5 * math.log(2),
+                            logit_bias={4: math.log(2)})
+    row = SamplingRow(params, [2, 5], [0, 0], seed=0)
+    adjusted = apply_penalties(LOGITS, [row])
+    print(f"\nAfter 'sun sun', with penalties, greedy takes: {WORDS[greedy_tokens(adjusted).item()]}\n")
+
+
+def show_draws(num_draws: int = 10_000) -> None:
+    """How often each word is drawn, and what the sampler says of one draw."""
+    params = SamplingParams(temperature=0.5, top_k=3, top_p=0.95, logprobs=1)
+    rows = [SamplingRow(params, [1, 2, 3], [4, 0], seed) for seed in range(num_draws)]
+    tokens, logprobs = Sampler().sample(LOGITS.expand(num_draws, -1), rows)
+    counts = Counter(tokens)
+    print(f"{num_draws} draws, each with its own seed")
+    for token in sorted(counts):
+        print(f"  {WORDS[token]:5} {counts[token] / num_draws:.3f}")
+    example = logprobs[tokens.index(1)]
+    said = ", ".join(f"{WORDS[token]} {lp.logprob:.3f} (rank {lp.rank})" for token, lp in example.items())
+    print(f"Log-probabilities of a draw of rain: {said}\n")
+
+
+def show_engine() -> None:
+    """The engine's text with this sampler: greedy, with two seeds, and a seed beside other requests."""
+    print("The engine with this sampler")
+    llm = LLM("course", components=Components().using(sampler=lambda config: Sampler()), batch_invariant=True)
+    wishes = {"greedy": SamplingParams(temperature=0.0, max_tokens=24)}
+    wishes |= {f"seed {seed}": SamplingParams(temperature=0.7, seed=seed, max_tokens=24) for seed in (1, 2, 3)}
+
+    def write(*params: SamplingParams) -> list[str]:
+        outputs = llm.generate(["Once upon a time"] * len(params), list(params), use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
+
+    alone = [write(params)[0] for params in wishes.values()]
+    for name, text in zip(wishes, alone, strict=True):
+        print(f"  {name}: Once upon a time{text}")
+    together = write(*wishes.values())
+    print(f"All in one batch: {sum(map(str.__eq__, together, alone))} of {len(alone)} texts are the same")
+
+
+if __name__ == "__main__":
+    run_lab(main)

@@ -1,0 +1,661 @@
+"""Lab 04's one suite. It tests what `starter.py` does: functions on rows of logits, then the engine.
+
+All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
+"""
+
+import functools
+import importlib.util
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.interfaces import SamplingRow
+
+
+INF = math.inf
+LN2 = math.log(2)
+WEATHER = torch.tensor([3.0, 2.0, 1.0, 0.0, -1.0, -1.0]) * LN2
+"""The README's row: probabilities 1/2, 1/4, 1/8, 1/16, 1/32, 1/32."""
+EXACT = 4 * 2**-24
+"""Relative error of two or three correctly rounded float32 operations, each at most 2**-24."""
+CANCELLED = 1e-5
+"""What a few roundings of numbers up to 32, each at most 2**-20, leave when the numbers cancel."""
+
+
+def row(seed=0, *, prompt=(1, 2, 3), output=(), index=0, **params) -> SamplingRow:
+    """A row of logits that wants `params`."""
+    return SamplingRow(SamplingParams(**params), list(prompt), list(output), seed, index)
+
+
+def random_logits(num_rows: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_logits(found, expected, what: str) -> None:
+    """`found` is float32 and `expected` (nested lists or float64) up to float32's rounding."""
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    assert found.dtype == torch.float32, f"{what}: expected float32, got {found.dtype}"
+    assert found.shape == expected.shape, f"{what}: expected shape {tuple(expected.shape)}, got {tuple(found.shape)}"
+    torch.testing.assert_close(found.double(), expected, rtol=EXACT, atol=CANCELLED, msg=lambda text: f"{what}\n{text}")
+
+
+@pytest.fixture(autouse=True)
+def quick_manual_seed(monkeypatch):
+    """torch.manual_seed without its 2 ms for accelerators that are not used here; the same for the CPU."""
+    monkeypatch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+
+
+# TODO 1: greedy
+
+
+@pytest.mark.todo(1, points=3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_todo_1_takes_the_largest_logit_of_each_row(lab, dtype):
+    logits = torch.tensor([[0.5, 2.0, -1.0, 1.0], [7.0, -3.0, 2.0, 6.0], [-9.0, -8.0, -7.0, -6.0]], dtype=dtype)
+    found = lab.greedy_tokens(logits)
+    assert found.dtype == torch.int64 and found.shape == (3,), (
+        f"expected int64 of shape (3,), one token per row; got {found.dtype} of shape {tuple(found.shape)}"
+    )
+    assert found.tolist() == [1, 0, 3], f"the largest logits are those of tokens [1, 0, 3], not {found.tolist()}"
+    alone = lab.greedy_tokens(logits[1:2])
+    assert alone.shape == (1,) and alone.tolist() == [0], f"a batch of one row gave {alone.tolist()}, expected [0]"
+
+
+@pytest.mark.todo(1, points=3)
+def test_todo_1_of_equal_logits_the_smallest_id_wins(lab):
+    ties = [[5, 3], [4, 1, 2], [4999, 17, 2500, 4000], [0, 4999]]
+    logits = random_logits(len(ties), 5000)
+    for scores, tied in zip(logits, ties, strict=True):
+        scores[tied] = 20.0
+    found = lab.greedy_tokens(logits).tolist()
+    assert found == [min(tied) for tied in ties], f"the tokens {ties} share the largest logit; got {found}"
+
+
+@pytest.mark.todo(1, points=2)
+def test_todo_1_compares_logits_and_not_rounded_probabilities(lab):
+    logits = torch.full((2, 4), 0.125)
+    logits[0, 2] = torch.nextafter(torch.tensor(0.125), torch.tensor(1.0))  # larger by the last bit alone
+    logits[1] = torch.tensor([-200.0, -150.0, 200.0, 199.0])
+    found = lab.greedy_tokens(logits).tolist()
+    assert found == [2, 2], f"expected [2, 2], got {found}: softmax rounds different logits to one probability"
+
+
+@pytest.mark.todo(1, points=2)
+def test_todo_1_takes_any_memory_layout_and_removed_tokens(lab):
+    columns = torch.tensor([[-INF, 1.0], [3.0, -INF], [-INF, 2.0], [1.0, -INF]])
+    before = columns.clone()
+    found = lab.greedy_tokens(columns.T).tolist()  # two rows of four tokens, not contiguous
+    assert found == [1, 2], f"expected tokens [1, 2] of the transposed rows, got {found}"
+    assert torch.equal(columns, before), "the logits were changed"
+
+
+# TODO 2: temperature
+
+
+@pytest.mark.todo(2, points=4)
+def test_todo_2_divides_each_row_by_its_own_temperature(lab):
+    temperatures = [0.5, 1.0, 2.0, 0.01, 1.3]
+    logits = random_logits(50, 5).T  # not contiguous: [5, 50]
+    rows = [row(temperature=t) for t in temperatures]
+    found = lab.apply_temperature(logits, rows)
+    expected = logits.double() / torch.tensor(temperatures, dtype=torch.float64)[:, None]
+    assert_logits(found, expected, f"rows with temperatures {temperatures}: a low one spreads logits, a high one brings them closer")
+    assert_logits(lab.apply_temperature(logits[2:3], rows[2:3]), expected[2:3], "a batch of one row, temperature 2")
+
+
+@pytest.mark.todo(2, points=3)
+def test_todo_2_leaves_greedy_rows_as_they_are(lab):
+    logits = WEATHER.repeat(3, 1)
+    found = lab.apply_temperature(logits, [row(temperature=0.0), row(temperature=0.5), row(temperature=0.0)])
+    assert found.isfinite().all(), "dividing by 0 gives inf, and 0/0 gives nan: a greedy row keeps its logits"
+    assert_logits(found, torch.stack([WEATHER, 2 * WEATHER, WEATHER]), "temperatures 0, 0.5 and 0")
+
+
+@pytest.mark.todo(2, points=2)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_todo_2_divides_in_float32_whatever_comes_in(lab, dtype):
+    # A quotient rounded to bfloat16 (float16) is off by up to 2**-9 (2**-12) of itself, some logits of
+    # fifty by more than a quarter of that, 1e-4 and more; float32 stays under EXACT and CANCELLED.
+    logits = random_logits(1, 50).to(dtype)
+    found = lab.apply_temperature(logits, [row(temperature=0.7)])
+    assert_logits(found, logits.double() / 0.7, f"{dtype} logits: make them float32 first, then divide")
+
+
+@pytest.mark.todo(2, points=1)
+def test_todo_2_does_not_change_what_it_is_given(lab):
+    logits = WEATHER.repeat(2, 1)
+    logits[0, 3] = -INF
+    before = logits.clone()
+    found = lab.apply_temperature(logits, [row(temperature=0.5), row(temperature=2.0)])
+    assert torch.equal(logits, before), "the logits that came in were changed; log-probabilities are still wanted of them"
+    assert found[0, 3] == -INF, "a removed token, -inf, stays removed"
+
+
+# TODO 3: top-k, top-p, min-p
+
+
+def kept_by_hand(logits: list[float], top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> set[int]:
+    """The tokens that remain, one step of the definition after the other."""
+    kept = sorted((t for t, logit in enumerate(logits) if logit > -INF), key=lambda t: -logits[t])
+    if 0 < top_k < len(kept):
+        kept = [t for t in kept if logits[t] >= logits[kept[top_k - 1]]]
+    weights = {t: math.exp(logits[t] - logits[kept[0]]) for t in kept}
+    if top_p < 1:
+        total, reached, last = sum(weights.values()), 0.0, kept[0]
+        for last in kept:
+            reached += weights[last]
+            if reached >= top_p * total:
+                break
+        kept = [t for t in kept if logits[t] >= logits[last]]
+    return {t for t in kept if weights[t] >= min_p}
+
+
+def kept(lab, logits, **params) -> set[int]:
+    """The tokens that the lab's keep_top leaves of one row."""
+    logits = torch.as_tensor(logits, dtype=torch.float32)
+    (found,) = lab.keep_top(logits[None], [row(**params)])
+    return set(found.isfinite().nonzero()[:, 0].tolist())
+
+
+def log(*probabilities: float) -> list[float]:
+    """Logits with these probabilities, shifted, for logits need not be log-probabilities."""
+    return [math.log(p) - 2.5 for p in probabilities]
+
+
+SIX = log(0.10, 0.40, 0.06, 0.25, 0.04, 0.15)
+
+
+@pytest.mark.todo(3, points=3)
+def test_todo_3_top_k_keeps_the_k_likeliest(lab):
+    wanted = {1: {1}, 2: {1, 3}, 3: {1, 3, 5}, 5: {0, 1, 2, 3, 5}, 6: set(range(6)), 7: set(range(6)), 5000: set(range(6))}
+    for top_k, tokens in wanted.items():
+        found = kept(lab, SIX, top_k=top_k)
+        assert found == tokens, f"top_k={top_k} of six tokens keeps {tokens}, not {found}"
+    for off in (0, -1):
+        found = kept(lab, SIX, top_k=off)
+        assert found == set(range(6)), f"top_k={off} is off: all six tokens are kept, not {found}"
+
+
+@pytest.mark.todo(3, points=4)
+def test_todo_3_top_p_keeps_the_token_that_crosses_the_border_and_none_after(lab):
+    wanted = {0.001: {1}, 0.39: {1}, 0.41: {1, 3}, 0.64: {1, 3}, 0.66: {1, 3, 5}, 0.97: set(range(6))}
+    for top_p, tokens in wanted.items():
+        found = kept(lab, SIX, top_p=top_p)
+        assert found == tokens, (
+            f"probabilities .40 .25 .15 .10 .06 .04 of tokens 1 3 5 0 2 4: the smallest set that reaches "
+            f"top_p={top_p} is {tokens}, not {found}"
+        )
+
+
+@pytest.mark.todo(3, points=1)
+def test_todo_3_top_p_of_one_is_off_however_unlikely_a_token_is(lab):
+    logits = torch.zeros(3000)
+    logits[7] = 25.0  # has all but 4e-8 of the probability: in float32, everything
+    found = kept(lab, logits, top_p=1.0)
+    assert len(found) == 3000, f"top_p=1.0 removes nothing; of 3,000 tokens {len(found)} were kept"
+
+
+@pytest.mark.todo(3, points=3)
+def test_todo_3_min_p_is_a_share_of_the_likeliest_tokens_probability(lab):
+    wanted = {0.05: set(range(6)), 0.12: {0, 1, 2, 3, 5}, 0.2: {0, 1, 3, 5}, 0.3: {1, 3, 5}, 0.5: {1, 3}, 0.7: {1}, 1.0: {1}}
+    for min_p, tokens in wanted.items():
+        found = kept(lab, SIX, min_p=min_p)
+        assert found == tokens, (
+            f"the likeliest token has .40, so min_p={min_p} keeps probabilities from {0.4 * min_p:.3f}: {tokens}, not {found}"
+        )
+
+
+@pytest.mark.todo(3, points=3)
+def test_todo_3_top_k_then_top_p_then_min_p(lab):
+    sharper = 2 * WEATHER  # the README's row at temperature 0.5
+    found = kept(lab, sharper, top_k=3, top_p=0.95)
+    assert found == {0, 1}, f"of the three that top_k=3 keeps, the first two have .952: top_p=0.95 keeps {{0, 1}}, not {found}"
+    found = kept(lab, log(0.40, 0.30, 0.10, 0.10, 0.06, 0.04), top_p=0.5, min_p=0.5)
+    assert found == {0, 1}, f".40 alone is not 0.5: top_p keeps {{0, 1}}, and then min_p keeps both; got {found}"
+
+
+@pytest.mark.todo(3, points=2)
+def test_todo_3_equal_logits_are_kept_or_removed_alike(lab):
+    logits = [1.0, 4.0, 2.0, 4.0, 2.0, 2.0, 0.0]
+    for params, tokens in [
+        ({"top_k": 1}, {1, 3}), ({"top_k": 2}, {1, 3}), ({"top_k": 3}, {1, 2, 3, 4, 5}), ({"top_k": 4}, {1, 2, 3, 4, 5}),
+        ({"top_p": 0.1}, {1, 3}), ({"top_p": 0.85}, {1, 2, 3, 4, 5}), ({"min_p": 1.0}, {1, 3}), ({"min_p": 0.1}, {1, 2, 3, 4, 5}),
+    ]:
+        found = kept(lab, logits, **params)
+        assert found == tokens, f"logits {logits}, {params}: equals stay together, so {tokens} remain, not {found}"
+
+
+def clear_filters(logits: list[float], dice: random.Random) -> dict:
+    """Filters of which rounding cannot change the outcome: a little more or less keeps the same tokens."""
+    while True:
+        top_k = dice.choice([-1, 0, 1, 3, 7, 20, 100])
+        top_p, min_p = dice.choice([1.0, dice.uniform(0.01, 0.99)]), dice.choice([0.0, dice.uniform(0.001, 0.9)])
+        less = kept_by_hand(logits, top_k, top_p * 0.9999 if top_p < 1 else 1.0, min_p * 0.9999)
+        more = kept_by_hand(logits, top_k, top_p * 1.0001 if top_p < 1 else 1.0, min_p * 1.0001)
+        if less == more:
+            return {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+
+
+@pytest.mark.todo(3, points=4)
+def test_todo_3_in_a_mixed_batch_each_row_obeys_its_own_filters(lab):
+    dice, logits = random.Random(4), random_logits(20, 200, seed=4).T  # 200 rows of 20 tokens, not contiguous
+    logits[5:20, 3] = -INF
+    before = logits.clone()
+    filters = [clear_filters(scores, dice) for scores in logits.tolist()]
+    found = lab.keep_top(logits, [row(**wishes) for wishes in filters])
+    assert torch.equal(logits, before), "the logits that came in were changed"
+    expected = torch.full_like(logits, -INF)
+    for i, wishes in enumerate(filters):
+        tokens = kept_by_hand(logits[i].tolist(), **wishes)
+        expected[i, list(tokens)] = logits[i, list(tokens)]
+        got = set(found[i].isfinite().nonzero()[:, 0].tolist())
+        assert got == tokens, f"row {i} of 200 with {wishes}: expected tokens {sorted(tokens)}, got {sorted(got)}"
+    assert_logits(found, expected, "kept logits stay as they are, the others are -inf")
+
+
+# TODO 4: penalties and logit bias
+
+
+def adjusted_by_hand(logits: list[float], row: SamplingRow) -> list[float]:
+    """Bias, repetition, frequency and presence, token by token."""
+    p, found = row.params, []
+    for token, logit in enumerate(logits):
+        logit += (p.logit_bias or {}).get(token, 0.0)
+        if token in row.prompt_token_ids or token in row.output_token_ids:
+            logit = logit / p.repetition_penalty if logit > 0 else logit * p.repetition_penalty
+        logit -= p.frequency_penalty * row.output_token_ids.count(token)
+        logit -= p.presence_penalty * (token in row.output_token_ids)
+        found.append(logit)
+    return found
+
+
+@pytest.mark.todo(4, points=3)
+def test_todo_4_a_bias_is_added_to_the_logit_and_to_no_other_row(lab):
+    logits = torch.tensor([[1.0, -2.0, 0.5, 3.0]] * 3)
+    found = lab.apply_penalties(logits, [row(), row(logit_bias={1: 4.0, 3: -100.0}), row(logit_bias={0: -0.5})])
+    expected = [[1.0, -2.0, 0.5, 3.0], [1.0, 2.0, 0.5, -97.0], [0.5, -2.0, 0.5, 3.0]]
+    assert_logits(found, expected, "biases {1: 4, 3: -100} in the second row, {0: -0.5} in the third")
+
+
+@pytest.mark.todo(4, points=3)
+@pytest.mark.parametrize("penalty", [2.0, 0.5])
+def test_todo_4_repetition_makes_tokens_of_prompt_and_output_less_likely_once(lab, penalty):
+    logits = torch.tensor([[4.0, -4.0, 3.0, -3.0, 1.0, -1.0, 0.0]])
+    found = lab.apply_penalties(logits, [row(repetition_penalty=penalty, prompt=[0, 1, 0, 6], output=[2, 3, 3, 2, 0])])
+    expected = [[4 / penalty, -4 * penalty, 3 / penalty, -3 * penalty, 1.0, -1.0, 0.0]]
+    assert_logits(found, expected, f"repetition_penalty={penalty}: positive logits are divided, negative multiplied, "
+                                   "tokens 0 to 3 and 6 once each however often they occur, 4 and 5 never")
+
+
+@pytest.mark.todo(4, points=3)
+def test_todo_4_frequency_counts_each_occurrence_in_the_output(lab):
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2)
+    rows = [row(frequency_penalty=0.5, prompt=[0, 0, 1], output=[1, 3, 1, 1]), row(frequency_penalty=-1.0, output=[2, 2])]
+    found = lab.apply_penalties(logits, rows)
+    assert_logits(found, [[1.0, 0.5, 3.0, 3.5], [1.0, 2.0, 5.0, 4.0]],
+                  "frequency_penalty=0.5, output [1, 3, 1, 1], prompt [0, 0, 1]: three times 0.5 for token 1, once for 3")
+
+
+@pytest.mark.todo(4, points=2)
+def test_todo_4_presence_is_subtracted_once_for_tokens_of_the_output(lab):
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2)
+    rows = [row(presence_penalty=0.5, prompt=[0, 0, 1], output=[1, 3, 1, 1]), row(presence_penalty=1.5, prompt=[2], output=[])]
+    found = lab.apply_penalties(logits, rows)
+    assert_logits(found, [[1.0, 1.5, 3.0, 3.5], [1.0, 2.0, 3.0, 4.0]],
+                  "presence_penalty=0.5, output [1, 3, 1, 1], prompt [0, 0, 1]: once for 1 and 3; an empty output changes nothing")
+
+
+@pytest.mark.todo(4, points=3)
+def test_todo_4_all_together_in_the_right_order_for_every_row(lab):
+    dice, logits = random.Random(7), random_logits(16, 40, seed=7).T  # 40 rows of 16 tokens, not contiguous
+    rows = []
+    for _ in range(40):
+        prompt, output = ([dice.randrange(16) for _ in range(dice.randrange(low, 12))] for low in (1, 0))
+        rows.append(row(prompt=prompt, output=output, logit_bias={dice.randrange(16): dice.uniform(-9, 9) for _ in range(3)},
+                        repetition_penalty=dice.choice([0.7, 1.0, 1.8]), frequency_penalty=dice.uniform(-2, 2),
+                        presence_penalty=dice.uniform(-2, 2)))
+    expected = [adjusted_by_hand(scores, r) for scores, r in zip(logits.double().tolist(), rows, strict=True)]
+    found = lab.apply_penalties(logits, rows)
+    assert_logits(found, expected, "first the bias, then repetition, then frequency and presence")
+    assert_logits(lab.apply_penalties(logits[9:10], rows[9:10]), expected[9:10], "row 9 in a batch of one")
+
+
+@pytest.mark.todo(4, points=1)
+def test_todo_4_removed_tokens_stay_removed_and_nothing_is_changed_in_place(lab):
+    logits = WEATHER.repeat(2, 1)
+    logits[:, 0] = -INF
+    before = logits.clone()
+    wishes = {"repetition_penalty": 1.5, "frequency_penalty": 1.0, "presence_penalty": 1.0, "logit_bias": {0: 50.0, 1: 1.0}}
+    found = lab.apply_penalties(logits, [row(output=[0, 1], **wishes), row()])
+    assert torch.equal(logits, before), "the logits that came in were changed; log-probabilities are still wanted of them"
+    assert found[0, 0] == -INF, f"a removed token, -inf, stays removed; it has {found[0, 0]}"
+    assert torch.equal(found[1], before[1]), "a row without penalties must come back as it was"
+    half = WEATHER.bfloat16()[None]
+    assert_logits(lab.apply_penalties(half, [row(logit_bias={0: 0.001})]), half.double() + torch.tensor([0.001, 0, 0, 0, 0, 0]),
+                  "bfloat16 logits become float32 before anything is added")
+
+
+# TODO 5: seeds
+#
+# Draws are random, and these tests still have no luck in them. Let F be the true distribution function
+# of a token's id and F_n that of n independent draws. The inequality of Dvoretzky, Kiefer and Wolfowitz,
+# with Massart's constant, holds for every n and every F:
+#
+#     P(max |F_n - F| > gap) <= 2 exp(-2 n gap^2)
+#
+# A right sampler is rejected with probability at most FALSE_ALARM if 2 exp(-2 n gap^2) = FALSE_ALARM,
+# so gap = sqrt(ln(2 / FALSE_ALARM) / (2 n)). A sampler that draws from another distribution G, with
+# distance = max |G - F| > gap, stays within the gap only if its own F_n is more than distance - gap
+# away from G: with probability at most 2 exp(-2 n (distance - gap)^2). With n = 10,000 the gap is 0.033,
+# and any distance from 0.053 on is noticed with probability 0.999. The same for pairs of draws: a pair
+# of tokens (a, b) is counted as one number. labs/tests/test_lab04.py computes both numbers for wrong
+# samplers.
+
+FALSE_ALARM = 1e-9
+NUM_DRAWS = 10_000
+NUM_PAIRS = 1_000
+
+
+def allowed_gap(num_draws: int) -> float:
+    """How far the frequencies of a right sampler may be off, cumulated."""
+    return math.sqrt(math.log(2 / FALSE_ALARM) / (2 * num_draws))
+
+
+def assert_frequencies(drawn: list[int], probabilities: list[float], what: str) -> None:
+    """The tokens drawn are as frequent as their probabilities say; those of probability 0 never come."""
+    counts = Counter(drawn)
+    never = sorted(token for token in counts if not 0 <= token < len(probabilities) or probabilities[token] == 0)
+    assert not never, f"{what}: tokens {never} were drawn, and their probability is 0"
+    expected = found = gap = 0.0
+    for token, probability in enumerate(probabilities):
+        expected += probability
+        found += counts[token] / len(drawn)
+        gap = max(gap, abs(expected - found))
+    shares = [round(counts[token] / len(drawn), 3) for token in range(len(probabilities))]
+    assert gap <= allowed_gap(len(drawn)), (
+        f"{what}: probabilities {[round(p, 3) for p in probabilities]}, but {len(drawn)} draws gave {shares}"
+    )
+
+
+SEEDS = [(seed, 0, 3) for seed in range(NUM_DRAWS)]
+TEXTS = [(seed, index, position) for seed in range(100) for index in range(2) for position in range(3, 53)]
+"""(seed, sample index, position): many requests' first draws, and 50 draws in a row of 200 samples."""
+
+
+def rows_at(places: list[tuple[int, int, int]]) -> list[SamplingRow]:
+    """A row for each (seed, sample index, position); rows of one position share their lists."""
+    params, outputs = SamplingParams(), {position: [0] * (position - 3) for _, _, position in places}
+    return [SamplingRow(params, [1, 2, 3], outputs[position], seed, index) for seed, index, position in places]
+
+
+@pytest.mark.todo(5, points=4)
+@pytest.mark.parametrize("places", [SEEDS, TEXTS], ids=["seeds", "texts"])
+def test_todo_5_tokens_are_as_frequent_as_their_probabilities(lab, places):
+    tokens = lab.draw(WEATHER.expand(len(places), -1), rows_at(places))
+    assert tokens.dtype == torch.int64 and tokens.shape == (NUM_DRAWS,), (
+        f"expected int64 of shape ({NUM_DRAWS},), got {tokens.dtype} of shape {tuple(tokens.shape)}"
+    )
+    assert_frequencies(tokens.tolist(), [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32], "softmax(logits)")
+
+
+@pytest.mark.todo(5, points=1)
+def test_todo_5_removed_tokens_are_never_drawn(lab):
+    logits = torch.tensor([-INF, 0.0, -INF, math.log(3), -INF, -INF]).expand(NUM_DRAWS, -1)
+    tokens = lab.draw(logits, rows_at(SEEDS))
+    assert_frequencies(tokens.tolist(), [0, 0.25, 0, 0.75, 0, 0], "two tokens are left, one three times as likely")
+
+
+NEXT_TO_EACH_OTHER = {
+    "a seed and the next": ((0, 0, 0), (1, 0, 0)),
+    "a sample index and the next": ((0, 0, 0), (0, 1, 0)),
+    "a position and the next": ((0, 0, 0), (0, 0, 1)),
+    "places with the same seed + position": ((1, 0, 0), (0, 0, 1)),
+    "places with the same seed + index": ((1, 0, 0), (0, 1, 0)),
+    "places with the same index + position": ((0, 1, 0), (0, 0, 1)),
+    "seeds that differ by 2**32": ((0, 0, 0), (2**32, 0, 0)),
+}
+
+
+@pytest.mark.todo(5, points=3)
+@pytest.mark.parametrize("steps", NEXT_TO_EACH_OTHER.values(), ids=NEXT_TO_EACH_OTHER)
+def test_todo_5_draws_at_different_places_know_nothing_of_each_other(lab, steps):
+    starts = [(10 * k, k % 3, 3 + k % 5) for k in range(NUM_PAIRS)]
+    places = [tuple(map(sum, zip(start, step, strict=True))) for start in starts for step in steps]
+    tokens = lab.draw(torch.zeros(len(places), 4), rows_at(places)).tolist()
+    pairs = [4 * tokens[i] + tokens[i + 1] for i in range(0, len(tokens), 2)]
+    same = sum(tokens[i] == tokens[i + 1] for i in range(0, len(tokens), 2))
+    assert_frequencies(pairs, [1 / 16] * 16, f"four equal tokens, pairs of draws, {same} of {NUM_PAIRS} equal (expected a quarter)")
+
+
+@pytest.mark.todo(5, points=3)
+def test_todo_5_a_draw_does_not_depend_on_the_rows_beside_it(lab):
+    # Four tokens of exactly 1/4: no rounding can tip a draw. 200 draws agree by chance once in 4**200.
+    places = [(seed, index, position) for seed in range(10) for index in range(2) for position in range(3, 13)]
+    rows, logits = rows_at(places), torch.zeros(200, 4)
+    together = lab.draw(logits, rows).tolist()
+    again = lab.draw(logits, rows).tolist()
+    assert again == together, f"the same rows again: {differing(again, together)} of 200 draws differ"
+    backwards = lab.draw(logits, rows[::-1]).tolist()[::-1]
+    assert backwards == together, f"with the rows in reverse order {differing(backwards, together)} of 200 draws differ"
+    alone = [lab.draw(logits[:1], [one]).item() for one in rows]
+    assert alone == together, f"drawn one at a time, {differing(alone, together)} of 200 draws differ from those of the batch"
+    halves = [t for part in (rows[:150], rows[150:]) for t in lab.draw(logits[: len(part)], part).tolist()]
+    assert halves == together, f"in batches of 150 and 50 rows {differing(halves, together)} of 200 draws differ"
+
+
+def differing(a: list, b: list) -> int:
+    return sum(x != y for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.todo(5, points=2)
+def test_todo_5_torchs_global_generator_is_neither_used_nor_changed(lab):
+    rows, logits = rows_at(TEXTS[:200]), torch.zeros(200, 4)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = lab.draw(logits, rows).tolist()
+    assert torch.equal(torch.get_rng_state(), state), (
+        "torch's global generator was used or seeded: whoever else draws from it now gets other numbers"
+    )
+    torch.manual_seed(2)
+    second = lab.draw(logits, rows).tolist()
+    assert first == second, "the draws changed with torch.manual_seed(): they depend on something besides the row"
+
+
+@pytest.mark.todo(5, points=1)
+def test_todo_5_any_number_of_64_bits_is_a_seed(lab):
+    seeds = [0, -1, -(2**62) - 12345, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63]
+    rows = [one for seed in seeds for one in rows_at([(seed, 0, position) for position in range(3, 35)])]
+    tokens = lab.draw(torch.zeros(len(rows), 4), rows).tolist()
+    texts = {seed: tuple(tokens[32 * i : 32 * i + 32]) for i, seed in enumerate(seeds)}
+    # Two of 36 pairs of texts of 32 draws are equal by chance with probability 36 / 4**32 = 2e-18.
+    alike = [seed for seed, text in texts.items() if list(texts.values()).count(text) > 1]
+    assert not alike, f"the seeds {alike} gave equal texts of 32 draws"
+
+
+@pytest.mark.todo(5, points=1)
+def test_todo_5_random_numbers_are_fine_enough_for_a_real_vocabulary(lab):
+    # 2,000 draws from 2,048 equal tokens show about 1,277 different ones. One draw changes that number by
+    # at most 1, so by McDiarmid's inequality it is under 1,000 with probability exp(-2 * 277**2 / 2000) < 1e-33.
+    # Numbers of 8 bits reach only 256 tokens.
+    different = len(set(lab.draw(torch.zeros(2000, 2048), rows_at(SEEDS[:2000])).tolist()))
+    assert different >= 1000, f"2,000 draws from 2,048 equal tokens gave {different} different ones, expected about 1,277"
+
+
+# TODO 6: log-probabilities, and the whole sampler
+
+
+@pytest.mark.todo(6, points=2)
+@pytest.mark.parametrize("count", [0, 1, 3, 40, 100, -1])
+def test_todo_6_logprobs_are_log_softmax_of_the_chosen_token_and_the_best(lab, count):
+    logits = random_logits(40, 1, seed=6)[:, 0]
+    exact = logits.double().log_softmax(dim=0)
+    order = exact.argsort(descending=True).tolist()
+    for chosen in (order[0], order[2], order[30]):
+        found = lab.logprobs_of(logits, chosen, count)
+        best = order if count == -1 else order[:count]
+        assert list(found) == list(dict.fromkeys([chosen, *best])), (
+            f"logprobs={count}: expected the chosen token {chosen}, then the best {best}; got {list(found)}"
+        )
+        for token, logprob in found.items():
+            # float32: log_softmax adds 40 terms, each rounded by 2**-24, to values of size 10 or less
+            assert logprob.logprob == pytest.approx(exact[token].item(), abs=1e-5), f"log-probability of token {token}"
+            assert isinstance(logprob.logprob, float), f"expected a Python float, got {type(logprob.logprob)}"
+
+
+@pytest.mark.todo(6, points=2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_todo_6_a_rank_is_one_plus_the_number_of_likelier_tokens(lab, dtype):
+    logits = torch.tensor([1.0, 5.0, 3.0, 5.0, 2.0, 4.0], dtype=dtype)
+    ranks = {1: 1, 3: 1, 5: 3, 2: 4, 4: 5, 0: 6}
+    for token, rank in ranks.items():
+        found = lab.logprobs_of(logits, token, 0)[token].rank
+        assert found == rank, f"logits {logits.tolist()}: {rank - 1} are above that of token {token}, so its rank is {rank}, not {found}"
+    found = lab.logprobs_of(logits, 0, 3)
+    assert found[0].rank == 6 and found[5].rank == 3, "the chosen token has its own rank, not its place in the dict"
+    exact = logits.double().log_softmax(dim=0)
+    # bfloat16 keeps 8 bits: a log_softmax that is rounded to it is off by up to 2**-8 at -5; float32 by 1e-6.
+    assert found[0].logprob == pytest.approx(exact[0].item(), abs=1e-5), "log_softmax is taken in float32"
+
+
+@pytest.mark.todo(6, points=2)
+def test_todo_6_the_samplers_logprobs_are_of_the_raw_logits(lab):
+    wishes = {"temperature": 0.5, "top_k": 2, "repetition_penalty": 1.7, "presence_penalty": 1.0, "logit_bias": {4: 9.0}}
+    rows = [row(seed, output=[0, 0], logprobs=2, **wishes) for seed in range(20)]
+    logits = WEATHER.repeat(22, 1)
+    before = logits.clone()
+    tokens, logprobs = lab.Sampler().sample(logits, [*rows, row(1), row(1, logprobs=0)])
+    assert torch.equal(logits, before), "sample() changed the logits it was given"
+    assert [type(token) for token in tokens] == [int] * 22, "sample() returns a list of ints, one per row"
+    exact = before[0].double().log_softmax(dim=0)
+    for token, found in zip(tokens[:20], logprobs[:20], strict=True):
+        assert list(found)[0] == token and set(found) == {token, 0, 1}, f"chosen {token}, best 0 and 1; got {list(found)}"
+        for t, logprob in found.items():
+            assert logprob.logprob == pytest.approx(exact[t].item(), abs=1e-5), (
+                "log-probabilities are of the logits as they came: before bias, penalties, temperature and filters"
+            )
+    assert logprobs[20] is None, "a row with logprobs=None gets None"
+    assert list(logprobs[21]) == [tokens[21]], "a row with logprobs=0 gets the chosen token alone"
+
+
+CERTAIN = [
+    ({"temperature": 0.0}, 0),
+    ({"temperature": 0.0, "logit_bias": {4: 9.0}}, 4),
+    ({"temperature": 0.0, "output": [0, 0], "frequency_penalty": 1.0}, 1),
+    ({"temperature": 0.0, "prompt": [0], "repetition_penalty": 4.0}, 1),
+    ({"temperature": 2.0, "top_k": 1}, 0),
+    ({"temperature": 1.5, "top_p": 0.01}, 0),
+    ({"temperature": 1.0, "min_p": 1.0, "output": [0], "presence_penalty": 2.0}, 1),
+    ({"temperature": 0.01, "logit_bias": {2: 2.0}}, 2),  # the second best is behind by 0.6 / 0.01: e**-60
+    ({"temperature": 1.0, "logit_bias": {3: 100.0}}, 3),  # by 98: e**-98
+]
+
+
+@pytest.mark.todo(6, points=2)
+def test_todo_6_in_a_mixed_batch_each_row_gets_what_it_wants(lab):
+    for order in (CERTAIN, CERTAIN[::-1], CERTAIN[::2] + CERTAIN[1::2]):
+        rows = [row(seed, **wishes) for seed, (wishes, _) in enumerate(order)]
+        tokens, logprobs = lab.Sampler().sample(WEATHER.repeat(len(rows), 1), rows)
+        for (wishes, wanted), token in zip(order, tokens, strict=True):
+            assert token == wanted, f"a row with {wishes} can only get token {wanted}; it got {token}"
+        assert logprobs == [None] * len(rows)
+    for wishes, wanted in CERTAIN:
+        tokens, _ = lab.Sampler().sample(WEATHER.bfloat16()[None], [row(**wishes)])
+        assert tokens == [wanted], f"alone, in bfloat16, a row with {wishes} can only get token {wanted}; it got {tokens}"
+
+
+WISHES = {
+    "all of them": {"temperature": 1.6, "top_k": 5, "top_p": 0.75, "min_p": 0.3, "output": [0, 0, 1],
+                    "frequency_penalty": 0.5, "presence_penalty": -0.3, "repetition_penalty": 1.3, "logit_bias": {3: 1.5}},
+    "temperature and top_p": {"temperature": 2.0, "top_p": 0.8},
+}
+
+
+def probabilities_by_hand(logits: list[float], row: SamplingRow) -> list[float]:
+    """What each token should be drawn with, from the definitions."""
+    p, adjusted = row.params, adjusted_by_hand(logits, row)
+    scaled = [logit / p.temperature for logit in adjusted]
+    tokens = kept_by_hand(scaled, p.top_k, p.top_p, p.min_p)
+    weights = [math.exp(logit) if t in tokens else 0.0 for t, logit in enumerate(scaled)]
+    return [weight / sum(weights) for weight in weights]
+
+
+@pytest.mark.todo(6, points=2)
+@pytest.mark.parametrize("name", WISHES)
+def test_todo_6_bias_penalties_temperature_filters_draw_in_this_order(lab, name):
+    rows = [row(seed, **WISHES[name]) for seed in range(NUM_DRAWS)]
+    tokens, _ = lab.Sampler().sample(WEATHER.expand(NUM_DRAWS, -1), rows)
+    assert_frequencies(tokens, probabilities_by_hand(WEATHER.tolist(), rows[0]), f"rows with {WISHES[name]}")
+
+
+@pytest.mark.todo(6, points=1)
+def test_todo_6_greedy_rows_draw_nothing(lab, monkeypatch):
+    drawn, draw = [], lab.draw
+
+    def watched(logits, rows):
+        drawn.append([one.params.temperature for one in rows])
+        return draw(logits, rows)
+
+    monkeypatch.setattr(lab, "draw", watched)
+    rows = [row(temperature=t) for t in (0.0, 0.7, 0.0, 1.2)]
+    lab.Sampler().sample(WEATHER.repeat(4, 1), rows)
+    assert 0.0 not in [t for call in drawn for t in call], f"draw() was given rows with temperatures {drawn}; greedy rows need none"
+    drawn.clear()
+    lab.Sampler().sample(WEATHER.repeat(2, 1), rows[::2])
+    assert drawn == [], "a batch of greedy rows alone has nothing to draw, and draw() was called"
+
+
+def engine(lab, model="course", **arguments) -> LLM:
+    """The real engine with the lab's sampler in it."""
+    spec = importlib.util.spec_from_file_location("lab04_seam", Path(__file__).with_name("seam.py"))
+    seam = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seam)
+    return LLM(str(model), components=Components().using(sampler=functools.partial(seam.sampler, lab)), **arguments)
+
+
+PROMPTS = ["Once upon a time", "My favourite colour is", "What is a KV cache?"]
+
+
+def texts(llm: LLM, prompts: list[str], params: list[SamplingParams]) -> list[list[list[int]]]:
+    """The tokens of every sample of every prompt."""
+    return [[c.token_ids for c in output.outputs] for output in llm.generate(prompts, params, use_tqdm=False)]
+
+
+@pytest.mark.todo(6, points=2)
+def test_todo_6_in_the_engine_a_seed_gives_the_same_text_alone_in_a_batch_and_in_chunks(lab):
+    lab.Sampler().sample(WEATHER[None], [row()])
+    params = [SamplingParams(temperature=2.0, seed=s, n=2, max_tokens=8, ignore_eos=True) for s in (11, 12, 13)]
+    llm = engine(lab, batch_invariant=True)  # the same logits, to the bit, in every batch
+    alone = [texts(llm, [prompt], [wishes])[0] for prompt, wishes in zip(PROMPTS, params, strict=True)]
+    together = texts(llm, PROMPTS, params)
+    assert together == alone, f"three requests with seeds, together {together}, one after the other {alone}"
+    chunked = texts(engine(lab, batch_invariant=True, long_prefill_token_threshold=2, block_size=4), PROMPTS, params)
+    assert chunked == alone, f"with prompts in chunks of two tokens {chunked}, in one piece {alone}"
+
+
+@pytest.mark.todo(6, points=2)
+def test_todo_6_in_the_engine_greedy_tokens_and_logprobs_equal_transformers(lab, tmp_path):
+    lab.Sampler().sample(WEATHER[None], [row(temperature=0.0)])
+    from nano_qwen3_serving.testing.checkpoints import write_random_checkpoint
+    from nano_qwen3_serving.testing.oracle import Oracle
+
+    llm = engine(lab)
+    outputs = llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=8), use_tqdm=False)
+    oracle, prompts = Oracle(llm.llm_engine.config.model_path), [output.prompt_token_ids for output in outputs]
+    oracle.compare(prompts, oracle.greedy(prompts, 8), [output.outputs[0].token_ids for output in outputs])
+
+    folder = write_random_checkpoint(tmp_path / "random")
+    prompt = list(range(40, 51))
+    (output,) = engine(lab, folder).generate(
+        {"prompt_token_ids": prompt}, SamplingParams(temperature=0.0, max_tokens=4, logprobs=5, ignore_eos=True), use_tqdm=False)
+    (answer,) = output.outputs
+    exact = Oracle(folder).logits([*prompt, *answer.token_ids])[len(prompt) - 1 :].log_softmax(dim=-1)
+    for place, found in enumerate(answer.logprobs):
+        for token, logprob in found.items():
+            # logits of size 20 that two programs compute in float32 differ by up to about 1e-5
+            assert logprob.logprob == pytest.approx(exact[place, token].item(), abs=1e-3), f"token {token} at place {place}"
