@@ -1,0 +1,141 @@
+"""Given: what the measurement needs of this machine, and a model that is too large for its cache.
+
+Knows where systems write down the size of the last-level cache, and how to run one decode step of the
+course's engine; knows nothing of rooflines.
+"""
+
+import contextlib
+import gc
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
+from nano_qwen3_serving.model.linear import can_pack
+from nano_qwen3_serving.observe.trace import Recorder
+from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
+
+ASSUMED_CACHE = 32 << 20
+TIMES_THE_CACHE = 4
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class CacheSize(NamedTuple):
+    """Bytes of the last-level cache, and who says so."""
+
+    num_bytes: int
+    source: str
+
+
+def last_level_cache(sysfs: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> CacheSize:
+    """The largest cache that the system names: Linux in /sys, macOS by sysctl. Elsewhere 32 MiB is assumed."""
+    named = _from_sysfs(sysfs) or _from_sysctl()
+    return named or CacheSize(ASSUMED_CACHE, f"assumed: this system ({platform.system()}) does not say")
+
+
+def _from_sysfs(folder: Path) -> CacheSize | None:
+    found = []
+    for file in sorted(folder.glob("index*/size")):
+        with contextlib.suppress(OSError, ValueError):
+            text = file.read_text().strip()  # such as 32768K
+            found.append(CacheSize(int(text.rstrip("KMG")) * UNITS.get(text[-1:], 1), str(file)))
+    return max(found, default=None)
+
+
+def _from_sysctl() -> CacheSize | None:
+    found = []
+    for name in ("hw.l3cachesize", "hw.perflevel0.l2cachesize", "hw.l2cachesize"):
+        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+            run = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True, timeout=5)
+            found.append(CacheSize(int(run.stdout), f"sysctl {name}"))
+    return max(found, default=None)
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this processor has products for it, else float32."""
+    return torch.bfloat16 if can_pack(torch.empty(1, 1, dtype=torch.bfloat16)) else torch.float32
+
+
+def shape_beyond(cache_bytes: int, dtype: torch.dtype, hidden_size: int = 1024) -> Shape:
+    """Layers like Qwen3-0.6B's (at hidden size 1024), just so many that their matrices are four caches."""
+    one = Shape(
+        vocab_size=2048, hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=1,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=128)
+    layer = hidden_size * (2 * one.num_attention_heads + 2 * one.num_key_value_heads) * one.head_dim
+    layer += 3 * hidden_size * one.intermediate_size
+    layers = -(-TIMES_THE_CACHE * cache_bytes // (layer * dtype.itemsize))
+    return Shape(**(vars(one) | {"num_hidden_layers": layers}))
+
+
+@contextlib.contextmanager
+def generated_checkpoint(shape: Shape, dtype: torch.dtype, folder: Path | None = None) -> Iterator[Path]:
+    """A checkpoint with random weights, removed at the end: in `folder`, or the system's place for such files.
+
+    Speed does not depend on the values of weights.
+    """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lab05-", dir=folder) as temporary:
+        yield write_random_checkpoint(Path(temporary) / "checkpoint", shape, dtype=dtype)
+
+
+class DecodeBench:
+    """The course's engine, ready to do one decode step of any number of sequences.
+
+    Args:
+        checkpoint: its folder.
+        dtype: to compute in.
+        context: tokens of each sequence before the first step.
+        max_batch: the most sequences.
+        max_steps: the most steps of one batch.
+
+    Attributes:
+        config: the shape of the checkpoint's network.
+    """
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype, context: int, max_batch: int, max_steps: int = 32) -> None:
+        self.context, self.max_steps = context, max_steps
+        self.recorder = Recorder()
+        args = EngineArgs(
+            model=str(checkpoint), dtype=str(dtype).removeprefix("torch."), device="cpu", max_num_seqs=max_batch,
+            max_model_len=context + max_steps + 1, enable_prefix_caching=False)
+        self._engine: LLMEngine | None = LLMEngine.from_engine_args(args, recorder=self.recorder)
+        self.config = self._engine.config.model
+        self._running: list[str] = []
+
+    def prepare(self, batch: int) -> Callable[[], object]:
+        """Start `batch` sequences, their prompts computed; what is returned does one step: one token for each.
+
+        The sequences of an earlier call are ended.
+        """
+        for request_id in self._running:
+            self._engine.abort_request(request_id)
+        params = SamplingParams(temperature=0.0, max_tokens=self.max_steps + 1, ignore_eos=True)
+        self._running = [f"{batch}-{i}" for i in range(batch)]
+        for i, request_id in enumerate(self._running):
+            prompt = [(7 * i + j) % 2000 for j in range(self.context)]
+            self._engine.add_request(request_id, {"prompt_token_ids": prompt}, params)
+        while not self._all_decode():
+            self._engine.step()
+        return self._engine.step
+
+    def close(self) -> None:
+        """Let go of the engine and of the checkpoint's file, which some systems do not remove while it is in use."""
+        self._engine = None
+        gc.collect()
+
+    def _all_decode(self) -> bool:
+        """Whether every sequence has sampled its first token."""
+        sampled = {request for step in self.recorder.steps for request in step["sampled"]}
+        return sampled >= set(self._running)
+
+    def share_outside_the_network(self, batch: int) -> float:
+        """Of the last step of `batch` sequences: the share of its time that was not spent in the model runner."""
+        step = next(s for s in reversed(self.recorder.steps) if len(s["chunks"]) == batch)
+        seconds = step["seconds"]
+        return 1 - seconds["execute"] / sum(seconds.values())
