@@ -1,0 +1,23 @@
+"""The engine's part under this lab's names, for `--impl reference`.
+
+The engine does admission and growth in one method. It has no free list of its own to test (TODO 1),
+its slots are the attention backend's and trust their caller (TODO 4), and it replays no traces
+(TODO 6): tests of these have nothing to run on.
+"""
+
+from nano_qwen3_serving.scheduling import block_manager
+
+
+class BlockManager(block_manager.BlockManager):
+    """The engine's `BlockManager`. Nothing is shared here, because no test commits a block."""
+
+    def admit(self, request_id: str, num_tokens: int) -> bool:
+        return self.allocate(request_id, num_tokens)
+
+    def grow(self, request_id: str, num_tokens: int) -> bool:
+        return self.allocate(request_id, num_tokens)
+
+
+def blocks_needed(num_tokens: int, block_size: int) -> int:
+    """As the engine's block manager counts."""
+    return block_manager.BlockManager(2, block_size).blocks_for(num_tokens)
