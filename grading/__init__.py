@@ -1,1 +1,1 @@
-"""What instructors run. It begins with `python -m grading starter`, which makes a lab's starter from its solution."""
+"""What instructors and authors run: starters from solutions, and proofs that a lab's tests judge rightly."""

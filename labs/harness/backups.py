@@ -1,5 +1,6 @@
-"""Putting a starter back as it was, with the work it replaces kept in `.backups/`."""
+"""Writing into a starter what is not the learner's: as it was, or ours. What it replaces is kept in `.backups/`."""
 
+import ast
 import os
 import tempfile
 from datetime import datetime
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from labs.harness import regions
 from labs.harness.catalog import Lab, LabError
+
+FOLDER = ".backups"
 
 
 def reset(lab: Lab, todo: int | None = None) -> Path | None:
@@ -19,19 +22,45 @@ def reset(lab: Lab, todo: int | None = None) -> Path | None:
         raise LabError(f"The starter is made from {lab.solution}, which is not there.")
     source = lab.solution.read_text(encoding="utf-8")
     fresh = regions.make_starter(source, lab.id)
+    if todo is not None and lab.starter.is_file():
+        fresh = regions.put_back(_work(lab), fresh, _functions(lab, source, todo))
+    return put(lab, fresh)
+
+
+def write_solution(lab: Lab, todo: int | None = None) -> tuple[list[int], Path | None]:
+    """Write our solution, or only ours for one TODO, into `starter.py`; return the TODOs, and the backup as `reset` does.
+
+    Raises `LabError` if there is no solution, no such TODO, or no place for it; then the work is untouched.
+    """
+    source = _solution(lab)
+    if todo is None:
+        return list(regions.functions_of(source)), put(lab, _unmarked(source))
+    names = _functions(lab, source, todo)
     if not lab.starter.is_file():
-        _replace(lab.starter, fresh)
+        raise LabError(f"There is no {lab.starter} to write it into: python -m labs reset {lab.id}")
+    return [todo], put(lab, regions.put_back(_work(lab), _unmarked(source), names))
+
+
+def solution_text(lab: Lab, todo: int | None = None) -> str:
+    """Our solution, or the functions of one TODO, as they would stand in a starter."""
+    source = _solution(lab)
+    text = _unmarked(source)
+    if todo is None:
+        return text
+    found, lines = regions.definitions(ast.parse(text)), text.splitlines()
+    spans = [regions.span(found[name]) for name in _functions(lab, source, todo)]
+    return "\n\n\n".join("\n".join(lines[first - 1 : last]) for first, last in spans) + "\n"
+
+
+def put(lab: Lab, text: str) -> Path | None:
+    """Make `text` the starter; return the backup of what it replaces, None if there was nothing else."""
+    if not lab.starter.is_file():
+        replace(lab.starter, text)
         return None
-    work = lab.starter.read_text(encoding="utf-8", errors="surrogateescape")
-    if todo is not None:
-        functions = regions.functions_of(source)
-        if todo not in functions:
-            raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, functions))}.")
-        fresh = regions.put_back(work, fresh, functions[todo])
-    if fresh == work:
+    if text == _work(lab):
         return None
-    kept = back_up(lab.starter, lab.folder.parent / ".backups")
-    _replace(lab.starter, fresh)
+    kept = back_up(lab.starter, lab.folder.parent / FOLDER)
+    replace(lab.starter, text)
     return kept
 
 
@@ -51,9 +80,33 @@ def back_up(path: Path, folder: Path) -> Path:
     raise LabError(f"{folder} already holds a thousand backups of this second.")
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write `text` to `path` in one move, with the rights it had."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.write(text)
     os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
     os.replace(name, path)
+
+
+def _work(lab: Lab) -> str:
+    return lab.starter.read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def _solution(lab: Lab) -> str:
+    if not lab.solution.is_file():
+        raise LabError(f"There is no {lab.solution}. It is not part of the student edition.")
+    return lab.solution.read_text(encoding="utf-8")
+
+
+def _functions(lab: Lab, source: str, todo: int) -> list[str]:
+    functions = regions.functions_of(source)
+    if todo not in functions:
+        raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, functions))}.")
+    return functions[todo]
+
+
+def _unmarked(source: str) -> str:
+    """A solution without the lines that mark its regions."""
+    kept = [line for line in source.splitlines() if line.strip() not in (regions.BEGIN, regions.END)]
+    return "\n".join(kept) + "\n"

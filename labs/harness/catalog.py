@@ -49,6 +49,16 @@ class Lab:
     def tests(self) -> Path:
         return self.folder / "test_lab.py"
 
+    @property
+    def seam(self) -> Path:
+        """How the engine uses the lab's part; not there if the lab makes none."""
+        return self.folder / "seam.py"
+
+    @property
+    def reference_file(self) -> Path:
+        """The engine's part under the lab's names; only there if the two differ."""
+        return self.folder / "reference.py"
+
 
 def labs_home() -> Path:
     """The folder of labs: `$NANO_LABS_HOME`, or the one this package lies in."""

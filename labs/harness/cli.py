@@ -10,14 +10,15 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.prompt import Prompt
 
-from labs.harness import backups, doctor, predictions, results
+from labs.harness import backups, cli_engine, cli_learning, doctor, predictions, results, standing
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab, labs_home
-from labs.harness.hints import read_hints
+from labs.harness.hints import HINTS_PER_TODO, read_hints
 from labs.harness.progress import Progress
-from labs.harness.regions import functions_of
 from labs.harness.results import points_text
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Your labs.")
+app.add_typer(cli_learning.app)
+app.add_typer(cli_engine.app)
 console = Console(highlight=False)
 
 LabName = Annotated[str, typer.Argument(metavar="LAB", help="2, 02, lab02 or the folder's name")]
@@ -45,28 +46,25 @@ def list_labs() -> None:
 @app.command()
 def status() -> None:
     """Points per TODO, which part of the path from call to token is yours, what is next."""
-    present = all_labs()
     progress = Progress(labs_home())
-    yours, ours, following = [], [], None
-    for lab in present:
-        todos = progress.todos(lab.id)
+    if progress.complaint:
+        console.print(escape(progress.complaint), style="yellow", soft_wrap=True)
+    parts = {standing.YOURS: [], standing.PARTLY: [], standing.OURS: []}
+    for lab in all_labs():
         console.print(f"\n[bold]Lab {lab.id}[/bold]  {escape(lab.title)}")
-        solved = True
-        for todo, names in _functions(lab).items():
-            row = todos.get(todo)
-            text = f"{points_text(row['points'])}/{points_text(row['of'])}  {row['state']}" if row else "not tested yet"
-            hints = progress.hints_used(lab.id, todo)
+        for todo, names in standing.functions(lab).items():
             what = f"TODO {todo}  {', '.join(names)}".rstrip()
-            console.print(f"  {what}: {text}" + (f"  ({hints} of 3 hints read)" if hints else ""))
-            if not row or row["points"] < row["of"]:
-                solved = False
-                following = following or f"Lab {lab.id}, TODO {todo}: cd {_shown(lab)}, then pytest test_lab.py -k todo_{todo}"
+            console.print(f"  {escape(what)}: {escape(_todo_in_words(lab, todo, progress))}")
         console.print(f"  predictions  {_predictions_in_words(lab, progress)}")
-        (yours if solved else ours).append(lab.part)
+        parts[standing.whose(lab, progress)].append(lab.part)
+    parts[standing.OURS].append("the engine")
     console.print("\n[bold]From call to token[/bold]")
-    console.print(f"  yours: {escape(', '.join(yours)) or 'nothing yet'}")
-    console.print(f"  ours:  {escape(', '.join([*ours, 'the engine']))}")
-    console.print(f"\nNext: {escape(following or 'every TODO of every lab is solved')}", soft_wrap=True)
+    console.print(f"  {escape(standing.path_line(progress))}", soft_wrap=True)
+    console.print(f"  yours: {escape(', '.join(parts[standing.YOURS])) or 'nothing yet'}", soft_wrap=True)
+    if parts[standing.PARTLY]:
+        console.print(f"  partly yours: {escape(', '.join(parts[standing.PARTLY]))}", soft_wrap=True)
+    console.print(f"  ours:  {escape(', '.join(parts[standing.OURS]))}", soft_wrap=True)
+    console.print(f"\nNext: {escape(_next_in_words(progress))}", soft_wrap=True)
 
 
 @app.command()
@@ -133,6 +131,10 @@ def reset(
     """Put starter.py back as it was. What it replaces is kept in labs/.backups."""
     lab = find_lab(name)
     kept = backups.reset(lab, todo)
+    progress = Progress(labs_home())
+    if kept is not None and (done := standing.functions(lab)):
+        progress.forget_todos(lab.id, [todo] if todo is not None else done)
+        progress.save()
     what = f"TODO {todo} of {lab.starter.name}" if todo is not None else str(lab.starter.name)
     if kept is None:
         console.print(f"{what} is as it was at the start; nothing to reset.")
@@ -154,22 +156,33 @@ def _complain(error: LabError) -> int:
 def _in_words(lab: Lab) -> str:
     todos = Progress(labs_home()).todos(lab.id)
     solved = sum(row["points"] >= row["of"] for row in todos.values())
-    return f"{solved} of {len(_functions(lab))} TODOs solved"
-
-
-def _functions(lab: Lab) -> dict[int, list[str]]:
-    """TODO -> the names of its functions; without a solution to read them from, no names."""
-    if not lab.solution.is_file():
-        return {todo: [] for todo in read_hints(lab)}
-    return functions_of(lab.solution.read_text(encoding="utf-8"))
+    return f"{solved} of {len(standing.functions(lab))} TODOs solved"
 
 
 def _first_open(lab: Lab, progress: Progress) -> int:
-    todos = progress.todos(lab.id)
-    open_ones = [todo for todo in _functions(lab) if todo not in todos or todos[todo]["points"] < todos[todo]["of"]]
+    open_ones = standing.open_todos(lab, progress)
     if not open_ones:
         raise LabError(f"Every TODO of lab {lab.id} is solved. For a hint anyway, name one: hint {lab.id} 1")
     return open_ones[0]
+
+
+def _todo_in_words(lab: Lab, todo: int, progress: Progress) -> str:
+    """Points and state, and what help there was."""
+    row = progress.todos(lab.id).get(todo)
+    text = f"{points_text(row['points'])}/{points_text(row['of'])}  {row['state']}" if row else "not tested yet"
+    hints, diagnoses = progress.hints_used(lab.id, todo), progress.diagnoses_used(lab.id, todo)
+    help_taken = [f"{hints} of {HINTS_PER_TODO} hints read"] if hints else []
+    help_taken += [f"diagnosed {diagnoses} time{'s' * (diagnoses > 1)}"] if diagnoses else []
+    help_taken += ["our solution was written in"] if todo in progress.solutions_used(lab.id) else []
+    return text + (f"  ({', '.join(help_taken)})" if help_taken else "")
+
+
+def _next_in_words(progress: Progress) -> str:
+    following = standing.next_todo(progress)
+    if following is None:
+        return "every TODO of every lab is solved"
+    lab, todo = following
+    return f"Lab {lab.id}, TODO {todo}: cd {_shown(lab)}, then pytest test_lab.py -k todo_{todo}"
 
 
 def _shown(lab: Lab) -> str:

@@ -7,6 +7,7 @@ building, but not import them.
 
 import ast
 import importlib
+import inspect
 import itertools
 import sys
 from collections.abc import Iterable
@@ -27,10 +28,15 @@ class ImportRefused(LabError):
 def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
     """What `--impl` means for `lab`: a file, or the dotted name of a module of the engine.
 
+    The reference is the lab's `reference.py`, which gives the engine's part the lab's names, or the
+    module that `lab.toml` names.
+
     A relative path is taken from `base` (default: the working folder). Raises `LabError` if there
     is no such thing.
     """
     if impl == "reference":
+        if lab.reference_file.is_file():
+            return lab.reference_file
         if lab.reference is None:
             raise LabError(f"Lab {lab.id} uses the engine and makes no part of it: there is no reference of it to test.")
         return lab.reference
@@ -56,7 +62,7 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleT
     if isinstance(chosen, str):
         return importlib.import_module(chosen)
     tree = parse(chosen)
-    if chosen != lab.solution:
+    if chosen not in (lab.solution, lab.reference_file):
         refuse_imports(lab, tree, chosen.name)
     if stand_ins:
         ours = lab.solution.read_text(encoding="utf-8")
@@ -71,6 +77,32 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleT
         del sys.modules[module.__name__]
         raise
     return module
+
+
+def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
+    """TODO → those of its functions that `module` does not have; TODOs of which it has all are left out.
+
+    Without a solution to read the names from, nothing is known to be lacking.
+    """
+    if not lab.solution.is_file():
+        return {}
+    found = {}
+    for todo, names in regions.functions_of(lab.solution.read_text(encoding="utf-8")).items():
+        if absent := [name for name in names if not _has(module, name)]:
+            found[todo] = absent
+    return found
+
+
+def _has(module: ModuleType, name: str) -> bool:
+    """Whether a dotted name is there; what is nested in a function is, if the function is."""
+    scope = module
+    for part in name.split("."):
+        if inspect.isfunction(scope):
+            return True
+        scope = inspect.getattr_static(scope, part, None) if inspect.isclass(scope) else getattr(scope, part, None)
+        if scope is None:
+            return False
+    return True
 
 
 def parse(path: Path) -> ast.Module:

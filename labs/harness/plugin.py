@@ -14,7 +14,7 @@ import pytest
 from labs.harness import loading, regions, results
 from labs.harness.catalog import Lab, LabError, lab_at
 from labs.harness.progress import Progress
-from labs.harness.results import Outcome
+from labs.harness.results import MESSAGE_LENGTH, Outcome
 from labs.harness.table import print_table
 from labs.harness.todo import TodoError
 
@@ -52,13 +52,17 @@ class LabRun:
         """Lab folder -> TODO -> how many tests it has, whether selected by -k or not."""
         self.outcomes: dict[Path, dict[str, Outcome]] = defaultdict(dict)
         """Lab folder -> test id -> how it ended."""
+        self.left_out: dict[Path, dict[int, list[str]]] = {}
+        """Lab folder -> TODO -> functions that the reference does not have; its tests are deselected."""
         self.modules: dict = {}
         self.ran_other_tests = False
 
     # collecting
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        if self.impl == "reference":
+            self.leave_out(config, items)
         for item in items:
             lab = self.lab_of(item)
             if lab is None:
@@ -70,6 +74,26 @@ class LabRun:
                 if not points > 0:
                     raise pytest.UsageError(f"{item.nodeid}: its marker gives no points.")
                 self.tests[lab.folder][number] += 1
+
+    def leave_out(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Deselects tests of TODOs for which the engine has no part under the lab's names."""
+        marked = [(item, marker) for item in items if (marker := item.get_closest_marker("todo"))]
+        left_out = [item for item, marker in marked if _todo_of(marker)[0] in self.lacking(item)]
+        if left_out:
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
+
+    def lacking(self, item: pytest.Item) -> dict[int, list[str]]:
+        """TODO → the functions that the reference does not have, of the lab in whose folder `item` lies."""
+        lab = self.lab_of(item)
+        if lab is None:
+            return {}
+        if lab.folder not in self.left_out:
+            try:
+                self.left_out[lab.folder] = loading.lacking(lab, loading.load(lab, loading.choose(lab, self.impl)))
+            except LabError:
+                self.left_out[lab.folder] = {}  # each test will say so
+        return self.left_out[lab.folder]
 
     def lab_of(self, item: pytest.Item) -> Lab | None:
         """The lab in whose folder a test lies."""
@@ -103,7 +127,8 @@ class LabRun:
     def stand_ins(self, lab: Lab, chosen: Path | str, item: pytest.Item) -> tuple[int, ...]:
         """The TODOs that `item` needs and that are unwritten, or failed earlier in this run."""
         marker = item.get_closest_marker("todo")
-        if marker is None or isinstance(chosen, str) or chosen == lab.solution or not lab.solution.is_file():
+        ours = isinstance(chosen, str) or chosen in (lab.solution, lab.reference_file)
+        if marker is None or ours or not lab.solution.is_file():
             return ()
         tree = loading.parse(chosen)
         loading.refuse_imports(lab, tree, chosen.name)
@@ -129,6 +154,8 @@ class LabRun:
                 points=points,
                 passed=report.passed,
                 error=type(error).__name__ if error else "",
+                case=item.name,
+                message=(str(error).splitlines() or [""])[0][:MESSAGE_LENGTH] if error else "",
                 unwritten=error.number if isinstance(error, TodoError) else None,
                 on_ours=item.stash.get(_ON_OURS, ()),
             )
@@ -143,6 +170,9 @@ class LabRun:
             return result
         for folder, outcomes in self.outcomes.items():
             self.close_lab(self.labs[folder], list(outcomes.values()))
+        for folder, lacking in self.left_out.items():
+            for todo, names in lacking.items():
+                print(f"Lab {self.labs[folder].id}, TODO {todo} is left out: the reference has no {', '.join(names)}.")
         if self.report_file:
             self.write_report()
         if self.ran_other_tests and not self.labs:

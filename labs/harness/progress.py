@@ -1,15 +1,27 @@
 """What a learner has done so far, in one small file beside the labs: `.progress.json`.
 
-It may be deleted at any time: it is never needed, only shown. A file that cannot be read counts as
-absent. Writing replaces it in one move, so that a run that is cut off leaves the old one whole.
+It may be deleted at any time: it is never needed, only shown. What cannot be read of it is left out,
+and said. Writing reads the file again, makes the changes there and replaces it in one move: a run
+that is cut off leaves the old one whole, and two that end together both count.
 """
 
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
+
 FILE = ".progress.json"
+DAMAGED = ".progress.damaged.json"
+LOCK = ".progress.lock"
 
 
 class Progress:
@@ -17,11 +29,9 @@ class Progress:
 
     def __init__(self, home: Path):
         self.path = home / FILE
-        try:
-            facts = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            facts = {}
-        self._facts = facts if isinstance(facts, dict) else {}
+        self._changes: list[Callable[[dict], None]] = []
+        self._facts, self.complaint = _read(self.path)
+        """What is known, and what is to be said of a file that could not be read, or only in part; else None."""
 
     @property
     def name(self) -> str | None:
@@ -30,37 +40,177 @@ class Progress:
 
     @name.setter
     def name(self, name: str) -> None:
-        self._facts["name"] = name
+        self._change(lambda facts: facts.update(name=name))
 
     def todos(self, lab_id: str) -> dict[int, dict]:
         """TODO -> {"points", "of", "state"} of its last run."""
-        return {int(todo): row for todo, row in self._lab(lab_id).get("todos", {}).items()}
+        return {int(todo): row for todo, row in self._lab(lab_id, "todos", {}).items()}
 
     def record_todo(self, lab_id: str, todo: int, *, points: float, of: float, state: str) -> None:
-        self._lab(lab_id).setdefault("todos", {})[str(todo)] = {"points": points, "of": of, "state": state}
+        row = {"points": points, "of": of, "state": state}
+        self._change(lambda facts: _part(facts, lab_id, "todos", {}).update({str(todo): row}))
+
+    def forget_todos(self, lab_id: str, todos: Iterable[int]) -> None:
+        """Their functions are unwritten again: neither a result nor our solution stands there."""
+
+        def change(facts: dict) -> None:
+            for todo in todos:
+                _part(facts, lab_id, "todos", {}).pop(str(todo), None)
+            ours = _part(facts, lab_id, "solutions", [])
+            ours[:] = [todo for todo in ours if todo not in todos]
+
+        todos = set(todos)
+        self._change(change)
 
     def hints_used(self, lab_id: str, todo: int) -> int:
-        return self._lab(lab_id).get("hints", {}).get(str(todo), 0)
+        return self._lab(lab_id, "hints", {}).get(str(todo), 0)
 
     def record_hint(self, lab_id: str, todo: int, used: int) -> None:
-        self._lab(lab_id).setdefault("hints", {})[str(todo)] = used
+        def change(facts: dict) -> None:
+            hints = _part(facts, lab_id, "hints", {})
+            hints[str(todo)] = max(used, hints.get(str(todo), 0))
+
+        self._change(change)
+
+    def diagnoses_used(self, lab_id: str, todo: int) -> int:
+        return self._lab(lab_id, "diagnoses", {}).get(str(todo), 0)
+
+    def record_diagnosis(self, lab_id: str, todo: int) -> None:
+        def change(facts: dict) -> None:
+            diagnoses = _part(facts, lab_id, "diagnoses", {})
+            diagnoses[str(todo)] = diagnoses.get(str(todo), 0) + 1
+
+        self._change(change)
+
+    def solutions_used(self, lab_id: str) -> list[int]:
+        """The TODOs into which our solution was written."""
+        return self._lab(lab_id, "solutions", [])
+
+    def record_solution(self, lab_id: str, todos: Iterable[int]) -> None:
+        def change(facts: dict) -> None:
+            ours = _part(facts, lab_id, "solutions", [])
+            ours[:] = sorted({*ours, *todos})
+
+        todos = list(todos)
+        self._change(change)
 
     def predictions(self, lab_id: str) -> list[dict]:
         """One entry per attempt: {"seed", "right", "of"}."""
-        return self._lab(lab_id).get("predictions", [])
+        return self._lab(lab_id, "predictions", [])
 
     def record_predictions(self, lab_id: str, *, seed: int, right: int, of: int) -> None:
-        self._lab(lab_id).setdefault("predictions", []).append({"seed": seed, "right": right, "of": of})
+        attempt = {"seed": seed, "right": right, "of": of}
+        self._change(lambda facts: _part(facts, lab_id, "predictions", []).append(attempt))
 
     def save(self) -> None:
         """Write the file, whole or not at all. A folder that cannot be written to is no error here."""
         try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=FILE)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self._facts, file, indent=1, sort_keys=True)
-            os.replace(name, self.path)
+            with _locked(self.path.parent / LOCK):
+                facts, complaint = _read(self.path)
+                if complaint:
+                    (self.path.parent / DAMAGED).write_bytes(self.path.read_bytes())
+                for change in self._changes:
+                    change(facts)
+                _replace(self.path, json.dumps(facts, indent=1, sort_keys=True))
         except OSError:
             return
+        self._facts, self._changes = facts, []
 
-    def _lab(self, lab_id: str) -> dict:
-        return self._facts.setdefault("labs", {}).setdefault(lab_id, {})
+    def _change(self, change: Callable[[dict], None]) -> None:
+        """Make a change now, and once more on what the file then holds, when it is saved."""
+        change(self._facts)
+        self._changes.append(change)
+
+    def _lab(self, lab_id: str, key: str, default: dict | list) -> dict | list:
+        return self._facts.get("labs", {}).get(lab_id, {}).get(key, default)
+
+
+def _part(facts: dict, lab_id: str, key: str, empty: dict | list) -> dict | list:
+    """What `facts` has of a lab under `key`, made if it is not there."""
+    return facts.setdefault("labs", {}).setdefault(lab_id, {}).setdefault(key, empty)
+
+
+def _read(path: Path) -> tuple[dict, str | None]:
+    """The facts in a file that make sense, and a sentence if that is not all of them."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}, None
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    sound = _sound(facts) if isinstance(facts, dict) else {}
+    if sound == facts:
+        return sound, None
+    how = "only in part" if sound else "not"
+    return sound, f"{path} can be read {how}; the rest counts as not there. With the next result it is kept as {DAMAGED}."
+
+
+def _sound(facts: dict) -> dict:
+    """`facts` without what has another shape than what is written here; other versions' keys stay."""
+    sound = {key: value for key, value in facts.items() if key not in ("name", "labs")}
+    if isinstance(facts.get("name"), str):
+        sound["name"] = facts["name"]
+    labs = facts.get("labs", {})
+    if "labs" in facts and isinstance(labs, dict):
+        sound["labs"] = {
+            lab_id: {key: _SHAPES.get(key, lambda value: value)(value) for key, value in lab.items() if _kind(key, value)}
+            for lab_id, lab in labs.items()
+            if isinstance(lab, dict)
+        }
+    return sound
+
+
+def _kind(key: str, value) -> bool:
+    return isinstance(value, _KINDS.get(key, object))
+
+
+def _rows(todos: dict) -> dict:
+    return {todo: row for todo, row in todos.items() if todo.isdigit() and _has(row, points=float, of=float, state=str)}
+
+
+def _counts(counts: dict) -> dict:
+    return {todo: count for todo, count in counts.items() if todo.isdigit() and isinstance(count, int)}
+
+
+def _attempts(attempts: list) -> list:
+    return [attempt for attempt in attempts if _has(attempt, seed=int, right=int, of=int)]
+
+
+def _numbers(numbers: list) -> list:
+    return [number for number in numbers if isinstance(number, int)]
+
+
+def _has(row, **wanted: type) -> bool:
+    """Whether `row` is a dictionary with these keys and types; a whole number is a float, too."""
+    kinds = {float: int | float}
+    return isinstance(row, dict) and all(isinstance(row.get(key), kinds.get(kind, kind)) for key, kind in wanted.items())
+
+
+_SHAPES = {"todos": _rows, "hints": _counts, "diagnoses": _counts, "predictions": _attempts, "solutions": _numbers}
+_KINDS = {"todos": dict, "hints": dict, "diagnoses": dict, "predictions": list, "solutions": list}
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=FILE)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(name, path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process at a time gets past this; the system opens the lock of one that dies."""
+    with open(path, "a+b") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+            return
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # tries for ten seconds, then raises OSError
+        try:
+            yield
+        finally:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)

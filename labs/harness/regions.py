@@ -112,15 +112,15 @@ def put_back(work: str, original: str, names: list[str]) -> str:
     try:
         mine = definitions(ast.parse(work))
     except SyntaxError as error:
-        message = f"line {error.lineno} is not Python yet ({error.msg}): leave out --todo to reset the file."
+        message = f"line {error.lineno} is not Python yet ({error.msg}): leave out --todo to have the whole file replaced."
         raise LabError(message) from None
     if missing := [name for name in names if name not in mine]:
-        raise LabError(f"there is no function {missing[0]} any more: leave out --todo to reset the file.")
+        raise LabError(f"there is no function {missing[0]} any more: leave out --todo to have the whole file replaced.")
     theirs = definitions(ast.parse(original))
     lines, original_lines = work.splitlines(), original.splitlines()
     for name in sorted(names, key=lambda name: -mine[name].lineno):
-        first, last = _span(mine[name])
-        their_first, their_last = _span(theirs[name])
+        first, last = span(mine[name])
+        their_first, their_last = span(theirs[name])
         lines[first - 1 : last] = original_lines[their_first - 1 : their_last]
     restored = "\n".join(lines) + "\n"
     return restored if _imports_todo_error(restored) else _importing_todo_error(restored)
@@ -161,7 +161,8 @@ def unwritten_todos(tree: ast.AST) -> set[int]:
     return found
 
 
-def _span(node: Function) -> tuple[int, int]:
+def span(node: Function) -> tuple[int, int]:
+    """The first and last line of a function, decorators included, counted from 1."""
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]), node.end_lineno or node.lineno
 
 

@@ -10,6 +10,8 @@ from labs.harness.catalog import Lab
 
 TOTAL_POINTS = 100
 PREDICTION_POINTS = 15
+MESSAGE_LENGTH = 160
+"""Characters of an error's message that are kept."""
 
 SOLVED, PARTLY, FAILING, NOT_STARTED, BLOCKED = "solved", "partly", "failing", "not started", "blocked"
 
@@ -29,6 +31,10 @@ class Outcome:
     """The TODO whose `TodoError` ended it."""
     on_ours: tuple[int, ...] = ()
     """The TODOs for which our code stood in."""
+    case: str = ""
+    """The test with its parametrised case, `test_todo_1_doubles[-3]`."""
+    message: str = ""
+    """How the error's message begins: its first line, cut to `MESSAGE_LENGTH`."""
 
 
 @dataclass(frozen=True)

@@ -301,6 +301,10 @@ def test_todo_5_tokens_and_times_of_a_request_by_hand(lab):
     assert m.ttft == pytest.approx(1.0), "arrived at 10.0, first token at 11.0"
     assert m.mean_itl == pytest.approx(0.5), "7 tokens from 11.0 to 14.0 have 6 gaps between them"
     assert m.tokens_per_second == pytest.approx(7 / 4), "7 tokens in the 4 seconds from arrival to the last token"
+    m = lab.measure(finished((1.0, 1.25, 1.5, 3.5, 9.5), num_tokens=4))
+    assert m.ttft == pytest.approx(2.5), "arrived at 1.0, first token at 3.5"
+    assert m.mean_itl == pytest.approx(2.0), "4 tokens from 3.5 to 9.5 have 3 gaps between them"
+    assert m.tokens_per_second == pytest.approx(4 / 8.5), "4 tokens in the 8.5 seconds from arrival to the last token"
 
 
 @pytest.mark.todo(5, points=3)
@@ -319,10 +323,10 @@ def test_todo_5_only_length_means_cut_off(lab, reason, cut_off):
 
 @pytest.mark.todo(5, points=4)
 def test_todo_5_throughput_counts_the_time_once_for_all(lab):
-    first, second = finished((11.0, 11, 11, 12.0, 15.0), num_tokens=8), finished((10.0, 10, 10, 10.5, 13.0), num_tokens=12)
+    first, second = finished((3.0, 3, 3, 4.0, 7.0), num_tokens=8), finished((2.0, 2, 2, 2.5, 5.0), num_tokens=13)
     for outputs in ([first, second], [second, first]):
-        assert lab.throughput(outputs) == pytest.approx(4.0), "8 + 12 tokens between 10.0 and 15.0"
-    assert lab.throughput([second]) == pytest.approx(4.0), "12 tokens between 10.0 and 13.0"
+        assert lab.throughput(outputs) == pytest.approx(4.2), "8 + 13 tokens between 2.0 and 7.0"
+    assert lab.throughput([second]) == pytest.approx(13 / 3), "13 tokens between 2.0 and 5.0"
 
 
 @pytest.mark.todo(5, points=4)

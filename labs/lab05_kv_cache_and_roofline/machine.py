@@ -1,59 +1,26 @@
 """Given: what the measurement needs of this machine, and a model that is too large for its cache.
 
-Knows where systems write down the size of the last-level cache, and how to run one decode step of the
-course's engine; knows nothing of rooflines.
+Knows how to make such a model and how to run one decode step of the course's engine; knows nothing of
+rooflines. The size of the cache is what the system says.
 """
 
 import contextlib
 import gc
-import platform
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
+from nano_qwen3_serving.ceilings import CacheSize, last_level_cache
 from nano_qwen3_serving.model.linear import can_pack
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
 
-ASSUMED_CACHE = 32 << 20
+__all__ = ["CacheSize", "DecodeBench", "fast_dtype", "generated_checkpoint", "last_level_cache", "shape_beyond"]
+
 TIMES_THE_CACHE = 4
-UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class CacheSize(NamedTuple):
-    """Bytes of the last-level cache, and who says so."""
-
-    num_bytes: int
-    source: str
-
-
-def last_level_cache(sysfs: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> CacheSize:
-    """The largest cache that the system names: Linux in /sys, macOS by sysctl. Elsewhere 32 MiB is assumed."""
-    named = _from_sysfs(sysfs) or _from_sysctl()
-    return named or CacheSize(ASSUMED_CACHE, f"assumed: this system ({platform.system()}) does not say")
-
-
-def _from_sysfs(folder: Path) -> CacheSize | None:
-    found = []
-    for file in sorted(folder.glob("index*/size")):
-        with contextlib.suppress(OSError, ValueError):
-            text = file.read_text().strip()  # such as 32768K
-            found.append(CacheSize(int(text.rstrip("KMG")) * UNITS.get(text[-1:], 1), str(file)))
-    return max(found, default=None)
-
-
-def _from_sysctl() -> CacheSize | None:
-    found = []
-    for name in ("hw.l3cachesize", "hw.perflevel0.l2cachesize", "hw.l2cachesize"):
-        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-            run = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True, timeout=5)
-            found.append(CacheSize(int(run.stdout), f"sysctl {name}"))
-    return max(found, default=None)
 
 
 def fast_dtype() -> torch.dtype:

@@ -30,7 +30,13 @@ HEADINGS = [
     "Expected Output", "Key Concepts", "Troubleshooting", "Going Further", "What this lab still does not solve", "References",
 ]
 
-every_lab = pytest.mark.parametrize("a_lab", LABS, ids=[lab.folder.name for lab in LABS])
+
+def names(labs: list[Lab]) -> list[str]:
+    return [lab.folder.name for lab in labs]
+
+
+WITH_REFERENCE = [lab for lab in LABS if lab.reference or lab.reference_file.is_file()]
+every_lab = pytest.mark.parametrize("a_lab", LABS, ids=names(LABS))
 
 
 def python(*arguments, cwd: Path = PROJECT, timeout: float = 120, root: Path = PROJECT, **environment):
@@ -63,6 +69,16 @@ def test_the_solution_passes_everything(a_lab: Lab, tmp_path: Path):
     predictions = PREDICTION_POINTS if (a_lab.folder / "predict.toml").is_file() else 0
     assert sum(points.values()) + predictions == TOTAL_POINTS
     assert {outcome["todo"] for outcome in outcomes} == set(regions.functions_of(solution_of(a_lab)))
+
+
+@pytest.mark.parametrize("a_lab", WITH_REFERENCE, ids=names(WITH_REFERENCE))
+def test_the_reference_part_passes_everything_it_has_a_seam_for(a_lab: Lab, tmp_path: Path):
+    outcomes, run = run_suite(a_lab, "reference", tmp_path / "report.json")
+    assert run.returncode == 0, run.stdout
+    assert outcomes and " skipped" not in run.stdout
+    todos = regions.functions_of(solution_of(a_lab))
+    left_out = {int(todo) for todo in re.findall(rf"^Lab {a_lab.id}, TODO (\d+) is left out", run.stdout, re.MULTILINE)}
+    assert {outcome["todo"] for outcome in outcomes} == set(todos) - left_out
 
 
 @every_lab

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from labs.harness.catalog import LabError, all_labs, find_lab, lab_at
-from labs.harness.loading import ImportRefused, choose, load
+from labs.harness.loading import ImportRefused, choose, lacking, load
 
 
 @pytest.fixture
@@ -52,6 +52,28 @@ def test_the_four_kinds_of_implementation(toy_lab, tmp_path: Path):
         choose(toy_lab, "reference")
     with pytest.raises(LabError, match="--impl nonsense: not starter, solution or reference"):
         choose(toy_lab, "nonsense")
+
+
+def test_reference_py_goes_before_the_engines_module_and_may_import_it(toy_lab):
+    (toy_lab.folder / "lab.toml").write_text(
+        'title = "A toy"\nhours = "1"\npart = "the toy"\nrefuse = ["json.decoder"]\nreference = "json.decoder"\n')
+    named = lab_at(toy_lab.folder)
+    assert choose(named, "reference") == "json.decoder"
+    named.reference_file.write_text("from json.decoder import JSONDecoder\n\n\ndef double(number):\n    return number + number\n")
+    assert choose(named, "reference") == named.reference_file
+    module = load(named, named.reference_file)
+    assert module.double(4) == 8
+    assert lacking(named, module) == {2: ["count"], 3: ["quadruple"]}
+
+
+def test_what_a_module_lacks_is_found_in_classes_and_taken_as_given_inside_functions(toy_lab):
+    toy_lab.solution.write_text(
+        "class Box:\n    @property\n    def size(self):\n        # TODO 1: a\n        ### BEGIN SOLUTION\n        return 1\n"
+        "        ### END SOLUTION\n\n\ndef outer():\n    def inner():\n        # TODO 2: b\n        ### BEGIN SOLUTION\n"
+        "        return 2\n        ### END SOLUTION\n    return inner\n")
+    assert lacking(toy_lab, load(toy_lab, toy_lab.solution)) == {}
+    module = load(toy_lab, write(toy_lab.folder, "class Box:\n    pass\n"))
+    assert lacking(toy_lab, module) == {1: ["Box.size"], 2: ["outer.inner"]}
 
 
 def test_an_absent_solution_is_explained(toy_lab):

@@ -28,6 +28,11 @@ def rows(run) -> dict[str, list[str]]:
     return {first: [cell.strip() for cell in rest] for first, *rest in cells}
 
 
+def rows_until_blank(run) -> dict[str, list[str]]:
+    """`rows` of a table after which something else is said."""
+    return {first: rest for first, rest in rows(run).items() if not first.startswith("Lab ")}
+
+
 def test_the_untouched_starter_fails_every_test_with_its_own_todo(workshop, toy):
     outcomes, run = workshop.outcomes("lab07_toy/test_lab.py", "--plain")
     assert len(outcomes["07"]) == 5
@@ -49,6 +54,22 @@ def test_the_solution_passes_everything_and_leaves_no_progress(workshop, toy):
     assert run.returncode == 0
     assert rows(run)["total"] == ["85/85"]
     assert not (workshop.home / ".progress.json").exists()
+
+
+def test_the_reference_is_tested_on_the_todos_it_has_functions_for(workshop, toy):
+    (toy / "reference.py").write_text("def double(number):\n    return number + number\n\n\ndef quadruple(number):\n    return 7\n")
+    run = workshop.pytest("lab07_toy/test_lab.py", "--impl", "reference", "--plain")
+    assert rows_until_blank(run) == {
+        "1": ["30/30", "solved"], "3": ["0/30", "failing", "python -m labs hint 07 3"], "total": ["30/60"]}
+    assert "Lab 07, TODO 2 is left out: the reference has no count." in run.stdout
+    assert "1 deselected" in run.stdout
+    alone = workshop.pytest("lab07_toy/test_lab.py", "--impl", "reference", "--plain", "-k", "todo_2")
+    assert "TODO 2 is left out" in alone.stdout
+
+
+def test_without_a_reference_each_test_says_so(workshop, toy):
+    run = workshop.pytest("lab07_toy/test_lab.py", "--impl", "reference", "--plain")
+    assert run.returncode == 1 and "there is no reference of it to test" in run.stdout and "deselected" not in run.stdout
 
 
 def test_a_todo_on_top_of_an_unwritten_one_is_tested_on_ours_and_reads_blocked(workshop, toy):

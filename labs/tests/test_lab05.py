@@ -159,20 +159,6 @@ def test_the_given_network_gives_the_logits_of_transformers(tmp_path, shape):
         network([], 0, lambda layer, k, v: (k, v))
 
 
-def test_the_cache_size_is_the_largest_that_linux_names(tmp_path):
-    for index, text in enumerate(["48K\n", "1024K\n", "32768K\n", "nonsense\n"]):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(text)
-    found = machine.last_level_cache(tmp_path)
-    assert found.num_bytes >= 32 << 20 and found.source.endswith("size")
-
-
-def test_where_the_system_does_not_say_the_assumption_is_stated(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))  # no sysctl
-    found = machine.last_level_cache(tmp_path)
-    assert found.num_bytes == 32 << 20 and found.source.startswith("assumed")
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mebibytes", [1, 32, 260])
 def test_the_generated_model_is_at_least_four_times_the_cache(lab, dtype, mebibytes):

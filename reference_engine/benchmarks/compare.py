@@ -26,11 +26,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bare_loop import BareLoop
-from ceilings import ceilings
 from memory import memory_of_loading
 
 from nano_qwen3_serving import LLM
 from nano_qwen3_serving.bench import WORKLOADS, Workload, run_workload
+from nano_qwen3_serving.ceilings import ceilings
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.observe.host import host

@@ -1,0 +1,133 @@
+"""Lab 02 with a counter under a lock, anext() instead of `async for`, and workers that fill a list of places.
+
+TODO 2 counts from a time that was read once; TODO 3 passes everything by name; TODO 5 uses asyncio.wait.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from labs.harness.todo import run_lab
+from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, RequestOutput, SamplingParams
+
+SINGLE_PROMPT = "Explain async programming in Python"
+PROMPTS = ["What is machine learning?", "How does AI work?", "Explain neural networks"]
+
+_STARTED = time.time_ns()
+_lock = threading.Lock()
+_count = 0
+
+
+async def create_engine(model: str = "course", max_num_seqs: int = 16) -> AsyncLLMEngine:
+    """The engine is built in a thread, so that the event loop stays free while the weights are read."""
+    args = AsyncEngineArgs()
+    args.model, args.max_num_seqs = model, max_num_seqs
+    return await asyncio.to_thread(AsyncLLMEngine.from_engine_args, args)
+
+
+def new_request_id() -> str:
+    """The time of the first call, and a number that only one thread at a time may raise."""
+    global _count
+    with _lock:
+        _count += 1
+        return f"req-{_STARTED:x}-{_count:06d}"
+
+
+def submit_request(
+    engine: AsyncLLMEngine, prompt: str, sampling_params: SamplingParams, request_id: str
+) -> AsyncGenerator[RequestOutput, None]:
+    """The engine's own stream, all arguments by name."""
+    return engine.generate(request_id=request_id, sampling_params=sampling_params, prompt=prompt)
+
+
+async def collect_output(
+    stream: AsyncGenerator[RequestOutput, None], on_text: Callable[[str], None] | None = None
+) -> RequestOutput:
+    """Asks for the next output until there is none."""
+    listener = on_text or (lambda piece: None)
+    last, length = None, 0
+    while True:
+        try:
+            last = await anext(stream)
+        except StopAsyncIteration:
+            return last
+        piece = last.outputs[0].text[length:]
+        length += len(piece)
+        if piece:
+            listener(piece)
+
+
+async def serve_one(
+    engine: AsyncLLMEngine, prompt: str, sampling_params: SamplingParams, request_id: str
+) -> RequestOutput:
+    """Submit one request and wait for its last output (this one is written for you)."""
+    return await collect_output(submit_request(engine, prompt, sampling_params, request_id))
+
+
+async def serve_many(
+    engine: AsyncLLMEngine, prompts: Sequence[str], sampling_params: SamplingParams
+) -> list[RequestOutput]:
+    """Each request puts its output into its own place; the first error ends the waiting, and the others."""
+    places: list[RequestOutput] = [None] * len(prompts)
+
+    async def fill(index: int) -> None:
+        places[index] = await serve_one(engine, prompts[index], sampling_params, new_request_id())
+
+    tasks = [asyncio.ensure_future(fill(index)) for index in range(len(prompts))]
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in rest:
+        task.cancel()
+    for task in done:
+        task.result()
+    return places
+
+
+async def main() -> None:
+    """Serve one prompt, then three at the same time."""
+    print("=== vLLM Async Online Serving Lab ===\n")
+    print("Initializing AsyncLLMEngine...")
+    engine = await create_engine()
+    try:
+        print("Engine initialized successfully!\n")
+        sampling_params = SamplingParams(temperature=0.0, max_tokens=64)
+        await show_single_request(engine, sampling_params)
+        await show_concurrent_requests(engine, sampling_params)
+    finally:
+        engine.shutdown()
+
+
+async def show_single_request(engine: AsyncLLMEngine, sampling_params: SamplingParams) -> None:
+    """Print the answer to one prompt while it is generated."""
+    print("Processing single request...")
+    request_id = new_request_id()
+    print(f"Request ID: {request_id}")
+    print(f"Prompt: {SINGLE_PROMPT}")
+    print("Generated: ", end="", flush=True)
+    stream = submit_request(engine, SINGLE_PROMPT, sampling_params, request_id)
+    said = ""
+
+    def show(piece: str) -> None:
+        nonlocal said
+        piece = piece if said else piece.lstrip()
+        said += piece
+        print(piece, end="", flush=True)
+
+    await collect_output(stream, on_text=show)
+    print("\n")
+
+
+async def show_concurrent_requests(engine: AsyncLLMEngine, sampling_params: SamplingParams) -> None:
+    """Print how long three prompts take together."""
+    print("Processing concurrent requests...")
+    started = time.perf_counter()
+    outputs = await serve_many(engine, PROMPTS, sampling_params)
+    seconds = time.perf_counter() - started
+    for number, output in enumerate(outputs, start=1):
+        print(f"Request {number} ({output.request_id}): {'Complete' if output.finished else 'Incomplete'}")
+    print(f"\nAll {len(outputs)} requests completed in {seconds:.2f} seconds")
+    print(f"Throughput: {len(outputs) / seconds:.2f} requests/second")
+
+
+if __name__ == "__main__":
+    run_lab(main)

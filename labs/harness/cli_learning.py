@@ -1,0 +1,106 @@
+"""`python -m labs watch|update|solution|diagnose`: working on a lab, and getting help with it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.syntax import Syntax
+
+from labs.harness import backups, standing
+from labs.harness.catalog import LabError, find_lab, labs_home
+from labs.harness.progress import Progress
+
+app = typer.Typer()
+console = Console(highlight=False, markup=False, soft_wrap=True)
+
+LabName = Annotated[str, typer.Argument(metavar="LAB", help="2, 02, lab02 or the folder's name")]
+OptionalLab = Annotated[str | None, typer.Argument(metavar="[LAB]", help="default: the lab that is next")]
+
+
+@app.command()
+def watch(
+    name: OptionalLab = None,
+    todo: Annotated[int | None, typer.Option(help="only its tests; default: of the TODO you changed")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="end after this many runs")] = None,
+) -> None:
+    """Run the tests of the TODO you work on, whenever starter.py is saved. Ctrl-C ends it."""
+    from labs.harness import watch as watching
+
+    following = standing.next_todo(Progress(labs_home()))
+    if name is None and following is None:
+        raise LabError("Every TODO of every lab is solved. To watch one anyway, name it: watch 06")
+    lab = find_lab(name) if name is not None else following[0]
+    if todo is not None and todo not in standing.functions(lab):
+        raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, standing.functions(lab)))}.")
+    try:
+        watching.watch(lab, todo, rounds, console.print)
+    except KeyboardInterrupt:
+        console.print()
+
+
+@app.command()
+def update(
+    source: Annotated[Path, typer.Option("--from", metavar="FOLDER", help="a newer version of the course, unpacked")],
+) -> None:
+    """Bring the course to a newer version. What you wrote in starter.py stays; what is replaced is kept."""
+    from labs.harness.update import update as run
+
+    home = labs_home()
+    changes, kept = run(home, source)
+    if not changes:
+        console.print("This is that version already; nothing was changed.")
+    for change in changes:
+        console.print(f"{'changed' if change.replaces else 'new'}  {change.shown(home)}")
+        for note in change.notes:
+            console.print(f"         {note}")
+    if kept:
+        console.print(f"\nWhat was there before: {kept}")
+
+
+@app.command()
+def solution(
+    name: LabName,
+    todo: Annotated[int | None, typer.Option(help="only the functions of this TODO")] = None,
+    show: Annotated[bool, typer.Option("--show", help="print it; starter.py stays as it is")] = False,
+) -> None:
+    """Write our solution into starter.py, for those who study alone. It is noted; your work is kept in labs/.backups."""
+    lab = find_lab(name)
+    if show:
+        text = backups.solution_text(lab, todo)
+        if console.is_terminal:
+            console.print(Syntax(text, "python", background_color="default"))
+        else:
+            console.print(text, end="")
+        return
+    todos, kept = backups.write_solution(lab, todo)
+    progress = Progress(labs_home())
+    progress.record_solution(lab.id, todos)
+    progress.save()
+    what = f"TODO {todo} of {lab.starter.name}" if todo is not None else lab.starter.name
+    console.print(f"{what} is our solution now." + (f" Your work: {kept}" if kept else ""))
+    if todo is not None:
+        console.print(f"Its tests: pytest test_lab.py -k todo_{todo}")
+
+
+@app.command()
+def diagnose(
+    name: LabName,
+    todo: Annotated[int | None, typer.Option(help="only of this TODO")] = None,
+) -> None:
+    """Run the tests and say what is probably wrong, where that can be told. Finding it yourself comes first."""
+    from labs.harness import diagnosis
+
+    lab = find_lab(name)
+    if todo is not None and todo not in standing.functions(lab):
+        raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, standing.functions(lab)))}.")
+    table = diagnosis.read_table(lab)
+    outcomes = diagnosis.run_tests(lab, todo)
+    found = diagnosis.diagnose(table, outcomes)
+    progress = Progress(labs_home())
+    for number in sorted({outcome.todo for outcome in outcomes}):
+        for line in diagnosis.in_words(lab, number, outcomes, found.get(number)):
+            console.print(line)
+        if number in found:
+            progress.record_diagnosis(lab.id, number)
+    progress.save()

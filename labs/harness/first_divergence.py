@@ -1,0 +1,408 @@
+"""One small scenario on two engines, step by step, and the first step at which they differ.
+
+Both engines get the same requests in the same steps. After each step what can be seen of them is
+compared, causes before effects: schedule, blocks, slots, keys and values, logits, tokens. Block
+numbers are free: two right block managers may hand out different ones. So a request's keys are read
+through its own engine's block table, and compared position by position.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labs.harness.parts import Engine
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.engine.arg_utils import EngineArgs
+from nano_qwen3_serving.engine.llm_engine import LLMEngine
+from nano_qwen3_serving.interfaces import NULL_BLOCK, ScheduledChunk
+from nano_qwen3_serving.observe.trace import Recorder
+from nano_qwen3_serving.sampling_params import SamplingParams
+
+TOLERANCE = 1e-3
+"""Relative to the largest value. Right float32 programs that add in another order differ by 1e-6 to
+1e-5; a wrong formula by far more."""
+MAX_STEPS = 500
+
+Sampling = tuple[Tensor, list[Any]]
+"""Logits [rows, vocab_size] as the sampler got them, and the log-probabilities that it returned."""
+
+SCHEDULE, BLOCKS, SLOTS, KV = "schedule", "blocks", "slots", "keys and values"
+LOGITS, LOGPROBS, TOKEN = "logits", "log-probabilities", "tokens"
+PARTING = (SCHEDULE, TOKEN)
+"""After these the engines compute different things, and there is nothing left to compare."""
+
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.0, "repetition_penalty": 1.3, "logprobs": 3},
+    {"temperature": 0.0, "presence_penalty": 0.8, "frequency_penalty": 0.6},
+    {"temperature": 0.8, "top_k": 1},
+    {"temperature": 0.7, "top_p": 1e-6, "logprobs": 0},
+    {"temperature": 1.3, "min_p": 1.0},
+)
+"""Each leaves one token to choose: so two samplers that draw differently must agree."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, and the step before which it comes."""
+
+    step: int
+    name: str
+    prompt: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What both engines are given."""
+
+    arrivals: list[Arrival]
+    aborts: dict[int, str]
+    """Step → the request that its caller gives up before it."""
+    engine_args: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not the same on both sides after a step."""
+
+    step: int
+    kind: str
+    text: str
+    rounding: bool = False
+    """Two tokens that are as good as equal to the reference, too: no mistake."""
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.text}"
+
+
+@dataclass
+class Snapshot:
+    """What can be seen of an engine after a step."""
+
+    chunks: dict[str, ScheduledChunk]
+    tables: dict[str, list[int]]
+    """Of the chunks of this step, and of running requests that had none."""
+    record: dict[str, Any]
+    slots: dict[str, list[int]]
+    """Of each chunk's tokens, as the attention backend says."""
+    kv: dict[str, list[tuple[Tensor, Tensor]]]
+    """Request → for each layer keys and values of its computed tokens, [tokens, num_kv_heads, head_dim]."""
+    logits: dict[str, Tensor]
+    logprobs: dict[str, Any]
+    block_size: int
+
+
+@dataclass
+class Comparison:
+    """What was compared, and what was different."""
+
+    differences: list[Difference] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    positions: int = 0
+    error: BaseException | None = None
+    """What the learner's engine stopped with, in the step after the last one compared."""
+
+    @property
+    def first(self) -> Difference | None:
+        """The first difference: the earliest step, and in it the cause before the effect."""
+        return self.differences[0] if self.differences else None
+
+
+def make_scenario(seed: int = 0, model: str = "course") -> Scenario:
+    """Nine requests into a pool that holds about two of them: chunks, mixed batches, preemptions, an abort.
+
+    Prompts have lengths at the edges of blocks, and some are longer than a step's budget. A model of
+    one layer, such as course-draft, would hide what attention does to tokens before the last: nothing
+    looks at them again.
+    """
+    rng = random.Random(seed)
+    lengths = [7, 4, 9, 21, 8, 13, 5, 17, 24]
+    arrivals = [
+        Arrival(
+            step=3 * i // 2, name=chr(ord("A") + i), prompt=[rng.randrange(300, 2000) for _ in range(length)],
+            params=SamplingParams(
+                max_tokens=rng.randint(8, 14), ignore_eos=True, detokenize=False, **SETTINGS[i % len(SETTINGS)]))
+        for i, length in enumerate(lengths)
+    ]
+    return Scenario(arrivals, {7: "C"}, {
+        "model": model, "device": "cpu", "dtype": "float32", "block_size": 4, "num_gpu_blocks_override": 13,
+        "max_num_batched_tokens": 16, "max_num_seqs": 4, "enable_prefix_caching": False,
+    })
+
+
+def compare(engine: Engine, scenario: Scenario) -> Comparison:
+    """Runs the scenario on `engine` and on the reference, until they part or it is over."""
+    found = Comparison()
+    try:
+        yours = Side(scenario, engine.components)
+    except Exception as error:
+        found.error = error
+        return found
+    reference = Side(scenario, Components())
+    own_sampler = any("sampler" in part.fields for part in engine.parts)
+    while found.steps < MAX_STEPS and reference.has_work(found.steps):
+        theirs = reference.step(found.steps)
+        try:
+            mine = yours.step(found.steps)
+        except Exception as error:
+            found.error = engine.watch.first_error or error
+            return found
+        if engine.watch.first_error:  # the engine tried each request alone and got over it
+            found.error = engine.watch.first_error
+            return found
+        new = list(differences(found.steps, mine, theirs, own_sampler))
+        found.differences += [one for one in new if one.kind not in {other.kind for other in found.differences}]
+        found.steps += 1
+        found.tokens += sum(map(len, theirs.record["sampled"].values()))
+        found.preemptions += len(theirs.record["preempted"])
+        found.positions += sum(layers[0][0].shape[0] for layers in theirs.kv.values())
+        if any(one.kind in PARTING for one in new):
+            break
+    return found
+
+
+class Side:
+    """One of the two engines."""
+
+    def __init__(self, scenario: Scenario, components: Components) -> None:
+        self.scenario = scenario
+        self.tap: list[Sampling] = []
+        self.recorder = Recorder()
+        self.engine = LLMEngine.from_engine_args(
+            EngineArgs(**scenario.engine_args), components.using(sampler=tapped(components.sampler, self.tap)),
+            recorder=self.recorder)
+
+    def has_work(self, step: int) -> bool:
+        """Whether requests are in flight or to come."""
+        return self.engine.has_unfinished_requests() or any(a.step >= step for a in self.scenario.arrivals)
+
+    def step(self, number: int) -> Snapshot:
+        """Lets the requests of this step come and go, runs it, and looks. Raises the error of a request that failed."""
+        for arrival in self.scenario.arrivals:
+            if arrival.step == number:
+                self.engine.add_request(arrival.name, {"prompt_token_ids": arrival.prompt}, arrival.params)
+        if number in self.scenario.aborts:
+            self.engine.abort_request(self.scenario.aborts[number])
+        self.tap.clear()
+        for output in self.engine.step():
+            if output.error is not None:
+                raise output.error
+        return self._look()
+
+    def _look(self) -> Snapshot:
+        engine, runner = self.engine, self.engine.model_runner
+        batch = engine.last_batch
+        chunks = {chunk.request.request_id: chunk for chunk in batch.chunks}
+        tables = {r.request_id: engine.block_manager.block_table(r.request_id) for r in engine.scheduler.running}
+        computed = {r.request_id: r.num_computed_tokens for r in engine.scheduler.running}
+        for name, chunk in chunks.items():
+            tables[name], computed[name] = chunk.block_table, chunk.end
+        size, read = engine.config.cache.block_size, runner.attention.read
+        kv = {
+            name: [read(cache, slots_by_table(table, range(computed[name]), size)) for cache in runner.kv_cache]
+            for name, table in tables.items() if len(table) * size >= computed[name]
+        }
+        slots = {n: runner.attention.slots(c.block_table, range(c.start, c.end)) for n, c in chunks.items()}
+        names = list(self.recorder.steps[-1]["sampled"])
+        logits, logprobs = self.tap[-1] if names else ((), ())
+        return Snapshot(
+            chunks, tables, self.recorder.steps[-1], slots, kv,
+            dict(zip(names, logits, strict=True)), dict(zip(names, logprobs, strict=True)), size)
+
+
+class Tapped:
+    """A sampler of which is kept what went in and what came out."""
+
+    def __init__(self, inner: Any, tap: list[Sampling]) -> None:
+        self._inner, self._tap = inner, tap
+
+    def sample(self, logits: Tensor, rows: Any) -> Any:
+        """The sampler's own answer."""
+        before = logits.float().clone()
+        tokens, logprobs = self._inner.sample(logits, rows)
+        self._tap.append((before, logprobs))
+        return tokens, logprobs
+
+
+def tapped(make: Any, tap: list[Sampling]) -> Any:
+    """The factory `make` of a sampler, with `tap` at what it makes."""
+    return lambda config: Tapped(make(config), tap)
+
+
+def slots_by_table(table: list[int], positions: range, size: int) -> list[int]:
+    """Where a request's positions lie by definition."""
+    return [table[i // size] * size + i % size for i in positions]
+
+
+def differences(step: int, mine: Snapshot, theirs: Snapshot, own_sampler: bool) -> Iterator[Difference]:
+    """What is not the same after this step, causes first.
+
+    Where the sampler is not the learner's, tokens that differ although logits agree differ by rounding.
+    """
+    found = {
+        SCHEDULE: _schedule(mine, theirs),
+        BLOCKS: _blocks(mine, theirs),
+        SLOTS: _slots(mine),
+        KV: _kv(mine, theirs),
+        LOGITS: _logits(mine, theirs),
+        LOGPROBS: _logprobs(mine, theirs),
+    }
+    for kind, text in found.items():
+        if text:
+            yield Difference(step, kind, text)
+    if text := _tokens(mine, theirs):
+        yield Difference(step, TOKEN, text, rounding=not own_sampler and not any(found.values()))
+
+
+def _schedule(mine: Snapshot, theirs: Snapshot) -> str | None:
+    for name in sorted({*mine.chunks, *theirs.chunks}):
+        yours, reference = (_chunk(side.chunks.get(name)) for side in (mine, theirs))
+        if yours != reference:
+            return f"request {name}: yours {yours}, reference {reference}"
+    for what in ("preempted", "running", "waiting", "finished"):
+        yours, reference = (side.record[what] for side in (mine, theirs))
+        if yours != reference:
+            return f"{what}: yours {yours or 'none'}, reference {reference or 'none'}"
+    return None
+
+
+def _chunk(chunk: ScheduledChunk | None) -> str:
+    if chunk is None:
+        return "computes nothing"
+    return f"computes tokens {chunk.start} to {chunk.end - 1}" if chunk.num_tokens > 1 else f"computes token {chunk.start}"
+
+
+def _blocks(mine: Snapshot, theirs: Snapshot) -> str | None:
+    owner: dict[int, str] = {}
+    for name, table in mine.tables.items():
+        if NULL_BLOCK in table:
+            return f"request {name}: your table {table} holds block {NULL_BLOCK}, the null block, where padding is written"
+        for block in table:
+            if block in owner:
+                other = f"request {owner[block]}, too" if owner[block] != name else "the same request twice"
+                return f"request {name}: block {block} of your table {table} is held by {other}"
+            owner[block] = name
+        if name in theirs.tables and len(table) != len(theirs.tables[name]):
+            return f"request {name}: yours holds {len(table)} blocks, reference {len(theirs.tables[name])}"
+    yours, reference = (side.record["free_blocks"] for side in (mine, theirs))
+    return f"free blocks: yours {yours}, reference {reference}" if yours != reference else None
+
+
+def _slots(mine: Snapshot) -> str | None:
+    """By definition token i of a request lies in `table[i // size] * size + i % size`."""
+    for name, chunk in mine.chunks.items():
+        size = mine.block_size
+        expected = slots_by_table(chunk.block_table, range(chunk.start, chunk.end), size)
+        for position, yours, right in zip(range(chunk.start, chunk.end), mine.slots[name], expected, strict=True):
+            if yours != right:
+                where = f"request {name}, position {position}"
+                return f"{where}: yours slot {yours}, by its table {chunk.block_table} slot {right}"
+    return None
+
+
+def _kv(mine: Snapshot, theirs: Snapshot) -> str | None:
+    """The lowest layer that differs, in it the first position of the first request."""
+    for layer in range(len(next(iter(theirs.kv.values()), []))):
+        for name in sorted(mine.kv.keys() & theirs.kv.keys()):
+            for what, yours, reference in zip(("key", "value"), mine.kv[name][layer], theirs.kv[name][layer], strict=True):
+                wrong = _first_wrong(yours, reference)
+                if wrong is not None:
+                    return _wrong_slot(mine, name, *wrong, f"{what} in layer {layer}")
+    return None
+
+
+def _first_wrong(yours: Tensor, reference: Tensor) -> tuple[int, float] | None:
+    """The first row that differs by more than rounding, and by how much; NaN differs from everything."""
+    rows = min(yours.shape[0], reference.shape[0])
+    apart = (yours[:rows].float() - reference[:rows].float()).abs().flatten(1).amax(dim=1) if rows else torch.zeros(0)
+    limit = TOLERANCE * max(1.0, reference.abs().max().item() if rows else 1.0)
+    bad = (~(apart <= limit)).nonzero()
+    return (int(bad[0]), apart[bad[0]].item()) if len(bad) else None
+
+
+def _wrong_slot(mine: Snapshot, name: str, position: int, apart: float, what: str) -> str:
+    """Which slot is wrong, and who wrote there in this step."""
+    size, table = mine.block_size, mine.tables[name]
+    slot = slots_by_table(table, range(position, position + 1), size)[0]
+    writers = [other for other, slots in mine.slots.items() if slot in slots]
+    written = f"written in this step by {' and '.join(writers)}" if writers else "nobody was to write there in this step"
+    return f"request {name}, position {position}, slot {slot}: the {what} is off by {apart:.2g}; {written}"
+
+
+def _logits(mine: Snapshot, theirs: Snapshot) -> str | None:
+    for name in sorted(mine.logits.keys() & theirs.logits.keys()):
+        wrong = _first_wrong(mine.logits[name][None], theirs.logits[name][None])
+        if wrong is not None:
+            return f"request {name}: logits after position {mine.chunks[name].end - 1} are off by up to {wrong[1]:.2g}"
+    return None
+
+
+def _tokens(mine: Snapshot, theirs: Snapshot) -> str | None:
+    for name in sorted({*mine.record["sampled"], *theirs.record["sampled"]}):
+        yours, reference = (side.record["sampled"].get(name) for side in (mine, theirs))
+        if yours != reference:
+            position = (mine.chunks.get(name) or theirs.chunks[name]).end
+            return f"request {name}, position {position}: yours {_one(yours)}, reference {_one(reference)}"
+    return None
+
+
+def _one(tokens: list[int] | None) -> str:
+    return "no token" if not tokens else f"token {tokens[0]}" if len(tokens) == 1 else f"tokens {tokens}"
+
+
+def _logprobs(mine: Snapshot, theirs: Snapshot) -> str | None:
+    for name in sorted(mine.logprobs.keys() & theirs.logprobs.keys()):
+        text = _one_logprobs(mine.logprobs[name] or {}, theirs.logprobs[name] or {})
+        if text is not None and mine.record["sampled"][name] == theirs.record["sampled"][name]:
+            return f"request {name}, position {mine.chunks[name].end}: {text}"
+    return None
+
+
+def _one_logprobs(yours: dict[int, Any], reference: dict[int, Any]) -> str | None:
+    """What differs between two answers to `logprobs=n`."""
+    if set(yours) != set(reference):
+        return f"yours has log-probabilities of the tokens {sorted(yours)}, reference of {sorted(reference)}"
+    for token, found in reference.items():
+        mine = yours[token]
+        if not abs(mine.logprob - found.logprob) <= TOLERANCE or mine.rank != found.rank:
+            return (
+                f"log-probability of token {token}: yours {mine.logprob:.4f} at rank {mine.rank}, "
+                f"reference {found.logprob:.4f} at rank {found.rank}")
+    return None
+
+
+def describe(scenario: Scenario) -> str:
+    """The scenario in a line or two."""
+    args = scenario.engine_args
+    prompts = ", ".join(f"{a.name} {len(a.prompt)}" for a in scenario.arrivals)
+    return (
+        f"The scenario: prompts of {prompts} tokens; "
+        f"{args['num_gpu_blocks_override'] - 1} blocks of {args['block_size']} tokens; "
+        f"at most {args['max_num_batched_tokens']} tokens a step; {', '.join(scenario.aborts.values())} is aborted.")
+
+
+def tell(found: Comparison) -> list[str]:
+    """A comparison in lines of text: the first difference, what came of it, or how much was the same."""
+    same = (
+        f"{found.steps} steps, {found.tokens} tokens, preemptions: {found.preemptions}, "
+        f"keys and values of {found.positions} positions")
+    first = found.first
+    if first is None:
+        return [f"Nothing differs: {same}." if found.error is None else f"Until it stopped nothing differed: {same}."]
+    if first.rounding:
+        verdict = "Up to there all agreed but for rounding: these two tokens are as good. No mistake."
+        return [f"{first}", verdict, f"Compared: {same}."]
+    lines = [f"First difference, in the {first.kind}: {first}"]
+    for later in found.differences[1:]:
+        since = f"; first wrong {first.kind} in step {first.step}" if later.step > first.step else ""
+        lines.append(f"Then in the {later.kind}: {later}{since}")
+    return lines

@@ -1,0 +1,131 @@
+"""What is proved of every lab that makes a part: its solution in the engine is right, and a failing part is named.
+
+A new lab needs nothing here: it is found by its seam.py.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from labs.harness import loading, regions
+from labs.harness.blame import blame
+from labs.harness.catalog import Lab, all_labs
+from labs.harness.first_divergence import compare, make_scenario, tell
+from labs.harness.parts import Engine, Part, build, engine_of, load_seam, seam_fields
+from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.model.checkpoint import find_checkpoint
+from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
+from nano_qwen3_serving.testing.oracle import Oracle
+
+pytestmark = pytest.mark.slow
+
+HOME = Path(__file__).parents[1]
+LABS = [lab for lab in all_labs(HOME) if lab.seam.is_file()]
+every_seam = pytest.mark.parametrize("a_lab", LABS, ids=[lab.folder.name for lab in LABS])
+
+TEXTS = ["Explain async programming in Python", "Once upon a time", "What is a block table?", "Hello!"]
+TOKENS = 12
+TINY = {"device": "cpu", "dtype": "float32", "block_size": 4, "num_gpu_blocks_override": 13, "max_num_batched_tokens": 10,
+        "enable_prefix_caching": False, "check_invariants": True}
+"""Twelve blocks of four tokens: about two of the requests fit, so that some are preempted; ten tokens a step, so
+that prompts are computed in chunks beside others' decoding."""
+ODD = Shape(num_attention_heads=6, num_key_value_heads=2, hidden_size=40, head_dim=16)
+ROUNDING = 2e-3
+"""Logits have a standard deviation of 4. Two right float32 programs were seen to differ by under 1e-4."""
+
+
+@cache
+def oracle(folder: Path) -> Oracle:
+    return Oracle(folder)
+
+
+@every_seam
+def test_the_solution_in_the_engine_gives_the_oracles_tokens(a_lab: Lab):
+    llm = LLM("course", components=solution_of(a_lab).components, **TINY)
+    prompts = [llm.get_tokenizer().encode(text) for text in TEXTS]
+    outputs = llm.generate(TEXTS, SamplingParams(temperature=0, max_tokens=TOKENS), use_tqdm=False)
+    transformers = oracle(find_checkpoint("course"))
+    transformers.compare(prompts, transformers.greedy(prompts, TOKENS), [o.outputs[0].token_ids for o in outputs])
+    assert any(o.metrics.num_preemptions for o in outputs), "the pool is to be too small for all at once"
+
+
+@every_seam
+def test_the_solution_in_the_engine_gives_the_oracles_logits_on_random_weights(a_lab: Lab, random_folder: Path):
+    """Compared where they can be seen: log-probabilities of the whole vocabulary after each token."""
+    prompts = [[(7 * i + j * j) % ODD.vocab_size for j in range(length)] for i, length in enumerate((4, 9, 15))]
+    llm = LLM(str(random_folder), components=solution_of(a_lab).components, max_logprobs=-1, **TINY)
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=ODD.vocab_size, ignore_eos=True, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        found = output.outputs[0]
+        expected = oracle(random_folder).logits([*prompt, *found.token_ids[:-1]])[len(prompt) - 1 :].log_softmax(dim=-1)
+        yours = torch.tensor([[row[token].logprob for token in range(ODD.vocab_size)] for row in found.logprobs])
+        assert (yours - expected).abs().max() < ROUNDING
+
+
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("random"), ODD, seed=3)
+
+
+@every_seam
+def test_compare_finds_nothing_wrong_with_the_solution(a_lab: Lab):
+    found = compare(solution_of(a_lab), make_scenario())
+    assert (found.differences, found.error) == ([], None), tell(found)
+    assert found.preemptions > 0 and found.tokens > 50
+
+
+@every_seam
+def test_a_failing_todo_is_blamed_with_its_lab_and_number(a_lab: Lab, tmp_path: Path):
+    """Each TODO in turn raises, on top of ours; those that a generation reaches must be named, at least one."""
+    source = regions.make_starter(a_lab.solution.read_text(encoding="utf-8"), a_lab.id)
+    file = tmp_path / "starter.py"
+    file.write_text(re.sub(r"raise TodoError\(.*", 'raise ArithmeticError("deliberate")', source), encoding="utf-8")
+    todos = list(regions.functions_of(a_lab.solution.read_text(encoding="utf-8")))
+    named = []
+    for todo in todos:
+        module = loading.load(a_lab, file, [other for other in todos if other != todo])
+        engine = build([Part(a_lab, "mine", module, load_seam(a_lab), tuple(other for other in todos if other != todo))])
+        error = failure(engine)
+        if error is not None:
+            found = blame(error, engine)
+            assert found is not None and (found.part.lab, found.todo) == (a_lab, todo), f"TODO {todo}: {found or error}"
+            assert "deliberate" in found.what
+            named.append(todo)
+    assert named
+
+
+def failure(engine: Engine) -> Exception | None:
+    """What a short generation with chunks, penalties and draws fails with."""
+    params = [
+        SamplingParams(temperature=0, max_tokens=8, ignore_eos=True),
+        SamplingParams(temperature=0.8, top_k=5, top_p=0.9, seed=1, max_tokens=8, repetition_penalty=1.2, logprobs=2),
+    ]
+    try:
+        LLM("course-draft", components=engine.components, **TINY).generate(TEXTS[:2], params, use_tqdm=False)
+    except Exception as error:
+        return error
+    return None
+
+
+def test_all_parts_together_give_the_oracles_tokens():
+    """As many labs as fill different fields, at once."""
+    chosen: dict[tuple[str, ...], Lab] = {seam_fields(lab, load_seam(lab)): lab for lab in LABS}
+    engine = engine_of([f"solution:{','.join(lab.id for lab in chosen.values())}"], home=HOME)
+    llm = LLM("course", components=engine.components, **TINY)
+    outputs = llm.generate(TEXTS, SamplingParams(temperature=0, max_tokens=TOKENS), use_tqdm=False)
+    prompts = [llm.get_tokenizer().encode(text) for text in TEXTS]
+    transformers = oracle(find_checkpoint("course"))
+    transformers.compare(prompts, transformers.greedy(prompts, TOKENS), [o.outputs[0].token_ids for o in outputs])
+
+
+def solution_of(lab: Lab) -> Engine:
+    return engine_of([f"solution:{lab.id}"], home=HOME)
+
+
+def test_without_parts_the_components_are_the_references():
+    assert build([]).components == Components()
