@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from grading import kill_table, machine
 from grading import starter as starters
+from grading import symptoms as symptom_tables
 from grading.mutants import KINDS, Mutant, read_alternatives, read_mutants, some_of
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab
 
@@ -118,6 +119,35 @@ def alternatives(names: LabNames = None, jobs: Jobs = None) -> None:
         console.print(f"Lab {one.lab}  {one.name}: {says}", markup=False, soft_wrap=True)
     if rejected:
         raise typer.Exit(1)
+
+
+@app.command()
+def symptoms(
+    names: LabNames = None,
+    check: Annotated[bool, typer.Option("--check", help="run and write nothing; exit 1 if a table is stale")] = False,
+    score: Annotated[bool, typer.Option("--score", help="write nothing; measure how often `labs diagnose` is right")] = False,
+    most: Annotated[int, typer.Option(min=0, help="with --score: pairs, and mutants in alternatives, for each lab")] = 12,
+    seed: Annotated[str, typer.Option(help="with --score: which of them")] = "0",
+    cache: Annotated[Path | None, typer.Option(metavar="FOLDER", help="keep runs there, and use those of the same suite and text")] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Make each lab's symptoms.json from runs of its mutants."""
+    labs, scores = _labs(names), {}
+    if check:
+        stale = [lab for lab in labs if not symptom_tables.is_current(lab)]
+        print("\n".join(f"stale: {lab.folder / symptom_tables.FILE}" for lab in stale) or "every symptoms.json is up to date")
+        raise typer.Exit(bool(stale))
+    for lab in labs:
+        found = read_mutants(lab)
+        with _progress(len(found), f"lab {lab.id}") as done:
+            seen = symptom_tables.see(lab, found, cache, jobs, done)
+        if score:
+            scores[lab.id] = symptom_tables.score(lab, seen, most, seed, lambda them, lab=lab: symptom_tables.see(lab, them, cache, jobs))
+        else:
+            in_table = [one for one in seen if one.mutant.kind in symptom_tables.IN_TABLE]
+            print(f"wrote {symptom_tables.write_table(lab, in_table, symptom_tables.concepts(lab, found))}")
+    if score:
+        console.print(symptom_tables.score_table(scores))
 
 
 def _judge(

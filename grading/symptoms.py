@@ -16,15 +16,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from rich.table import Table
+
 from grading import kill
 from grading.mutants import HERE, Mutant, read_alternatives, read_mutant, read_mutants
 from labs.harness import regions
 from labs.harness.catalog import Lab, LabError
-from labs.harness.diagnosis import FILE, Symptom, match, pattern_of
+from labs.harness.diagnosis import FILE, Pattern, Symptom, match, nearest, pattern_of
 from labs.harness.regions import definitions
 from labs.harness.results import Outcome
 
 IN_TABLE = ("author",)
+ENOUGH = 0.8
+"""The share of answers about a concept that have to be right, or it does not speak."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,33 @@ def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HERE) -> dict[str
 
 
 def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Symptom]:
-    """The table: a concept, and the different patterns of its mutants."""
-    patterns: dict[Concept, list] = {}
-    for one in seen:
-        if one.fails:
-            known = patterns.setdefault(concept_of[one.mutant.name], [])
-            pattern = pattern_of(one.outcomes, one.mutant.todo)
-            known += [pattern] * (pattern not in known)
-    return [Symptom(concept.todo, concept.says, concept.hint, tuple(found)) for concept, found in patterns.items()]
+    """The table: concepts, the different patterns of their mutants, and whether each can be told from the others."""
+    seen = [one for one in seen if one.fails]
+    patterns = [pattern_of(one.outcomes, one.mutant.todo) for one in seen]
+    named = [concept_of[one.mutant.name] for one in seen]
+    return [symptom for todo in sorted({concept.todo for concept in named}) for symptom in _of_todo(todo, named, patterns)]
+
+
+def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]) -> list[Symptom]:
+    own = [(concept, pattern) for concept, pattern in zip(concepts, patterns, strict=True) if concept.todo == todo]
+    said = [nearest(_gathered(own[:index] + own[index + 1 :]), pattern) for index, (_, pattern) in enumerate(own)]
+    answers = [(concept.says, symptom.says) for (concept, _), symptom in zip(own, said, strict=True) if symptom is not None]
+    return [replace(symptom, speaks=_can_be_told(symptom.says, answers)) for symptom in _gathered(own)]
+
+
+def _gathered(own: Iterable[tuple[Concept, Pattern]]) -> list[Symptom]:
+    """One symptom for each concept, with its different patterns."""
+    found: dict[Concept, list[Pattern]] = {}
+    for concept, pattern in own:
+        known = found.setdefault(concept, [])
+        known += [pattern] * (pattern not in known)
+    return [Symptom(concept.todo, concept.says, concept.hint, tuple(known)) for concept, known in found.items()]
+
+
+def _can_be_told(says: str, answers: Iterable[tuple[str, str]]) -> bool:
+    """Whether of the table's own mutants, each left out in turn, enough that are of this concept, or were said to be, are."""
+    about = [true == said for true, said in answers if says in (true, said)]
+    return sum(about) >= ENOUGH * len(about)
 
 
 def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) -> Path:
@@ -162,7 +185,7 @@ def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score
     """Each mutant, diagnosed without itself; right is another mutant's sentence that is true of it, too."""
     score = Score()
     for one in seen:
-        table = symptoms_of([other for other in seen if other is not one], concept_of)
+        table = symptoms_of([other for other in seen if other is not one and other.mutant.todo == one.mutant.todo], concept_of)
         score.count(match(table, one.outcomes, one.mutant.todo), [concept_of[one.mutant.name].says])
     return score
 
@@ -177,11 +200,13 @@ def on_others(table: Sequence[Symptom], seen: Iterable[Seen], right: dict[str, s
 
 def blind_right(blind: Iterable[Mutant], concept_of: dict[str, Concept]) -> dict[str, set[str]]:
     """What is right of a blind wrong solution: its concept's sentence; of one in no concept, any with its TODO and hint."""
-    known = set(concept_of.values())
-    return {
-        one.name: {concept_of[one.name].says, *(other.says for other in known if (other.todo, other.hint) == (one.todo, one.hint) and concept_of[one.name].says == one.symptom.strip())}
-        for one in blind
-    }
+    gathered = {concept.says for concept in concept_of.values()} - {one.symptom.strip() for one in blind}
+    found = {}
+    for one in blind:
+        own = concept_of[one.name].says
+        same_hint = {other.says for other in concept_of.values() if (other.todo, other.hint) == (one.todo, one.hint)}
+        found[one.name] = {own} if own in gathered else same_hint
+    return found
 
 
 def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path = HERE) -> dict[str, tuple[Mutant, set[str]]]:
@@ -257,3 +282,27 @@ def score(
         "in alternatives": on_others(table, [one for one in run(fitting) if one.fails], of_carried),
         "blind": on_others(table, blind, blind_right([one.mutant for one in blind], concept_of)),
     }
+
+
+def score_table(scores: dict[str, dict[str, Score]]) -> Table:
+    """Lab by kind of bug: how many, right, wrong, silent; and all labs together."""
+    table = Table(title="bugs that are not in the table", title_justify="left")
+    for heading in ("lab", "bugs", "count", "spoken", "right", "wrong", "silent", "right of spoken", "wrong of all"):
+        table.add_column(heading, justify="left" if heading in ("lab", "bugs") else "right")
+    totals: dict[str, Score] = {}
+    for lab_id, kinds in scores.items():
+        for kind, found in kinds.items():
+            totals[kind] = totals.get(kind, Score()) + found
+            table.add_row(lab_id, kind, *_cells(found))
+    table.add_section()
+    for kind, found in totals.items():
+        table.add_row("all", kind, *_cells(found))
+    table.add_row("all", "all", *_cells(sum(totals.values(), Score())))
+    return table
+
+
+def _cells(score: Score) -> list[str]:
+    spoken = score.right + score.wrong
+    count = spoken + score.silent
+    shares = [f"{score.right / spoken:.0%}" if spoken else "", f"{score.wrong / count:.0%}" if count else ""]
+    return [*map(str, (count, spoken, score.right, score.wrong, score.silent)), *shares]

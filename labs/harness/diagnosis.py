@@ -1,9 +1,10 @@
 """What is probably wrong: a failing run's pattern, compared with those of known bugs.
 
-A lab's `symptoms.json` says of each known mistake how a run fails on it: which cases, with which
-error, and a digest of the message's wording, numbers left out. There is no code in it. It is made by
-`python -m grading symptoms`, which also measures how often what is said here is right. Where bugs of
-different kinds look alike, or nothing looks alike, nothing is said.
+A lab's `symptoms.json` says of each known mistake how a run fails on it: in which tests, and with a
+digest of each message's wording, numbers left out. There is no code in it. It is made by
+`python -m grading symptoms`, which also measures how often what is said here is right (cases of
+tests and classes of errors were tried as well, and made it no better). Where mistakes of different
+kinds look alike, or nothing looks alike, nothing is said.
 """
 
 import hashlib
@@ -12,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from labs.harness.results import Outcome
 FILE = "symptoms.json"
 ALIKE = 0.5
 """Two patterns that share less are not alike."""
-MARGIN = 0.3
+MARGIN = 0.4
 """Patterns of another kind have to be this much less alike than the nearest."""
 SECONDS = 300
 
@@ -31,8 +31,8 @@ _VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|-?\d+(\.\d+)?(e[-+]?\d+)?"
 """What differs from run to run in a message: quoted text, lists, numbers."""
 _WORDING = 70
 
-Pattern = dict[str, tuple[str, str]]
-"""Failing case -> the class of its error, the digest of its message's wording."""
+Pattern = dict[str, list[str]]
+"""Failing test -> digests of the wordings of its messages, sorted."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Symptom:
     says: str
     hint: int
     patterns: tuple[Pattern, ...]
+    speaks: bool = True
+    """Whether it can be told from other kinds; if not, it only keeps these from being named."""
 
 
 # matching
@@ -50,8 +52,11 @@ class Symptom:
 
 def pattern_of(outcomes: Iterable[Outcome], todo: int) -> Pattern:
     """How the tests of `todo` failed; empty if none did."""
-    failed = [outcome for outcome in outcomes if outcome.todo == todo and not outcome.passed]
-    return {outcome.case: (outcome.error, _digest(outcome.message)) for outcome in failed}
+    found: dict[str, set[str]] = {}
+    for outcome in outcomes:
+        if outcome.todo == todo and not outcome.passed:
+            found.setdefault(outcome.test, set()).add(_digest(outcome.message))
+    return {test: sorted(wordings) for test, wordings in sorted(found.items())}
 
 
 def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Symptom | None:
@@ -59,46 +64,39 @@ def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -
 
     `outcomes` hold every test of the TODO. An unwritten TODO has no symptom.
     """
-    pattern = pattern_of(outcomes, todo)
-    if not pattern or any(outcome.todo == todo and outcome.unwritten == todo for outcome in outcomes):
+    if any(outcome.todo == todo and outcome.unwritten == todo for outcome in outcomes):
         return None
-    cases = Counter(outcome.test for outcome in outcomes if outcome.todo == todo)
-    near = [(likeness(pattern, known, cases), symptom) for symptom in symptoms if symptom.todo == todo for known in symptom.patterns]
+    found = nearest([symptom for symptom in symptoms if symptom.todo == todo], pattern_of(outcomes, todo))
+    return found if found is not None and found.speaks else None
+
+
+def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | None:
+    """The one kind of mistake that has a pattern near this one; None if none has, or several have."""
+    near = [(likeness(pattern, known), symptom) for symptom in symptoms for known in symptom.patterns]
     best = max((value for value, _ in near), default=0.0)
     kinds = {symptom.says: symptom for value, symptom in near if value >= best - MARGIN}
     return next(iter(kinds.values())) if best >= ALIKE and len(kinds) == 1 else None
 
 
-def likeness(one: Pattern, other: Pattern, cases: Counter[str]) -> float:
-    """From 0, nothing in common, to 1, the same: what both have, over what either has.
+def likeness(one: Pattern, other: Pattern) -> float:
+    """From 0, nothing in common, to 1, the same: of the failing tests and their messages, the share that both have."""
+    first, second = _parts(one), _parts(other)
+    return len(first & second) / len(first | second) if first | second else 0.0
 
-    A test counts once, and once more with its message; its cases share one part for having failed and
-    one for the error. `cases` says how many cases a test has.
-    """
-    first, second = _weights(one, cases), _weights(other, cases)
-    keys = first.keys() | second.keys()
-    shared = sum(min(first.get(key, 0.0), second.get(key, 0.0)) for key in keys)
-    return shared / sum(max(first.get(key, 0.0), second.get(key, 0.0)) for key in keys)
+
+def _parts(pattern: Pattern) -> set[tuple[str, ...]]:
+    return {(test,) for test in pattern} | {(test, wording) for test, wordings in pattern.items() for wording in wordings}
+
+
+def _digest(message: str) -> str:
+    wording = _VARYING.sub("#", message)[:_WORDING]
+    return hashlib.sha256(wording.encode()).hexdigest()[:8]
 
 
 def diagnose(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome]) -> dict[int, Symptom]:
     """TODO -> its symptom, for those of which one can be told."""
     found = {todo: match(symptoms, outcomes, todo) for todo in sorted({outcome.todo for outcome in outcomes})}
     return {todo: symptom for todo, symptom in found.items() if symptom is not None}
-
-
-def _weights(pattern: Pattern, cases: Counter[str]) -> dict[tuple, float]:
-    found: dict[tuple, float] = {}
-    for case, (error, wording) in pattern.items():
-        test = case.partition("[")[0]
-        share = 1 / max(1, cases[test])
-        found |= {("test", test): 1.0, ("wording", test, wording): 1.0, ("case", case): share, ("error", case, error): share}
-    return found
-
-
-def _digest(message: str) -> str:
-    wording = _VARYING.sub("#", message)[:_WORDING]
-    return hashlib.sha256(wording.encode()).hexdigest()[:8]
 
 
 # the file
@@ -110,13 +108,7 @@ def read_table(lab: Lab) -> list[Symptom]:
     if not path.is_file():
         raise LabError(f"Lab {lab.id} has no {FILE}, so there is nothing to compare with. Hints: python -m labs hint {lab.id}")
     entries = json.loads(path.read_text(encoding="utf-8"))["symptoms"]
-    return [
-        Symptom(
-            entry["todo"], entry["says"], entry["hint"],
-            tuple({case: (error, wording) for case, (error, wording) in pattern.items()} for pattern in entry["patterns"]),
-        )
-        for entry in entries
-    ]  # fmt: skip
+    return [Symptom(**(entry | {"patterns": tuple(entry["patterns"])})) for entry in entries]
 
 
 def available(lab: Lab, outcomes: Sequence[Outcome]) -> list[int]:

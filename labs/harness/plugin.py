@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from labs.harness import loading, regions, results
+from labs.harness import diagnosis, loading, regions, results
 from labs.harness.catalog import Lab, LabError, lab_at
 from labs.harness.progress import Progress
 from labs.harness.results import MESSAGE_LENGTH, Outcome
@@ -154,7 +154,6 @@ class LabRun:
                 points=points,
                 passed=report.passed,
                 error=type(error).__name__ if error else "",
-                case=item.name,
                 message=(str(error).splitlines() or [""])[0][:MESSAGE_LENGTH] if error else "",
                 unwritten=error.number if isinstance(error, TodoError) else None,
                 on_ours=item.stash.get(_ON_OURS, ()),
@@ -190,6 +189,10 @@ class LabRun:
             progress.save()
         whole = run == self.tests[lab.folder]
         print_table(lab, rows, whole, progress, self.impl, self.plain)
+        if self.impl == "starter":
+            complete = [outcome for outcome in outcomes if run[outcome.todo] == self.tests[lab.folder][outcome.todo]]
+            for todo in diagnosis.available(lab, complete):
+                print(f"A diagnosis is available: python -m labs diagnose {lab.id} --todo {todo}")
 
     def write_report(self) -> None:
         report = {

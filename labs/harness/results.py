@@ -31,8 +31,6 @@ class Outcome:
     """The TODO whose `TodoError` ended it."""
     on_ours: tuple[int, ...] = ()
     """The TODOs for which our code stood in."""
-    case: str = ""
-    """The test with its parametrised case, `test_todo_1_doubles[-3]`."""
     message: str = ""
     """How the error's message begins: its first line, cut to `MESSAGE_LENGTH`."""
 
