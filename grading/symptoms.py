@@ -168,7 +168,7 @@ class Score:
     wrong: int = 0
     silent: int = 0
 
-    def count(self, said: Symptom | None, right: Iterable[str]) -> None:
+    def note(self, said: Symptom | None, right: Iterable[str]) -> None:
         """One bug: what was said, and the sentences that would be right."""
         if said is None:
             self.silent += 1
@@ -176,6 +176,14 @@ class Score:
             self.right += 1
         else:
             self.wrong += 1
+
+    @property
+    def spoken(self) -> int:
+        return self.right + self.wrong
+
+    @property
+    def count(self) -> int:
+        return self.spoken + self.silent
 
     def __add__(self, other: "Score") -> "Score":
         return Score(self.right + other.right, self.wrong + other.wrong, self.silent + other.silent)
@@ -186,7 +194,7 @@ def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score
     score = Score()
     for one in seen:
         table = symptoms_of([other for other in seen if other is not one and other.mutant.todo == one.mutant.todo], concept_of)
-        score.count(match(table, one.outcomes, one.mutant.todo), [concept_of[one.mutant.name].says])
+        score.note(match(table, one.outcomes, one.mutant.todo), [concept_of[one.mutant.name].says])
     return score
 
 
@@ -194,7 +202,7 @@ def on_others(table: Sequence[Symptom], seen: Iterable[Seen], right: dict[str, s
     """Other wrong solutions, on the whole table; `right` has what would be right of each, by its name."""
     score = Score()
     for one in seen:
-        score.count(match(table, one.outcomes, one.mutant.todo), right[one.mutant.name])
+        score.note(match(table, one.outcomes, one.mutant.todo), right[one.mutant.name])
     return score
 
 
@@ -288,12 +296,13 @@ def score_table(scores: dict[str, dict[str, Score]]) -> Table:
     """Lab by kind of bug: how many, right, wrong, silent; and all labs together."""
     table = Table(title="bugs that are not in the table", title_justify="left")
     for heading in ("lab", "bugs", "count", "spoken", "right", "wrong", "silent", "right of spoken", "wrong of all"):
-        table.add_column(heading, justify="left" if heading in ("lab", "bugs") else "right")
+        table.add_column(heading, justify="left" if heading in ("lab", "bugs") else "right", no_wrap=heading == "bugs")
     totals: dict[str, Score] = {}
     for lab_id, kinds in scores.items():
         for kind, found in kinds.items():
             totals[kind] = totals.get(kind, Score()) + found
-            table.add_row(lab_id, kind, *_cells(found))
+            if found.count:
+                table.add_row(lab_id, kind, *_cells(found))
     table.add_section()
     for kind, found in totals.items():
         table.add_row("all", kind, *_cells(found))
@@ -302,7 +311,5 @@ def score_table(scores: dict[str, dict[str, Score]]) -> Table:
 
 
 def _cells(score: Score) -> list[str]:
-    spoken = score.right + score.wrong
-    count = spoken + score.silent
-    shares = [f"{score.right / spoken:.0%}" if spoken else "", f"{score.wrong / count:.0%}" if count else ""]
-    return [*map(str, (count, spoken, score.right, score.wrong, score.silent)), *shares]
+    shares = [f"{part / of:.0%}" if of else "–" for part, of in ((score.right, score.spoken), (score.wrong, score.count))]
+    return [*map(str, (score.count, score.spoken, score.right, score.wrong, score.silent)), *shares]

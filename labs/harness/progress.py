@@ -143,8 +143,8 @@ def _read(path: Path) -> tuple[dict, str | None]:
     sound = _sound(facts) if isinstance(facts, dict) else {}
     if sound == facts:
         return sound, None
-    how = "only in part" if sound else "not"
-    return sound, f"{path} can be read {how}; the rest counts as not there. With the next result it is kept as {DAMAGED}."
+    how = "cannot be read in full; the rest" if sound else "cannot be read; it"
+    return sound, f"{path} {how} counts as not there. With the next result the file is kept as {DAMAGED}."
 
 
 def _sound(facts: dict) -> dict:

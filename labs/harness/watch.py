@@ -20,7 +20,7 @@ from labs.harness.catalog import Lab, LabError
 from labs.harness.progress import Progress
 from labs.harness.regions import definitions
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.15
 _OPTIONS = ["--tb=short", "-q", "--no-header", "-p", "no:cacheprovider"]
 
 
@@ -32,7 +32,7 @@ def watch(lab: Lab, todo: int | None = None, rounds: int | None = None, say: Cal
             first one that is open.
     """
     import_ahead(lab)
-    chosen = todo or _first_open(lab)
+    chosen, last = todo or _first_open(lab), _Saved(lab.starter)
     while True:
         tested = _one_round(lab, chosen, say)
         rounds = None if rounds is None else rounds - 1
@@ -41,7 +41,8 @@ def watch(lab: Lab, todo: int | None = None, rounds: int | None = None, say: Cal
         if tested == _Saved(lab.starter):
             say(f"\nWatching {lab.starter.name}: save it and the tests run again. Ctrl-C ends this.")
         saved = _next_save(lab.starter, tested)
-        chosen = todo or _changed(lab, tested, saved) or _first_open(lab)
+        chosen = todo or _changed(lab, last, saved) or _first_open(lab)
+        last = saved if saved.functions is not None else last
 
 
 class _Saved:
@@ -54,6 +55,14 @@ class _Saved:
             self.text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:  # an editor may take the file away for a moment
             self.stamp, self.text = None, ""
+
+    @property
+    def functions(self) -> dict[str, str] | None:
+        """Function -> what it means; None if the file is no Python."""
+        try:
+            return {name: ast.dump(node) for name, node in definitions(ast.parse(self.text)).items()}
+        except (SyntaxError, ValueError):  # a null byte is a ValueError in Python 3.11
+            return None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Saved) and self.stamp == other.stamp
@@ -86,8 +95,11 @@ def _one_round(lab: Lab, todo: int | None, say: Callable[[str], None]) -> _Saved
 
 
 def _next_save(path: Path, last: _Saved) -> _Saved:
-    while (now := _Saved(path)) == last or now.stamp is None:
+    """The file once it differs from `last` and is not being written any more."""
+    now, before = _Saved(path), None
+    while now == last or now.stamp is None or now != before:
         time.sleep(SECONDS_BETWEEN_LOOKS)
+        now, before = _Saved(path), now
     return now
 
 
@@ -98,12 +110,11 @@ def _first_open(lab: Lab) -> int | None:
 
 def _changed(lab: Lab, before: _Saved, after: _Saved) -> int | None:
     """The first TODO one of whose functions means something else now."""
-    try:
-        old, new = (definitions(ast.parse(saved.text)) for saved in (before, after))
-    except SyntaxError:
+    old, new = before.functions, after.functions
+    if old is None or new is None:
         return None
     for todo, names in standing.functions(lab).items():
-        if any(name in new and (name not in old or ast.dump(old[name]) != ast.dump(new[name])) for name in names):
+        if any(name in new and old.get(name) != new[name] for name in names):
             return todo
     return None
 

@@ -1,4 +1,4 @@
-"""Bugs that real engines had: one row of `facts/bugs_worth_teaching.md` is at least one test here.
+"""Bugs that real engines had: each row of `ROWS` is at least one test here.
 
 The name of a test begins with its row's; where the bug happened is in the docstring. All run on the
 real engine. Most replace the network by `TellTaleModel`, whose output is wrong as soon as one key

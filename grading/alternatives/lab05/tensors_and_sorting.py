@@ -3,7 +3,6 @@ costs from lists of matrix shapes; the median by sorting; bandwidth by the large
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
