@@ -125,7 +125,7 @@ def alternatives(names: LabNames = None, jobs: Jobs = None) -> None:
 def symptoms(
     names: LabNames = None,
     check: Annotated[bool, typer.Option("--check", help="run and write nothing; exit 1 if a table is stale")] = False,
-    score: Annotated[bool, typer.Option("--score", help="write nothing; measure how often `labs diagnose` is right")] = False,
+    score: Annotated[bool, typer.Option("--score", help="write nothing; how often is `labs diagnose` right? exit 1 if too seldom")] = False,
     most: Annotated[int, typer.Option(min=0, help="with --score: pairs, and mutants in alternatives, for each lab")] = 12,
     seed: Annotated[str, typer.Option(help="with --score: which of them")] = "0",
     cache: Annotated[Path | None, typer.Option(metavar="FOLDER", help="keep runs there, and use those of the same suite and text")] = None,
@@ -148,6 +148,8 @@ def symptoms(
             print(f"wrote {symptom_tables.write_table(lab, in_table, symptom_tables.concepts(lab, found))}")
     if score:
         console.print(symptom_tables.score_table(scores))
+        total = sum((one for kinds in scores.values() for one in kinds.values()), symptom_tables.Score())
+        raise typer.Exit(not total.is_enough)
 
 
 def _judge(

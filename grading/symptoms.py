@@ -29,6 +29,8 @@ from labs.harness.results import Outcome
 IN_TABLE = ("author",)
 ENOUGH = 0.8
 """The share of answers about a concept that have to be right, or it does not speak."""
+RIGHT_OF_SPOKEN, WRONG_OF_ALL = 0.8, 0.05
+"""What is asked of all labs together: at least, and at most."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _gathered(own: Iterable[tuple[Concept, Pattern]]) -> list[Symptom]:
 
 
 def _can_be_told(says: str, answers: Iterable[tuple[str, str]]) -> bool:
-    """Whether of the table's own mutants, each left out in turn, enough that are of this concept, or were said to be, are."""
+    """Whether enough of the answers about this concept are right: true of it, or said to be, with each mutant left out."""
     about = [true == said for true, said in answers if says in (true, said)]
     return sum(about) >= ENOUGH * len(about)
 
@@ -130,7 +132,11 @@ def is_current(lab: Lab) -> bool:
 
 
 def see(
-    lab: Lab, mutants: Sequence[Mutant], cache: Path | None = None, parallel: int | None = None, done: Callable[[], None] = lambda: None
+    lab: Lab,
+    mutants: Sequence[Mutant],
+    cache: Path | None = None,
+    parallel: int | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> list[Seen]:
     """Run the tests of each mutant's TODO on it; `cache` keeps results, for as long as suite and mutant stay as they are."""
     jobs = [kill.Job(lab, mutant.text, f"test_todo_{mutant.todo}_", seconds=90.0) for mutant in mutants]
@@ -185,6 +191,11 @@ class Score:
     def count(self) -> int:
         return self.spoken + self.silent
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether it is as often right, and as seldom wrong, as is asked for."""
+        return self.right >= RIGHT_OF_SPOKEN * self.spoken and self.wrong <= WRONG_OF_ALL * self.count
+
     def __add__(self, other: "Score") -> "Score":
         return Score(self.right + other.right, self.wrong + other.wrong, self.silent + other.silent)
 
@@ -193,7 +204,8 @@ def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score
     """Each mutant, diagnosed without itself; right is another mutant's sentence that is true of it, too."""
     score = Score()
     for one in seen:
-        table = symptoms_of([other for other in seen if other is not one and other.mutant.todo == one.mutant.todo], concept_of)
+        others = [other for other in seen if other is not one and other.mutant.todo == one.mutant.todo]
+        table = symptoms_of(others, concept_of)
         score.note(match(table, one.outcomes, one.mutant.todo), [concept_of[one.mutant.name].says])
     return score
 
@@ -235,9 +247,9 @@ def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path 
 
 
 def carried_over(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str) -> list[tuple[Mutant, Mutant]]:
-    """Up to `most` mutants whose functions fit into an alternative: the wrong solution, and the same with our right functions.
+    """Up to `most` mutants whose functions fit into an alternative: that wrong solution, and a control.
 
-    The second has to pass, or the functions do not fit there after all.
+    The control has our right functions there. It has to pass, or they do not fit after all.
     """
     solution = lab.solution.read_text(encoding="utf-8")
     candidates = [(one, mutant) for one in read_alternatives(lab) for mutant in mutants]
@@ -282,7 +294,8 @@ def score(
     of_both = {name: {concept_of[part].says for part in parts} for name, (_, parts) in both.items()}
     carried = carried_over(lab, mutants, most, seed)
     controls = run([control for _, control in carried])
-    fitting = [wrong for (wrong, _), control in zip(carried, controls, strict=True) if control.outcomes and not control.fails]
+    passing = [control.outcomes and not control.fails for control in controls]
+    fitting = [wrong for (wrong, _), fits in zip(carried, passing, strict=True) if fits]
     of_carried = {one.name: {concept_of[one.name.partition(" in ")[0]].says} for one in fitting}
     return {
         "left out": leave_one_out(in_table, concept_of),

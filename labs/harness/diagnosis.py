@@ -106,7 +106,8 @@ def read_table(lab: Lab) -> list[Symptom]:
     """The lab's symptoms. Raises `LabError` if it has none."""
     path = lab.folder / FILE
     if not path.is_file():
-        raise LabError(f"Lab {lab.id} has no {FILE}, so there is nothing to compare with. Hints: python -m labs hint {lab.id}")
+        hints = f"Hints: python -m labs hint {lab.id}"
+        raise LabError(f"Lab {lab.id} has no {FILE}, so there is nothing to compare with. {hints}")
     entries = json.loads(path.read_text(encoding="utf-8"))["symptoms"]
     return [Symptom(**(entry | {"patterns": tuple(entry["patterns"])})) for entry in entries]
 
@@ -128,7 +129,8 @@ def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
         try:
             run = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, errors="replace", timeout=SECONDS)
         except subprocess.TimeoutExpired:
-            raise LabError(f"The tests did not end within {SECONDS} s: something waits for ever. pytest -x -v shows where.") from None
+            message = f"The tests did not end within {SECONDS} s: something waits for ever. pytest -x -v shows where."
+            raise LabError(message) from None
         if not report.is_file():
             raise LabError(f"The tests did not get to their end.\n{(run.stdout + run.stderr)[-1000:]}")
         found = json.loads(report.read_text(encoding="utf-8")).get(lab.id, [])
@@ -139,15 +141,15 @@ def in_words(lab: Lab, todo: int, outcomes: Sequence[Outcome], symptom: Symptom 
     """What is said of one TODO."""
     own = [outcome for outcome in outcomes if outcome.todo == todo]
     failed = sum(not outcome.passed for outcome in own)
-    begin = f"Lab {lab.id}, TODO {todo}:"
+    begin, fail = f"Lab {lab.id}, TODO {todo}:", f"{failed} of {len(own)} tests fail"
     if not failed:
         return [f"{begin} every test passes."]
     if any(outcome.unwritten == todo for outcome in own):
         return [f"{begin} not started, or not finished."]
     if symptom is None:
-        return [f"{begin} {failed} of {len(own)} tests fail, in a way that does not tell why. Hints: python -m labs hint {lab.id} {todo}"]
+        return [f"{begin} {fail}, in a way that does not tell why. Hints: python -m labs hint {lab.id} {todo}"]
     return [
-        f"{begin} {failed} of {len(own)} tests fail. Probably:",
+        f"{begin} {fail}. Probably:",
         f"  {symptom.says}",
         f"  Hint {symptom.hint} fits: python -m labs hint {lab.id} {todo}",
     ]

@@ -91,7 +91,8 @@ def merged_starter(lab: Lab, newer: str) -> tuple[str, list[str]]:
     try:
         mine = definitions(ast.parse(work))
     except SyntaxError as error:
-        message = f"{file} line {error.lineno} is not Python yet ({error.msg}): mend it, or put it back: python -m labs reset {lab.id}"
+        either = f"mend it, or put it back: python -m labs reset {lab.id}"
+        message = f"{file} line {error.lineno} is not Python yet ({error.msg}): {either}"
         raise LabError(message) from None
     theirs, old = definitions(ast.parse(newer)), definitions(ast.parse(base or ""))
     written = [name for name in mine if name in _regions(old or theirs) and not _same(mine[name], old.get(name))]
@@ -106,7 +107,8 @@ def merged_starter(lab: Lab, newer: str) -> tuple[str, list[str]]:
     try:
         ast.parse(merged)
     except SyntaxError as error:
-        raise LabError(f"{file} cannot be merged: line {error.lineno} of the result would be no Python ({error.msg}).") from None
+        message = f"{file} cannot be merged: line {error.lineno} of the result would be no Python ({error.msg})."
+        raise LabError(message) from None
     return merged, _notes(mine, theirs, old, outermost, added)
 
 
@@ -193,7 +195,7 @@ def _text(node: ast.stmt, lines: list[str]) -> list[str]:
 
 
 def _place(tree: ast.Module, node: ast.stmt) -> int:
-    """After which line of `tree` an added statement goes: imports and constants with the imports, the rest before `__main__`."""
+    """After which line of `tree` an added statement goes: definitions before `__main__`, others after the imports."""
     imports = [one for one in tree.body if isinstance(one, ast.Import | ast.ImportFrom) or _is_docstring(one)]
     mains = [one for one in tree.body if isinstance(one, ast.If) and "__main__" in ast.unparse(one.test)]
     if not _is_definition(node):

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from labs.harness.progress import Progress
 from labs.harness.regions import definitions
 
 SECONDS_BETWEEN_LOOKS = 0.15
-_OPTIONS = ["--tb=short", "-q", "--no-header", "-p", "no:cacheprovider"]
+_OPTIONS = ["--tb=short", "-q", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 def watch(lab: Lab, todo: int | None = None, rounds: int | None = None, say: Callable[[str], None] = print) -> None:
@@ -154,9 +155,9 @@ def _end(process: BaseProcess) -> None:
 
 
 def import_ahead(lab: Lab) -> None:
-    """Import pytest and what the lab's suite and starter import; what cannot be is for the tests to report."""
-    import pytest  # noqa: F401
-
+    """Import pytest, its plugins, and what the lab's suite and starter import; what cannot be is for the tests to report."""
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
     import labs.harness.plugin  # noqa: F401
 
     statements = []

@@ -472,6 +472,14 @@ def test_todo_3_copies_no_more_than_the_requests_own_blocks(lab):
     with Copied() as copied:
         lab.decode_attention(pool.requests[0].rows()[0], pool.k_cache, pool.v_cache, pool.table(), 9)
     assert_did_not_copy_the_pool(copied, pool)
+    pool = Pool((39, 1), num_kv_heads=1, head_dim=64)  # 40 tokens in 10 blocks; its neighbour in the batch has many more
+    table, own = pool.table(spare=1000), 10 * pool.k_cache[0].nbytes
+    with Copied() as copied:
+        lab.gather(pool.k_cache, table, 40)
+    # Each block once would be `own`. Three times that leaves room for joining them, and for numbers of slots.
+    assert copied.bytes <= 3 * own, (
+        f"{copied.bytes:,} bytes were copied to gather 10 blocks, {own:,} bytes, whose block table has 1,000 entries more: "
+        "what stands there means nothing, and is not fetched")
 
 
 # TODO 4: chunks

@@ -1,0 +1,201 @@
+"""`labs diagnose`: it names what it has seen, is silent where it cannot tell, and its tables are current."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grading import symptoms
+from grading.mutants import Mutant, read_mutants
+from grading.symptoms import Concept, Score, Seen, leave_one_out, symptoms_of
+from labs.harness import diagnosis
+from labs.harness.catalog import LabError, all_labs, lab_at
+from labs.harness.diagnosis import Symptom, likeness, match, pattern_of
+from labs.harness.progress import Progress
+from labs.harness.results import Outcome
+
+PROJECT = Path(__file__).parents[2]
+LABS = all_labs(PROJECT / "labs")
+
+
+def failing(*tests: str, todo: int = 1, message: str = "no", unwritten: int | None = None) -> list[Outcome]:
+    """A run in which these tests of a TODO fail, and one test passes."""
+    failed = [Outcome(test, todo, 5, False, "AssertionError", unwritten, message=f"{message} in {test}") for test in tests]
+    return [*failed, Outcome("passes", todo, 5, True)]
+
+
+def symptom(says: str, *runs: list[Outcome], todo: int = 1, speaks: bool = True) -> Symptom:
+    return Symptom(todo, says, 2, tuple(pattern_of(run, todo) for run in runs), speaks)
+
+
+TABLE = [
+    symptom("edges", failing("a", "b"), failing("a", "b", "c")),
+    symptom("order", failing("d")),
+    symptom("elsewhere", failing("a", todo=2), todo=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (failing("a", "b"), "edges"),
+        (failing("a", "b", "c", "e"), "edges"),
+        (failing("d"), "order"),
+        (failing("d", message="another"), None),
+        (failing("a", "d"), None),
+        (failing("e"), None),
+        (failing(), None),
+        (failing("d", unwritten=1), None),
+    ],
+)
+def test_it_speaks_when_one_kind_is_near_and_is_silent_otherwise(run, said):
+    found = match(TABLE, run, 1)
+    assert (found.says if found else None) == said
+
+
+def test_two_kinds_that_look_alike_are_not_told_apart():
+    table = [*TABLE, symptom("the same", failing("d"))]
+    assert match(table, failing("d"), 1) is None
+    quiet = [symptom("order", failing("d"), speaks=False)]
+    assert match(quiet, failing("d"), 1) is None
+
+
+def test_numbers_lists_and_quoted_text_do_not_matter_but_wording_does():
+    def pattern(message: str):
+        return pattern_of([Outcome("a", 1, 5, False, "E", message=message)], 1)
+
+    assert pattern("A has 3 blocks, [1, 2]: 'x' 1.5e-7") == pattern("A has 12 blocks, [7]: 'why' 2.0")
+    assert pattern("A has 3 blocks") != pattern("A has 3 slots")
+    assert likeness(pattern("A has 3 blocks"), pattern("A has 3 slots")) == pytest.approx(1 / 3)
+    assert likeness({}, {}) == 0
+
+
+# making and scoring tables
+
+
+def seen(name: str, *tests: str, todo: int = 1) -> Seen:
+    mutant = Mutant("07", name, todo, "author", "a slip", name, f"{name} it is", 1)
+    return Seen(mutant, tuple(failing(*tests, todo=todo)))
+
+
+BUGS = [seen("one", "a", "b"), seen("two", "a", "b", "c"), seen("three", "d"), seen("four", "e", todo=2)]
+CONCEPTS = {name: Concept(1, "edges", 2) for name in ("one", "two")} | {
+    "three": Concept(1, "three it is", 1), "four": Concept(2, "four it is", 1)}  # fmt: skip
+
+
+def test_a_table_has_one_entry_for_each_concept():
+    table = symptoms_of(BUGS, CONCEPTS)
+    assert [(entry.todo, entry.says, entry.hint, len(entry.patterns), entry.speaks) for entry in table] == [
+        (1, "edges", 2, 2, True),
+        (1, "three it is", 1, 1, True),
+        (2, "four it is", 1, 1, True),
+    ]
+
+
+def test_left_out_one_by_one_a_bug_is_right_only_by_its_concept():
+    assert leave_one_out(BUGS, CONCEPTS) == Score(right=2, wrong=0, silent=2)
+    lone = {name: Concept(1, name, 1) for name in ("one", "two", "three")} | {"four": Concept(2, "four", 1)}
+    assert leave_one_out(BUGS, lone) == Score(right=0, wrong=2, silent=2)
+
+
+@pytest.mark.parametrize(
+    ("score", "enough"),
+    [(Score(8, 2, 30), True), (Score(7, 2, 31), False), (Score(20, 3, 17), False), (Score(0, 0, 9), True)],
+)
+def test_a_score_is_enough_if_it_is_mostly_right_and_seldom_wrong(score, enough):
+    assert score.is_enough is enough
+
+
+def test_concepts_that_are_mistaken_for_each_other_do_not_speak():
+    lone = {name: Concept(1, name, 1) for name in ("one", "two", "three")}
+    assert {entry.says: entry.speaks for entry in symptoms_of(BUGS[:3], lone)} == {"one": False, "two": False, "three": True}
+
+
+def test_mutants_that_nothing_gathers_are_concepts_of_their_own(tmp_path, toy):
+    mutants = [one.mutant for one in BUGS]
+    (tmp_path / "concepts").mkdir()
+    file = tmp_path / "concepts" / "lab07.toml"
+    file.write_text('[[concept]]\ntodo = 1\nsays = "edges"\nhint = 2\nmutants = ["one", "two"]\n')
+    assert symptoms.concepts(lab_at(toy), mutants, tmp_path) == CONCEPTS
+    file.write_text('[[concept]]\ntodo = 2\nsays = "edges"\nhint = 2\nmutants = ["one"]\n')
+    with pytest.raises(LabError, match="no mutant one of TODO 2"):
+        symptoms.concepts(lab_at(toy), mutants, tmp_path)
+
+
+def test_only_what_differs_in_functions_can_be_carried_over():
+    solution = "LIMIT = 3\ndef f(a):\n    return a\ndef g(a, b=1):\n    return b\n"
+    assert symptoms._changed(solution, solution.replace("return b", "return a")) == ["g"]
+    assert symptoms._fits("def g(a, b=1):\n    pass\n", solution, ["g"])
+    assert not symptoms._fits("def g(a, b=2):\n    pass\n", solution, ["g"])
+    assert not symptoms._fits("def f(a):\n    pass\n", solution, ["g"])
+
+
+# the labs' tables
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
+def test_the_table_is_current(lab):
+    assert symptoms.is_current(lab), f"python -m grading symptoms {lab.id}"
+    names = set(symptoms.concepts(lab, read_mutants(lab)).values())
+    for entry in diagnosis.read_table(lab):
+        assert Concept(entry.todo, entry.says, entry.hint) in names and entry.patterns
+        assert entry.hint in (1, 2, 3) and "\n" not in entry.says
+
+
+def test_what_a_table_was_made_from_shows(tmp_path, toy):
+    lab, folder = lab_at(toy), tmp_path / "mutants" / "lab07"
+    folder.mkdir(parents=True)
+    digests = {symptoms.made_from(lab, tmp_path)}
+    (folder / "slip.toml").write_text('kind = "author"\n')
+    digests.add(symptoms.made_from(lab, tmp_path))
+    (folder / "blind.toml").write_text('kind = "blind"\n')
+    digests.add(symptoms.made_from(lab, tmp_path))
+    assert len(digests) == 2, "a blind one is not in the table"
+    lab.tests.write_text(lab.tests.read_text().replace("test_todo_1_doubles_four", "test_todo_1_doubles_five"))
+    assert symptoms.made_from(lab, tmp_path) not in digests
+
+
+# as a learner meets it
+
+
+WRONG = {"return 2 * number + 1": "One is added.", "raise ZeroDivisionError('oh')": "Something is divided."}
+
+
+def make_table(workshop, toy) -> None:
+    """A `symptoms.json` from runs on two wrong starters."""
+    stub = 'raise TodoError("TODO 1: return twice the number", lab="07")'
+    fresh, entries = (toy / "starter.py").read_text(), []
+    for code, says in WRONG.items():
+        (toy / "wrong.py").write_text(fresh.replace(stub, code))
+        outcomes, _ = workshop.outcomes("lab07_toy/test_lab.py", "--impl", "lab07_toy/wrong.py", "-k", "todo_1")
+        pattern = pattern_of([Outcome(**facts) for facts in outcomes["07"]], 1)
+        entries.append({"todo": 1, "says": says, "hint": 2, "patterns": [pattern], "speaks": True})
+    (toy / "symptoms.json").write_text(json.dumps({"made_from": "", "symptoms": entries}))
+    (toy / "starter.py").write_text(fresh.replace(stub, "return 2 * number + 1"))
+
+
+@pytest.mark.slow
+def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
+    make_table(workshop, toy)
+    run = workshop.pytest("lab07_toy/test_lab.py").stdout
+    assert "A diagnosis is available: python -m labs diagnose 07 --todo 1\n" in run and "One is added" not in run
+    assert Progress(workshop.home).diagnoses_used("07", 1) == 0
+    assert "A diagnosis is" not in workshop.pytest("lab07_toy/test_lab.py", "-k", "doubles_four").stdout, "not from a part of its tests"
+    said = workshop.labs("diagnose", "7").stdout
+    assert "Lab 07, TODO 1: 3 of 3 tests fail. Probably:\n  One is added.\n  Hint 2 fits: python -m labs hint 07 1\n" in said
+    assert "Lab 07, TODO 2: not started" in said and "Something is divided" not in said
+    assert Progress(workshop.home).diagnoses_used("07", 1) == 1
+    assert "diagnosed 1 time)" in workshop.labs("status").stdout
+
+
+@pytest.mark.slow
+def test_what_it_cannot_tell_it_does_not_tell(workshop, toy):
+    make_table(workshop, toy)
+    text = (toy / "starter.py").read_text()
+    (toy / "starter.py").write_text(text.replace("return 2 * number + 1", "raise RuntimeError('else')"))
+    said = workshop.labs("diagnose", "7", "--todo", "1")
+    assert "in a way that does not tell why. Hints: python -m labs hint 07 1" in said.stdout and said.returncode == 0
+    assert Progress(workshop.home).diagnoses_used("07", 1) == 0
+    (toy / "symptoms.json").unlink()
+    without = workshop.labs("diagnose", "7")
+    assert without.returncode == 2 and "nothing to compare with" in without.stderr
