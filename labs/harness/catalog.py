@@ -9,6 +9,7 @@ from pathlib import Path
 import labs
 
 _FOLDER = re.compile(r"lab(\d\d)_(\w+)")
+_REQUIRED = ("title", "hours", "part")
 _KEYS = {"title", "hours", "part", "reference", "refuse", "needs"}
 
 
@@ -79,6 +80,8 @@ def lab_at(folder: Path) -> Lab:
     facts = tomllib.loads((folder / "lab.toml").read_text(encoding="utf-8"))
     if unknown := set(facts) - _KEYS:
         raise LabError(f"{folder.name}/lab.toml: unknown key {', '.join(sorted(unknown))}.")
+    if missing := [key for key in _REQUIRED if key not in facts]:
+        raise LabError(f"{folder.name}/lab.toml: {', '.join(missing)} missing.")
     return Lab(
         number=int(named[1]),
         folder=folder,

@@ -182,7 +182,8 @@ def _next_in_words(progress: Progress) -> str:
     if following is None:
         return "every TODO of every lab is solved"
     lab, todo = following
-    return f"Lab {lab.id}, TODO {todo}: cd {_shown(lab)}, then pytest test_lab.py -k todo_{todo}"
+    go = "" if _shown(lab) == "." else f"cd {_shown(lab)}, then "
+    return f"Lab {lab.id}, TODO {todo}: {go}pytest test_lab.py -k todo_{todo}"
 
 
 def _shown(lab: Lab) -> str:

@@ -32,12 +32,12 @@ class Question:
         answer = answer.strip()
         if self.kind == "int":
             if not answer.lstrip("-").isdigit():
-                raise LabError(f"{self.id}: {answer!r} is not a whole number.")
+                raise LabError(f"{answer!r} is not a whole number.")
             return int(answer)
         for choice in self.choices:
             if answer.lower() == choice.lower():
                 return choice
-        raise LabError(f"{self.id}: {answer!r} is not one of {', '.join(self.choices)}.")
+        raise LabError(f"{answer!r} is not one of {', '.join(self.choices)}.")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ def parse_answers(text: str, questions: list[Question]) -> dict[str, str | int]:
             raise LabError(f"{pair!r}: write question=answer, for example {next(iter(known))}=3.")
         if key.strip() not in known:
             raise LabError(f"There is no question {key.strip()!r}. The questions: {', '.join(known)}.")
-        answers[key.strip()] = known[key.strip()].read(value)
+        try:
+            answers[key.strip()] = known[key.strip()].read(value)
+        except LabError as error:
+            raise LabError(f"{key.strip()}: {error}") from None
     return answers
 
 
@@ -93,7 +96,7 @@ def _question(facts: dict, numbers: dict) -> Question:
         id=facts["id"],
         text=" ".join(facts["ask"].format(**numbers).split()),
         kind=kind,
-        choices=tuple(facts.get("choices", ())),
+        choices=tuple(choice.format(**numbers) for choice in facts.get("choices", ())),
         why=" ".join(facts["why"].format(**numbers).split()),
     )
 

@@ -144,3 +144,9 @@ def test_our_function_stands_in_inside_the_learners_module(toy_lab):
     assert module.double(4) == 8
     with pytest.raises(NotImplementedError, match="TODO 3"):
         module.quadruple(4)
+
+
+def test_a_lab_toml_that_lacks_a_key_is_refused_with_its_name(toy_lab):
+    (toy_lab.folder / "lab.toml").write_text('title = "A toy"\n')
+    with pytest.raises(LabError, match="lab07_toy/lab.toml: hours, part missing"):
+        lab_at(toy_lab.folder)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
-from nano_qwen3_serving.arguments import invalid, names_unknown_arguments
+from nano_qwen3_serving.arguments import invalid, names_unknown_arguments, refuse_unknown
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
@@ -26,7 +27,8 @@ class LLM:
         model: "course" (bundled), a folder, or a Hugging Face id; None is $NANO_QWEN3_MODEL or "course".
         components: which parts the engine is made of.
         recorder: notes every step.
-        engine_args: anything `EngineArgs` takes.
+        engine_args: anything `EngineArgs` takes, such as `dtype`, `device`, `max_model_len`,
+            `max_num_seqs`, `gpu_memory_utilization`.
 
     Raises:
         InvalidParametersError, UnknownArgumentError: an argument is not acceptable.
@@ -41,6 +43,7 @@ class LLM:
         recorder: Recorder | None = None,
         **engine_args: Any,
     ) -> None:
+        refuse_unknown("LLM()", [f.name for f in fields(EngineArgs)], engine_args)
         self.llm_engine = LLMEngine.from_engine_args(
             EngineArgs(model=model, **engine_args), components, recorder=recorder)
         self._ids = itertools.count()
