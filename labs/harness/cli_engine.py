@@ -91,7 +91,8 @@ def compare(
     """One scenario on your part and on the reference: the first step at which they differ."""
     from labs.harness.blame import blame
     from labs.harness.first_divergence import compare as run
-    from labs.harness.first_divergence import describe, make_scenario, tell
+    from labs.harness.first_divergence import tell
+    from labs.harness.lockstep import describe, make_scenario
     from labs.harness.parts import engine_of
 
     engine = engine_of([f"{impl}:{find_lab(name).id}"], base=base)

@@ -1,4 +1,4 @@
-"""One small scenario on two engines, step by step, and the first step at which they differ.
+"""The first step at which two engines differ that run one scenario side by side (`lockstep.py`).
 
 Both engines get the same requests in the same steps. After each step what can be seen of them is
 compared, causes before effects: schedule, blocks, slots, keys and values, logits, tokens. Block
@@ -8,7 +8,6 @@ through its own engine's block table, and compared position by position.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,57 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labs.harness.lockstep import Scenario, Side, Snapshot, slots_by_table
 from labs.harness.parts import Engine
 from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.engine.arg_utils import EngineArgs
-from nano_qwen3_serving.engine.llm_engine import LLMEngine
 from nano_qwen3_serving.interfaces import NULL_BLOCK, ScheduledChunk
-from nano_qwen3_serving.observe.trace import Recorder
-from nano_qwen3_serving.sampling_params import SamplingParams
 
 TOLERANCE = 1e-3
 """Relative to the largest value. Right float32 programs that add in another order differ by 1e-6 to
 1e-5; a wrong formula by far more."""
 MAX_STEPS = 500
 
-Sampling = tuple[Tensor, list[Any]]
-"""Logits [rows, vocab_size] as the sampler got them, and the log-probabilities that it returned."""
-
 SCHEDULE, BLOCKS, SLOTS, KV = "schedule", "blocks", "slots", "keys and values"
 LOGITS, LOGPROBS, TOKEN = "logits", "log-probabilities", "tokens"
 PARTING = (SCHEDULE, TOKEN)
 """After these the engines compute different things, and there is nothing left to compare."""
-
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {"temperature": 0.0},
-    {"temperature": 0.0, "repetition_penalty": 1.3, "logprobs": 3},
-    {"temperature": 0.0, "presence_penalty": 0.8, "frequency_penalty": 0.6},
-    {"temperature": 0.8, "top_k": 1},
-    {"temperature": 0.7, "top_p": 1e-6, "logprobs": 0},
-    {"temperature": 1.3, "min_p": 1.0},
-)
-"""Each leaves one token to choose: so two samplers that draw differently must agree."""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A request, and the step before which it comes."""
-
-    step: int
-    name: str
-    prompt: list[int]
-    params: SamplingParams
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What both engines are given."""
-
-    arrivals: list[Arrival]
-    aborts: dict[int, str]
-    """Step → the request that its caller gives up before it."""
-    engine_args: dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -80,23 +42,6 @@ class Difference:
 
     def __str__(self) -> str:
         return f"step {self.step}, {self.text}"
-
-
-@dataclass
-class Snapshot:
-    """What can be seen of an engine after a step."""
-
-    chunks: dict[str, ScheduledChunk]
-    tables: dict[str, list[int]]
-    """Of the chunks of this step, and of running requests that had none."""
-    record: dict[str, Any]
-    slots: dict[str, list[int]]
-    """Of each chunk's tokens, as the attention backend says."""
-    kv: dict[str, list[tuple[Tensor, Tensor]]]
-    """Request → for each layer keys and values of its computed tokens, [tokens, num_kv_heads, head_dim]."""
-    logits: dict[str, Tensor]
-    logprobs: dict[str, Any]
-    block_size: int
 
 
 @dataclass
@@ -115,28 +60,6 @@ class Comparison:
     def first(self) -> Difference | None:
         """The first difference: the earliest step, and in it the cause before the effect."""
         return self.differences[0] if self.differences else None
-
-
-def make_scenario(seed: int = 0, model: str = "course") -> Scenario:
-    """Nine requests into a pool that holds about two of them: chunks, mixed batches, preemptions, an abort.
-
-    Prompts have lengths at the edges of blocks, and some are longer than a step's budget. A model of
-    one layer, such as course-draft, would hide what attention does to tokens before the last: nothing
-    looks at them again.
-    """
-    rng = random.Random(seed)
-    lengths = [7, 4, 9, 21, 8, 13, 5, 17, 24]
-    arrivals = [
-        Arrival(
-            step=3 * i // 2, name=chr(ord("A") + i), prompt=[rng.randrange(300, 2000) for _ in range(length)],
-            params=SamplingParams(
-                max_tokens=rng.randint(8, 14), ignore_eos=True, detokenize=False, **SETTINGS[i % len(SETTINGS)]))
-        for i, length in enumerate(lengths)
-    ]
-    return Scenario(arrivals, {7: "C"}, {
-        "model": model, "device": "cpu", "dtype": "float32", "block_size": 4, "num_gpu_blocks_override": 13,
-        "max_num_batched_tokens": 16, "max_num_seqs": 4, "enable_prefix_caching": False,
-    })
 
 
 def compare(engine: Engine, scenario: Scenario) -> Comparison:
@@ -168,79 +91,6 @@ def compare(engine: Engine, scenario: Scenario) -> Comparison:
         if any(one.kind in PARTING for one in new):
             break
     return found
-
-
-class Side:
-    """One of the two engines."""
-
-    def __init__(self, scenario: Scenario, components: Components) -> None:
-        self.scenario = scenario
-        self.tap: list[Sampling] = []
-        self.recorder = Recorder()
-        self.engine = LLMEngine.from_engine_args(
-            EngineArgs(**scenario.engine_args), components.using(sampler=tapped(components.sampler, self.tap)),
-            recorder=self.recorder)
-
-    def has_work(self, step: int) -> bool:
-        """Whether requests are in flight or to come."""
-        return self.engine.has_unfinished_requests() or any(a.step >= step for a in self.scenario.arrivals)
-
-    def step(self, number: int) -> Snapshot:
-        """Lets the requests of this step come and go, runs it, and looks. Raises the error of a request that failed."""
-        for arrival in self.scenario.arrivals:
-            if arrival.step == number:
-                self.engine.add_request(arrival.name, {"prompt_token_ids": arrival.prompt}, arrival.params)
-        if number in self.scenario.aborts:
-            self.engine.abort_request(self.scenario.aborts[number])
-        self.tap.clear()
-        for output in self.engine.step():
-            if output.error is not None:
-                raise output.error
-        return self._look()
-
-    def _look(self) -> Snapshot:
-        engine, runner = self.engine, self.engine.model_runner
-        batch = engine.last_batch
-        chunks = {chunk.request.request_id: chunk for chunk in batch.chunks}
-        tables = {r.request_id: engine.block_manager.block_table(r.request_id) for r in engine.scheduler.running}
-        computed = {r.request_id: r.num_computed_tokens for r in engine.scheduler.running}
-        for name, chunk in chunks.items():
-            tables[name], computed[name] = chunk.block_table, chunk.end
-        size, read = engine.config.cache.block_size, runner.attention.read
-        kv = {
-            name: [read(cache, slots_by_table(table, range(computed[name]), size)) for cache in runner.kv_cache]
-            for name, table in tables.items() if len(table) * size >= computed[name]
-        }
-        slots = {n: runner.attention.slots(c.block_table, range(c.start, c.end)) for n, c in chunks.items()}
-        names = list(self.recorder.steps[-1]["sampled"])
-        logits, logprobs = self.tap[-1] if names else ((), ())
-        return Snapshot(
-            chunks, tables, self.recorder.steps[-1], slots, kv,
-            dict(zip(names, logits, strict=True)), dict(zip(names, logprobs, strict=True)), size)
-
-
-class Tapped:
-    """A sampler of which is kept what went in and what came out."""
-
-    def __init__(self, inner: Any, tap: list[Sampling]) -> None:
-        self._inner, self._tap = inner, tap
-
-    def sample(self, logits: Tensor, rows: Any) -> Any:
-        """The sampler's own answer."""
-        before = logits.float().clone()
-        tokens, logprobs = self._inner.sample(logits, rows)
-        self._tap.append((before, logprobs))
-        return tokens, logprobs
-
-
-def tapped(make: Any, tap: list[Sampling]) -> Any:
-    """The factory `make` of a sampler, with `tap` at what it makes."""
-    return lambda config: Tapped(make(config), tap)
-
-
-def slots_by_table(table: list[int], positions: range, size: int) -> list[int]:
-    """Where a request's positions lie by definition."""
-    return [table[i // size] * size + i % size for i in positions]
 
 
 def differences(step: int, mine: Snapshot, theirs: Snapshot, own_sampler: bool) -> Iterator[Difference]:
@@ -378,16 +228,6 @@ def _one_logprobs(yours: dict[int, Any], reference: dict[int, Any]) -> str | Non
                 f"log-probability of token {token}: yours {mine.logprob:.4f} at rank {mine.rank}, "
                 f"reference {found.logprob:.4f} at rank {found.rank}")
     return None
-
-
-def describe(scenario: Scenario) -> str:
-    """The scenario in a line or two."""
-    args = scenario.engine_args
-    prompts = ", ".join(f"{a.name} {len(a.prompt)}" for a in scenario.arrivals)
-    return (
-        f"The scenario: prompts of {prompts} tokens; "
-        f"{args['num_gpu_blocks_override'] - 1} blocks of {args['block_size']} tokens; "
-        f"at most {args['max_num_batched_tokens']} tokens a step; {', '.join(scenario.aborts.values())} is aborted.")
 
 
 def tell(found: Comparison) -> list[str]:

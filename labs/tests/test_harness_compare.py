@@ -3,6 +3,7 @@
 import pytest
 
 from labs.harness import first_divergence as fd
+from labs.harness import lockstep
 from labs.harness.parts import Engine, engine_of
 
 ATTENTION = """
@@ -67,7 +68,7 @@ def with_part(workshop):
 
 def compared(engine: Engine, model: str = "course-draft") -> fd.Comparison:
     """With a model of one layer the backend is called once a step, so that a test can count."""
-    return fd.compare(engine, fd.make_scenario(model=model))
+    return fd.compare(engine, lockstep.make_scenario(model=model))
 
 
 @pytest.mark.parametrize(("field", "text"), [("attention", ATTENTION), ("block_manager", BLOCKS), ("sampler", SAMPLER)])
@@ -87,8 +88,8 @@ def test_block_numbers_are_free(with_part):
 
 
 def test_the_scenario_has_chunks_mixed_batches_preemptions_and_an_abort(with_part):
-    scenario = fd.make_scenario()
-    side = fd.Side(scenario, with_part("sampler", SAMPLER).components)
+    scenario = lockstep.make_scenario()
+    side = lockstep.Side(scenario, with_part("sampler", SAMPLER).components)
     number = 0
     while side.has_work(number):
         side.step(number)
@@ -99,7 +100,7 @@ def test_the_scenario_has_chunks_mixed_batches_preemptions_and_an_abort(with_par
     assert any(not chunk["samples"] for step in steps for chunk in step["chunks"]), "a prompt in chunks"
     assert any(step["preempted"] for step in steps)
     assert side.recorder.steps_with("C") and all("C" not in step["finished"] for step in steps), "C is aborted"
-    assert {tuple(fd.SETTINGS[i].items()) for i in range(6)}, "every setting"
+    assert {tuple(lockstep.SETTINGS[i].items()) for i in range(6)}, "every setting"
 
 
 def test_a_lost_block_is_found_in_the_step_that_loses_it(with_part):
@@ -111,7 +112,7 @@ def test_a_lost_block_is_found_in_the_step_that_loses_it(with_part):
         "            self._free.pop()")))
     first = found.first
     assert first.kind == fd.BLOCKS and "free blocks: yours " in first.text
-    reference = fd.Side(fd.make_scenario(model="course-draft"), engine_of([]).components)
+    reference = lockstep.Side(lockstep.make_scenario(model="course-draft"), engine_of([]).components)
     for number in range(first.step + 1):
         reference.step(number)
     assert "A" in reference.recorder.steps[first.step]["finished"]
