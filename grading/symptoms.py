@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.table import Table
 
 from grading import kill
-from grading.mutants import HERE, Mutant, read_alternatives, read_mutant, read_mutants
+from grading.mutants import HERE, Mutant, read_alternatives, read_mutant
 from labs.harness import regions
 from labs.harness.catalog import Lab, LabError
 from labs.harness.diagnosis import FILE, Pattern, Symptom, match, nearest, pattern_of

@@ -6,7 +6,6 @@ Every failure is a `Wrong` that says in one sentence what happened to whom.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from nano_qwen3_serving.exceptions import (
     EngineDeadError,
