@@ -11,16 +11,25 @@ LARGE = 1000  # blocks
 
 
 def case(random) -> dict:
-    """A pool, the lengths of A and B, and a position to look up."""
+    """A pool, the lengths of A and B, and a position to look up.
+
+    Drawn so that each question's point decides the answer: what A keeps in the end fills its blocks
+    exactly, so that one token more would take another; and B needs all that A and the null block
+    leave over, or one block more than that, though A's last block has empty slots as well.
+    """
     block_size = random.choice([4, 8])
+    num_blocks = random.randint(9, 14)
+    prompt_a = block_size + random.randint(1, 2 * block_size - 1)
+    held_a = 4 * block_size + random.choice([1, 2, 3, block_size + 1, block_size + 2, block_size + 3])
+    left = num_blocks - 1 - (held_a // block_size + 1)
     return {
         "block_size": block_size,
-        "num_blocks": random.randint(9, 14),
-        "prompt_a": random.randint(block_size + 1, 3 * block_size),
-        "tokens_a": random.randint(block_size + 1, 3 * block_size),
+        "num_blocks": num_blocks,
+        "prompt_a": prompt_a,
+        "tokens_a": random.randint(4, 5) * block_size - prompt_a + 1,
         "position": random.randint(block_size, 3 * block_size - 1),
-        "held_a": random.randint(4 * block_size, 6 * block_size),
-        "prompt_b": random.randint(3 * block_size, 7 * block_size),
+        "held_a": held_a,
+        "prompt_b": left * block_size + random.choice([1, -1]),
     }
 
 

@@ -65,8 +65,9 @@ class FreeList:
         """Makes `blocks` free again.
 
         Raises:
-            ValueError: naming a block that was not out: one that is free already, the null block,
-                or a number that the pool does not have. Such a block is not added.
+            ValueError: naming a block that was not out: one that is free already, the null block, a
+                number that the pool does not have, or, in one call, the same block a second time.
+                Such a block is not added; whether the good blocks of the call are is yours to choose.
         """
         # TODO 1: put the blocks back, each of which must have been out
         ### BEGIN SOLUTION

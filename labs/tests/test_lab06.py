@@ -1,7 +1,11 @@
 """Lab 06's own promises: every number of the README's worked example, its picture, and what the seam checks."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -97,6 +101,60 @@ def test_the_sums_of_the_worked_example(solution):
     assert f"{added(blocks)} blocks, which are **{usage.slots}** slots" in WORDS
     assert f"Of these {usage.slots - usage.tokens} kept no token: **{usage.waste * 100:.0f} %** waste" in WORDS
     assert f"{reserved.peak_blocks} blocks in each step, **{reserved.slots}** slots, **{reserved.waste * 100:.0f} %** waste" in WORDS
+
+
+def test_the_capacity_of_the_worked_example(solution):
+    held, usable = solution.blocks_needed(6, 4), solution.BlockManager(6, 4).num_free_blocks
+    assert f"A request of 6 tokens holds {held} of the {usable} usable blocks" in WORDS
+    room, shared = solution.capacity(6, 4, 6), usable * 4 // 6
+    assert room != shared
+    assert f"{usable} // {held} = **{room}** such requests, not for {usable} × 4 // 6 = {shared}." in WORDS
+
+
+def test_the_reservations_of_the_worked_example_do_not_fit_its_own_pool(solution):
+    assert "in a pool large enough for that" in WORDS
+    assert solution.capacity(6, 4, 12) < 2 <= solution.capacity(7, 4, 12)
+
+
+def test_the_dictionary_that_the_readme_advises_hands_out_the_examples_blocks():
+    advised = "dict.fromkeys(range(num_blocks - 1, 0, -1))"
+    assert f"`{advised}`" in README and f"`{advised}`" in (LAB.folder / "hints.md").read_text(encoding="utf-8")
+    free = eval(advised, {"num_blocks": 6})
+    assert [free.popitem()[0] for _ in range(5)] == [1, 2, 3, 4, 5]
+
+
+def test_the_line_that_measures_a_free_list_runs(tmp_path):
+    (tmp_path / "starter.py").write_text(LAB.solution.read_text(encoding="utf-8"), encoding="utf-8")
+    setup, statement = re.search(r'python -m timeit -s "(.*?)" "(.*?)"', README).groups()
+    run = subprocess.run([sys.executable, "-m", "timeit", "-n", "10", "-s", setup, statement], cwd=tmp_path,
+                         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert run.returncode == 0 and "loops" in run.stdout, run.stderr
+
+
+def test_a_watermark_saves_preemptions_where_the_readme_says_there_are_many(solution):
+    """Going Further 1, with its pool, its prompts and its way of counting."""
+    settings = re.search(r"EngineArgs\((model=\"course\".*?)\)`", WORDS)[1]
+    args = EngineArgs(**eval(f"dict({settings})"))
+    assert "the prompts `PROMPTS * 4` and `max_tokens=40`" in WORDS
+
+    def preempted(kept_back: int) -> int:
+        class Careful(solution.BlockManager):
+            def admit(self, request_id, num_tokens):
+                left = self.num_free_blocks - solution.blocks_needed(num_tokens, self.block_size)
+                return False if self.tables and left < kept_back else super().admit(request_id, num_tokens)
+
+        part = SimpleNamespace(BlockManager=Careful)
+        components = Components().using(block_manager=lambda config: load_seam(LAB).block_manager(part, config))
+        recorder = Recorder()
+        engine = LLMEngine.from_engine_args(args, components=components, recorder=recorder)
+        for number, prompt in enumerate(solution.PROMPTS * 4):
+            engine.add_request(str(number), prompt, SamplingParams(temperature=0.0, max_tokens=40))
+        while engine.has_unfinished_requests():
+            engine.step()
+        counting = re.search(r"`(sum\(len\(step.*?)`", WORDS)[1]
+        return eval(counting, {"recorder": recorder})
+
+    assert preempted(8) < preempted(0)
 
 
 def test_the_case_that_fails_fails_as_the_readme_says(solution):
