@@ -1,7 +1,8 @@
 """Lab 01: load a model, ask it in four ways, and measure what came back.
 
 Read README.md first; it has the contract of each TODO. Check your work: pytest test_lab.py
-The same code runs on vLLM: write `vllm` for `nano_qwen3_serving` in the import line, and name a model it knows.
+It runs on vLLM, too: write `vllm` for `nano_qwen3_serving` in the import line, and name a model it knows.
+What else is needed there to measure, README.md says under "What an output holds".
 """
 
 import textwrap
@@ -49,7 +50,7 @@ def story_params(seed: int) -> SamplingParams:
 
 
 def sentence_params() -> SamplingParams:
-    """For one sentence: like a fact, but the text ends with its first full stop; up to 24 tokens."""
+    """For one sentence: like a fact, but the text ends with its first `.`, wherever that is; up to 24 tokens."""
     # TODO 2: choose parameters that stop after the first full stop and keep it
     ### BEGIN SOLUTION
     return SamplingParams(temperature=0.0, stop=".", include_stop_str_in_output=True, max_tokens=24)
@@ -61,7 +62,8 @@ def complete_batch(
 ) -> list[tuple[str, RequestOutput]]:
     """Complete all `prompts` in one batch: each prompt with its output, in the order given.
 
-    `sampling_params` are for all prompts, or one for each.
+    A prompt that comes twice is two requests. `sampling_params` are for all prompts, or one for each.
+    The engine's errors reach the caller.
     """
     # TODO 3: give the engine all prompts in one call, and pair them with the outputs
     ### BEGIN SOLUTION
@@ -76,7 +78,8 @@ def chat_turn(
     """One turn of a conversation: `history`, then the user's question, then the assistant's answer.
 
     A message is `{"role": "system" | "user" | "assistant", "content": text}`. The model reads the
-    whole conversation, through its own chat template. `history` itself is not changed.
+    whole conversation, through its own chat template. `history` itself is not changed, nor is what
+    the model said.
     """
     # TODO 4: ask with the model's chat template, and return the longer conversation
     ### BEGIN SOLUTION
@@ -95,7 +98,7 @@ class Measurement:
     """Generated tokens, an end-of-sequence token among them."""
     finish_reason: str
     cut_off: bool
-    """Whether it ended only because it had used up `max_tokens`."""
+    """Whether it ended only because it had used up `max_tokens` or the engine's `max_model_len`."""
     ttft: float
     """Time to first token: from the request's arrival."""
     mean_itl: float | None
@@ -191,12 +194,13 @@ def show_chat(llm: LLM) -> None:
     """Two turns, and how many tokens the model had to read for each."""
     print(f"\nA chat of {len(CHAT)} turns")
     history: list[dict[str, str]] = []
+    tokenizer = llm.get_tokenizer()
     for question in CHAT:
         history = chat_turn(llm, history, question, fact_params())
-        read = llm.get_tokenizer().apply_chat_template(history[:-1], tokenize=True, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(history[:-1], tokenize=False, add_generation_prompt=True)
         say("you", question)
         say("model", history[-1]["content"])
-        say("", f"(It read {len(read)} tokens.)")
+        say("", f"(It read {len(tokenizer.encode(prompt))} tokens.)")
 
 
 def show_measurements(outputs: Sequence[RequestOutput]) -> None:

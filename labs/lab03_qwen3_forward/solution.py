@@ -77,18 +77,18 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v: [num_keys, num_kv_heads, head_dim], of all tokens so far; num_keys >= num_queries.
 
     Returns:
-        [num_queries, num_heads, head_dim], in q's dtype.
+        [num_queries, num_heads, head_dim], in q's dtype. Scores and weights are computed in float32.
     """
     # TODO 4: softmax(q @ k / sqrt(head_dim)) @ v, without the future, each KV head serving its group of query heads
     ### BEGIN SOLUTION
     num_queries, num_heads, head_dim = q.shape
     num_keys, num_kv_heads, _ = k.shape
-    keys, values = (t.repeat_interleave(num_heads // num_kv_heads, dim=1).transpose(0, 1) for t in (k, v))
-    scores = q.transpose(0, 1) @ keys.transpose(1, 2) / head_dim**0.5  # [num_heads, num_queries, num_keys]
+    keys, values = (t.float().repeat_interleave(num_heads // num_kv_heads, dim=1).transpose(0, 1) for t in (k, v))
+    scores = q.float().transpose(0, 1) @ keys.transpose(1, 2) / head_dim**0.5  # [num_heads, num_queries, num_keys]
     query_positions = torch.arange(num_keys - num_queries, num_keys, device=q.device)
     future = torch.arange(num_keys, device=q.device) > query_positions[:, None]  # [num_queries, num_keys]
-    weights = scores.float().masked_fill(future, float("-inf")).softmax(dim=-1).to(q.dtype)
-    return (weights @ values).transpose(0, 1)
+    weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
+    return (weights @ values).transpose(0, 1).to(q.dtype)
     ### END SOLUTION
 
 
@@ -98,10 +98,10 @@ class DenseCore:
     A layer's cache is a pair of tensors [max_tokens, num_kv_heads, head_dim].
     """
 
-    def make_cache(self, config: ModelConfig, max_tokens: int, dtype: torch.dtype = torch.float32) -> list:
+    def make_cache(self, config: ModelConfig, max_tokens: int, dtype: torch.dtype = torch.float32, device="cpu") -> list:
         """One empty cache per layer."""
-        shape = (max_tokens, config.num_key_value_heads, config.head_dim)
-        return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(config.num_hidden_layers)]
+        both = (2, max_tokens, config.num_key_value_heads, config.head_dim)
+        return [tuple(torch.zeros(both, dtype=dtype, device=device)) for _ in range(config.num_hidden_layers)]
 
     def write(self, layer_cache: tuple[Tensor, Tensor], k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Puts k and v, [num_tokens, num_kv_heads, head_dim], into the rows `slots`."""
@@ -115,11 +115,11 @@ class DenseCore:
         return causal_attention(q, keys[:end], values[:end])
 
 
-def one_request(start: int, end: int) -> AttentionMetadata:
+def one_request(start: int, end: int, device="cpu") -> AttentionMetadata:
     """What a core is told when tokens [start, end) of one request are computed (written for you)."""
     return AttentionMetadata(
-        query_lens=[end - start], seq_lens=[end], block_tables=torch.zeros(1, 1, dtype=torch.long),
-        slot_mapping=torch.arange(start, end), num_decodes=int(end - start == 1), block_size=end,
+        query_lens=[end - start], seq_lens=[end], block_tables=torch.zeros(1, 1, dtype=torch.long, device=device),
+        slot_mapping=torch.arange(start, end, device=device), num_decodes=int(end - start == 1), block_size=end,
     )
 
 
@@ -274,18 +274,43 @@ def main() -> None:
 
 
 def show_example() -> None:
-    """The worked example of README.md, as far as it needs no matrices."""
+    """The worked example of README.md, TODO by TODO."""
     norm = RMSNorm(4, eps=1e-6)
-    norm.weight.fill_(1.0)
+    norm.weight.copy_(torch.tensor([1.0, 1.0, 1.0, 0.5]))
     print("RMSNorm of 2 4 4 8:          ", numbers(norm(torch.tensor([2.0, 4.0, 4.0, 8.0]))))
     rotary = RotaryEmbedding(head_dim=4, theta=100.0)
     print("1 1 0 0 turned, position 3:  ", numbers(rotary(torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]), torch.tensor([3]))))
+    layer, cache, zero = example_layer()
+    row = torch.tensor([[2.0, 4.0, 4.0, 8.0, 6.0, 6.0, 6.0, 6.0]])
+    print("Two heads, normalised:       ", numbers(layer.self_attn.heads(row, zero)[0]))
     q = torch.tensor([2.0, 0.0, 0.0, 0.0]).expand(3, 1, 4)
     k = torch.zeros(3, 1, 4)
     k[:, 0, 0] = torch.tensor([1.0, 2.0, 3.0]).log()
     v = torch.tensor([6.0, 12.0, 24.0]).view(3, 1, 1).expand(3, 1, 4)
     print("Attention over 6, 12, 24:    ", numbers(causal_attention(q, k, v)[:, 0, 0]))
+    print("A token that sees itself:    ", numbers(layer.self_attn(row, zero, cache, one_request(0, 1))))
+    print("Gate 0 2, up 3 5:            ", numbers(layer.mlp(torch.tensor([[0.0, 2.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0]]))[0, :2]))
+    layer.self_attn.o_proj.weight.zero_()
+    layer.mlp.down_proj.weight.zero_()
+    print("A layer that adds nothing:   ", numbers(layer(row, zero, cache, one_request(0, 1))))
     print()
+
+
+def example_layer() -> tuple[DecoderLayer, tuple[Tensor, Tensor], Tensor]:
+    """The example's layer, whose matrices only pick numbers; a cache of one token, and position 0.
+
+    q is all of a row, k and v are its first four numbers, gate the first two and up the next two.
+    """
+    core = DenseCore()
+    config = ModelConfig(
+        vocab_size=1, hidden_size=8, intermediate_size=2, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=4, max_position_embeddings=1,
+    )
+    layer = DecoderLayer(config, 0, core)
+    for weight in layer.parameters():
+        weight.copy_(torch.eye(*weight.shape) if weight.dim() == 2 else torch.ones_like(weight))
+    layer.mlp.up_proj.weight.copy_(torch.eye(8)[2:4])
+    return layer, core.make_cache(config, 1)[0], torch.tensor([0])
 
 
 def numbers(values: Tensor) -> str:
@@ -307,24 +332,25 @@ def write_answer(network: Qwen3ForCausalLM, core: DenseCore, tokenizer) -> str:
     token_ids, answer = tokenizer.encode(PROMPT), []
     print(f"Your network answers {PROMPT.strip()!r}, computing all tokens again for each new one:")
     started = time.perf_counter()
-    computed = 0
+    passes = computed = 0
     while len(answer) < 64:
-        computed += len(token_ids) + len(answer)
+        passes, computed = passes + 1, computed + len(token_ids) + len(answer)
         best = int(logits_after(network, core, token_ids + answer).argmax())
         if best in network.config.eos_token_ids:
             break
         answer.append(best)
         print(tokenizer.decode([best]), end="", flush=True)
     seconds = time.perf_counter() - started
-    print(f"\n{len(answer)} tokens in {seconds:.2f} seconds. To write them, {computed} tokens were computed.\n")
+    print(f"\n{len(answer)} tokens in {seconds:.2f} seconds, {passes} passes. In all of them {computed} tokens were computed.\n")
     return tokenizer.decode(answer)
 
 
 def logits_after(network: Qwen3ForCausalLM, core: DenseCore, token_ids: list[int]) -> Tensor:
     """Logits of the token after `token_ids`, [vocab_size]."""
-    length = len(token_ids)
-    cache = core.make_cache(network.config, length)
-    return network.last_logits(torch.tensor(token_ids), torch.arange(length), cache, one_request(0, length))[0]
+    length, weight = len(token_ids), network.lm_head.weight
+    cache = core.make_cache(network.config, length, weight.dtype, weight.device)
+    tokens, positions = torch.tensor(token_ids, device=weight.device), torch.arange(length, device=weight.device)
+    return network.last_logits(tokens, positions, cache, one_request(0, length, weight.device))[0]
 
 
 def show_engine(expected: str) -> None:

@@ -156,6 +156,34 @@ def test_the_full_stop_in_a_number_ends_the_text_too(course: LLM):
     assert better.startswith(beginning) and better.endswith(".")
 
 
+def test_a_completion_begins_with_the_line_end_that_the_prompt_lacks(course: LLM):
+    """Key Concepts says so, and predict.toml's count of 31 tokens rests on it."""
+    greedy, counting = SamplingParams(temperature=0.0, max_tokens=64), "Count to ten."
+    without, with_end = (o.outputs[0] for o in course.generate([counting, counting + "\n"], greedy))
+    [chat] = course.chat([{"role": "user", "content": counting}], greedy)
+    assert without.token_ids == [*course.get_tokenizer().encode("\n"), *with_end.token_ids]
+    assert (without.text, chat.outputs[0].text) == ("\n" + with_end.text, with_end.text)
+    asked = (LAB.folder / "predict.toml").read_text(encoding="utf-8")
+    assert f"takes {len(without.token_ids)} tokens" in asked and f"1, {with_end.text[3:]}" in asked
+
+
+def test_the_default_layout_of_a_chat_is_the_one_to_say_on_vllm(course: LLM):
+    said = re.search(r"On vLLM, say `(tokenize=False, add_generation_prompt=True)`; here they are the defaults", README)[1]
+    layout = course.get_tokenizer().apply_chat_template
+    messages = [{"role": "user", "content": "Hi"}]
+    assert layout(messages) == eval(f"layout(messages, {said})", {"layout": layout, "messages": messages})
+
+
+def test_the_calls_to_try_show_what_todo_2_asks_about(ours, capsys):
+    snippet = re.search(r"```python\n(from starter import \*\n.+?)```", README, re.DOTALL)[1]
+    exec(snippet.replace("from starter import *\n", ""), dict(vars(ours)))
+    lines = capsys.readouterr().out.splitlines()
+    stories, facts, sentences = lines[:4], lines[4:6], lines[6:]
+    assert len(set(stories)) == 3 and stories[0] == stories[3]
+    assert len(set(facts)) == 1 and facts[0].endswith(" stop None")
+    assert len(set(sentences)) == 1 and sentences[0].endswith(" stop .")
+
+
 def test_the_defaults_are_what_key_concepts_says():
     defaults, stated = SamplingParams(), {row[0].strip("`"): row[1].strip("*").removesuffix(" (off)") for row in rows_of("parameter ")}
     assert stated == {name: str(getattr(defaults, name)) for name in stated}

@@ -112,6 +112,17 @@ def test_4_the_case_that_fails_fails_with_the_words_of_the_readme():
     assert f"RuntimeError: {caught.value}\n" in README
 
 
+def test_4_a_score_that_bfloat16_does_not_know(lab):
+    score = torch.tensor(8.03)
+    assert score.bfloat16() == 8.0 == torch.tensor(8.0).bfloat16()
+    percent = round(100 * float(torch.expm1(score - 8)))
+    text = " ".join(README.split())
+    assert f"A score of 8.03 would become 8.0 and its weight {percent} % smaller" in text
+    assert f"exp(8.03) is {percent} % more than exp(8.0)" in text
+    scores = torch.tensor([[0.0, -7.5, -8.0, -8.0]]).bfloat16()
+    assert torch.equal(scores.softmax(dim=-1), scores.float().softmax(dim=-1).bfloat16())  # float32 inside
+
+
 def test_5_the_gate(lab, rows):
     mlp = lab.MLP(small_config(hidden_size=4))
     mlp.gate_proj.weight.copy_(torch.eye(4)[:2])
@@ -140,6 +151,14 @@ def test_6_the_rows(lab, rows):
     assert found == numbers(rows[6][1])
     lies = f"A lies in the rows 0 to {A - 1}, B in {A} to {A + B - 1}, padding in {A + B} to {total - 1}"
     assert lies in README.replace("\n   ", " ")
+
+
+def test_the_tokens_that_the_program_counts():
+    prompt, written, computed = 7, 36, 925
+    assert sum(range(prompt, prompt + written + 1)) == computed
+    text = " ".join(README.split())
+    assert f"{written} tokens in" in text and f"{written + 1} passes. In all of them {computed} tokens were computed" in text
+    assert f"{prompt} + {prompt + 1} + ... + {prompt + written} = {computed}" in text
 
 
 def test_the_numbers_of_qwen3s_matrices(lab):
