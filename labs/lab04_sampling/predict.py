@@ -19,7 +19,7 @@ def case(random) -> dict:
     ties = random.choice([[5, 4, 4, 2, 2, 2, 1], [3, 3, 3, 2, 1, 1, 0], [6, 5, 4, 4, 4, 4, 1]])
     return {
         "percents": ", ".join(map(str, percents)),
-        "top_p": random.choice([0.31, 0.52, 0.72, 0.83, 0.96]),
+        "top_p": random.choice([0.31, 0.52, 0.72, 0.82, 0.95]),
         "min_p": random.choice([0.09, 0.19, 0.27, 0.45, 0.7]),
         "ties": ", ".join(map(str, ties)),
         "top_k": random.randint(2, 5),

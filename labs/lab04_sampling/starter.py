@@ -66,18 +66,18 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """One token per row, drawn with the probabilities softmax(logits).
 
     The draw depends on the row's (seed, sample_index, position) and on its own logits, and on nothing
-    else: not on its neighbours, its place in the batch or torch's global generator, which stays as it
-    is. Returns [num_rows], int64.
+    else: not on its token ids and parameters, its neighbours, its place in the batch or torch's global
+    generator, which stays as it is. Returns [num_rows], int64.
     """
     # TODO 5: draw each row's token from a random number that only its seed, index and position decide
     raise TodoError("TODO 5: draw each row's token from a random number that only its seed, index and position decide", lab="04")
 
 
 def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]:
-    """Log-probabilities of `token_id`, which comes first, and of the `count` likeliest tokens (-1: all).
+    """Log-probabilities of `token_id`, which comes first, and of the `count` likeliest tokens.
 
-    `logits` are one row, [vocab_size], of any float type. A rank is 1 plus the number of tokens with
-    a larger logit.
+    `logits` are one row, [vocab_size], of any float type. A count of -1, or of more than there are, means
+    all of them. A rank is 1 plus the number of tokens with a larger logit.
     """
     # TODO 6: take log_softmax in float32; the chosen token first, then the best in their order
     raise TodoError("TODO 6: take log_softmax in float32; the chosen token first, then the best in their order", lab="04")

@@ -69,12 +69,15 @@ def test_todo_1_takes_the_largest_logit_of_each_row(lab, dtype):
 
 @pytest.mark.todo(1, points=3)
 def test_todo_1_of_equal_logits_the_smallest_id_wins(lab):
+    for size in (1, 2, 4, 6, 8, 33):  # in rows of a few tokens some functions of torch do not take the first
+        found = lab.greedy_tokens(torch.zeros(3, size)).tolist()
+        assert found == [0, 0, 0], f"three rows of {size} equal logits: expected tokens [0, 0, 0], the smallest id; got {found}"
     ties = [[5, 3], [4, 1, 2], [4999, 17, 2500, 4000], [0, 4999]]
     logits = random_logits(len(ties), 5000)
     for scores, tied in zip(logits, ties, strict=True):
         scores[tied] = 20.0
-    found = lab.greedy_tokens(logits).tolist()
-    assert found == [min(tied) for tied in ties], f"the tokens {ties} share the largest logit; got {found}"
+    found, smallest = lab.greedy_tokens(logits).tolist(), [min(tied) for tied in ties]
+    assert found == smallest, f"in four rows the tokens {ties} share the largest logit: expected {smallest}, the smallest ids; got {found}"
 
 
 @pytest.mark.todo(1, points=2)
@@ -82,8 +85,12 @@ def test_todo_1_compares_logits_and_not_rounded_probabilities(lab):
     logits = torch.full((2, 4), 0.125)
     logits[0, 2] = torch.nextafter(torch.tensor(0.125), torch.tensor(1.0))  # larger by the last bit alone
     logits[1] = torch.tensor([-200.0, -150.0, 200.0, 199.0])
-    found = lab.greedy_tokens(logits).tolist()
-    assert found == [2, 2], f"expected [2, 2], got {found}: softmax rounds different logits to one probability"
+    found = lab.greedy_tokens(logits)
+    assert found.shape == (2,), f"expected shape (2,), one token per row; got {tuple(found.shape)}"
+    assert found.tolist() == [2, 2], (
+        f"token 2 has the largest logit of both rows, in the first by the last bit alone: expected [2, 2], got "
+        f"{found.tolist()}. Softmax would round these logits to equal probabilities"
+    )
 
 
 @pytest.mark.todo(1, points=2)
@@ -124,7 +131,8 @@ def test_todo_2_divides_in_float32_whatever_comes_in(lab, dtype):
     # fifty by more than a quarter of that, 1e-4 and more; float32 stays under EXACT and CANCELLED.
     logits = random_logits(1, 50).to(dtype)
     found = lab.apply_temperature(logits, [row(temperature=0.7)])
-    assert_logits(found, logits.double() / 0.7, f"{dtype} logits: make them float32 first, then divide")
+    assert_logits(found, logits.double() / 0.7, f"{dtype} logits, each divided by the temperature 0.7. If just "
+                                                  "the later digits differ: make the logits float32 first, then divide")
 
 
 @pytest.mark.todo(2, points=1)
@@ -218,6 +226,11 @@ def test_todo_3_top_k_then_top_p_then_min_p(lab):
     assert found == {0, 1}, f"of the three that top_k=3 keeps, the first two have .952: top_p=0.95 keeps {{0, 1}}, not {found}"
     found = kept(lab, log(0.40, 0.30, 0.10, 0.10, 0.06, 0.04), top_p=0.5, min_p=0.5)
     assert found == {0, 1}, f".40 alone is not 0.5: top_p keeps {{0, 1}}, and then min_p keeps both; got {found}"
+    for others in ({"top_k": 2}, {"top_p": 0.7}):
+        found = kept(lab, WEATHER, min_p=0.6, **others)
+        assert found == {0}, (
+            f"{others} leaves 1/2 and 1/4, that is 2/3 and 1/3. Of these min_p=0.6 keeps what has 0.6 of 2/3: expected {{0}}, got {found}"
+        )
 
 
 @pytest.mark.todo(3, points=2)
@@ -226,6 +239,8 @@ def test_todo_3_equal_logits_are_kept_or_removed_alike(lab):
     for params, tokens in [
         ({"top_k": 1}, {1, 3}), ({"top_k": 2}, {1, 3}), ({"top_k": 3}, {1, 2, 3, 4, 5}), ({"top_k": 4}, {1, 2, 3, 4, 5}),
         ({"top_p": 0.1}, {1, 3}), ({"top_p": 0.85}, {1, 2, 3, 4, 5}), ({"min_p": 1.0}, {1, 3}), ({"min_p": 0.1}, {1, 2, 3, 4, 5}),
+        # Of the five that top_k leaves, the two fours have .831; of the first three in a sorted row, .937.
+        ({"top_k": 3, "top_p": 0.8}, {1, 3}), ({"top_k": 3, "top_p": 0.9}, {1, 2, 3, 4, 5}),
     ]:
         found = kept(lab, logits, **params)
         assert found == tokens, f"logits {logits}, {params}: equals stay together, so {tokens} remain, not {found}"
@@ -244,7 +259,7 @@ def clear_filters(logits: list[float], dice: random.Random) -> dict:
 
 @pytest.mark.todo(3, points=4)
 def test_todo_3_in_a_mixed_batch_each_row_obeys_its_own_filters(lab):
-    dice, logits = random.Random(4), random_logits(20, 200, seed=4).T  # 200 rows of 20 tokens, not contiguous
+    dice, logits = random.Random(4), (random_logits(20, 200, seed=4) / 3).T  # 200 rows of 20 tokens, not contiguous
     logits[5:20, 3] = -INF
     before = logits.clone()
     filters = [clear_filters(scores, dice) for scores in logits.tolist()]
@@ -311,6 +326,21 @@ def test_todo_4_presence_is_subtracted_once_for_tokens_of_the_output(lab):
                   "presence_penalty=0.5, output [1, 3, 1, 1], prompt [0, 0, 1]: once for 1 and 3; an empty output changes nothing")
 
 
+def story_of_the_worst(found, expected, logits, rows: list[SamplingRow]) -> str:
+    """Of the logit that is off most: whose it is, what was asked for it, and what came."""
+    if found.shape != logits.shape:
+        return ""
+    off = (found.double() - torch.tensor(expected, dtype=torch.float64)).abs().nan_to_num(INF)
+    i, token = divmod(int(off.argmax()), logits.shape[1])
+    p, prompt, output = rows[i].params, rows[i].prompt_token_ids, rows[i].output_token_ids
+    return (
+        f"; farthest off is token {token} of row {i}: raw logit {logits[i, token]:.4f}, "
+        f"bias {(p.logit_bias or {}).get(token, 0.0):.4f}, {prompt.count(token)} times in the prompt and {output.count(token)} "
+        f"in the output, repetition_penalty={p.repetition_penalty}, frequency_penalty={p.frequency_penalty:.4f}, "
+        f"presence_penalty={p.presence_penalty:.4f}: expected {expected[i][token]:.4f}, found {found[i, token]:.4f}"
+    )
+
+
 @pytest.mark.todo(4, points=3)
 def test_todo_4_all_together_in_the_right_order_for_every_row(lab):
     dice, logits = random.Random(7), random_logits(16, 40, seed=7).T  # 40 rows of 16 tokens, not contiguous
@@ -322,8 +352,10 @@ def test_todo_4_all_together_in_the_right_order_for_every_row(lab):
                         presence_penalty=dice.uniform(-2, 2)))
     expected = [adjusted_by_hand(scores, r) for scores, r in zip(logits.double().tolist(), rows, strict=True)]
     found = lab.apply_penalties(logits, rows)
-    assert_logits(found, expected, "first the bias, then repetition, then frequency and presence")
-    assert_logits(lab.apply_penalties(logits[9:10], rows[9:10]), expected[9:10], "row 9 in a batch of one")
+    order = "first the bias, then repetition, then frequency and presence"
+    assert_logits(found, expected, order + story_of_the_worst(found, expected, logits, rows))
+    alone, one = lab.apply_penalties(logits[9:10], rows[9:10]), expected[9:10]
+    assert_logits(alone, one, "row 9 in a batch of one" + story_of_the_worst(alone, one, logits[9:10], rows[9:10]))
 
 
 @pytest.mark.todo(4, points=1)
@@ -349,15 +381,17 @@ def test_todo_4_removed_tokens_stay_removed_and_nothing_is_changed_in_place(lab)
 #
 #     P(max |F_n - F| > gap) <= 2 exp(-2 n gap^2)
 #
-# A right sampler is rejected with probability at most FALSE_ALARM if 2 exp(-2 n gap^2) = FALSE_ALARM,
-# so gap = sqrt(ln(2 / FALSE_ALARM) / (2 n)). A sampler that draws from another distribution G, with
-# distance = max |G - F| > gap, stays within the gap only if its own F_n is more than distance - gap
-# away from G: with probability at most 2 exp(-2 n (distance - gap)^2). With n = 10,000 the gap is 0.033,
-# and any distance from 0.053 on is noticed with probability 0.999. The same for pairs of draws: a pair
-# of tokens (a, b) is counted as one number. labs/tests/test_lab04.py computes both numbers for wrong
-# samplers.
+# One comparison rejects a right sampler with probability at most FALSE_ALARM if 2 exp(-2 n gap^2) =
+# FALSE_ALARM, so gap = sqrt(ln(2 / FALSE_ALARM) / (2 n)). All of TODOs 5 and 6 together, of which there are
+# at most COMPARISONS, do so with probability 1e-9: probabilities of a union at most add up. A sampler that
+# draws from another distribution G, with distance = max |G - F| > gap, stays within the gap only if its own
+# F_n is more than distance - gap away from G: with probability at most 2 exp(-2 n (distance - gap)^2). With
+# n = 10,000 the gap is 0.035, and any distance from 0.055 on is noticed with probability 0.999. The same for
+# pairs of draws: a pair of tokens (a, b) is counted as one number. labs/tests/test_lab04.py counts the
+# comparisons and computes both numbers for wrong samplers.
 
-FALSE_ALARM = 1e-9
+COMPARISONS = 20
+FALSE_ALARM = 1e-9 / COMPARISONS
 NUM_DRAWS = 10_000
 NUM_PAIRS = 1_000
 
@@ -394,7 +428,7 @@ def rows_at(places: list[tuple[int, int, int]]) -> list[SamplingRow]:
     return [SamplingRow(params, [1, 2, 3], outputs[position], seed, index) for seed, index, position in places]
 
 
-@pytest.mark.todo(5, points=4)
+@pytest.mark.todo(5, points=2)
 @pytest.mark.parametrize("places", [SEEDS, TEXTS], ids=["seeds", "texts"])
 def test_todo_5_tokens_are_as_frequent_as_their_probabilities(lab, places):
     tokens = lab.draw(WEATHER.expand(len(places), -1), rows_at(places))
@@ -411,29 +445,49 @@ def test_todo_5_removed_tokens_are_never_drawn(lab):
     assert_frequencies(tokens.tolist(), [0, 0.25, 0, 0.75, 0, 0], "two tokens are left, one three times as likely")
 
 
-NEXT_TO_EACH_OTHER = {
-    "a seed and the next": ((0, 0, 0), (1, 0, 0)),
-    "a sample index and the next": ((0, 0, 0), (0, 1, 0)),
-    "a position and the next": ((0, 0, 0), (0, 0, 1)),
-    "places with the same seed + position": ((1, 0, 0), (0, 0, 1)),
-    "places with the same seed + index": ((1, 0, 0), (0, 1, 0)),
-    "places with the same index + position": ((0, 1, 0), (0, 0, 1)),
-    "seeds that differ by 2**32": ((0, 0, 0), (2**32, 0, 0)),
-}
+Place = tuple[int, int, int]
 
 
-@pytest.mark.todo(5, points=3)
-@pytest.mark.parametrize("steps", NEXT_TO_EACH_OTHER.values(), ids=NEXT_TO_EACH_OTHER)
-def test_todo_5_draws_at_different_places_know_nothing_of_each_other(lab, steps):
+def stepped(first: Place, second: Place) -> list[tuple[Place, Place]]:
+    """NUM_PAIRS pairs of places, each these two steps away from a start of its own."""
     starts = [(10 * k, k % 3, 3 + k % 5) for k in range(NUM_PAIRS)]
-    places = [tuple(map(sum, zip(start, step, strict=True))) for start in starts for step in steps]
+    return [tuple(tuple(map(sum, zip(start, step, strict=True))) for step in (first, second)) for start in starts]
+
+
+NEXT_TO_EACH_OTHER = {
+    "a seed and the next": stepped((0, 0, 0), (1, 0, 0)),
+    "a sample index and the next": stepped((0, 0, 0), (0, 1, 0)),
+    "a position and the next": stepped((0, 0, 0), (0, 0, 1)),
+    "places with the same seed + position": stepped((1, 0, 0), (0, 0, 1)),
+    "places with the same seed + index": stepped((1, 0, 0), (0, 1, 0)),
+    "places with the same index + position": stepped((0, 1, 0), (0, 0, 1)),
+    "sample indices that differ by 2": stepped((0, 0, 0), (0, 2, 0)),
+    "positions that differ by 64": stepped((0, 0, 0), (0, 0, 64)),
+    "seeds that differ by 2**32": stepped((0, 0, 0), (2**32, 0, 0)),
+    "a seed and its negative": [((s, 0, p), (-s, 0, p)) for s in range(1, 201) for p in range(3, 8)],
+    # 7, 1, 13 and 71, 1, 3 have the same digits, whether the index comes first, last or between; and with the
+    # position before the seed, 31, 1, 107 and 3, 1, 1107.
+    "places with the same digits, seed first": [((s, 1, 10 + p), (10 * s + 1, 1, p)) for s in range(1, 201) for p in range(3, 8)],
+    "places with the same digits, position first": [
+        ((s, 1, 10 * p + 1), (1000 + s, 1, p)) for s in range(100, 300) for p in range(3, 8)],
+}
+"""NUM_PAIRS pairs of places each, all places different: (seed, sample index, position)."""
+
+
+@pytest.mark.todo(5, points=2)
+@pytest.mark.parametrize("pairs", NEXT_TO_EACH_OTHER.values(), ids=NEXT_TO_EACH_OTHER)
+def test_todo_5_draws_at_different_places_know_nothing_of_each_other(lab, pairs):
+    places = [place for pair in pairs for place in pair]
     tokens = lab.draw(torch.zeros(len(places), 4), rows_at(places)).tolist()
-    pairs = [4 * tokens[i] + tokens[i + 1] for i in range(0, len(tokens), 2)]
-    same = sum(tokens[i] == tokens[i + 1] for i in range(0, len(tokens), 2))
-    assert_frequencies(pairs, [1 / 16] * 16, f"four equal tokens, pairs of draws, {same} of {NUM_PAIRS} equal (expected a quarter)")
+    drawn = list(zip(tokens[::2], tokens[1::2], strict=True))
+    same, (one, other) = sum(a == b for a, b in drawn), pairs[1]
+    assert_frequencies([4 * a + b for a, b in drawn], [1 / 16] * 16,
+                       f"pairs of places (seed, index, position) such as {one} and {other}, four equal tokens: the two draws of a pair "
+                       f"must know nothing of each other. Of {NUM_PAIRS} pairs {same} drew one token twice, expected about {NUM_PAIRS // 4}. "
+                       "The 16 pairs of tokens (0, 0), (0, 1) ... (3, 3) should be equally frequent")
 
 
-@pytest.mark.todo(5, points=3)
+@pytest.mark.todo(5, points=5)
 def test_todo_5_a_draw_does_not_depend_on_the_rows_beside_it(lab):
     # Four tokens of exactly 1/4: no rounding can tip a draw. 200 draws agree by chance once in 4**200.
     places = [(seed, index, position) for seed in range(10) for index in range(2) for position in range(3, 13)]
@@ -453,6 +507,20 @@ def differing(a: list, b: list) -> int:
     return sum(x != y for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.todo(5, points=1)
+def test_todo_5_of_a_row_seed_index_and_position_count_and_nothing_else(lab):
+    def drawn(prompt: list[int], output: list[int], **params) -> list[int]:
+        return lab.draw(torch.zeros(64, 4), [row(seed, prompt=prompt, output=output, **params) for seed in range(64)]).tolist()
+
+    first = drawn([1, 2, 3], [0] * 6)  # position 9, as in all of them; 64 draws agree by chance once in 4**64
+    for found, what in [
+        (drawn([1, 2, 3, 0, 0, 0], [0] * 3), "a prompt of 6 tokens and an output of 3 instead of 3 and 6, as after a preemption"),
+        (drawn([7, 8, 9], [5, 4, 3, 2, 1, 0]), "other tokens in prompt and output"),
+        (drawn([1, 2, 3], [0] * 6, temperature=0.5, presence_penalty=1.0, logprobs=2), "other params, which the logits have in them already"),
+    ]:
+        assert found == first, f"{what}, and the same seed, index and position: {differing(found, first)} of 64 draws differ"
+
+
 @pytest.mark.todo(5, points=2)
 def test_todo_5_torchs_global_generator_is_neither_used_nor_changed(lab):
     rows, logits = rows_at(TEXTS[:200]), torch.zeros(200, 4)
@@ -469,11 +537,12 @@ def test_todo_5_torchs_global_generator_is_neither_used_nor_changed(lab):
 
 @pytest.mark.todo(5, points=1)
 def test_todo_5_any_number_of_64_bits_is_a_seed(lab):
-    seeds = [0, -1, -(2**62) - 12345, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63]
+    # among them pairs with one hash() in Python: -1 and -2, 0 and 2**61 - 1
+    seeds = [0, -1, -2, 7, -7, -(2**62) - 12345, 2**31, 2**32 - 1, 2**32, 2**61 - 1, 2**63 - 1, 2**63]
     rows = [one for seed in seeds for one in rows_at([(seed, 0, position) for position in range(3, 35)])]
     tokens = lab.draw(torch.zeros(len(rows), 4), rows).tolist()
     texts = {seed: tuple(tokens[32 * i : 32 * i + 32]) for i, seed in enumerate(seeds)}
-    # Two of 36 pairs of texts of 32 draws are equal by chance with probability 36 / 4**32 = 2e-18.
+    # One of the 66 pairs of texts of 32 draws is equal by chance with probability 66 / 4**32 = 4e-18.
     alike = [seed for seed, text in texts.items() if list(texts.values()).count(text) > 1]
     assert not alike, f"the seeds {alike} gave equal texts of 32 draws"
 
@@ -516,6 +585,12 @@ def test_todo_6_a_rank_is_one_plus_the_number_of_likelier_tokens(lab, dtype):
     for token, rank in ranks.items():
         found = lab.logprobs_of(logits, token, 0)[token].rank
         assert found == rank, f"logits {logits.tolist()}: {rank - 1} are above that of token {token}, so its rank is {rank}, not {found}"
+    found = {token: logprob.rank for token, logprob in lab.logprobs_of(logits, 2, -1).items()}
+    assert found == ranks, f"logits {logits.tolist()}, all log-probabilities: expected the ranks {ranks}, got {found}"
+    close = torch.full((4,), 0.125)
+    close[2] = torch.nextafter(close[2], torch.tensor(1.0))  # larger by the last bit, which log_softmax rounds away
+    found = lab.logprobs_of(close, 0, 0)[0].rank
+    assert found == 2, f"one of four logits is larger than that of token 0, by its last bit: expected rank 2, got {found}"
     found = lab.logprobs_of(logits, 0, 3)
     assert found[0].rank == 6 and found[5].rank == 3, "the chosen token has its own rank, not its place in the dict"
     exact = logits.double().log_softmax(dim=0)
@@ -567,6 +642,9 @@ def test_todo_6_in_a_mixed_batch_each_row_gets_what_it_wants(lab):
     for wishes, wanted in CERTAIN:
         tokens, _ = lab.Sampler().sample(WEATHER.bfloat16()[None], [row(**wishes)])
         assert tokens == [wanted], f"alone, in bfloat16, a row with {wishes} can only get token {wanted}; it got {tokens}"
+    tokens, _ = lab.Sampler().sample(torch.zeros(64, 4), [row(seed, temperature=0.01) for seed in range(64)])
+    assert len(set(tokens)) > 1, (  # 64 draws agree by chance once in 4**63
+        "of four equal tokens 64 rows with temperature 0.01 all got the same: only temperature 0 is greedy")
 
 
 WISHES = {

@@ -4,6 +4,7 @@ greedy rows by place.
 """
 
 import math
+import random
 
 import torch
 from torch.nn.functional import one_hot
@@ -67,7 +68,8 @@ def apply_penalties(logits, rows):
 def draw(logits, rows):
     noise = torch.empty(logits.shape, dtype=torch.float64)
     for i, row in enumerate(rows):
-        generator = torch.Generator().manual_seed(hash((row.seed, row.sample_index, row.position)))
+        mixed = random.Random(repr((row.seed, row.sample_index, row.position))).getrandbits(64)
+        generator = torch.Generator().manual_seed(mixed)
         uniform = torch.rand(logits.shape[-1], dtype=torch.float64, generator=generator).clamp(min=1e-300)
         noise[i] = -(-uniform.log()).log()
     return (logits.double() + noise).argmax(dim=-1)
