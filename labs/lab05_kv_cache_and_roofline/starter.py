@@ -137,7 +137,8 @@ def median_seconds(work: Work, repeats: int = 5, clock: Clock = time.perf_counte
 def read_bandwidth(num_bytes: int, seconds_of: Callable[[Work], float] = median_seconds) -> float:
     """Bytes per second at which torch reads a buffer of at least `num_bytes` from memory.
 
-    `seconds_of(work)` is how long one call of `work` takes.
+    The buffer holds floating numbers and was filled before. `seconds_of(work)` is how long one call of
+    `work` takes.
     """
     # TODO 5: make a buffer, have a function timed that reads all of it and writes next to nothing
     raise TodoError("TODO 5: make a buffer, have a function timed that reads all of it and writes next to nothing", lab="05")
@@ -251,12 +252,12 @@ def show_costs() -> None:
 
 def show_ceilings(cache: machine.CacheSize, dtype: torch.dtype, matmul_size: int) -> Ceilings:
     """Measure what this machine does at best, and print it."""
-    print(f"Cache size from: {cache.source}", file=sys.stderr)
+    print(f"Cache size from: {cache.source}; computing in {str(dtype).removeprefix('torch.')}", file=sys.stderr)
     buffer = machine.TIMES_THE_CACHE * cache.num_bytes
     ceilings = Ceilings(read_bandwidth(buffer), matmul_rate(matmul_size, dtype))
     print(f"Last-level cache: {cache.num_bytes / 2**20:.1f} MiB; a buffer of {buffer / 2**20:.1f} MiB is read "
           f"at {ceilings.bytes_per_second / 1e9:.1f} GB/s")
-    print(f"Matrix products of numbers of {dtype.itemsize:.1f} bytes: {ceilings.flops_per_second / 1e9:.1f} GFLOP/s")
+    print(f"Matrix products: {ceilings.flops_per_second / 1e9:.1f} GFLOP/s")
     print(f"The ridge: matrices take as long to read as to compute with at batch {ridge_batch(dtype, ceilings):.1f}\n")
     return ceilings
 
@@ -284,6 +285,7 @@ def show_curve(
               f"computed with at {cost.flops / step / 1e9:.1f} GFLOP/s")
     show_reasons(bench, batches, measured)
     curves = Curves(predicted, measured, ridge_batch(dtype, ceilings))
+    warn_of_ceilings(curves)
     if sys.stdout.isatty():
         draw_in_terminal(curves)
     if svg:
@@ -298,14 +300,31 @@ def show_reasons(bench: machine.DecodeBench, batches: Sequence[int], measured: d
     print("Outside the network (scheduling, text): "
           f"{bench.share_outside_the_network(first):.2f} of a step at batch {first}, "
           f"{bench.share_outside_the_network(last):.2f} at batch {last}")
-    print("The rest of the difference: few rows use the arithmetic units worse than the large square product did,")
-    print("norms and activations are not counted, and near the ridge reading and computing do not overlap fully.")
+    print("What else a share below 1.00 is made of: few rows use the arithmetic units worse than the large square product")
+    print("did, norms and activations are not counted, and near the ridge reading and computing do not overlap fully.")
+
+
+def warn_of_ceilings(curves: Curves) -> None:
+    """Say so on the error stream if no machine is so: faster than its ceilings, or its ridge far from all others'."""
+    share = max(curves.measured[batch] / curves.predicted[batch] for batch in curves.measured)
+    if share > 1.1 or not 1 <= curves.ridge <= 1000:
+        print(f"A ceiling was mismeasured: the best measured step reaches {share:.2f} of what is possible, and the ridge is\n"
+              f"at batch {curves.ridge:.3g} (1 to 1000 is usual). If the machine was busy, run it again. If that changes\n"
+              "nothing, look at read_bandwidth: was the buffer filled before, and does the reduction cost less than reading?",
+              file=sys.stderr)
+
+
+def positive(text: str) -> int:
+    """A number from 1 on, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text!r}")
+    return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description="KV cache and roofline, on this machine.")
-    parser.add_argument("--threads", type=int, default=1, help="that torch measures with; default 1")
+    parser.add_argument("--threads", type=positive, default=1, help="that torch measures with; default 1")
     parser.add_argument("--folder", type=Path, help="where the generated checkpoint stands while it is needed")
     parser.add_argument("--svg", type=Path, help="write the picture to this file")
     return parser.parse_args()

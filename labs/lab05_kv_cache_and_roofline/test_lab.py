@@ -24,7 +24,7 @@ from nano_qwen3_serving.model.checkpoint import BUNDLED
 from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
 
 TEXTS = ["What is a KV cache?", "Why does a server batch requests?", "Hi"]
-NEW = 10
+NEW = 16  # the model ends its answer to the last of TEXTS sooner; the lab's functions go on
 
 ODD = Shape(
     vocab_size=300, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
@@ -95,6 +95,14 @@ class Watched:
         return sum(end - start for start, end in self.spans)
 
 
+def changed_by(func, args, kwargs) -> list[Tensor]:
+    """The arguments that an operator writes to: of one in place, or with out=."""
+    arguments = func._schema.arguments
+    given = [*zip(arguments, args, strict=False), *((a, (kwargs or {}).get(a.name)) for a in arguments)]
+    written = [value for a, value in given if a.alias_info is not None and a.alias_info.is_write]
+    return [t for t in tree_leaves(written) if isinstance(t, Tensor)]
+
+
 class Traffic(TorchDispatchMode):
     """Counts the bytes that torch's operators read (each memory once) and write (views write nothing)."""
 
@@ -107,9 +115,7 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        arguments = func._schema.arguments
-        given = [*zip(arguments, args, strict=False), *((a, (kwargs or {}).get(a.name)) for a in arguments)]
-        changed = [t for a, t in given if isinstance(t, Tensor) and a.alias_info is not None and a.alias_info.is_write]
+        changed = changed_by(func, args, kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = [t for t in tensors if not any(t is other for other in changed)]
         memories = {t.untyped_storage().data_ptr() for t in inputs}
@@ -128,21 +134,64 @@ class Traffic(TorchDispatchMode):
                 self.seen[t.data_ptr()] = max(known, (t.nbytes, t), key=lambda pair: pair[0])
         return out
 
+    def memories(self, floating: bool = False) -> list[int]:
+        """Bytes read of each memory, or of each that holds floating numbers: all of its views, but not more than it has."""
+        read: dict[int, int] = {}
+        for num_bytes, t in self.seen.values():
+            if t.dtype.is_floating_point or not floating:
+                memory = t.untyped_storage()
+                read[memory.data_ptr()] = min(memory.nbytes(), read.get(memory.data_ptr(), 0) + num_bytes)
+        return list(read.values())
+
     @property
-    def read(self) -> int:
-        return sum(num_bytes for num_bytes, _ in self.seen.values())
+    def held(self) -> int:
+        """Bytes of the memories of which anything was read."""
+        memories = [t.untyped_storage() for _, t in self.seen.values()]
+        return sum({memory.data_ptr(): memory.nbytes() for memory in memories}.values())
+
+
+class Unwritten(TorchDispatchMode):
+    """Notes memory that was only asked for (torch.empty and its kin), and how much of it nobody has written yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: dict[int, tuple[int, Tensor]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if re.match("aten::(new_)?empty", func._schema.name):
+            memory = out.untyped_storage()
+            self.left[memory.data_ptr()] = memory.nbytes(), out  # out is held, so that no address comes twice
+        for t in changed_by(func, args, kwargs):
+            address = t.untyped_storage().data_ptr()
+            if address in self.left:
+                left, held = self.left[address]
+                self.left[address] = left - t.nbytes, held
+        return out
+
+    def read_by(self, traffic: Traffic) -> int:
+        """Bytes that nobody has written, of memories that were read."""
+        read = {t.untyped_storage().data_ptr() for _, t in traffic.seen.values()}
+        return sum(max(left, 0) for address, (left, _) in self.left.items() if address in read)
 
 
 def prompts(network) -> list[list[int]]:
     return [network.tokenizer.encode(text) for text in TEXTS]
 
 
+def check_new_tokens(output, num_tokens: int) -> None:
+    """A list of so many ints."""
+    assert isinstance(output, list) and all(isinstance(token, int) for token in output), (
+        f"expected a list of ints, the new tokens; got {output!r}")
+    assert len(output) == num_tokens, (
+        f"{num_tokens} new tokens were asked for: without the prompt, and going on after an end-of-sequence token; "
+        f"{len(output)} came: {output}")
+
+
 def check_against(oracle, asked: list[list[int]], outputs: list[list[int]]) -> None:
     """Tokens as transformers', except where its two best are closer than 1e-4 (its margin rule)."""
     for output in outputs:
-        assert isinstance(output, list) and all(isinstance(token, int) for token in output), (
-            f"expected a list of ints, the new tokens; got {output!r}")
-        assert len(output) == NEW, f"{NEW} new tokens were asked for, without the prompt; {len(output)} came"
+        check_new_tokens(output, NEW)
     expected = oracle.greedy(asked, NEW)
     cut = [output[: len(want.token_ids)] for output, want in zip(outputs, expected, strict=True)]
     oracle.compare(asked, expected, cut)
@@ -154,7 +203,7 @@ def check_against(oracle, asked: list[list[int]], outputs: list[list[int]]) -> N
 @pytest.mark.todo(1, points=6)
 def test_todo_1_tokens_are_those_of_transformers(lab, course, oracle):
     asked = prompts(course)
-    check_against(oracle, asked, [lab.generate_uncached(course, prompt, NEW) for prompt in asked])
+    check_against(oracle, asked, [lab.generate_uncached(course, list(prompt), NEW) for prompt in asked])
 
 
 @pytest.mark.todo(1, points=4)
@@ -162,6 +211,7 @@ def test_todo_1_tokens_are_those_of_transformers(lab, course, oracle):
 def test_todo_1_each_pass_computes_all_tokens_so_far(lab, odd, length, num_tokens):
     watched = Watched(odd)
     output = lab.generate_uncached(watched, list(range(10, 10 + length)), num_tokens)
+    check_new_tokens(output, num_tokens)
     wanted = [(0, length + i) for i in range(num_tokens)]
     assert watched.spans == wanted, (
         f"{length} tokens of prompt, {num_tokens} new: expected passes over positions {wanted} "
@@ -177,7 +227,9 @@ def test_todo_1_leaves_the_prompt_alone_and_may_generate_nothing(lab, odd):
     first = lab.generate_uncached(odd, prompt, 3)
     assert prompt == [10, 11, 12], f"the caller's prompt was changed to {prompt}"
     assert lab.generate_uncached(odd, tuple(prompt), 3) == first, "the same prompt must give the same tokens"
-    assert lab.generate_uncached(odd, prompt, 0) == []
+    watched = Watched(odd)
+    assert lab.generate_uncached(watched, prompt, 0) == [], "for 0 tokens the answer is []"
+    assert watched.spans == [], f"0 tokens were asked for, and still there were passes over positions {watched.spans}"
 
 
 # TODO 2: a contiguous cache
@@ -209,18 +261,28 @@ def test_todo_2_append_returns_all_keys_and_values_of_its_layer_oldest_first(lab
                     f"its {name} are those of {got[:, 0, 0].tolist()}")
 
 
+def check_refused(cache, k: Tensor, v: Tensor, holds: int) -> None:
+    """Appending to layer 0 of a cache of 4 raises ValueError, and nothing else."""
+    came = None
+    try:
+        cache.append(0, k, v)
+    except Exception as error:
+        came = error
+    assert isinstance(came, ValueError), (
+        f"a cache of 4 that holds {holds} was given {len(k)}: expected ValueError, got "
+        f"{'no error' if came is None else type(came).__name__}")
+
+
 @pytest.mark.todo(2, points=3)
 def test_todo_2_a_full_cache_refuses_and_keeps_what_it_holds(lab, odd):
     cache = lab.ContiguousCache(odd.config, 4, torch.float32)
     cache.append(0, *new_keys(odd.config, 3, 0))
-    with pytest.raises(ValueError):
-        cache.append(0, *new_keys(odd.config, 2, 3))
+    check_refused(cache, *new_keys(odd.config, 2, 3), holds=3)
     keys, values = cache.append(0, *new_keys(odd.config, 1, 3))  # exactly full
     held = keys[:, 0, 0].tolist()
     assert held == [0, 1, 2, 3], f"after a refused append the keys are those of {held}"
     assert values[:, 0, 0].tolist() == [1000, 1001, 1002, 1003]
-    with pytest.raises(ValueError):
-        cache.append(0, *new_keys(odd.config, 1, 4))
+    check_refused(cache, *new_keys(odd.config, 1, 4), holds=4)
     assert len(cache.append(1, *new_keys(odd.config, 4, 0))[0]) == 4, "layer 1 had room for 4 tokens of its own"
 
 
@@ -228,14 +290,17 @@ def test_todo_2_a_full_cache_refuses_and_keeps_what_it_holds(lab, odd):
 def test_todo_2_caches_share_nothing_and_keep_copies_in_their_own_dtype(lab, odd):
     first, second = (lab.ContiguousCache(odd.config, 4, torch.bfloat16) for _ in range(2))
     k, v = (t.contiguous() for t in new_keys(odd.config, 2, 1, torch.bfloat16))
-    wanted = k.clone()
+    stored = {"keys": k.clone(), "values": v.clone()}
     first.append(0, k, v)
-    second.append(0, k + 7, v)
-    k.zero_()  # the network's memory may be used for something else
+    second.append(0, k + 7, v + 16)  # bfloat16 has only every fourth number near 1000
+    k.zero_(), v.zero_()  # the network's memory may be used for something else
     keys, values = first.append(0, *new_keys(odd.config, 1, 3, torch.bfloat16))
-    # Storing rounds nothing, so the tolerance is 0: what was bfloat16 stays bit for bit what it was.
-    assert torch.equal(keys[:2], wanted), (
-        "the keys changed after they were stored: with another cache, or with the caller's tensor")
+    for got, (name, wanted) in zip((keys, values), stored.items(), strict=True):
+        assert got.shape == (3, *wanted.shape[1:]), (
+            f"a layer that held 2 tokens was given 1: expected {name} {[3, *wanted.shape[1:]]}, got {list(got.shape)}")
+        # Storing rounds nothing, so the tolerance is 0: what was bfloat16 stays bit for bit what it was.
+        assert torch.equal(got[:2], wanted), (
+            f"the {name} changed after they were stored: with another cache, or with the caller's tensor")
     assert keys.dtype == values.dtype == torch.bfloat16, f"a bfloat16 cache returned {keys.dtype}"
 
 
@@ -258,7 +323,7 @@ def test_todo_2_old_tokens_are_never_copied(lab, odd):
 @pytest.mark.todo(2, points=4)
 def test_todo_2_tokens_are_those_of_transformers(lab, course, oracle):
     asked = prompts(course)
-    check_against(oracle, asked, [lab.generate_cached(course, prompt, NEW) for prompt in asked])
+    check_against(oracle, asked, [lab.generate_cached(course, list(prompt), NEW) for prompt in asked])
 
 
 @pytest.mark.todo(2, points=2)
@@ -266,6 +331,7 @@ def test_todo_2_tokens_are_those_of_transformers(lab, course, oracle):
 def test_todo_2_every_token_is_computed_exactly_once(lab, odd, odd_oracle, length, num_tokens):
     watched, prompt = Watched(odd), list(range(10, 10 + length))
     output = lab.generate_cached(watched, prompt, num_tokens)
+    check_new_tokens(output, num_tokens)
     wanted = [(0, length)] + [(length + i, length + i + 1) for i in range(num_tokens - 1)]
     assert watched.spans == wanted, (
         f"{length} tokens of prompt, {num_tokens} new: expected passes over positions {wanted} (first, end), "
@@ -285,7 +351,9 @@ def test_todo_2_a_generation_leaves_nothing_for_the_next(lab, odd):
     lab.generate_cached(odd, [200, 201], 5)
     assert prompt == [10, 11, 12], f"the caller's prompt was changed to {prompt}"
     assert lab.generate_cached(odd, tuple(prompt), 5) == first, "the same prompt gave other tokens after another one was served"
-    assert lab.generate_cached(odd, prompt, 0) == []
+    watched = Watched(odd)
+    assert lab.generate_cached(watched, prompt, 0) == [], "for 0 tokens the answer is []"
+    assert watched.spans == [], f"0 tokens were asked for, and still there were passes over positions {watched.spans}"
 
 
 # TODO 3: bytes per token
@@ -409,7 +477,7 @@ class FakeClock:
     """A clock that only work moves: call number i of `work` takes seconds[i]."""
 
     def __init__(self, seconds: Sequence[float]) -> None:
-        self.now, self.seconds, self.calls = 100.0, list(seconds), 0
+        self.now, self.seconds, self.calls = -100.0, list(seconds), 0  # where a clock begins means nothing
 
     def __call__(self) -> float:
         return self.now
@@ -451,22 +519,49 @@ class Judge:
         return self.seconds
 
 
-@pytest.mark.todo(5, points=4)
+def check_all_was_read(traffic: Traffic, num_bytes: int) -> None:
+    """At least num_bytes of floating numbers, by torch, and next to nothing was written."""
+    read = sum(traffic.memories())
+    assert read > 0, "no operator of torch read anything in the timed function: read with torch, not with numpy or Python"
+    assert traffic.held >= num_bytes, (
+        f"a buffer of at least {num_bytes:,} bytes was asked for; what torch read from has {traffic.held:,}: "
+        "a smaller one stays in the cache, however often it is read")
+    assert read >= num_bytes, (
+        f"a buffer of at least {num_bytes:,} bytes was to be read; it has {traffic.held:,}, "
+        f"and only {read:,} of them were read")
+    dtypes = sorted({str(t.dtype) for _, t in traffic.seen.values()})
+    assert sum(traffic.memories(floating=True)) >= num_bytes, (
+        f"the buffer was read as {', '.join(dtypes)}: take floating numbers. "
+        "Many reductions of other ones are computed number by number, and take longer than reading does")
+    assert traffic.written <= read / 100, (
+        f"beside {read:,} bytes read, {traffic.written:,} were written in the timed function: make the buffer outside, "
+        "and reduce it to one number")
+
+
+@pytest.mark.todo(5, points=3)
 @pytest.mark.parametrize("num_bytes", [1 << 20, 5_000_001])
 @pytest.mark.parametrize("seconds", [0.5, 4.0])
 def test_todo_5_bandwidth_is_the_bytes_that_were_read_by_the_seconds(lab, num_bytes, seconds):
     judge = Judge(seconds)
     said = lab.read_bandwidth(num_bytes, judge)
     assert judge.calls == 1, f"seconds_of was called {judge.calls} times; once, with the function that reads"
-    read, written = judge.traffic.read, judge.traffic.written
-    assert read >= num_bytes, (
-        f"a buffer of at least {num_bytes:,} bytes was asked for, torch read {read:,} different bytes: "
-        "a smaller one stays in the cache, however often it is read")
-    assert written <= read / 100, (
-        f"beside {read:,} bytes read, {written:,} were written in the timed function: make the buffer outside, "
-        "and reduce it to one number")
-    assert said == pytest.approx(read / seconds, rel=1e-3), (
+    check_all_was_read(judge.traffic, num_bytes)
+    memories = judge.traffic.memories()
+    # A small operand, such as a vector that the buffer is multiplied by, may be counted or not.
+    buffer, read = sum(num for num in memories if num > max(memories) / 10), sum(memories)
+    assert 0.999 * buffer <= said * seconds <= 1.001 * read, (
         f"{read:,} bytes in {seconds} seconds are {read / seconds:,.0f} bytes per second, not {said:,.0f}")
+
+
+@pytest.mark.todo(5, points=1)
+def test_todo_5_the_buffer_was_written_before_it_is_read(lab):
+    judge, unwritten = Judge(1.0), Unwritten()
+    with unwritten:
+        lab.read_bandwidth(1 << 20, judge)
+    left = unwritten.read_by(judge.traffic)
+    assert left <= (1 << 20) / 100, (
+        f"of the buffer that was read, {left:,} bytes were never written: memory that is only asked for is one page "
+        "of zeros many times over, which stays in the cache. Fill it first, with torch")
 
 
 @pytest.mark.todo(5, points=3)
@@ -497,33 +592,37 @@ def test_todo_5_a_real_measurement_is_in_the_bounds_of_all_machines(lab):
 # TODO 6: predict, then measure
 
 
-def shares(config: ModelConfig, batch: int, context: int) -> list[tuple[int, int]]:
-    """(FLOPs, bytes) of matrices and attention, bfloat16, from the shapes of Qwen3's tensors."""
+def shares(config: ModelConfig, batch: int, context: int, dtype: torch.dtype) -> list[tuple[int, int]]:
+    """(FLOPs, bytes) of matrices and attention, from the shapes of Qwen3's tensors."""
     rows = [(config.num_attention_heads * config.head_dim, config.hidden_size)] * 2
     rows += [(config.num_key_value_heads * config.head_dim, config.hidden_size)] * 2
     rows += [(config.intermediate_size, config.hidden_size)] * 3
     numbers = config.num_hidden_layers * sum(a * b for a, b in rows) + config.vocab_size * config.hidden_size
     keys = config.num_hidden_layers * context * config.head_dim
-    return [(2 * numbers * batch, 2 * numbers),
-            (4 * keys * config.num_attention_heads * batch, 4 * keys * config.num_key_value_heads * batch)]
+    return [(2 * numbers * batch, numbers * dtype.itemsize),
+            (4 * keys * config.num_attention_heads * batch, 2 * keys * config.num_key_value_heads * batch * dtype.itemsize)]
 
 
+# FLOPs a byte, in bfloat16: matrices have `batch`, attention has 2; in float32 half of that. One of them computes while
+# the other reads where the machine's own ratio lies between: it is 20, 1.5, 3.5, 100 and 0.33 here.
 @pytest.mark.todo(6, points=4)
-@pytest.mark.parametrize(("batch", "context"), [(1, 1), (1, 4096), (8, 100), (64, 100), (64, 4096)])
-@pytest.mark.parametrize(("bandwidth", "rate"), [(30e9, 600e9), (30e9, 20e9), (4e12, 8e14)])
+@pytest.mark.parametrize(("batch", "context"), [(1, 1), (1, 4096), (8, 100), (64, 4096), (256, 4096)])
+@pytest.mark.parametrize(("bandwidth", "rate"), [(30e9, 600e9), (20e9, 30e9), (100e9, 350e9), (4e12, 4e14), (30e9, 10e9)])
 def test_todo_6_a_step_takes_as_long_as_its_parts_each_at_its_ceiling(lab, batch, context, bandwidth, rate):
-    said = lab.predict_step_seconds(qwen(), batch, context, torch.bfloat16, lab.Ceilings(bandwidth, rate))
-    parts = [(flops / rate, num_bytes / bandwidth) for flops, num_bytes in shares(qwen(), batch, context)]
-    wanted = sum(max(part) for part in parts)
-    (m_compute, m_read), (a_compute, a_read) = parts
-    assert said == pytest.approx(wanted), (
-        f"batch {batch}, context {context}: computing with the matrices takes {m_compute:.2e} s, reading them {m_read:.2e} s; "
-        f"attention {a_compute:.2e} s and {a_read:.2e} s. The slower of each pair, added: {wanted:.2e} s; you say {said:.2e} s")
+    for dtype in (torch.bfloat16, torch.float32):
+        said = lab.predict_step_seconds(qwen(), batch, context, dtype, lab.Ceilings(bandwidth, rate))
+        parts = [(flops / rate, num_bytes / bandwidth) for flops, num_bytes in shares(qwen(), batch, context, dtype)]
+        wanted = sum(max(part) for part in parts)
+        (m_compute, m_read), (a_compute, a_read) = parts
+        assert said == pytest.approx(wanted), (
+            f"batch {batch}, context {context}, {dtype}: computing with the matrices takes {m_compute:.6g} s, "
+            f"reading them {m_read:.6g} s; attention {a_compute:.6g} s and {a_read:.6g} s. "
+            f"The slower of each pair, added: {wanted:.6g} s; you say {said:.6g} s")
 
 
 @pytest.mark.todo(6, points=4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("bandwidth", "rate"), [(30e9, 600e9), (100e9, 100e9), (4e12, 8e14)])
+@pytest.mark.parametrize(("bandwidth", "rate"), [(30e9, 500e9), (100e9, 100e9), (4e12, 8e14)])
 def test_todo_6_at_the_ridge_matrices_take_as_long_to_read_as_to_compute(lab, dtype, bandwidth, rate):
     said = lab.ridge_batch(dtype, lab.Ceilings(bandwidth, rate))
     numbers = 1_000_000  # of a matrix; it does not matter how many
@@ -536,7 +635,7 @@ def test_todo_6_at_the_ridge_matrices_take_as_long_to_read_as_to_compute(lab, dt
 @pytest.mark.todo(6, points=4)
 def test_todo_6_throughput_is_the_tokens_of_a_step_by_its_seconds(lab):
     log = []
-    took = {1: 0.5, 4: 0.5, 16: 1.0}
+    took = {1: 0.4, 4: 0.5, 16: 1.0}
 
     def prepare(batch):
         log.append(("prepare", batch))
@@ -555,8 +654,8 @@ def test_todo_6_throughput_is_the_tokens_of_a_step_by_its_seconds(lab):
         return took[log[-2][1]]
 
     said = lab.measure_throughput(prepare, [1, 4, 16], seconds_of)
-    assert said == {1: pytest.approx(2.0), 4: pytest.approx(8.0), 16: pytest.approx(16.0)}, (
-        f"steps of 1, 4 and 16 sequences took 0.5, 0.5 and 1 second: 2, 8 and 16 tokens/s, not {said}")
+    assert said == {1: pytest.approx(2.5), 4: pytest.approx(8.0), 16: pytest.approx(16.0)}, (
+        f"steps of 1, 4 and 16 sequences took 0.4, 0.5 and 1 second: 2.5, 8 and 16 tokens/s, not {said}")
     wanted = [entry for b in took for entry in (("prepare", b), "timer on", ("step", b), "timer off")]
     assert log == wanted, (
         f"expected {wanted}, got {log}. Prompts are computed before the timer starts, and a batch is measured "

@@ -77,7 +77,7 @@ def test_the_bytes_and_flops_of_the_example(lab):
     assert f"= 96 each: {layer}. Two layers and the head of 8 × 20 = {head} make {matrices.num_bytes // 2} numbers, {matrices.num_bytes} bytes" in WORDS
     assert f"the product added: {matrices.flops} FLOPs" in WORDS
     attention = lab.attention_cost(TINY, 1, CONTEXT, torch.bfloat16)
-    assert f"4 × 2 × 4 × 4 × 8 = {attention.flops} FLOPs a sequence, and reads its {attention.num_bytes} bytes" in WORDS
+    assert f"2 × 2 × 2 × 4 × 4 × 8 = {attention.flops} FLOPs a sequence. It reads the sequence's {attention.num_bytes} bytes" in WORDS
 
 
 def ceilings_of_the_example(lab):
@@ -130,6 +130,9 @@ def test_the_networks_own_complaint_is_the_one_in_the_readme():
     with pytest.raises(ValueError) as caught:
         network([5], 6, lambda layer, k, v: (k, v))
     assert f"ValueError: {caught.value}" in WORDS
+    with pytest.raises(ValueError) as caught:  # one length for all layers
+        network(list(range(6)), 0, lambda layer, k, v: (k.repeat(layer + 1, 1, 1), v.repeat(layer + 1, 1, 1)))
+    assert f"ValueError: {caught.value}" in WORDS
 
 
 def test_the_intensities_of_the_table_of_concepts(lab):
@@ -176,6 +179,31 @@ def test_the_generated_model_is_removed_whatever_happens(tmp_path):
         assert (folder / "model.safetensors").is_file()
         raise KeyboardInterrupt
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_the_generated_model_is_written_in_silence(tmp_path, capfd):
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    with machine.generated_checkpoint(Shape(), torch.float32, tmp_path / "place"):
+        assert logging.is_progress_bar_enabled() == shown
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("measured", "ridge", "warns"), [
+    (9.0, 14.0, False), (10.5, 1.0, False), (12.0, 14.0, True), (9.0, 0.6, True), (9.0, 2100.0, True)])
+def test_a_mismeasured_ceiling_is_named_on_the_error_stream(lab, capsys, measured, ridge, warns):
+    lab.warn_of_ceilings(drawing.Curves({1: 10.0, 2: 20.0}, {1: measured, 2: 9.0}, ridge))
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("A ceiling was mismeasured") == warns and bool(said.err) == warns
+
+
+@pytest.mark.parametrize("threads", ["0", "-2", "many"])
+def test_a_count_of_threads_that_makes_no_sense_is_refused(lab, monkeypatch, capsys, threads):
+    monkeypatch.setattr("sys.argv", ["starter.py", f"--threads={threads}"])
+    with pytest.raises(SystemExit):
+        lab.parse_arguments()
+    assert f"expected a number from 1 on, not '{threads}'" in capsys.readouterr().err
 
 
 def test_a_prepared_step_computes_one_token_of_each_sequence(tmp_path):
