@@ -109,7 +109,7 @@ def write_kv(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot_mappin
         k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous; changed in
             the slots of `slot_mapping` and nowhere else.
         k, v: [num_tokens, num_kv_heads, head_dim], of any strides.
-        slot_mapping: [num_tokens], torch.long.
+        slot_mapping: [num_tokens], torch.long; not changed, the next layer uses it too.
     """
     # TODO 2: write each token's key and value into its slot
     ### BEGIN SOLUTION
@@ -199,7 +199,8 @@ def batch_attention(
     Args:
         q: [num_tokens, num_heads, head_dim], num_tokens == query_starts[-1].
         k_cache, v_cache: this step's keys and values already written.
-        query_starts, seq_lens, block_tables: as in `Layout`.
+        query_starts, seq_lens, block_tables: as in `Layout`; what stands in a row of `block_tables`
+            after the request's last block means nothing.
 
     Returns:
         [num_tokens, num_heads, head_dim], of q's dtype.
@@ -267,10 +268,11 @@ class PagedAttention:
         Args:
             q: [num_rows, num_heads, head_dim]. Rows after the last request's are padding.
             layer_cache: keys and values.
-            metadata: query_lens (the rows of each request), seq_lens and block_tables.
+            metadata: query_lens (a list of ints: the rows of each request), seq_lens (a list of ints) and
+                block_tables (a tensor). It is the engine's, for all layers, and must not be changed.
 
         Returns:
-            [num_rows, num_heads, head_dim], of q's dtype; zeros in the padding rows.
+            [num_rows, num_heads, head_dim], of q's dtype; zeros in the padding rows, whatever their q holds.
         """
         # TODO 6: find the query starts, attend with TODO 5's function, fill the padding with zeros
         ### BEGIN SOLUTION
@@ -300,6 +302,7 @@ PROMPTS = ["What is paged attention?", "What is a block table?", "Why does a ser
 def main() -> None:
     """The worked example, then three prompts on an engine with this attention."""
     print("=== Paged Attention Lab ===\n")
+    show_slots()
     layout = lay_out([B, A], BLOCK_SIZE)
     show_layout(layout)
     k_cache, v_cache = fill_cache()
@@ -318,6 +321,15 @@ def name_of(chunk: Chunk) -> str:
 def column(numbers: Sequence[float]) -> Tensor:
     """Numbers as keys or values of one KV head with head_dim 1: [len(numbers), 1, 1]."""
     return torch.tensor(numbers)[:, None, None]
+
+
+def show_slots() -> None:
+    """Where the tokens of each request lie."""
+    for chunk in (A, B):
+        positions = range(chunk.num_computed_tokens + len(chunk.token_ids))
+        slots = ", ".join(map(str, slots_of(chunk.block_table, positions, BLOCK_SIZE)))
+        print(f"{name_of(chunk)}, block table {chunk.block_table}: positions 0 to {positions[-1]} have the slots {slots}")
+    print()
 
 
 def show_layout(layout: Layout) -> None:
@@ -353,9 +365,10 @@ def show_cache(k_cache: Tensor) -> None:
 
 def show_decode(k_cache: Tensor, v_cache: Tensor) -> None:
     """A's token over A's block table."""
-    q = torch.tensor([[1.0], [0.0]])
-    out = decode_attention(q, k_cache, v_cache, torch.tensor(A.block_table), A.num_computed_tokens + 1)
-    print(f"A, position 6, reads 7 values: heads {heads(out)}")
+    q, table, seq_len = torch.tensor([[1.0], [0.0]]), torch.tensor(A.block_table), A.num_computed_tokens + 1
+    values = gather(v_cache, table, seq_len)
+    out = decode_attention(q, k_cache, v_cache, table, seq_len)
+    print(f"A, position 6, reads {len(values)} values: heads {heads(out)}")
 
 
 def show_chunk(k_cache: Tensor, v_cache: Tensor) -> None:
