@@ -285,7 +285,7 @@ class AsyncLLMEngine:
             check_float("timeout", timeout, low=0, high=1e9, open_low=True)
         stream = self._register(request_id, params, None if timeout is None else arrival + timeout, timeout)
         try:
-            async with asyncio.timeout(timeout) as scope:  # an idle engine takes no steps that could look at the clock
+            async with asyncio.timeout(self._seconds_of(timeout)) as scope:
                 requests = await self.run_text(
                     self.engine.make_requests, stream.request_id, prompt, params, arrival, priority)
         except BaseException:
@@ -295,6 +295,11 @@ class AsyncLLMEngine:
             raise
         self._steps.submit(stream, requests)
         return stream
+
+    def _seconds_of(self, timeout: float | None) -> float | None:
+        """How long an event loop waits for a tokenisation, while an idle engine takes no steps that look at the
+        clock. None with a clock that is not the loop's own: it alone says when time has passed."""
+        return timeout if self.engine.clock is time.monotonic else None
 
     async def _outputs(self, stream: Stream) -> AsyncGenerator[RequestOutput, None]:
         """The stream's outputs; begun, because closing a generator that never began runs none of it,
