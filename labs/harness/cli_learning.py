@@ -1,5 +1,6 @@
 """`python -m labs watch|update|solution|diagnose`: working on a lab, and getting help with it."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ def watch(
     lab = find_lab(name) if name is not None else following[0]
     if todo is not None and todo not in standing.functions(lab):
         raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, standing.functions(lab)))}.")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a script started it in the background
     try:
         watching.watch(lab, todo, rounds, console.print)
     except KeyboardInterrupt:

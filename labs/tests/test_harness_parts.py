@@ -381,7 +381,7 @@ def test_generate_tells_whose_error_it_is_without_a_traceback(workshop, home: Pa
 def test_a_part_that_is_interrupted_is_named_with_its_line(home: Path):
     """Ctrl-C ends a part that never returns, and says where it was."""
     write(home, "lab06_toy", BLOCKS, ("class Pool", "import signal\n\n\nclass Pool"),
-          ("return False", "signal.raise_signal(signal.SIGINT)"))
+          ("return False", "signal.signal(signal.SIGINT, signal.default_int_handler); signal.raise_signal(signal.SIGINT)"))
     engine = engine_of(["mine:06"], home=home)
     with pytest.raises(KeyboardInterrupt) as caught:
         tokens(engine)
