@@ -30,7 +30,9 @@ def test_contents_stay():
     assert torch.equal(numbers, copy)
 
 
-def test_other_systems_do_nothing(monkeypatch):
+def test_other_systems_are_not_asked(monkeypatch):
+    asked: list[object] = []
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(huge_pages.ctypes, "CDLL", None)
+    monkeypatch.setattr(huge_pages.ctypes, "CDLL", asked.append)
     use_huge_pages()
+    assert asked == []
