@@ -67,7 +67,8 @@ class RequestTimeoutError(EngineError, TimeoutError):
     """The request's timeout passed before it finished; its blocks are free again.
 
     Attributes:
-        partial: the `RequestOutput` with what was generated until then.
+        partial: the `RequestOutput` with what was generated until then; of a stream of deltas, what its
+            consumer had not read.
     """
 
     def __init__(self, message: str, partial: Any = None) -> None:

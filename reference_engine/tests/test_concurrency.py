@@ -951,3 +951,19 @@ async def test_a_timeout_while_the_prompt_is_tokenised_on_an_idle_engine_is_told
         finally:
             slow.go_on.set()
         assert await ask(server, "hi", 5) == continued_text("hi", 5)
+
+
+async def test_a_timed_out_stream_of_deltas_hands_over_what_its_consumer_had_not_read():
+    clock, gate = ManualClock(), StepGate()
+    async with serving(double_components(), gate, clock=clock) as server:
+        params = SamplingParams(temperature=0, max_tokens=20, output_kind=RequestOutputKind.DELTA)
+        stream = await server.add_request("A", "hello", params, timeout=5)
+        await gate.at_step(4)  # by now some tokens wait in the mailbox
+        clock.advance(6)
+        gate.open()
+        for _ in range(2):
+            await server.get_stats()  # taken between two steps: before the second, timeouts were looked at
+        with pytest.raises(RequestTimeoutError) as caught:
+            await anext(stream)
+        text = caught.value.partial.outputs[0].text
+        assert len(text) >= 3 and continued_text("hello", 20).startswith(text)

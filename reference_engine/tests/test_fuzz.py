@@ -220,11 +220,6 @@ def test_an_engine_that_wakes_one_event_loop_of_two_is_found(monkeypatch, tmp_pa
     assert "waiting for ever" in assert_found(None, tmp_path).reason
 
 
-def test_a_timeout_that_loses_what_was_not_fetched_is_found(monkeypatch, tmp_path):
-    monkeypatch.setattr(Mailbox, "with_unfetched", lambda self, output: output)
-    assert "were generated" in assert_found(None, tmp_path).reason
-
-
 def test_a_queue_that_is_full_one_place_too_early_is_found(monkeypatch, tmp_path):
     enter = WaitingRoom.enter
 
