@@ -5,7 +5,6 @@
 
 Every round measures everything once, one after the other, what is compared side by side. Reported are
 the medians of the rounds, of the figures and of each round's own ratios: the machine changes between rounds.
-transformers' batched generation is so slow here that it gets fewer tokens, which favours it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from nano_qwen3_serving.observe.host import host
 from nano_qwen3_serving.observe.progress import track
 
 DECODES = ("decode-1", "decode-8", "decode-32")
-PEER_OUTPUT = 32  # tokens of transformers' batched generation
 
 Measure = Callable[[], float]
 
@@ -70,9 +68,9 @@ def generate_batch_rate(peer: Any, workload: Workload, seed: int) -> float:
     """Output tokens per second of transformers' continuous batching."""
     from transformers import GenerationConfig
 
-    prompts, _ = workload.draw(peer.config.vocab_size, seed)
+    prompts, outputs = workload.draw(peer.config.vocab_size, seed)
     settings = GenerationConfig(
-        max_new_tokens=PEER_OUTPUT, min_new_tokens=PEER_OUTPUT, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        max_new_tokens=outputs[0], min_new_tokens=outputs[0], do_sample=False, eos_token_id=-1, pad_token_id=0)
     started = time.perf_counter()
     results = peer.generate_batch(prompts, generation_config=settings, progress_bar=False)
     seconds = time.perf_counter() - started
@@ -160,7 +158,7 @@ def main(
         "ratios": medians_of([ratios(*both, config) for both in zip(runs, limits, strict=True)]),
         "medians": medians_of(runs), "ceilings": medians_of(limits),
         "memory": memory, "runs": runs, "seed": seed, "model": model.name,
-        "workloads": {n: vars(w) for n, w in WORKLOADS.items()}, "peer_output_tokens": PEER_OUTPUT, "host": host(),
+        "workloads": {n: vars(w) for n, w in WORKLOADS.items()}, "host": host(),
     }
     show(report)
     if out is not None:

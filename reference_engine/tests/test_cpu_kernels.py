@@ -16,6 +16,7 @@ from nano_qwen3_serving.kernels import build
 from nano_qwen3_serving.kernels.build import BuildError, cpu_kernels
 from nano_qwen3_serving.kernels.shapes import HEAD_DIMS
 from nano_qwen3_serving.model.operators import CPUOperators, Operators
+from nano_qwen3_serving.model.products import CompiledProduct
 from nano_qwen3_serving.testing.checkpoints import Shape
 
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}  # half a unit in the last place, relative
@@ -168,6 +169,66 @@ def test_a_model_they_do_not_fit_runs_in_torch_and_asking_for_them_is_refused_by
         EngineArgs(str(folder), dtype="bfloat16", device="cpu", cpu_kernels=True).create_engine_config()
 
 
+@pytest.fixture(scope="module")
+def product(kernels) -> Any:
+    """Makes a compiled product; processors without AVX-512 BF16 have none."""
+    if not hasattr(kernels, "packed_linear"):
+        pytest.skip("this processor has no AVX-512 BF16")
+    return lambda weight: CompiledProduct(kernels, weight)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs, inputs", [(48, 2), (16, 64), (96, 130), (400, 1024), (1024, 3072)], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 33])
+def test_a_product_is_rounded_once_from_the_exact_one(product, rows, outputs, inputs, bias):
+    torch.manual_seed(rows + outputs)
+    x = torch.randn(rows, 2 * inputs).bfloat16()[:, inputs:]  # rows lie apart
+    weight, b = torch.randn(outputs, inputs).bfloat16(), torch.randn(outputs).bfloat16() if bias else None
+    exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    scale = F.linear(x.double().abs(), weight.double().abs())  # what the sums' roundings are relative to
+    check(product(weight)(x, b), exact, torch.bfloat16, scale)
+
+
+def test_a_row_has_the_same_bits_whatever_rows_lie_beside_it(product):
+    torch.manual_seed(0)
+    x, multiply = torch.randn(37, 256).bfloat16(), product(torch.randn(160, 256).bfloat16())
+    together = multiply(x, None)
+    for first, count in ((0, 1), (3, 5), (7, 16), (30, 7), (36, 1)):
+        assert torch.equal(multiply(x[first : first + count], None), together[first : first + count])
+
+
+def test_a_column_of_a_transposed_matrix_is_no_row(product):
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 5).bfloat16(), torch.randn(48, 64).bfloat16()
+    assert torch.equal(product(weight)(x.T, None), product(weight)(x.T.contiguous(), None))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_product_does_not_depend_on_how_many_threads_share_it(product, threads):
+    torch.manual_seed(0)
+    x, multiply = torch.randn(9, 128).bfloat16(), product(torch.randn(1000 // 16 * 16, 128).bfloat16())
+    before, together = torch.get_num_threads(), multiply(x, None)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(multiply(x, None), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nan_and_infinity_come_through_a_product(product):
+    x = torch.zeros(3, 4).bfloat16()
+    x[0, 1], x[1, 2] = float("nan"), float("inf")
+    found = product(torch.ones(16, 4).bfloat16())(x, None)
+    assert found[0].isnan().all() and (found[1] == float("inf")).all() and (found[2] == 0).all()
+
+
+@pytest.mark.parametrize("shape, dtype", [((17, 64), torch.bfloat16), ((48, 63), torch.bfloat16), ((48, 64), torch.float32)])
+def test_what_the_compiled_product_does_not_take_is_left_to_torch(kernels, shape, dtype):
+    weight = torch.randn(shape).to(dtype)
+    assert not CompiledProduct.takes(kernels, weight)
+    assert not isinstance(CPUOperators(kernels).product_with(weight), CompiledProduct)
+
+
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """As on a machine that has built nothing yet."""
@@ -188,8 +249,8 @@ def test_without_a_compiler_torch_does_the_work_and_asking_says_what_to_install(
 def test_source_that_does_not_compile_is_reported_with_the_compilers_words_and_leaves_nothing(kernels, fresh, tmp_path):
     broken = tmp_path / "broken.cpp"
     broken.write_text("int main() { return nonsense; }")
-    fresh.setattr(build, "SOURCE", broken)
-    with pytest.raises(BuildError, match="could not compile broken.cpp.*nonsense"):
+    fresh.setattr(build, "SOURCES", (broken,))
+    with pytest.raises(BuildError, match="could not compile the kernels.*nonsense"):
         cpu_kernels()
     assert list(build.cache_folder().iterdir()) == []
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nano_qwen3_serving import LLM, SamplingParams
-from nano_qwen3_serving.model import linear
-from nano_qwen3_serving.model.linear import Linear, can_pack
+from nano_qwen3_serving.model.linear import Linear
+from nano_qwen3_serving.model.operators import CPUOperators, Operators
+from nano_qwen3_serving.model.products import OneDNNProduct
 from nano_qwen3_serving.testing.checkpoints import Shape
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -22,7 +23,7 @@ SIZES = [(16, 16), (33, 7), (256, 768), (100, 1), (1, 5), (64, 2049)]
 
 def make(in_features: int, out_features: int, bias: bool, dtype: torch.dtype) -> tuple[Linear, Tensor, Tensor | None]:
     torch.manual_seed(in_features + out_features)
-    module = Linear(in_features, out_features, bias)
+    module = Linear(in_features, out_features, bias, Operators())
     weight = (torch.randn(out_features, in_features) / in_features**0.5).to(dtype)
     b = torch.randn(out_features).to(dtype) if bias else None
     module.weight = nn.Parameter(weight.clone(), requires_grad=False)
@@ -57,7 +58,7 @@ def test_a_finalized_linear_equals_the_plain_product(rows: int, size: tuple[int,
 
 def test_a_bfloat16_weight_is_packed_where_the_machine_can_and_the_plain_one_is_freed() -> None:
     module, weight, _ = make(64, 64, False, torch.bfloat16)
-    packs = can_pack(weight)
+    packs = OneDNNProduct.takes(weight)
     assert packs == (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     module.finalize_weights()
     assert (module.weight is None) == packs
@@ -65,7 +66,7 @@ def test_a_bfloat16_weight_is_packed_where_the_machine_can_and_the_plain_one_is_
 
 @torch.inference_mode()
 def test_without_the_private_operators_the_plain_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "can_pack", lambda weight: False)
+    monkeypatch.setattr(Operators, "product_with", lambda self, weight: None)
     module, weight, b = make(33, 70, True, torch.bfloat16)
     module.finalize_weights()
     assert module.weight is not None
@@ -116,5 +117,7 @@ def test_packed_and_plain_matrices_give_the_same_bfloat16_answers(
         return [o.outputs[0].text for o in make_llm(dtype="bfloat16").generate(prompts, greedy)]
 
     packed = texts()
-    monkeypatch.setattr(linear, "can_pack", lambda weight: False)
+    monkeypatch.setattr(CPUOperators, "product_with", lambda self, weight: None)
+    assert texts() == packed
+    monkeypatch.setattr(CPUOperators, "product_with", Operators.product_with)
     assert texts() == packed

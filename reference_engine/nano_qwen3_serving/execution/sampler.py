@@ -43,6 +43,8 @@ class Sampler:
             The tokens, and for each row its log-probabilities if it asked for them. Those are of
             the raw logits, before penalties and temperature.
         """
+        if all(asks_for_the_best(row) for row in rows):
+            return logits.max(dim=-1).indices.tolist(), [None] * len(rows)  # no copy in float32
         raw = logits.float()
         adjusted = apply_processors(raw, rows)
         tokens = adjusted.argmax(dim=-1)
@@ -56,6 +58,11 @@ class Sampler:
             logprobs_of(raw[i], chosen[i], row.params.logprobs) if row.params.logprobs is not None else None
             for i, row in enumerate(rows)
         ]
+
+
+def asks_for_the_best(row: SamplingRow) -> bool:
+    """Whether the row wants the token of its highest logit, and nothing else."""
+    return row.params.is_greedy and row.params.logprobs is None and not has_processors(row)
 
 
 def apply_processors(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

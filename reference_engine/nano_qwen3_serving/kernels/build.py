@@ -1,4 +1,4 @@
-"""Compiles `cpu.cpp` with the machine's own compiler and hands its operators to torch.
+"""Compiles the C++ files of this folder with the machine's own compiler and hands its operators to torch.
 
 Knows compilers and files; knows nothing of models. The library is built once, in a few seconds, and
 kept in the user's cache under a name that changes with the source, torch, the compiler and the
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "linear.cpp"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-std=c++20", "-shared", "-fPIC", "-w")
 SECONDS = 180  # to compile in, at most
 
@@ -32,7 +32,7 @@ class BuildError(Exception):
 
 @functools.cache
 def cpu_kernels() -> Any:
-    """The operators of `cpu.cpp`, built if they are not in the cache.
+    """The operators of the C++ files, built if they are not in the cache.
 
     Raises:
         BuildError: another system than Linux, no C++ compiler, or it failed.
@@ -61,7 +61,7 @@ def key(compiler: str) -> str:
     """Changes with everything that a built library depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS).stdout
     features = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    parts = [SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), torch.__version__, version, platform.machine(),
+    parts = [*(source.read_text(encoding="utf-8") for source in SOURCES), " ".join(FLAGS), torch.__version__, version, platform.machine(),
              features[1] if features else ""]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -78,9 +78,9 @@ def compile_library(compiler: str, library: Path) -> None:
         built = Path(folder) / library.name
         command = [
             compiler, *FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}", f"-I{root / 'include'}",
-            str(SOURCE), "-o", str(built), f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
+            *map(str, SOURCES), "-o", str(built), f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or ["it said nothing"]
-            raise BuildError(f"{compiler} could not compile {SOURCE.name}: {errors[0]}")
+            raise BuildError(f"{compiler} could not compile the kernels: {errors[0]}")
         os.replace(built, library)

@@ -67,10 +67,10 @@ class Attention(nn.Module):
         super().__init__()
         hidden, dim, bias = config.hidden_size, config.head_dim, config.attention_bias
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, dim
-        self.q_proj: Linear | None = Linear(hidden, self.num_heads * dim, bias)
-        self.k_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias)
-        self.v_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias)
-        self.o_proj = Linear(self.num_heads * dim, hidden, bias)
+        self.q_proj: Linear | None = Linear(hidden, self.num_heads * dim, bias, ops)
+        self.k_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias, ops)
+        self.v_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias, ops)
+        self.o_proj = Linear(self.num_heads * dim, hidden, bias, ops)
         self.q_norm = RMSNorm(dim, config.rms_norm_eps, ops)
         self.k_norm = RMSNorm(dim, config.rms_norm_eps, ops)
         self.qkv_proj: Linear | None = None
@@ -105,9 +105,9 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, ops: Operators) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj: Linear | None = Linear(hidden, inner)
-        self.up_proj: Linear | None = Linear(hidden, inner)
-        self.down_proj = Linear(inner, hidden)
+        self.gate_proj: Linear | None = Linear(hidden, inner, False, ops)
+        self.up_proj: Linear | None = Linear(hidden, inner, False, ops)
+        self.down_proj = Linear(inner, hidden, False, ops)
         self.gate_up_proj: Linear | None = None
         self._ops = ops
 

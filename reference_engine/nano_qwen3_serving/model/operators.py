@@ -1,4 +1,4 @@
-"""The small operators between the matrices: in torch, or several steps of them in one compiled call.
+"""What a network computes with, in torch or compiled: the small operators between the matrices, and products.
 
 Knows numbers; knows nothing of layers. A decode step has few rows, and then the time goes into
 starting operators: RMSNorm and rotary embedding alone take a dozen in torch.
@@ -6,6 +6,7 @@ starting operators: RMSNorm and rotary embedding alone take a dozen in torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 
 from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.kernels.build import cpu_kernels
+from nano_qwen3_serving.model.products import CompiledProduct, OneDNNProduct
+
+Product = Callable[[Tensor, Tensor | None], Tensor]
+"""(x, bias) → x @ weight.T + bias"""
 
 
 class Operators:
@@ -43,6 +48,10 @@ class Operators:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def product_with(self, weight: Tensor) -> Product | None:
+        """A product with `weight` that is faster than torch's plain one; None where there is none."""
+        return OneDNNProduct(weight) if OneDNNProduct.takes(weight) else None
+
 
 class CPUOperators(Operators):
     """Compiled, see `kernels/cpu.cpp`: each rounds once, at its end."""
@@ -60,6 +69,11 @@ class CPUOperators(Operators):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return self._kernels.silu_and_mul(gate_up)
+
+    def product_with(self, weight: Tensor) -> Product | None:
+        if CompiledProduct.takes(self._kernels, weight):
+            return CompiledProduct(self._kernels, weight)
+        return super().product_with(weight)
 
 
 def operators_for(config: EngineConfig) -> Operators:

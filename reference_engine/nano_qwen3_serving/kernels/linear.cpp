@@ -1,0 +1,128 @@
+// Products x @ weight.T in bfloat16, for processors with AVX-512 BF16.
+//
+// The weight is rearranged once, into panels of 48 outputs: a panel has, for every two inputs, the pairs of
+// weights of its 48 outputs side by side, [inputs / 2, 48, 2], which is the order in which they are read. A tile
+// is 8 rows of x by one panel: 24 registers of sums, and three of weights. While one panel is used the next is
+// fetched, so the arithmetic of many rows and the memory of the weights do not wait for each other.
+//
+// A row's sums are added up in the order of the inputs, whatever rows lie beside it, and rounded once.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+namespace {
+
+using at::BFloat16;
+using at::Tensor;
+
+constexpr int LANES = 16;
+constexpr int VECTORS = 3;
+constexpr int PANEL = VECTORS * LANES;  // outputs
+constexpr int ROWS = 8;
+constexpr int LINE = 64;  // bytes
+
+// weight [outputs, inputs] -> [panels, inputs / 2, PANEL, 2]; outputs that there are not have weight 0
+Tensor pack_weight(const Tensor& weight) {
+  int64_t outputs = weight.size(0), inputs = weight.size(1), panels = (outputs + PANEL - 1) / PANEL;
+  Tensor packed = at::empty({panels, inputs / 2, PANEL, 2}, weight.options());
+  const BFloat16* from = weight.const_data_ptr<BFloat16>();
+  BFloat16* to = packed.data_ptr<BFloat16>();
+  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; panel++)
+      for (int64_t pair = 0; pair < inputs / 2; pair++)
+        for (int64_t i = 0; i < 2 * PANEL; i++) {
+          int64_t output = panel * PANEL + i / 2, input = 2 * pair + i % 2;
+          to[(panel * (inputs / 2) + pair) * 2 * PANEL + i] = output < outputs ? from[output * inputs + input] : BFloat16(0);
+        }
+  });
+  return packed;
+}
+
+// What is fetched while something else is computed: from `next` on, `each` lines at every pair of inputs.
+struct Ahead {
+  const char* next;
+  const char* end;
+  int each;
+};
+
+struct Product {
+  const BFloat16* x;     // its rows
+  int64_t stride;        // from row to row
+  int64_t pairs;         // of inputs
+  BFloat16* out;         // [rows, outputs]
+  int64_t outputs;
+  const BFloat16* bias;  // [outputs], or none
+};
+
+// `COUNT` rows from `row` on, times one panel.
+template <int COUNT>
+void tile(const Product& p, int64_t row, const char* weights, int64_t first_output, Ahead& ahead) {
+  __m512 sums[COUNT][VECTORS];
+  for (int r = 0; r < COUNT; r++)
+    for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_setzero_ps();
+  const BFloat16* x = p.x + row * p.stride;
+  int each = ahead.next < ahead.end ? ahead.each : 0;
+  for (int64_t pair = 0; pair < p.pairs; pair++) {
+    __m512bh w[VECTORS];
+    for (int v = 0; v < VECTORS; v++) w[v] = (__m512bh)_mm512_loadu_si512(weights + (pair * VECTORS + v) * LINE);
+    for (int i = 0; i < each; i++, ahead.next += LINE) _mm_prefetch(ahead.next, _MM_HINT_T1);
+    for (int r = 0; r < COUNT; r++) {
+      int32_t two;
+      std::memcpy(&two, x + r * p.stride + 2 * pair, sizeof two);
+      __m512bh inputs = (__m512bh)_mm512_set1_epi32(two);
+      for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], inputs, w[v]);
+    }
+  }
+  for (int v = 0; v < VECTORS && first_output + v * LANES < p.outputs; v++) {
+    int64_t output = first_output + v * LANES;
+    __m512 bias = _mm512_setzero_ps();
+    if (p.bias) bias = _mm512_cvtpbh_ps((__m256bh)_mm256_loadu_si256((const __m256i*)(p.bias + output)));
+    for (int r = 0; r < COUNT; r++) {
+      __m256bh rounded = _mm512_cvtneps_pbh(_mm512_add_ps(sums[r][v], bias));
+      _mm256_storeu_si256((__m256i*)(p.out + (row + r) * p.outputs + output), (__m256i)rounded);
+    }
+  }
+}
+
+using Tile = void (*)(const Product&, int64_t, const char*, int64_t, Ahead&);
+constexpr Tile TILES[ROWS + 1] = {
+    nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
+
+// x [rows, inputs], a packed weight and bias [outputs] -> [rows, outputs]; outputs are a multiple of 16
+Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t outputs) {
+  int64_t rows = x.size(0), pairs = x.size(1) / 2, panel_bytes = pairs * VECTORS * LINE;
+  Tensor out = at::empty({rows, outputs}, x.options());
+  Product product{x.const_data_ptr<BFloat16>(), x.stride(0), pairs, out.data_ptr<BFloat16>(), outputs,
+                  bias ? bias->const_data_ptr<BFloat16>() : nullptr};
+  const char* weights = reinterpret_cast<const char*>(packed.const_data_ptr<BFloat16>());
+  int64_t tiles = std::max<int64_t>(1, (rows + ROWS - 1) / ROWS);
+  int each = int((VECTORS + tiles - 1) / tiles);
+  at::parallel_for(0, packed.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; panel++) {
+      const char* here = weights + panel * panel_bytes;
+      Ahead ahead{here + panel_bytes, here + 2 * panel_bytes, each};
+      for (int64_t row = 0; row < rows; row += ROWS)
+        TILES[std::min<int64_t>(ROWS, rows - row)](product, row, here, panel * PANEL, ahead);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(nano_qwen3_cpu, library) {
+  library.def("pack_weight(Tensor weight) -> Tensor", &pack_weight);
+  library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor", &packed_linear);
+}
+
+#endif

@@ -1,0 +1,57 @@
+"""Products with weights that were rearranged once, at load.
+
+Knows matrices; knows nothing of the network. At few rows a product waits for its weights, which on a
+CPU are read at the memory's bandwidth only in the order in which they lie. Two ways: compiled here, see
+`kernels/linear.cpp`, or oneDNN's, whose packing operators are private to torch: this is the only file
+that names them, and checks that they are there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LANES = 16  # outputs that the compiled product computes at once
+
+
+class CompiledProduct:
+    """x @ weight.T by `kernels/linear.cpp`: the same bits for a row whatever lies beside it."""
+
+    def __init__(self, kernels: Any, weight: Tensor) -> None:
+        self._kernels = kernels
+        self._outputs = weight.shape[0]
+        self._packed = kernels.pack_weight(weight.contiguous())
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[num_tokens, in_features] → [num_tokens, out_features]"""
+        return self._kernels.packed_linear(x if x.stride(-1) == 1 else x.contiguous(), self._packed, bias, self._outputs)
+
+    @staticmethod
+    def takes(kernels: Any, weight: Tensor) -> bool:
+        """Whether this processor has what the product needs, and the weight's shape fits."""
+        outputs, inputs = weight.shape
+        fits = outputs % LANES == 0 and inputs % 2 == 0 and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+        return fits and hasattr(kernels, "packed_linear")
+
+
+class OneDNNProduct:
+    """x @ weight.T by oneDNN, with its weight in the order that oneDNN chooses."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[num_tokens, in_features] → [num_tokens, out_features]"""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+
+    @staticmethod
+    def takes(weight: Tensor) -> bool:
+        """Whether this torch, processor and dtype have packed products; those of float32 and float16 are no faster."""
+        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+            return False
+        mkldnn = torch.ops.mkldnn
+        if not (hasattr(mkldnn, "_reorder_linear_weight") and hasattr(mkldnn, "_linear_pointwise")):
+            return False
+        return bool(mkldnn._is_mkldnn_bf16_supported())
