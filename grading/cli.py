@@ -2,19 +2,19 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from grading import kill_table, machine
+from grading import cli_grade, kill_table, machine
 from grading import starter as starters
 from grading import symptoms as symptom_tables
+from grading.bar import bar
 from grading.mutants import KINDS, Mutant, read_alternatives, read_mutants, some_of
+from grading.sandbox import SetupError
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -29,6 +29,10 @@ console = Console(highlight=False)
 @app.callback()
 def _commands() -> None:
     """What instructors run."""
+
+
+app.command()(cli_grade.grade)
+app.command()(cli_grade.agreement)
 
 
 @app.command()
@@ -108,7 +112,7 @@ def alternatives(names: LabNames = None, jobs: Jobs = None) -> None:
     """Right solutions that are built differently: exit status 1 if a suite rejects one."""
     labs = _labs(names)
     found = [one for lab in labs for one in read_alternatives(lab)]
-    with _progress(len(found), "alternatives") as done:
+    with bar(len(found), "alternatives") as done:
         results = kill_table.judge_alternatives(labs, found, jobs, done)
     rejected = False
     for one, result in zip(found, results, strict=True):
@@ -139,7 +143,7 @@ def symptoms(
         raise typer.Exit(bool(stale))
     for lab in labs:
         found = read_mutants(lab)
-        with _progress(len(found), f"lab {lab.id}") as done:
+        with bar(len(found), f"lab {lab.id}") as done:
             seen = symptom_tables.see(lab, found, cache, jobs, done)
         if score:
             scores[lab.id] = symptom_tables.score(lab, seen, most, seed, lambda them, lab=lab: symptom_tables.see(lab, them, cache, jobs))
@@ -168,24 +172,8 @@ def _judge(
 def _verdicts(
     labs: list[Lab], found: list[Mutant], jobs: int | None, quick: Callable[[Mutant], bool] = kill_table.by_machine
 ) -> list[kill_table.Verdict]:
-    with _progress(len(found) + len({one.lab for one in found}), "runs") as done:
+    with bar(len(found) + len({one.lab for one in found}), "runs") as done:
         return kill_table.judge(labs, found, jobs, done, quick)
-
-
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; call what is yielded after each. It starts no thread."""
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, console=Console(stderr=True), auto_refresh=False, transient=True, disable=not sys.stderr.isatty()
-    ) as progress:
-        task = progress.add_task(what, total=total)
-
-        def done() -> None:
-            progress.advance(task)
-            progress.refresh()
-
-        yield done
 
 
 def _labs(names: list[str] | None) -> list[Lab]:
@@ -196,6 +184,6 @@ def main() -> None:
     """Run the command line; a mistake in what was asked for is one line and exit status 2."""
     try:
         app()
-    except LabError as error:
+    except (LabError, SetupError, ValueError) as error:
         print(f"grading: {error}", file=sys.stderr)
         sys.exit(2)

@@ -118,6 +118,7 @@ def predict(
     right = _compare(case, given)
     if counted:
         progress.record_predictions(lab.id, seed=seed, right=right, of=len(case.questions))
+        predictions.save_attempt(lab, seed, given)
     if counted or learner is not None:
         progress.save()
     _close_predictions(lab, right, len(case.questions), counted, progress)

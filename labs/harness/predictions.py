@@ -7,14 +7,20 @@ truth by running the engine. There are no stored answers.
 
 import hashlib
 import importlib.util
+import json
+import os
 import random
+import tempfile
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from labs.harness.catalog import Lab, LabError
 
 KINDS = ("int", "choice")
+FILE = "predictions.json"
+"""Beside `starter.py`: what was answered, to be handed in with it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,36 @@ def parse_answers(text: str, questions: list[Question]) -> dict[str, str | int]:
         except LabError as error:
             raise LabError(f"{key.strip()}: {error}") from None
     return answers
+
+
+def save_attempt(lab: Lab, seed: int, answers: dict[str, str | int]) -> None:
+    """Add an attempt to the lab's `predictions.json`, whole or not at all. One that cannot be read is begun anew."""
+    path = lab.folder / FILE
+    try:
+        attempts = read_attempts(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        attempts = []
+    attempts.append((seed, answers))
+    text = json.dumps({"attempts": [{"seed": seed, "answers": answers} for seed, answers in attempts]}, indent=1)
+    handle, name = tempfile.mkstemp(dir=lab.folder, prefix=f".{FILE}")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+    Path(name).replace(path)
+
+
+def read_attempts(text: str) -> list[tuple[int, dict[str, str | int]]]:
+    """Seed and answers of each attempt in a `predictions.json`. Raises `ValueError` that says what is wrong with it."""
+    facts = json.loads(text)
+    attempts = facts.get("attempts") if isinstance(facts, dict) else None
+    if not isinstance(attempts, list):
+        raise ValueError('it has no list of "attempts"')
+    found = []
+    for attempt in attempts:
+        seed, answers = (attempt.get("seed"), attempt.get("answers")) if isinstance(attempt, dict) else (None, None)
+        if type(seed) is not int or not isinstance(answers, dict) or not all(type(a) in (int, str) for a in answers.values()):
+            raise ValueError("an attempt has a whole number as its seed, and answers that are numbers or words")
+        found.append((seed, answers))
+    return found
 
 
 def _question(facts: dict, numbers: dict) -> Question:

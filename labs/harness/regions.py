@@ -14,6 +14,7 @@ This module works on source text alone; it knows no files and imports nothing it
 import ast
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from labs.harness.catalog import LabError
@@ -127,7 +128,7 @@ def put_back(work: str, original: str, names: list[str]) -> str:
 
 
 def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> ast.Module:
-    """`work` with the functions `names` taken from `solution`; what calls them stays `work`'s."""
+    """`work` with the functions `names` taken from `solution`, and the imports they may need; what calls them stays `work`'s."""
     theirs = definitions(solution)
 
     class _Swap(ast.NodeTransformer):
@@ -145,7 +146,39 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
 
         visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _visit_scope
 
-    return ast.fix_missing_locations(_Swap().visit(work))
+    swapped = _Swap().visit(work)
+    after = 1 if ast.get_docstring(swapped) is not None else 0
+    while after < len(swapped.body) and getattr(swapped.body[after], "module", "") == "__future__":
+        after += 1
+    swapped.body[after:after] = _missing_imports(swapped, solution)
+    return ast.fix_missing_locations(swapped)
+
+
+def with_our_functions(work: str, solution: str, todos: Iterable[int]) -> str:
+    """`work` as text, with our functions for `todos`. Comments and the lines' numbers are lost."""
+    names = [name for todo, found in functions_of(solution).items() if todo in todos for name in found]
+    return ast.unparse(with_stand_ins(ast.parse(work), ast.parse(solution), names)) + "\n"
+
+
+def _missing_imports(work: ast.Module, solution: ast.Module) -> list[ast.stmt]:
+    """The imports at the top of `solution` that bind a name which nothing at the top of `work` does."""
+    present = {name for node in work.body for name in _bound(node)}
+    missing = []
+    for node in solution.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            kept = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) not in present]
+            if kept:
+                missing.append(ast.ImportFrom(node.module, kept, node.level) if isinstance(node, ast.ImportFrom) else ast.Import(kept))
+    return missing
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top of a module gives a meaning to."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, Function | ast.ClassDef):
+        return [node.name]
+    return [part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]
 
 
 def unwritten_todos(tree: ast.AST) -> set[int]:

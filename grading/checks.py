@@ -1,0 +1,109 @@
+"""How a lab's checks are written: functions in `grading/scenarios/labNN.py` that drive a submission.
+
+    @check(todo=1, points=3, section="TODO 1: the free list", concept="every block is free once")
+    def every_block_but_the_null_block_is_free(lab, dice):
+        free = lab.FreeList(dice.randrange(5, 40))
+        ...
+        expect(len(free) == size - 1, f"...")
+
+`lab` is a `Remote` of the submission's module: what is called on it runs in the worker, what comes
+back are plain values, tensors, or further remotes. `dice` gives the inputs. The expected values are
+worked out here, by the judge. A check fails by raising `Wrong`, or by what the submission raises.
+"""
+
+import importlib
+import random
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from grading.worker.peer import Exported, Raised, Remote, kept
+from labs.harness.catalog import Lab
+
+__all__ = ["Check", "Wrong", "check", "checks_of", "expect", "hold", "kept", "look", "ours", "refusal", "shown"]
+
+
+class Wrong(Exception):
+    """What was expected and what came instead."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a lab, see `grading.model.CheckResult` for what its fields mean."""
+
+    name: str
+    todo: int
+    points: float
+    hidden: bool
+    section: str
+    concept: str
+    run: Callable[[Remote, random.Random], None]
+
+
+def check(todo: int, points: float, section: str, concept: str, hidden: bool = False) -> Callable:
+    """Makes a function `(lab, dice)` a check."""
+
+    def mark(run: Callable[[Remote, random.Random], None]) -> Callable:
+        run.check = Check(run.__name__, todo, points, hidden, section, concept, run)
+        return run
+
+    return mark
+
+
+def checks_of(lab: Lab) -> list[Check]:
+    """The lab's checks, TODO by TODO, in the order of their file. Raises `ModuleNotFoundError` if it has none."""
+    module = importlib.import_module(f"grading.scenarios.lab{lab.id}")
+    found = [value.check for value in vars(module).values() if isinstance(getattr(value, "check", None), Check)]
+    return sorted(found, key=lambda one: one.todo)
+
+
+def expect(right: bool, otherwise: str) -> None:
+    """Raise `Wrong` unless `right`; `otherwise` says what was expected and what came."""
+    if not right:
+        raise Wrong(otherwise)
+
+
+def refusal(kind: str, call: Callable[[], Any], otherwise: str) -> str:
+    """The message of the error, of a class named `kind`, that `call` has to raise; `otherwise` says why."""
+    try:
+        answer = call()
+    except Raised as error:
+        if kind in error.kinds:
+            return error.text
+        if "TodoError" in error.kinds:
+            raise
+        raise Wrong(f"expected {kind}, and {error.kinds[0]} came ({shorter(error.text)}): {otherwise}") from None
+    raise Wrong(f"expected {kind}, and {shown(answer)} came back: {otherwise}")
+
+
+def hold(lab: Remote, value: Any) -> Remote:
+    """A copy of a value that lives where the submission is: a tensor that its functions can change in place."""
+    return kept(lab._peer.root.hold, value)
+
+
+def look(remote: Remote) -> Any:
+    """The value of something held there, as it is now."""
+    return remote._peer.root.look(remote)
+
+
+def ours(thing: Any, *names: str) -> Exported:
+    """A function of the judge's, or an object of which the submission may use `names`: every use is seen here."""
+    return Exported(thing, *names)
+
+
+def shown(value: Any) -> str:
+    """A value in a line: tensors by shape and dtype, long ones cut."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {list(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Remote):
+        return f"an object of class {value._kind}"
+    return reprlib.repr(value)
+
+
+def shorter(text: str, most: int = 200) -> str:
+    """One line of at most `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

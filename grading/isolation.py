@@ -1,0 +1,117 @@
+"""How far a worker is kept from the machine, found out once and said in every report.
+
+    namespaces  bubblewrap: files, processes and network of its own
+    limits      a process group, CPU and file limits, another user where the judge is root
+    none        a process
+
+At every level the judge's clock, the memory watchdog and the wire of bytes hold.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LEVELS = ("namespaces", "limits", "none")
+NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one check may use.
+
+    Attributes:
+        wall_seconds, cpu_seconds: of one check.
+        memory_bytes: resident, of all processes of a worker.
+        file_bytes: of one file, and of all files in the folder.
+        output_bytes: printed; the rest is dropped, and ten times as much ends the check.
+        processes: that a worker may have at once.
+    """
+
+    wall_seconds: float = 30.0
+    cpu_seconds: int = 15
+    memory_bytes: int = 2 << 30
+    file_bytes: int = 16 << 20
+    output_bytes: int = 64 << 10
+    processes: int = 64
+    open_files: int = 256
+
+
+@functools.cache
+def strongest_level() -> str:
+    """The strongest level that this machine has."""
+    if sys.platform == "linux" and shutil.which("bwrap"):
+        probe = [*_bwrap(Path("/tmp"), Path("/tmp"), []), sys.executable, "-I", "-S", "-c", "pass"]
+        if subprocess.run(probe, capture_output=True, timeout=20).returncode == 0:
+            return "namespaces"
+    return "limits" if os.name == "posix" else "none"
+
+
+@functools.cache
+def other_user() -> int | None:
+    """Who workers are where the judge is root and there are no namespaces: nobody, if nobody can read this Python."""
+    if os.name != "posix" or os.geteuid() != 0:
+        return None
+    probe = [sys.executable, "-I", "-S", "-c", f"open({os.path.join(sysconfig.get_path('purelib'), 'torch', '__init__.py')!r})"]
+    try:
+        done = subprocess.run(probe, user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, cwd="/", timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return NOBODY if done.returncode == 0 else None
+
+
+def weaknesses(level: str) -> tuple[str, ...]:
+    """What the level does not keep a submission from, as reports say it."""
+    if level == "namespaces":
+        return ()
+    said = ["it could use the network, and read files that everybody may read"]
+    if level == "limits" and os.name == "posix" and other_user() is None:
+        said.append("it ran as the same user as the judge")
+    return tuple(said)
+
+
+def command(level: str, runtime: Path, folder: Path, hidden: Sequence[str], control: int) -> list[str]:
+    """What starts a worker.
+
+    Args:
+        runtime: made by `grading.runtime`.
+        folder: an empty one, where the submission runs.
+        hidden: names of installed packages that it must not find.
+        control: the descriptor of the control socket.
+    """
+    main = [sys.executable, "-I", "-B", "-S", str(runtime / "worker" / "main.py"),
+            str(control), sysconfig.get_path("purelib"), str(runtime), ",".join(hidden)]
+    return [*_bwrap(runtime, folder, hidden), *main] if level == "namespaces" else main
+
+
+def _bwrap(runtime: Path, folder: Path, hidden: Sequence[str]) -> list[str]:
+    options = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    for path in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives"):
+        options += ["--ro-bind-try", path, path]
+    site = sysconfig.get_path("purelib")
+    options += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for path in dict.fromkeys([sys.base_prefix, sys.prefix, os.path.dirname(os.path.realpath(sys.executable)), site]):
+        if not Path(path).is_relative_to("/usr"):
+            options += _bind_python(path)
+    for name in hidden:
+        if Path(site, name).is_dir():
+            options += ["--tmpfs", f"{site}/{name}"]
+    options += ["--ro-bind", str(runtime), str(runtime), "--bind", str(folder), str(folder)]
+    for name, value in environment().items():
+        options += ["--setenv", name, value]
+    return options
+
+
+def _bind_python(path: str) -> list[str]:
+    return ["--ro-bind", path, path]
+
+
+def environment() -> dict[str, str]:
+    """All that a worker gets to know of the judge's environment: nothing."""
+    return {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

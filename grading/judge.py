@@ -1,0 +1,171 @@
+"""One submission's grading: its checks, TODO by TODO, each in a process of its own.
+
+The judge never imports what it grades. What a TODO builds on is taken from our solution where the
+submission's own lost points, so that no mistake is paid for twice.
+"""
+
+import ast
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from grading import answers
+from grading.checks import Check, Wrong, checks_of, shorter
+from grading.intake import Submission
+from grading.isolation import LEVELS, Limits, strongest_level
+from grading.model import CheckResult, Report, digest_of
+from grading.runtime import make_runtime
+from grading.sandbox import Sandbox, SetupError, Stopped
+from grading.seeds import PUBLIC_SECRET, dice_for, seed_for
+from grading.worker.peer import Raised
+from grading.worker.wire import Garbled
+from labs.harness import loading, regions
+from labs.harness.catalog import Lab, LabError
+
+PRINTED = 2_000
+"""Characters of what a check printed that the report keeps."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a lab is graded.
+
+    Attributes:
+        secret: of the term, see `grading.seeds`.
+        seed_mode: `student` or `cohort`.
+        seed: this seed, whatever secret and student say: to reproduce a report.
+        level: of isolation; by default the strongest there is.
+        limits: of one check.
+        predictions: whether they count.
+    """
+
+    secret: str = PUBLIC_SECRET
+    seed_mode: str = "student"
+    seed: str | None = None
+    level: str = field(default_factory=strongest_level)
+    limits: Limits = Limits()
+    predictions: bool = True
+
+
+class Grader:
+    """Grades submissions of one lab. Made by `grader_of`."""
+
+    def __init__(self, lab: Lab, settings: Settings, runtime: Path, hidden: Sequence[str]) -> None:
+        self.lab, self.settings = lab, settings
+        self.checks = checks_of(lab)
+        self.versions = versions(lab)
+        self._runtime, self._hidden = runtime, hidden
+        self._solution = lab.solution.read_text(encoding="utf-8")
+
+    def sandbox(self) -> Sandbox:
+        """A worker's supervisor; submissions that trust each other may share one."""
+        return Sandbox(self.settings.level, self._runtime, self._hidden, self.settings.limits)
+
+    def grade(
+        self, submission: Submission, done: Callable[[Check], None] = lambda check: None, shared: Sandbox | None = None
+    ) -> Report:
+        """The report; `done` is called after every check. Nothing that a submission does raises here.
+
+        Args:
+            shared: a sandbox to use; by default one of its own.
+        """
+        settings, notes = self.settings, list(submission.notes)
+        seed = settings.seed or seed_for(settings.secret, self.lab.id, submission.student, settings.seed_mode)
+        results: list[CheckResult] = []
+        text = submission.text()
+        problem = "there is no starter.py to grade" if text is None else self._unusable(text)
+        if problem:
+            notes += [problem] if problem not in notes else []
+            results = [_result(check, problem) for check in self.checks]
+        else:
+            with nullcontext(shared) if shared else self.sandbox() as sandbox:
+                for todo in sorted({check.todo for check in self.checks}):
+                    results += self._grade_todo(todo, text, results, seed, sandbox, done)
+        if settings.predictions:
+            results = [*answers.judge(self.lab, submission.files.get("predictions.json")), *results]
+        return Report(submission.student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), tuple(notes))
+
+    def _unusable(self, text: str) -> str:
+        """Why nothing of a submission can be run; empty if it can."""
+        try:
+            loading.refuse_imports(self.lab, ast.parse(text), "starter.py")
+        except SyntaxError as error:
+            return f"starter.py line {error.lineno} is not Python: {error.msg}"
+        except (ValueError, RecursionError, MemoryError) as error:
+            return f"starter.py is not Python: {shorter(str(error))}"
+        except LabError as error:
+            return str(error)
+        return ""
+
+    def _grade_todo(
+        self, todo: int, text: str, before: Sequence[CheckResult], seed: str, sandbox: Sandbox, done: Callable[[Check], None]
+    ) -> Iterator[CheckResult]:
+        lost = {result.todo for result in before if not result.passed}
+        ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
+        graded = regions.with_our_functions(text, self._solution, ours) if ours else text
+        broken = ""
+        for check in [check for check in self.checks if check.todo == todo]:
+            result, ended = (_result(check, broken), False) if broken else self._run(check, graded, ours, seed, sandbox)
+            if ended and not broken:
+                broken = f"not tried any more: {result.message}"
+            done(check)
+            yield result
+
+    def _run(
+        self, check: Check, text: str, ours: tuple[int, ...], seed: str, sandbox: Sandbox
+    ) -> tuple[CheckResult, bool]:
+        """One check's result, and whether it ended so that the TODO's other checks are not worth their time."""
+        message, ended, unwritten, printed = "", False, False, b""
+        try:
+            with sandbox.child() as child:
+                try:
+                    check.run(child.bench.load(text), dice_for(seed, check.name))
+                finally:
+                    child.last_words()
+                    printed = child.printed
+        except Wrong as wrong:
+            message = str(wrong)
+        except Stopped as stopped:
+            message, ended = str(stopped), stopped.costly
+        except Garbled as garbled:
+            message = f"what it answered cannot be used: {garbled}"
+        except Raised as error:
+            unwritten = "TodoError" in error.kinds
+            where = f" (line {error.line} of starter.py)" if error.line and not ours else ""
+            message = error.text.splitlines()[0] if unwritten and error.text else f"{error}{where}"
+        except SetupError:
+            raise
+        except Exception as error:  # an answer of a kind that the check did not think of
+            message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
+        said = printed.decode("utf-8", errors="replace")[:PRINTED] if message and not ours else ""
+        return _result(check, message, ours, unwritten, said), ended
+
+
+def _result(check: Check, message: str, ours: tuple[int, ...] = (), unwritten: bool = False, printed: str = "") -> CheckResult:
+    return CheckResult(
+        check.todo, check.name, check.points, 0 if message else check.points, check.hidden, message, check.section,
+        check.concept, ours, unwritten, printed)
+
+
+@contextmanager
+def grader_of(lab: Lab, settings: Settings) -> Iterator[Grader]:
+    """A grader, and the folder from which its workers run, which goes away at the end."""
+    if settings.level not in LEVELS:
+        raise ValueError(f"there is no isolation level {settings.level!r}; there are {', '.join(LEVELS)}")
+    with tempfile.TemporaryDirectory(prefix="runtime-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Grader(lab, settings, Path(name), make_runtime(lab, Path(name)))
+
+
+def versions(lab: Lab) -> dict[str, str]:
+    """What, besides seed and submission, a score depends on."""
+    here = Path(__file__).parent
+    files = [here / "scenarios" / f"lab{lab.id}.py", here / "checks.py", here / "judge.py", *sorted((here / "worker").glob("*.py")),
+             lab.solution, lab.folder / "lab.toml"]
+    course = digest_of((path.name, path.read_bytes()) for path in files)
+    return {"checks": course[:12], "python": platform.python_version(), "torch": torch.__version__}

@@ -1,0 +1,121 @@
+"""What a grading run says: one report per submission and lab, made of checks. Knows how nothing is run or shown."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How one check ended.
+
+    Attributes:
+        todo: whose points it is about; 0 for the predictions.
+        name: of the check, unique in its lab, in words joined by underscores.
+        points: what it is worth.
+        earned: what it earned: all or nothing, but for the predictions.
+        hidden: whether students are told only the TODO and the concept.
+        message: what was expected and what came; empty if it passed.
+        section: of the lab's README.
+        concept: what it is about, in few words that give nothing away.
+        on_ours: the TODOs for which our code stood in.
+        unwritten: whether the code it needs is still missing.
+        printed: how what the submission printed meanwhile begins.
+    """
+
+    todo: int
+    name: str
+    points: float
+    earned: float
+    hidden: bool
+    message: str = ""
+    section: str = ""
+    concept: str = ""
+    on_ours: tuple[int, ...] = ()
+    unwritten: bool = False
+    printed: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.earned == self.points
+
+
+@dataclass(frozen=True)
+class TodoResult:
+    """One TODO's points."""
+
+    todo: int
+    earned: float
+    points: float
+    state: str
+    """`solved`, `partly`, `failing` or `not started`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One submission's grading of one lab.
+
+    Attributes:
+        student: how the roster, or the submission's folder, names them.
+        lab: its id, `06`.
+        digest: SHA-256 of what was graded.
+        isolation: the level that was reached.
+        seed: what the inputs of the checks were drawn from.
+        versions: of this course, its checks, Python and torch.
+        notes: what is to be known besides: files that were not taken, a file that is no Python.
+    """
+
+    student: str
+    lab: str
+    digest: str
+    isolation: str
+    seed: str
+    versions: dict[str, str]
+    checks: tuple[CheckResult, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def score(self) -> float:
+        return round(sum(check.earned for check in self.checks), 2)
+
+    @property
+    def max_score(self) -> float:
+        return round(sum(check.points for check in self.checks), 2)
+
+    def todos(self) -> list[TodoResult]:
+        """One row per TODO, in order; the predictions, TODO 0, first."""
+        numbers = sorted({check.todo for check in self.checks})
+        return [_row(number, [check for check in self.checks if check.todo == number]) for number in numbers]
+
+    def to_json(self) -> str:
+        """As one line; the same report gives the same bytes."""
+        return json.dumps({"score": self.score, "max_score": self.max_score, **asdict(self)}, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """The report that `to_json` wrote."""
+        facts = json.loads(text)
+        for derived in ("score", "max_score"):
+            facts.pop(derived, None)
+        checks = tuple(CheckResult(**{**one, "on_ours": tuple(one["on_ours"])}) for one in facts.pop("checks"))
+        return cls(**{**facts, "checks": checks, "notes": tuple(facts["notes"])})
+
+
+def _row(todo: int, checks: list[CheckResult]) -> TodoResult:
+    earned, points = sum(check.earned for check in checks), sum(check.points for check in checks)
+    if earned == points:
+        state = "solved"
+    elif earned:
+        state = "partly"
+    else:
+        state = "not started" if all(check.unwritten for check in checks) else "failing"
+    return TodoResult(todo, round(earned, 2), round(points, 2), state)
+
+
+def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 over names and contents, in the order of the names."""
+    total = hashlib.sha256()
+    for name, content in sorted(files):
+        total.update(f"{name}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()

@@ -1,0 +1,30 @@
+"""Where the inputs of checks come from: a student's seed for a lab, which a resubmission does not change."""
+
+import hashlib
+import hmac
+import random
+from pathlib import Path
+
+PUBLIC_SECRET = "no term secret"
+"""Stands in where an instructor has none: anybody can then work out the inputs."""
+
+
+def read_secret(path: Path | None) -> str:
+    """The term secret in a file of at least 16 characters. Raises `ValueError` that names the file."""
+    if path is None:
+        return PUBLIC_SECRET
+    secret = path.read_text(encoding="utf-8").strip()
+    if len(secret) < 16:
+        raise ValueError(f"{path} has {len(secret)} characters; a term secret has 16 or more. One is made by: python -c \"import secrets; print(secrets.token_hex(16))\"")
+    return secret
+
+
+def seed_for(secret: str, lab_id: str, student: str, mode: str = "student") -> str:
+    """HMAC-SHA256 of lab and student under the term secret, 16 hex digits; with mode `cohort` everybody has the same."""
+    whom = student if mode == "student" else ""
+    return hmac.new(secret.encode(), f"{lab_id}/{whom}".encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def dice_for(seed: str, check: str) -> random.Random:
+    """The random numbers of one check: whatever other checks draw, these stay the same."""
+    return random.Random(f"{seed}/{check}")

@@ -1,0 +1,52 @@
+"""A report for a person at a terminal. Whatever came from a submission is shown as text, never as markup or control."""
+
+import re
+import unicodedata
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grading.model import CheckResult, Report
+
+CHECKED_AT = {"namespaces": "in namespaces of its own", "limits": "under limits, without namespaces", "none": "in a plain process"}
+
+
+def plain(text: str, most: int = 500) -> str:
+    """`text` without control sequences, directional marks and the like, cut to `most` characters."""
+    text = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])", "", text)
+    text = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def words_for(check: CheckResult, as_student: bool) -> str:
+    """What is said of a check that lost points: for a hidden one a student is told what it is about, and no more."""
+    if as_student and check.hidden:
+        return f"a hidden check failed; it is about: {check.concept}"
+    return f"{check.name.replace('_', ' ')}: {plain(check.message)}"
+
+
+def points(value: float) -> str:
+    return f"{value:g}"
+
+
+def print_report(report: Report, console: Console, as_student: bool = False) -> None:
+    """Points per TODO, then a line for each lost point."""
+    table = Table(title=f"Lab {report.lab}, {plain(report.student)}", title_justify="left")
+    for name, justify in (("TODO", "left"), ("points", "right"), ("state", "left")):
+        table.add_column(name, justify=justify)
+    for row in report.todos():
+        table.add_row("predictions" if row.todo == 0 else str(row.todo), f"{points(row.earned)}/{points(row.points)}", row.state)
+    table.add_section()
+    table.add_row("total", f"{points(report.score)}/{points(report.max_score)}", "")
+    console.print(table)
+    for check in report.checks:
+        if not check.passed:
+            where = f" (README: {check.section})" if not (as_student and check.hidden) else ""
+            line = f"-{points(check.points - check.earned)}  {words_for(check, as_student)}{where}"
+            console.print(Text(("" if check.todo == 0 else f"TODO {check.todo}  ") + line))
+            if check.printed and not as_student:
+                console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
+    for note in report.notes:
+        console.print(Text(f"note: {plain(note)}"))
+    console.print(Text(f"Graded {CHECKED_AT[report.isolation]} ({report.isolation}); seed {report.seed}; checks {report.versions['checks']}.", style="dim"))

@@ -1,0 +1,271 @@
+"""Two processes that use each other's objects: calls, attributes and their answers, over one socket.
+
+Both ends are alike. An object that is not plain stays where it is, and the other end gets a
+`Remote`. While one end waits for an answer it serves what the other asks meanwhile, so the judge can
+hand out a model or a clock of its own and see every use of it.
+"""
+
+import asyncio
+import builtins
+import importlib
+import inspect
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from .wire import Ended, Garbled, decode, encode, read_all, receive, send
+
+MOST_TEXT = 2_000
+"""Characters of an error's message, or of how an object looks, that are handed on."""
+
+
+class Raised(Exception):
+    """An exception of the other end.
+
+    Attributes:
+        kinds: names of its class and of that one's bases, the nearest first.
+        text: its message.
+        line: the line of the submission in which it arose, if any.
+    """
+
+    def __init__(self, kinds: list[str], text: str, line: int | None = None) -> None:
+        super().__init__(f"{kinds[0]}: {text}" if text else kinds[0])
+        self.kinds, self.text, self.line = kinds, text, line
+
+
+class Remote:
+    """An object that lives at the other end. Attributes and calls go there; so does `len`."""
+
+    def __init__(self, peer: "Peer", number: int, kind: str, looks: str) -> None:
+        self.__dict__.update(_peer=peer, _number=number, _kind=kind, _looks=looks)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._peer.ask("get", self._number, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._peer.ask("set", self._number, name, [value])
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._peer.ask("call", self._number, "", list(arguments), named)
+
+    def __len__(self) -> int:
+        return self._peer.ask("len", self._number)
+
+    def __repr__(self) -> str:
+        return self._looks
+
+
+class Exported:
+    """An object of this end that the other may use: only the methods and attributes that are named."""
+
+    def __init__(self, inner: Any, *names: str) -> None:
+        self.inner, self.names = inner, names
+
+
+class Peer:
+    """One end.
+
+    Args:
+        connection: the socket.
+        root: the object that the other end begins with, number 0.
+        trusting: whether the other end may use any attribute, and have objects of the package made.
+        read: how bytes are awaited, `read(connection, count)`.
+    """
+
+    def __init__(
+        self, connection: socket.socket, root: Any = None, trusting: bool = False,
+        read: Callable[[socket.socket, int], bytes] = read_all, home: str = "",
+    ) -> None:
+        self.root = Remote(self, 0, "root", "root")
+        self._connection, self._trusting, self._read, self._home = connection, trusting, read, home
+        self._objects: list[Any] = [root]
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def ask(self, what: str, number: int, name: str = "", arguments: list | None = None, named: dict | None = None) -> Any:
+        """Have the other end do something; serve it until its answer comes. Raises `Raised` with its exception."""
+        self._send({"do": what, "on": number, "name": name}, {"arguments": arguments or [], "named": named or {}})
+        while True:
+            message, values = self._receive()
+            if "do" in message:
+                self._serve(message, values)
+            elif "raise" in message:
+                raise _raised(message["raise"])
+            else:
+                return values
+
+    def serve(self) -> None:
+        """Do what the other end asks, until it is gone."""
+        try:
+            while True:
+                message, values = self._receive()
+                self._serve(message, values)
+        except Ended:
+            return
+
+    def _serve(self, message: dict, values: Any) -> None:
+        try:
+            result = self._do(message, values)
+        except (Ended, Garbled):
+            raise
+        except BaseException as error:  # of a submission also SystemExit: it ends nothing
+            if not (self._trusting or isinstance(error, Exception)):
+                raise
+            self._send({"raise": self._describe(error)}, None)
+            return
+        try:
+            self._send({"answer": True}, result)
+        except Garbled as error:
+            self._send({"raise": {"kinds": ["Garbled"], "text": str(error), "line": None}}, None)
+
+    def _do(self, message: dict, values: Any) -> Any:
+        what, number, name = message.get("do"), message.get("on"), message.get("name")
+        if type(number) is not int or not 0 <= number < len(self._objects) or not isinstance(name, str):
+            raise Garbled("an object that was never handed out")
+        target = self._objects[number]
+        if isinstance(target, Exported):
+            if what == "get" and name in target.names:
+                value = getattr(target.inner, name)
+                return Exported(value) if callable(value) else value
+            target = target.inner if what == "call" else self._refuse(what, name)
+        elif not self._trusting:
+            self._refuse(what, name)
+        if what == "get":
+            return getattr(target, name)
+        if what == "set":
+            return setattr(target, name, values["arguments"][0])
+        if what == "len":
+            return len(target)
+        if what == "keep":
+            return _Kept(self._settled(target(*values["arguments"], **values["named"])))
+        if what == "call":
+            return self._settled(target(*values["arguments"], **values["named"]))
+        raise Garbled(f"asked to {what!r}")
+
+    def _refuse(self, what: str, name: str) -> Any:
+        raise Garbled(f"asked to {what} {name!r}, which was not handed out")
+
+    def _settled(self, value: Any) -> Any:
+        """What an awaitable comes to, and the items of an iterator."""
+        if not self._trusting:
+            return value
+        if inspect.isawaitable(value):
+            return self._run(value)
+        if inspect.isasyncgen(value):
+            return self._run(_items(value))
+        if inspect.isgenerator(value):
+            return list(value)
+        return value
+
+    def _run(self, awaitable: Any) -> Any:
+        self._loop = self._loop or asyncio.new_event_loop()
+        return self._loop.run_until_complete(_wait_for(awaitable))
+
+    # values
+
+    def _send(self, message: dict, values: Any) -> None:
+        tensors: dict = {}
+        message["values"] = encode(values, tensors, self._export)
+        send(self._connection, message, tensors)
+
+    def _receive(self) -> tuple[dict, Any]:
+        message, tensors = receive(lambda count: self._read(self._connection, count))
+        try:
+            return message, decode(message.get("values"), tensors, self._import)
+        except RecursionError:
+            raise Garbled("a value nested too deeply") from None
+
+    def _export(self, value: Any) -> dict:
+        if isinstance(value, _Kept):
+            value = value.value
+        if isinstance(value, Remote):
+            return {"yours": value._number}
+        if not self._trusting and is_dataclass(value) and not isinstance(value, type):
+            return self._recipe(value)
+        self._objects.append(value)
+        inner = value.inner if isinstance(value, Exported) else value
+        return {"object": len(self._objects) - 1, "kind": type(inner).__name__, "looks": _looks(inner) if self._trusting else ""}
+
+    def _recipe(self, value: Any) -> dict:
+        """How the other end makes a dataclass of the package."""
+        tensors: dict = {}
+        given = {one.name: getattr(value, one.name) for one in fields(value) if one.init}
+        node = encode(given, tensors, self._export)
+        if tensors:
+            raise Garbled(f"{type(value).__name__} has tensors in it")
+        return {"make": f"{type(value).__module__}:{type(value).__qualname__}", "of": node}
+
+    def _import(self, node: dict) -> Any:
+        if "yours" in node:
+            number = node["yours"]
+            if type(number) is not int or not 0 <= number < len(self._objects):
+                raise Garbled("an object that was never handed out")
+            target = self._objects[number]
+            return target.inner if isinstance(target, Exported) else target
+        if "make" in node and self._trusting:
+            module, _, name = node["make"].partition(":")
+            given = decode(node["of"], {}, self._import)
+            return getattr(importlib.import_module(module), name)(**given)
+        if set(node) == {"object", "kind", "looks"} and type(node["object"]) is int:
+            return Remote(self, node["object"], str(node["kind"])[:80], str(node["looks"])[:MOST_TEXT])
+        raise Garbled("a value of no kind")
+
+    def _describe(self, error: BaseException) -> dict:
+        kinds = [kind.__name__ for kind in type(error).__mro__ if kind is not object]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if self._home and frame.filename == self._home]
+        try:
+            text = str(error)[:MOST_TEXT]
+        except Exception as worse:
+            text = f"(its message cannot be had: {type(worse).__name__})"
+        return {"kinds": kinds, "text": text, "line": frames[-1].lineno if frames else None}
+
+
+class _Kept:
+    """A result that stays where it is, though it could be sent."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def kept(call: Remote, *arguments: Any, **named: Any) -> Remote:
+    """The result of a call as an object of the other end, even if it is a tensor or a number."""
+    return call._peer.ask("keep", call._number, "", list(arguments), named)
+
+
+async def _wait_for(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def _items(generator: Any) -> list:
+    return [item async for item in generator]
+
+
+def _looks(value: Any) -> str:
+    try:
+        return repr(value)[:MOST_TEXT]
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+
+
+def _raised(facts: Any) -> Exception:
+    """The exception that a message tells of, as a builtin where a stranger may not choose."""
+    if not isinstance(facts, dict) or not isinstance(facts.get("kinds"), list) or not facts["kinds"]:
+        raise Garbled("an error of no kind")
+    line = facts.get("line")
+    kinds = [str(kind)[:80] for kind in facts["kinds"][:20]]
+    bases = [getattr(builtins, kind, None) for kind in kinds]
+    base = next((one for one in bases if isinstance(one, type) and issubclass(one, Exception)), Exception)
+    return _raised_as(base)(kinds, str(facts.get("text"))[:MOST_TEXT], line if type(line) is int else None)
+
+
+def _raised_as(base: type[Exception]) -> type[Raised]:
+    """A `Raised` that an `except` of the builtin catches, too."""
+    if base in (Exception, BaseException):
+        return Raised
+    try:
+        return type("Raised", (Raised, base), {})
+    except TypeError:  # its memory layout does not mix
+        return Raised

@@ -1,0 +1,163 @@
+"""Values as bytes and back: JSON for what is plain, safetensors for tensors. Nothing is ever unpickled.
+
+A frame is two lengths, the JSON and the tensors. Subclasses of plain types arrive as the plain
+type, so no `__eq__` crosses. What is neither plain nor a tensor is left to the end that sends it,
+which puts a number in its place.
+"""
+
+import json
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+LENGTHS = struct.Struct(">II")
+MOST_BYTES = 64 << 20
+"""Of one frame."""
+
+Node = Any
+"""What JSON can say."""
+
+
+class Garbled(Exception):
+    """The bytes that came are no frame, or too many."""
+
+
+class Ended(Exception):
+    """The other end is gone."""
+
+
+def encode(value: Any, tensors: dict[str, torch.Tensor], foreign: Callable[[Any], Node]) -> Node:
+    """`value` as JSON; its tensors go into `tensors`, what is not plain is what `foreign` makes of it."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if kind is list:
+        return [encode(item, tensors, foreign) for item in value]
+    if isinstance(value, torch.Tensor):
+        return {"tensor": _keep(value, tensors)}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.Size):
+        return {"tuple": [int(size) for size in value]}
+    if isinstance(value, bytes | bytearray):
+        return {"bytes": bytes(value).hex()}
+    if kind is range:
+        return {"range": [value.start, value.stop, value.step]}
+    for plain in (str, int, float):
+        if isinstance(value, plain):  # a subclass: its own conversions are not asked
+            return plain.__str__(value) if plain is str else plain.__pos__(value) if kind is not bool else value
+    return _encode_container(value, tensors, foreign)
+
+
+def _encode_container(value: Any, tensors: dict[str, torch.Tensor], foreign: Callable[[Any], Node]) -> Node:
+    if isinstance(value, tuple):
+        items = [encode(item, tensors, foreign) for item in tuple.__iter__(value)]
+        names = getattr(type(value), "_fields", None)
+        return {"named": [list(names), items]} if names else {"tuple": items}
+    if isinstance(value, list):
+        return [encode(item, tensors, foreign) for item in list.__iter__(value)]
+    if isinstance(value, dict):
+        pairs = [(key, dict.__getitem__(value, key)) for key in dict.__iter__(value)]
+        return {"dict": [[encode(key, tensors, foreign), encode(item, tensors, foreign)] for key, item in pairs]}
+    if isinstance(value, set | frozenset):
+        return {"set": [encode(item, tensors, foreign) for item in value]}
+    return foreign(value)
+
+
+def _keep(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> str:
+    name = str(len(tensors))
+    tensors[name] = tensor.detach().to("cpu").contiguous().clone()
+    return name
+
+
+class Record(tuple):
+    """What a named tuple becomes: its values, and their names as attributes."""
+
+    def __new__(cls, names: list[str], values: list) -> "Record":
+        record = super().__new__(cls, values)
+        record.__dict__.update(zip(names, values, strict=True))
+        return record
+
+
+def decode(node: Node, tensors: dict[str, torch.Tensor], foreign: Callable[[dict], Any]) -> Any:
+    """The value of a node. Raises `Garbled` for one that no `encode` makes."""
+    if isinstance(node, list):
+        return [decode(item, tensors, foreign) for item in node]
+    if not isinstance(node, dict):
+        return node
+    try:
+        return _decode_tagged(node, tensors, foreign)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Garbled(f"a value that cannot be read: {type(error).__name__}") from None
+
+
+def _decode_tagged(node: dict, tensors: dict[str, torch.Tensor], foreign: Callable[[dict], Any]) -> Any:
+    if len(node) != 1:
+        return foreign(node)
+    (tag, inner), = node.items()
+    if tag == "tensor":
+        return tensors[inner]
+    if tag == "tuple":
+        return tuple(decode(item, tensors, foreign) for item in inner)
+    if tag == "named":
+        return Record(inner[0], [decode(item, tensors, foreign) for item in inner[1]])
+    if tag == "dict":
+        return {decode(key, tensors, foreign): decode(item, tensors, foreign) for key, item in inner}
+    if tag == "set":
+        return {decode(item, tensors, foreign) for item in inner}
+    if tag == "range":
+        return range(*inner)
+    if tag == "bytes":
+        return bytes.fromhex(inner)
+    if tag == "dtype":
+        dtype = getattr(torch, inner)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(inner)
+        return dtype
+    return foreign(node)
+
+
+def send(connection: socket.socket, message: dict, tensors: dict[str, torch.Tensor]) -> None:
+    """Write one frame. Raises `Ended` if nobody reads, `Garbled` if it is too long."""
+    text = json.dumps(message).encode()
+    blob = save(tensors) if tensors else b""
+    if len(text) + len(blob) > MOST_BYTES:
+        raise Garbled(f"{(len(text) + len(blob)) >> 20} MiB at once; the most is {MOST_BYTES >> 20}")
+    try:
+        connection.sendall(LENGTHS.pack(len(text), len(blob)) + text + blob)
+    except OSError:
+        raise Ended from None
+
+
+def receive(read: Callable[[int], bytes]) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Read one frame; `read(n)` gives exactly n bytes or raises."""
+    length, blob_length = LENGTHS.unpack(read(LENGTHS.size))
+    if length + blob_length > MOST_BYTES:
+        raise Garbled(f"{(length + blob_length) >> 20} MiB at once; the most is {MOST_BYTES >> 20}")
+    text, blob = read(length), read(blob_length)
+    try:
+        message = json.loads(text)
+        tensors = load(blob) if blob else {}
+    except Exception as error:  # whatever a parser makes of bytes from a stranger
+        raise Garbled(f"bytes that are no message: {type(error).__name__}") from None
+    if not isinstance(message, dict):
+        raise Garbled("a message that is no object")
+    return message, tensors
+
+
+def read_all(connection: socket.socket, count: int) -> bytes:
+    """Exactly `count` bytes, waiting for them. Raises `Ended`."""
+    data = bytearray()
+    while len(data) < count:
+        try:
+            piece = connection.recv(min(count - len(data), 1 << 20))
+        except OSError:
+            raise Ended from None
+        if not piece:
+            raise Ended
+        data += piece
+    return bytes(data)
