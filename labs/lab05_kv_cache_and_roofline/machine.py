@@ -14,7 +14,7 @@ import torch
 
 from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.ceilings import CacheSize, last_level_cache
-from nano_qwen3_serving.model.linear import can_pack
+from nano_qwen3_serving.model.products import OneDNNProduct
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
 
@@ -25,7 +25,7 @@ TIMES_THE_CACHE = 4
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 where this processor has products for it, else float32."""
-    return torch.bfloat16 if can_pack(torch.empty(1, 1, dtype=torch.bfloat16)) else torch.float32
+    return torch.bfloat16 if OneDNNProduct.takes(torch.empty(1, 1, dtype=torch.bfloat16)) else torch.float32
 
 
 def shape_beyond(cache_bytes: int, dtype: torch.dtype, hidden_size: int = 1024) -> Shape:
