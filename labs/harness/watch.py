@@ -12,11 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from labs.harness import loading, standing
+from labs.harness.ahead import import_plugins, import_what_is_imported_by
 from labs.harness.catalog import Lab, LabError
 from labs.harness.progress import Progress
 from labs.harness.regions import definitions
@@ -32,7 +32,8 @@ def watch(lab: Lab, todo: int | None = None, rounds: int | None = None, say: Cal
         todo: whose tests; by default those of the TODO whose function was changed, at first of the
             first one that is open.
     """
-    import_ahead(lab)
+    import_plugins()
+    import_what_is_imported_by([lab.tests, lab.starter, lab.seam])
     chosen, last = todo or _first_open(lab), _Saved(lab.starter)
     while True:
         tested = _one_round(lab, chosen, say)
@@ -152,23 +153,3 @@ def _end(process: BaseProcess) -> None:
         except OSError:  # it had not become a group's leader yet, or is gone
             pass
     process.kill()
-
-
-def import_ahead(lab: Lab) -> None:
-    """Import pytest, its plugins, and what the lab's suite and starter import; what cannot be is for the tests to report."""
-    for plugin in entry_points(group="pytest11"):
-        plugin.load()
-    import labs.harness.plugin  # noqa: F401
-
-    statements = []
-    for path in (lab.tests, lab.starter, lab.seam):
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, UnicodeDecodeError):
-            continue
-        statements += [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    for statement in dict.fromkeys(ast.unparse(node) for node in statements if not getattr(node, "level", 0)):
-        try:
-            exec(statement, {})
-        except Exception:  # noqa: S110
-            pass
