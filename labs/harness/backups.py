@@ -6,7 +6,7 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from labs.harness import regions
+from labs.harness import given, regions
 from labs.harness.catalog import Lab, LabError
 
 FOLDER = ".backups"
@@ -18,12 +18,9 @@ def reset(lab: Lab, todo: int | None = None) -> Path | None:
     None means that nothing differed, or that there was no file. Raises `LabError` if the TODO does
     not exist or its functions cannot be found; then the work is untouched.
     """
-    if not lab.solution.is_file():
-        raise LabError(f"The starter is made from {lab.solution}, which is not there.")
-    source = lab.solution.read_text(encoding="utf-8")
-    fresh = regions.make_starter(source, lab.id)
+    fresh = given.starter_text(lab)
     if todo is not None and lab.starter.is_file():
-        fresh = regions.put_back(_work(lab), fresh, _functions(lab, source, todo))
+        fresh = regions.put_back(_work(lab), fresh, _functions(lab, todo))
     return put(lab, fresh)
 
 
@@ -35,7 +32,7 @@ def write_solution(lab: Lab, todo: int | None = None) -> tuple[list[int], Path |
     source = _solution(lab)
     if todo is None:
         return list(regions.functions_of(source)), put(lab, _unmarked(source))
-    names = _functions(lab, source, todo)
+    names = _functions(lab, todo)
     if not lab.starter.is_file():
         raise LabError(f"There is no {lab.starter} to write it into: python -m labs reset {lab.id}")
     return [todo], put(lab, regions.put_back(_work(lab), _unmarked(source), names))
@@ -48,7 +45,7 @@ def solution_text(lab: Lab, todo: int | None = None) -> str:
     if todo is None:
         return text
     found, lines = regions.definitions(ast.parse(text)), text.splitlines()
-    spans = [regions.span(found[name]) for name in _functions(lab, source, todo)]
+    spans = [regions.span(found[name]) for name in _functions(lab, todo)]
     return "\n\n\n".join("\n".join(lines[first - 1 : last]) for first, last in spans) + "\n"
 
 
@@ -99,8 +96,8 @@ def _solution(lab: Lab) -> str:
     return lab.solution.read_text(encoding="utf-8")
 
 
-def _functions(lab: Lab, source: str, todo: int) -> list[str]:
-    functions = regions.functions_of(source)
+def _functions(lab: Lab, todo: int) -> list[str]:
+    functions = given.functions(lab)
     if todo not in functions:
         raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, functions))}.")
     return functions[todo]

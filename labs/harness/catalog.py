@@ -47,6 +47,11 @@ class Lab:
         return self.folder / "solution.py"
 
     @property
+    def untouched(self) -> Path:
+        """The starter as it was given; only in the student edition, which has no solution."""
+        return self.folder / "untouched.py"
+
+    @property
     def tests(self) -> Path:
         return self.folder / "test_lab.py"
 

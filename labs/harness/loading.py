@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
-from labs.harness import regions
+from labs.harness import given, regions
 from labs.harness.catalog import Lab, LabError
 
 _IMPORTING_CALLS = {"import_module", "__import__", "run_path", "run_module", "spec_from_file_location"}
@@ -82,12 +82,10 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleT
 def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
     """TODO → those of its functions that `module` does not have; TODOs of which it has all are left out.
 
-    Without a solution to read the names from, nothing is known to be lacking.
+    Where nothing says which functions there should be, nothing is known to be lacking.
     """
-    if not lab.solution.is_file():
-        return {}
     found = {}
-    for todo, names in regions.functions_of(lab.solution.read_text(encoding="utf-8")).items():
+    for todo, names in given.functions(lab).items():
         if absent := [name for name in names if not _has(module, name)]:
             found[todo] = absent
     return found

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from labs.harness import loading, regions
+from labs.harness import given, loading, regions
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab, lab_at
 from labs.harness.guard import Watch, guarded
 from nano_qwen3_serving.components import Components
@@ -74,10 +74,7 @@ class Part:
 
     def todo_of(self, function: str) -> int | None:
         """The TODO that the function of this dotted name is written for; a nested one's is its outer one's."""
-        if not self.lab.solution.is_file():
-            return None
-        found = regions.functions_of(self.lab.solution.read_text(encoding="utf-8"))
-        names = {name: todo for todo, names in found.items() for name in names}
+        names = {name: todo for todo, names in given.functions(self.lab).items() for name in names}
         while function:
             if function in names:
                 return names[function]

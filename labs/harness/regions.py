@@ -71,6 +71,17 @@ def functions_of(source: str) -> dict[int, list[str]]:
     return dict(sorted(found.items()))
 
 
+def functions_of_starter(source: str) -> dict[int, list[str]]:
+    """What `functions_of` says of a solution, from the starter that was made of it."""
+    found: dict[int, list[str]] = {}
+    for name, function in definitions(ast.parse(source)).items():
+        inner = {id(part) for other in definitions(function).values() for part in ast.walk(other)}
+        for node in ast.walk(function):
+            if (todo := _unwritten(node)) is not None and id(node) not in inner and name not in found.setdefault(todo, []):
+                found[todo].append(name)
+    return dict(sorted(found.items()))
+
+
 def make_starter(source: str, lab_id: str) -> str:
     """The starter of a solution. A generator stays one: where a region held its last `yield`, an
     unreachable `yield` follows the raise.
@@ -183,15 +194,17 @@ def _bound(node: ast.stmt) -> list[str]:
 
 def unwritten_todos(tree: ast.AST) -> set[int]:
     """The TODOs whose `raise TodoError("TODO n: …")` is still there."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-            called, text = node.exc.func, node.exc.args[0]
-            name = getattr(called, "id", getattr(called, "attr", ""))
-            number = re.match(r"TODO (\d+)", str(getattr(text, "value", "")))
-            if name == "TodoError" and number:
-                found.add(int(number[1]))
-    return found
+    return {todo for node in ast.walk(tree) if (todo := _unwritten(node)) is not None}
+
+
+def _unwritten(node: ast.AST) -> int | None:
+    """The TODO of a `raise TodoError("TODO n: …")`; None for any other node."""
+    if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
+        return None
+    called, text = node.exc.func, node.exc.args[0]
+    name = getattr(called, "id", getattr(called, "attr", ""))
+    number = re.match(r"TODO (\d+)", str(getattr(text, "value", "")))
+    return int(number[1]) if name == "TodoError" and number else None
 
 
 def span(node: Function) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from labs.harness import regions
 from labs.harness.backups import FOLDER
 from labs.harness.catalog import Lab, LabError, all_labs, lab_at
-from labs.harness.regions import Function, definitions, make_starter, put_back, span
+from labs.harness.given import starter_text
+from labs.harness.regions import Function, definitions, put_back, span
 
 _NOT_COPIED = {"__pycache__", "build", "dist"}
 
@@ -84,7 +85,7 @@ def merged_starter(lab: Lab, newer: str) -> tuple[str, list[str]]:
     version does not have.
     """
     work = lab.starter.read_text(encoding="utf-8", errors="surrogateescape").replace("\r\n", "\n")
-    base = make_starter(lab.solution.read_text(encoding="utf-8"), lab.id) if lab.solution.is_file() else None
+    base = starter_text(lab) if lab.solution.is_file() or lab.untouched.is_file() else None
     if work == base:
         return newer, []
     file = f"{lab.folder.name}/{lab.starter.name}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from labs.harness import doctor
+from labs.harness.predictions import read_attempts
 
 PROJECT = Path(__file__).parents[2]
 
@@ -59,6 +60,25 @@ def test_the_first_attempt_counts_and_another_one_has_new_numbers(workshop, toy)
     assert "worth 15 of 15 points" in again
     assert "15/15" in workshop.labs("status").stdout
     assert "predictions  15/15   2 of 2 right" in workshop.pytest("lab07_toy", "--plain").stdout
+
+
+def test_attempts_that_count_are_written_beside_the_starter_to_be_handed_in(workshop, toy):
+    answer = sum_asked(workshop)
+    workshop.labs("predict", "7", "--seed", "5", "--answers", "larger=b")
+    assert not (toy / "predictions.json").exists(), "an attempt with a seed of one's own counts nothing"
+    workshop.labs("predict", "7", "--answers", f"sum={answer + 1},larger=b")
+    workshop.labs("predict", "7", "--answers", f"sum={answer},larger=b")  # the truth is known by now
+    (toy / "predictions.json").write_text((toy / "predictions.json").read_text()[:-5], encoding="utf-8")  # cut off
+    workshop.labs("predict", "7", "--again", "--answers", "sum=1,larger=b")
+    ((seed, answers),) = read_attempts((toy / "predictions.json").read_text(encoding="utf-8"))
+    assert answers == {"sum": 1, "larger": "b"} and isinstance(seed, int)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"attempts": 3}', '{"attempts": [{"seed": "1", "answers": {}}]}', '{"attempts": [{"seed": 1, "answers": {"a": []}}]}'])
+def test_a_file_of_attempts_that_cannot_be_used_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        read_attempts(text)
 
 
 def test_a_name_gives_the_same_numbers_everywhere_and_a_seed_counts_nothing(workshop, toy):

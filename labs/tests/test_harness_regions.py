@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from labs.harness import regions
-from labs.harness.catalog import LabError
+from labs.harness.catalog import LabError, all_labs
 
 RAISE_1 = 'raise TodoError("TODO 1: goal", lab="05")'
 
@@ -113,6 +113,32 @@ def test_a_stand_in_calls_the_learners_other_functions():
     assert namespace["C"]().f() == "mine"
 
 
+def test_a_stand_in_brings_the_imports_that_the_learners_file_lacks():
+    work = '"""A lab."""\nfrom __future__ import annotations\nimport re\n' + "def f(a):\n    return g(a)\ndef g(a):\n    return 0\n"
+    ours = "import math\nimport re\nfrom functools import cache, reduce\n" + solution("return math.floor(a)", "def g(a):")
+    text = regions.with_our_functions(work, ours, [1])
+    module: dict = {}
+    exec(text, module)
+    assert module["f"](2.5) == 2
+    assert module["__doc__"] == "A lab." and text.count("import re") == 1
+
+
+def test_a_name_that_the_learner_gave_another_meaning_is_not_imported_over_it():
+    work = "def floor(a):\n    return 'mine'\ndef f(a):\n    return floor(a)\ndef g(a):\n    return 0\n"
+    ours = "from math import floor\n" + solution("return floor(a)", "def g(a):")
+    module: dict = {}
+    exec(regions.with_our_functions(work, ours, [1]), module)
+    assert module["f"](2.5) == "mine"
+
+
 def test_unwritten_todos_are_found_wherever_they_are_raised():
     tree = ast.parse("def f():\n    raise TodoError('TODO 1: a')\n    raise todo.TodoError(\"TODO 12: b\", lab='05')\n    raise ValueError('TODO 3')\n")
     assert regions.unwritten_todos(tree) == {1, 12}
+
+
+@pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.id)
+def test_a_starter_tells_which_functions_its_todos_are_in_as_its_solution_does(lab):
+    source = lab.solution.read_text(encoding="utf-8")
+    found = regions.functions_of_starter(regions.make_starter(source, lab.id))
+    assert {todo: sorted(names) for todo, names in found.items()} == {
+        todo: sorted(names) for todo, names in regions.functions_of(source).items()}
