@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from grading import cli_grade, kill_table, machine
+from grading import cli_grade, cli_release, kill_table, machine
 from grading import starter as starters
 from grading import symptoms as symptom_tables
 from grading.bar import bar
 from grading.mutants import KINDS, Mutant, read_alternatives, read_mutants, some_of
+from grading.release import COURSE
 from grading.sandbox import SetupError
+from grading.term import run_at
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -27,12 +29,21 @@ console = Console(highlight=False)
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(
+    context: typer.Context,
+    term: Annotated[str | None, typer.Option(help="run the command as this term's tag has it")] = None,
+) -> None:
     """What instructors run."""
+    if term is not None:
+        arguments = sys.argv[1:]
+        at = next(i for i, one in enumerate(arguments) if one == "--term" or one.startswith("--term="))
+        raise typer.Exit(run_at(term, arguments[:at] + arguments[at + (1 if "=" in arguments[at] else 2) :], COURSE))
 
 
 app.command()(cli_grade.grade)
 app.command()(cli_grade.agreement)
+app.command()(cli_release.release)
+app.command()(cli_release.workflow)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from labs.harness import backups, standing
-from labs.harness.catalog import LabError, find_lab, labs_home
+from labs.harness.catalog import LabError, all_labs, find_lab, labs_home
 from labs.harness.progress import Progress
 
 app = typer.Typer()
@@ -83,6 +83,23 @@ def solution(
     console.print(f"{what} is our solution now." + (f" Your work: {kept}" if kept else ""))
     if todo is not None:
         console.print(f"Its tests: pytest test_lab.py -k todo_{todo}")
+
+
+@app.command()
+def practice(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="default: every lab")] = None,
+    summary: Annotated[Path | None, typer.Option(help="append a summary in Markdown to this file")] = None,
+) -> None:
+    """Run the labs' tests on your starters, as a fork's automatic runs do. Always advisory: exit status 0."""
+    from labs.harness import practice as practising
+
+    results = practising.run_labs([find_lab(name) for name in names] if names else all_labs())
+    text = practising.summary(results)
+    if summary is None:
+        console.print(f"\n{text}", end="")
+    else:
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(text)
 
 
 @app.command()
