@@ -2,12 +2,12 @@
 
 A region lies in a function and is announced by a comment, which stays in the starter:
 
-    # TODO 3: hand the request to the engine
+    # TODO 3: add the two numbers
     ### BEGIN SOLUTION
-    return engine.generate(prompt, sampling_params, request_id)
+    return a + b
     ### END SOLUTION
 
-In the starter the lines from BEGIN to END become `raise TodoError("TODO 3: hand …", lab="02")`.
+In the starter the lines from BEGIN to END become `raise TodoError("TODO 3: add the two …", lab="02")`.
 This module works on source text alone; it knows no files and imports nothing it is given.
 """
 
