@@ -6,9 +6,11 @@ nothing. What is not taken is said; a submission that cannot be used is one with
 """
 
 import os
+import re
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -22,6 +24,9 @@ MOST_ENTRIES = 10_000
 """Looked at in one submission."""
 SHOWN = 5
 """Names of files that were not taken."""
+UNREADABLE = (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
+"""What a damaged, encrypted or strange archive raises."""
+_LAB_FOLDER = re.compile(r"lab\d\d_\w+")
 
 
 @dataclass(frozen=True)
@@ -54,18 +59,33 @@ def read_submission(path: Path, student: str | None = None, lab_folder: str = ""
     Args:
         student: by default the name of the folder or archive.
         lab_folder: such as `lab06_block_manager`: in a submission of several labs only files in a folder
-            of this name count, if there is one.
+            of this name count.
     """
     student = student or (path.parent.resolve().name if path.name in ALLOWED else _without_endings(path.resolve().name))
     try:
         entries = list(_entries(path))
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         return Submission(student, {}, (f"{path.name} cannot be read: {_words(error)}",))
     if not entries:
         return Submission(student, {}, (f"{path.name} is empty",))
-    if any(lab_folder in entry.path.parts for entry in entries):
+    if lab_folder and (folders := set().union(*map(_labs_in, entries))):
         entries = [entry for entry in entries if lab_folder in entry.path.parts]
+        if not entries:
+            return Submission(student, {}, (f"there is nothing in a folder {lab_folder}, only in {', '.join(sorted(folders))}",))
     return _checked(student, entries)
+
+
+def lab_folders(path: Path) -> set[str] | None:
+    """The folders in a submission that are called as labs' are; None if it is empty or cannot be read."""
+    try:
+        entries = list(_entries(path))
+    except UNREADABLE:
+        return None
+    return set().union(*map(_labs_in, entries)) if entries else None
+
+
+def _labs_in(entry: "_Entry") -> set[str]:
+    return {part for part in entry.path.parts[:-1] if _LAB_FOLDER.fullmatch(part)}
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,11 @@ def _state(todo: int, outcomes: list[Outcome], tested: list[int]) -> tuple[str, 
     if passed:
         return PARTLY, f"partly: {passed} of {len(outcomes)} tests pass"
     unwritten = {outcome.unwritten for outcome in outcomes}
-    if unwritten == {todo}:
+    if None in unwritten:
+        return FAILING, "failing"
+    if todo in unwritten:
         return NOT_STARTED, "not started"
-    if None not in unwritten and todo not in unwritten:
-        return BLOCKED, f"blocked by {_todos(sorted(unwritten))}"
-    return FAILING, "failing"
+    return BLOCKED, f"blocked by {_todos(sorted(unwritten))}"
 
 
 def _todos(numbers: Iterable[int]) -> str:
