@@ -1,0 +1,167 @@
+"""The student edition works on its own, and a term's submissions are graded by its tag."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grading import release as releases
+from grading.cli_release import workflow
+from grading.release import COURSE, MARK, release, tag
+from labs.harness import regions
+from labs.harness.catalog import LabError, all_labs, find_lab
+
+
+def run(command: list[str], folder: Path, course: Path | None = None, **more: str) -> subprocess.CompletedProcess:
+    """A command in `folder`, with the course's packages from `course`."""
+    course = course or folder
+    paths = os.pathsep.join([str(course), str(course / "reference_engine")])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "NANO_"))}
+    return subprocess.run(
+        command, cwd=folder, env={**environment, "PYTHONPATH": paths, "COLUMNS": "200", **more}, capture_output=True, text=True, timeout=300)
+
+
+def labs(edition: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    return run([sys.executable, "-m", "labs", *arguments], edition, **more)
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of this course, which may be tagged; as it was last committed."""
+    if not (COURSE / ".git").exists():
+        pytest.skip("this course is no git repository, and releases are made from one")
+    folder = tmp_path_factory.mktemp("release") / "course"
+    subprocess.run(["git", "clone", "--quiet", str(COURSE), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edition(course: Path) -> Path:
+    tag("2027S", course)
+    folder = course.parent / "students"
+    release("2027S", folder, course)
+    return folder
+
+
+def test_nothing_in_it_tells_how_a_todo_is_done(edition: Path):
+    files = [path.relative_to(edition).as_posix() for path in edition.rglob("*") if path.is_file()]
+    assert not [name for name in files if "solution" in name or name.startswith("grading/") or "/tests/" in name or ".git/" in name]
+    for lab in all_labs(COURSE / "labs"):
+        text = lab.solution.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for region in regions.find_regions(text):
+            hidden = "\n".join(lines[region.begin : region.end - 1])
+            if len(hidden) > 60:
+                holders = [name for name in files if name.endswith((".py", ".json", ".md", ".toml"))
+                           and not name.startswith("reference_engine/")  # which may be read
+                           and hidden in (edition / name).read_text(encoding="utf-8")]
+                assert not holders, f"Lab {lab.id}, TODO {region.todo}: its solution stands in {holders}"
+
+
+def test_readmes_name_only_what_is_there(edition: Path):
+    for path in edition.rglob("README.md"):
+        text = path.read_text(encoding="utf-8")
+        assert MARK not in text and "{" not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL), path
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (path.parent / target).exists(), f"{path.relative_to(edition)} links to {target}"
+
+
+def test_what_it_was_made_of_is_pinned(edition: Path, course: Path):
+    facts = json.loads((edition / "term.json").read_text(encoding="utf-8"))
+    head = subprocess.run(["git", "rev-parse", "term/2027S"], cwd=course, capture_output=True, text=True).stdout.strip()
+    assert facts["commit"] == head and set(facts["labs"]) == {lab.id for lab in all_labs(COURSE / "labs")}
+
+
+def test_a_todo_is_solved_updated_reset_and_regraded_under_the_terms_tag(edition: Path, course: Path, tmp_path: Path):
+    folder = edition / "labs" / "lab06_block_manager"
+    starter = folder / "starter.py"
+    before = starter.read_text(encoding="utf-8")
+    ours = find_lab("06").solution.read_text(encoding="utf-8")
+    solved = regions.put_back(before, ours, regions.functions_of(ours)[1])
+    starter.write_text(solved, encoding="utf-8")
+
+    said = run([sys.executable, "-m", "pytest", "test_lab.py", "--plain", "-q", "-p", "no:cacheprovider"], folder, edition).stdout
+    assert re.search(r"^1 +12/12 +solved", said, re.MULTILINE), said
+    assert re.search(r"^2 +0/18 +not started", said, re.MULTILINE), said
+    assert "12/12" in labs(edition, "status").stdout
+
+    newer = tmp_path / "newer"
+    release("2027S", newer, course)
+    (newer / "labs" / "lab06_block_manager" / "hints.md").write_text("# newer hints\n", encoding="utf-8")
+    updated = labs(edition, "update", "--from", str(newer))
+    assert updated.returncode == 0, updated.stderr
+    assert starter.read_text(encoding="utf-8") == solved, "an update must not touch what the learner wrote"
+    assert (folder / "hints.md").read_text(encoding="utf-8") == "# newer hints\n"
+
+    graded = run([sys.executable, "-m", "grading", "--term", "2027S", "grade", "06", str(folder), "--student", "ada", "--json"], course)
+    report = json.loads(graded.stdout)
+    assert report["lab"] == "06" and report["score"] == 12 and report["max_score"] == 100, graded.stderr
+
+    assert labs(edition, "reset", "06").returncode == 0
+    assert starter.read_text(encoding="utf-8") == before
+
+
+def test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_not(edition: Path):
+    said = run([sys.executable, "-m", "pytest", "test_lab.py", "--impl", "solution", "-q", "-p", "no:cacheprovider"],
+               edition / "labs" / "lab06_block_manager", edition).stdout
+    assert "It is not part of the student edition." in said
+    assert "It is not part of the student edition." in labs(edition, "solution", "06").stderr
+    generated = labs(edition, "generate", "What is a KV cache?", "--use", "reference:06")
+    assert generated.returncode == 0 and "KV cache stores" in generated.stdout, generated.stderr
+    demo = run([sys.executable, "-m", "nano_qwen3_serving", "chat", "What is a KV cache?"], edition)
+    assert "KV cache stores" in demo.stdout
+
+
+def test_a_practice_run_is_fenced_and_summed_up(edition: Path, tmp_path: Path):
+    summary, starter = tmp_path / "summary.md", edition / "labs" / "lab02_online_serving" / "starter.py"
+    before = starter.read_text(encoding="utf-8")
+    starter.write_text(before + "\nprint('::error::a command to the runner')\n", encoding="utf-8")
+    try:
+        said = labs(edition, "practice", "02", "05", "--summary", str(summary), GITHUB_ACTIONS="true")
+    finally:
+        starter.write_text(before, encoding="utf-8")
+    assert said.returncode == 0, said.stderr
+    tokens = re.findall(r"^::stop-commands::(\w{32})$", said.stdout, re.MULTILINE)
+    assert len(tokens) == 2 and len(set(tokens)) == 2
+    for token in tokens:
+        assert said.stdout.count(f"::{token}::") == 1
+    assert said.stdout.index(tokens[0]) < said.stdout.index("::error::")
+    assert summary.read_text(encoding="utf-8").endswith("Not started: Lab 02, 05.\n")
+
+
+def test_a_tag_names_one_commit_for_good(course: Path):
+    tag("2026W", course)
+    tag("2026W", course)
+    (course / "LICENSE").write_text("changed", encoding="utf-8")
+    with pytest.raises(LabError, match="Commit them first"):
+        tag("2028S", course)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "later"], cwd=course, check=True)
+    with pytest.raises(LabError, match="names another commit"):
+        tag("2026W", course)
+    subprocess.run(["git", "reset", "-q", "--hard", "HEAD~1"], cwd=course, check=True)
+
+
+@pytest.mark.parametrize("name", ["", "2027 S", "../x", "-x", "a" * 41])
+def test_a_name_that_makes_no_tag_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(LabError, match="--term"):
+        release(name, tmp_path / "out")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
+    (tmp_path / "mine").write_text("mine", encoding="utf-8")
+    with pytest.raises(LabError, match="is not empty"):
+        release("2027S", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_workflow_is_written_as_releases_have_it(tmp_path: Path):
+    workflow(tmp_path / "a" / "practice.yml")
+    text = (tmp_path / "a" / "practice.yml").read_text(encoding="utf-8")
+    assert text == (releases.TEMPLATES / "practice.yml").read_text(encoding="utf-8")
+    assert "labs practice --summary" in text and "$GITHUB_STEP_SUMMARY" in text
