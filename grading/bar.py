@@ -13,7 +13,8 @@ def bar(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[], Non
     """A bar on standard error; call what is yielded after each. It starts no thread."""
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(
-        *columns, console=Console(stderr=True), auto_refresh=False, transient=True, disable=quiet or not sys.stderr.isatty()
+        *columns, console=Console(stderr=True), auto_refresh=False, transient=True, disable=quiet or not sys.stderr.isatty(),
+        speed_estimate_period=600.0,
     ) as progress:
         task = progress.add_task(what, total=total)
 

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from grading.worker.peer import Exported, Raised, Remote, kept
+from grading.worker.peer import Exported, Final, Raised, Remote, kept
 from labs.harness.catalog import Lab
 
 __all__ = ["Check", "Wrong", "check", "checks_of", "expect", "hold", "kept", "look", "ours", "refusal", "shown"]
 
 
-class Wrong(Exception):
-    """What was expected and what came instead."""
+class Wrong(Final):
+    """What was expected and what came instead. Also where the submission calls what is ours: it cannot catch it."""
 
 
 @dataclass(frozen=True)

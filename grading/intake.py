@@ -5,6 +5,8 @@ nothing. What is not taken is said; a submission that cannot be used is one with
 `starter.py`, so that it is reported like every other.
 """
 
+import gzip
+import io
 import os
 import re
 import stat
@@ -22,6 +24,10 @@ MOST_BYTES = 256 << 10
 """Of one file: ten times the longest solution."""
 MOST_ENTRIES = 10_000
 """Looked at in one submission."""
+MOST_COPIES = 50
+"""Of files with an allowed name in one submission; the one nearest the top is taken."""
+MOST_UNPACKED = 128 << 20
+"""Of an archive, and of what is in one that is packed as a whole."""
 SHOWN = 5
 """Names of files that were not taken."""
 UNREADABLE = (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
@@ -59,26 +65,27 @@ def read_submission(path: Path, student: str | None = None, lab_folder: str = ""
     Args:
         student: by default the name of the folder or archive.
         lab_folder: such as `lab06_block_manager`: in a submission of several labs only files in a folder
-            of this name count.
+            of this name count, if there is one, and never those of another lab.
     """
     student = student or (path.parent.resolve().name if path.name in ALLOWED else _without_endings(path.resolve().name))
+    student = _name(student)
     try:
-        entries = list(_entries(path))
+        entries = _all_entries(path)
     except UNREADABLE as error:
-        return Submission(student, {}, (f"{path.name} cannot be read: {_words(error)}",))
+        return Submission(student, {}, (f"{_name(path.name)} cannot be read: {_words(error)}",))
     if not entries:
-        return Submission(student, {}, (f"{path.name} is empty",))
-    if lab_folder and (folders := set().union(*map(_labs_in, entries))):
-        entries = [entry for entry in entries if lab_folder in entry.path.parts]
-        if not entries:
-            return Submission(student, {}, (f"there is nothing in a folder {lab_folder}, only in {', '.join(sorted(folders))}",))
-    return _checked(student, entries)
+        return Submission(student, {}, (f"{_name(path.name)} is empty",))
+    of_lab = _of_lab(entries, lab_folder)
+    if not of_lab:
+        folders = ", ".join(sorted(set().union(*map(_labs_in, entries))))
+        return Submission(student, {}, (f"there is nothing in a folder {lab_folder}, only in {folders}",))
+    return _checked(student, of_lab)
 
 
 def lab_folders(path: Path) -> set[str] | None:
     """The folders in a submission that are called as labs' are; None if it is empty or cannot be read."""
     try:
-        entries = list(_entries(path))
+        entries = _all_entries(path)
     except UNREADABLE:
         return None
     return set().union(*map(_labs_in, entries)) if entries else None
@@ -86,6 +93,14 @@ def lab_folders(path: Path) -> set[str] | None:
 
 def _labs_in(entry: "_Entry") -> set[str]:
     return {part for part in entry.path.parts[:-1] if _LAB_FOLDER.fullmatch(part)}
+
+
+def _of_lab(entries: list["_Entry"], lab_folder: str) -> list["_Entry"]:
+    """What lies in the lab's folder, if there is one; else what lies in no other lab's."""
+    if any(lab_folder in entry.path.parts for entry in entries):
+        return [entry for entry in entries if lab_folder in entry.path.parts]
+    number = lab_folder[: len("lab06_")]
+    return [entry for entry in entries if not number or all(name.startswith(number) for name in _labs_in(entry))]
 
 
 @dataclass(frozen=True)
@@ -129,31 +144,47 @@ def _wrong_with(content: bytes) -> str:
     return ""
 
 
+def _all_entries(path: Path) -> list[_Entry]:
+    entries, copies = [], 0
+    for entry in _entries(path):
+        copies += entry.path.name in ALLOWED
+        if copies > MOST_COPIES:
+            raise ValueError(f"it has more than {MOST_COPIES} files called {' or '.join(ALLOWED)}")
+        entries.append(entry)
+    return entries
+
+
 def _entries(path: Path) -> Iterator[_Entry]:
-    mode = os.lstat(path).st_mode
-    if stat.S_ISLNK(mode):
+    facts = os.lstat(path)
+    if stat.S_ISLNK(facts.st_mode):
         raise ValueError("it is a symbolic link")
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(facts.st_mode):
         yield from _in_folder(path)
+    elif not stat.S_ISREG(facts.st_mode):
+        raise ValueError("it is neither a file nor a folder")
+    elif facts.st_size > MOST_UNPACKED:
+        raise ValueError(f"it has {facts.st_size >> 20} MiB; {MOST_UNPACKED >> 20} MiB are allowed")
+    elif path.suffix == ".py":
+        yield _of_file(path, PurePosixPath("starter.py"))
     elif zipfile.is_zipfile(path):
         yield from _in_zip(path)
-    elif tarfile.is_tarfile(path):
-        yield from _in_tar(path)
+    elif tar := _unpacked_tar(path):
+        yield from _in_tar(tar)
     elif path.suffix in (".zip", ".tar", ".gz", ".tgz"):
-        raise ValueError("it is no archive, or a damaged one")
+        raise ValueError("it is no zip, tar or tar.gz archive, or a damaged one")
     else:
-        yield _of_file(path, PurePosixPath("starter.py" if path.suffix == ".py" else path.name))
+        yield _of_file(path, PurePosixPath(path.name))
 
 
 def _in_folder(folder: Path) -> Iterator[_Entry]:
     seen = 0
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in (".git", "__pycache__", ".venv"))
+        if (seen := seen + len(names) + len(folders)) > MOST_ENTRIES:
+            raise ValueError(f"it has more than {MOST_ENTRIES} files and folders")
         for name in sorted(names):
-            if (seen := seen + 1) > MOST_ENTRIES:
-                raise ValueError(f"it has more than {MOST_ENTRIES} files")
             path = Path(where, name)
-            yield _of_file(path, PurePosixPath(path.relative_to(folder).as_posix()))
+            yield _of_file(path, PurePosixPath(_name(path.relative_to(folder).as_posix())))
 
 
 def _of_file(path: Path, inside: PurePosixPath) -> _Entry:
@@ -170,16 +201,43 @@ def _of_file(path: Path, inside: PurePosixPath) -> _Entry:
 
 
 def _in_zip(path: Path) -> Iterator[_Entry]:
+    if _bytes_of_the_list(path) > MOST_ENTRIES * 256:
+        raise ValueError(f"it has more than {MOST_ENTRIES} files")
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist()[:MOST_ENTRIES]:
             if info.is_dir():
                 continue
             link = stat.S_ISLNK(info.external_attr >> 16)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{_name(info.filename)} is packed in a way that is not read here; zip it anew")
             yield _member(info.filename, link, info.file_size, lambda info=info: archive.open(info).read(MOST_BYTES + 1))
 
 
-def _in_tar(path: Path) -> Iterator[_Entry]:
-    with tarfile.open(path) as archive:
+def _bytes_of_the_list(path: Path) -> int:
+    """How long a zip archive says the list of what is in it is."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16) - 22))
+        last = file.read()
+    at = last.rfind(b"PK\5\6")
+    return int.from_bytes(last[at + 12 : at + 16], "little") if at >= 0 else 0
+
+
+def _unpacked_tar(path: Path) -> bytes | None:
+    """A tar archive's bytes; None if it is none."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        start = file.read(512)
+        if start[257:262] != b"ustar":
+            return None
+        content = start + file.read(MOST_UNPACKED)
+    if len(content) > MOST_UNPACKED:
+        raise ValueError(f"it has more than {MOST_UNPACKED >> 20} MiB in it")
+    return content
+
+
+def _in_tar(content: bytes) -> Iterator[_Entry]:
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
         for number, info in enumerate(archive):
             if number >= MOST_ENTRIES:
                 return
@@ -189,6 +247,7 @@ def _in_tar(path: Path) -> Iterator[_Entry]:
 
 def _member(name: str, link: bool, size: int, read) -> _Entry:
     """One member of an archive. A path that climbs is a fault of its own, whatever it is called."""
+    name = _name(name)
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts:
         return _Entry(PurePosixPath(inside.name), wrong=f"its path in the archive, {name!r}, climbs out of it")
@@ -200,6 +259,11 @@ def _member(name: str, link: bool, size: int, read) -> _Entry:
     if size > MOST_BYTES or len(content) > MOST_BYTES:
         return _Entry(inside, wrong=_too_large(size))
     return _Entry(inside, content)
+
+
+def _name(name: str) -> str:
+    """A file's name; bytes in it that are not UTF-8 as `\\x80`."""
+    return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
 
 
 def _too_large(size: int) -> str:

@@ -1,10 +1,12 @@
 """How far a worker is kept from the machine, found out once and said in every report.
 
-    namespaces  bubblewrap: files, processes and network of its own
-    limits      a process group, CPU and file limits, another user where the judge is root
+    namespaces  bubblewrap: files, processes and network of its own; and all that `limits` has
+    limits      a process group, CPU and file limits, another user where the judge is root; on Linux no
+                files, processes and network but its own, as far as the kernel has Landlock and seccomp
     none        a process
 
-At every level the judge's clock, the memory watchdog and the wire of bytes hold.
+At every level the judge's clock, the memory watchdog and the wire of bytes hold. `weaknesses` says what
+is missing.
 """
 
 import functools
@@ -16,6 +18,8 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from grading.worker.confine import can_filter, landlock_version
 
 LEVELS = ("namespaces", "limits", "none")
 NOBODY = 65534
@@ -54,12 +58,11 @@ def strongest_level() -> str:
 
 @functools.cache
 def other_user() -> int | None:
-    """Who workers are where the judge is root and there are no namespaces: nobody, if nobody can read this Python."""
+    """Who submissions are where the judge is root and there are no namespaces: nobody, if root may be that here."""
     if os.name != "posix" or os.geteuid() != 0:
         return None
-    probe = [sys.executable, "-I", "-S", "-c", f"open({os.path.join(sysconfig.get_path('purelib'), 'torch', '__init__.py')!r})"]
     try:
-        done = subprocess.run(probe, user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, cwd="/", timeout=20)
+        done = subprocess.run(["/bin/sh", "-c", ":"], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, cwd="/", timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     return NOBODY if done.returncode == 0 else None
@@ -69,9 +72,11 @@ def weaknesses(level: str) -> tuple[str, ...]:
     """What the level does not keep a submission from, as reports say it."""
     if level == "namespaces":
         return ()
-    said = ["it could use the network, and read files that everybody may read"]
-    if level == "limits" and os.name == "posix" and other_user() is None:
-        said.append("it ran as the same user as the judge")
+    landlock, filters = (landlock_version(), can_filter()) if level == "limits" else (0, False)
+    said = [] if landlock else ["it could read files that are not its own"]
+    said += [] if filters else ["it could use the network"]
+    if level == "none" or (other_user() is None and not (filters or landlock >= 6)):
+        said.append("it could end or change other processes of the judge's user")
     return tuple(said)
 
 
@@ -94,7 +99,7 @@ def _bwrap(runtime: Path, folder: Path, hidden: Sequence[str]) -> list[str]:
     for path in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives"):
         options += ["--ro-bind-try", path, path]
     site = sysconfig.get_path("purelib")
-    options += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    options += ["--proc", "/proc", "--dev", "/dev"]
     for path in dict.fromkeys([sys.base_prefix, sys.prefix, os.path.dirname(os.path.realpath(sys.executable)), site]):
         if not Path(path).is_relative_to("/usr"):
             options += _bind_python(path)
@@ -102,6 +107,7 @@ def _bwrap(runtime: Path, folder: Path, hidden: Sequence[str]) -> list[str]:
         if Path(site, name).is_dir():
             options += ["--tmpfs", f"{site}/{name}"]
     options += ["--ro-bind", str(runtime), str(runtime), "--bind", str(folder), str(folder)]
+    options += ["--dir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]  # nothing to fill memory with
     for name, value in environment().items():
         options += ["--setenv", name, value]
     return options

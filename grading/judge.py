@@ -29,6 +29,9 @@ from labs.harness.catalog import Lab, LabError
 
 PRINTED = 2_000
 """Characters of what a check printed that the report keeps."""
+MESSAGE = 2_000
+"""Of what it says of a check."""
+NOTHING_SAID = "an exception without a name or a message"
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Grader:
         Args:
             shared: a sandbox to use; by default one of its own.
         """
-        settings, notes = self.settings, list(submission.notes)
-        seed = settings.seed or seed_for(settings.secret, self.lab.id, submission.student, settings.seed_mode)
+        settings, notes, student = self.settings, list(submission.notes), sayable(submission.student)
+        seed = settings.seed or seed_for(settings.secret, self.lab.id, student, settings.seed_mode)
         results: list[CheckResult] = []
         text = submission.text()
         problem = "there is no starter.py to grade" if text is None else self._unusable(text)
@@ -88,7 +91,8 @@ class Grader:
                     results += self._grade_todo(todo, text, results, seed, sandbox, done)
         if settings.predictions:
             results = [*answers.judge(self.lab, submission.files.get("predictions.json")), *results]
-        return Report(submission.student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), tuple(notes))
+        said = tuple(map(sayable, notes))
+        return Report(student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), said)
 
     def _unusable(self, text: str) -> str:
         """Why nothing of a submission can be run; empty if it can."""
@@ -107,8 +111,12 @@ class Grader:
     ) -> Iterator[CheckResult]:
         lost = {result.todo for result in before if not result.passed}
         ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
-        graded = regions.with_our_functions(text, self._solution, ours) if ours else text
-        broken = ""
+        graded, broken = text, ""
+        if ours:
+            try:
+                graded = with_ours(text, self._solution, ours)
+            except LabError as error:
+                broken = str(error)
         for check in [check for check in self.checks if check.todo == todo]:
             result, ended = (_result(check, broken), False) if broken else self._run(check, graded, ours, seed, sandbox)
             if ended and not broken:
@@ -120,7 +128,7 @@ class Grader:
         self, check: Check, text: str, ours: tuple[int, ...], seed: str, sandbox: Sandbox
     ) -> tuple[CheckResult, bool]:
         """One check's result, and whether it ended so that the TODO's other checks are not worth their time."""
-        message, ended, unwritten, printed = "", False, False, b""
+        message, ended, unwritten, printed = None, False, False, b""
         try:
             with sandbox.child() as child:
                 try:
@@ -137,19 +145,41 @@ class Grader:
         except Raised as error:
             unwritten = "TodoError" in error.kinds
             where = f" (line {error.line} of starter.py)" if error.line and not ours else ""
-            message = error.text.splitlines()[0] if unwritten and error.text else f"{error}{where}"
+            message = error.text.strip().partition("\n")[0] if unwritten else f"{error}{where}"
         except SetupError:
             raise
         except Exception as error:  # an answer of a kind that the check did not think of
             message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
-        said = printed.decode("utf-8", errors="replace")[:PRINTED] if message and not ours else ""
+        said = printed.decode("utf-8", errors="replace")[:PRINTED] if message is not None and not ours else ""
         return _result(check, message, ours, unwritten, said), ended
 
 
-def _result(check: Check, message: str, ours: tuple[int, ...] = (), unwritten: bool = False, printed: str = "") -> CheckResult:
+def with_ours(text: str, solution: str, todos: Sequence[int]) -> str:
+    """A submission with our functions for `todos`. Raises `LabError` if they cannot be put into it."""
+    try:
+        return regions.with_our_functions(text, solution, todos)
+    except (ValueError, RecursionError, MemoryError):  # Python's own unparse does not write every tree
+        names = [name for todo, found in regions.functions_of(solution).items() if todo in todos for name in found]
+    try:
+        return regions.put_back(text, solution, names)
+    except Exception as error:
+        which = ", ".join(map(str, todos))
+        raise LabError(f"our code for TODO {which}, which lost points, could not be put in its place: {shorter(str(error))}") from None
+
+
+def sayable(text: str, most: int = MESSAGE) -> str:
+    """Text that can be written as UTF-8, of at most `most` characters."""
+    said = text[:most].encode("utf-8", errors="replace").decode("utf-8")
+    return said if len(text) <= most else said[:-1] + "…"
+
+
+def _result(
+    check: Check, message: str | None, ours: tuple[int, ...] = (), unwritten: bool = False, printed: str = ""
+) -> CheckResult:
+    """Without a message it has passed. One that is empty is a message: its words may be the submission's."""
+    earned, said = (check.points, "") if message is None else (0, sayable(message).strip() or NOTHING_SAID)
     return CheckResult(
-        check.todo, check.name, check.points, 0 if message else check.points, check.hidden, message, check.section,
-        check.concept, ours, unwritten, printed)
+        check.todo, check.name, check.points, earned, check.hidden, said, check.section, check.concept, ours, unwritten, printed)
 
 
 @contextmanager

@@ -48,20 +48,27 @@ def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
 
 
 def _leave_out(package: Path, names: list[str]) -> None:
-    """Delete a module or a folder of them, or cut a function out of its module."""
+    """Of a module, a folder of them, or a function: leave what others may import by name, and nothing of what it does."""
     target = package.joinpath(*names)
     if target.is_dir():
-        shutil.rmtree(target)
+        for path in target.rglob("*"):
+            if path.suffix == ".py":
+                _empty(path)
+            elif path.is_file():
+                path.unlink()
     elif target.with_suffix(".py").is_file():
-        target.with_suffix(".py").unlink()
+        _empty(target.with_suffix(".py"))
     else:
-        _cut_function(package.joinpath(*names[:-1]).with_suffix(".py"), names[-1])
+        _empty(package.joinpath(*names[:-1]).with_suffix(".py"), names[-1])
 
 
-def _cut_function(path: Path, name: str) -> None:
+def _empty(path: Path, name: str | None = None) -> None:
+    """Take what it does from every function of a module, or from the one of this name."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    kept = [node for node in tree.body if getattr(node, "name", None) != name]
-    if len(kept) == len(tree.body):
-        raise ValueError(f"{path.name} has no {name}, which lab.toml refuses")
-    tree.body = kept
+    nodes = ast.walk(tree) if name is None else tree.body
+    found = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and name in (None, node.name)]
+    if name is not None and not found:
+        raise ValueError(f"{path.name} has no function {name}, which lab.toml refuses")
+    for node in found:
+        node.body = ast.parse(f"raise NotImplementedError('{node.name}() is not there where submissions are graded')").body
     path.write_text(ast.unparse(tree) + "\n", encoding="utf-8")

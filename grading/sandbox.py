@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from grading.isolation import Limits, command, environment, other_user
@@ -24,6 +25,11 @@ from grading.worker.wire import Ended
 START_SECONDS = 120.0
 """For importing torch, on a slow and busy machine."""
 SECONDS_BETWEEN_LOOKS = 0.05
+PAGE = 4096
+LONGEST_PATH = 3000
+"""Longer ones the system does not open."""
+CLEARINGS = 10_000
+"""Levels of folders that are deleted; no submission makes as many before it is stopped."""
 
 
 class Stopped(Ended):
@@ -60,6 +66,7 @@ class Sandbox:
         self.level, self.limits = level, limits
         self.cpu_seconds = 0.0
         self.peak_bytes = 0
+        self._user = other_user() if level == "limits" else None
         self._runtime, self._hidden = runtime, hidden
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
@@ -79,9 +86,8 @@ class Sandbox:
         printed, output = os.pipe()
         child = Child(self, wire, printed)
         try:
-            order = {"fork": {"folder": str(self._folder), "cpu_seconds": self.limits.cpu_seconds, "file_bytes": self.limits.file_bytes,
-                              "processes": self.limits.processes, "open_files": self.limits.open_files}}
-            self._order(order, [theirs.fileno(), output])
+            given = {"folder": str(self._folder), "user": self._user, "confined": self.level != "none"}
+            self._order({"fork": {**asdict(self.limits), **given}}, [theirs.fileno(), output])
             theirs.close()
             os.close(output)
             yield child
@@ -102,25 +108,25 @@ class Sandbox:
 
     def _start(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="submission-"))
+        if self._user is not None:
+            os.chown(self._folder, self._user, self._user)
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_SECONDS)
         given = command(self.level, self._runtime, self._folder, self._hidden, theirs.fileno())
-        self._process = subprocess.Popen(
-            given, env=environment(), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, **self._other_user())
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(
+                given, env=environment(), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        except OSError as error:
+            self._control.close()
+            self._folder.rmdir()
+            raise SetupError(f"a worker could not be started at the isolation level {self.level}: {error}") from None
+        finally:
+            theirs.close()
         try:
             self._answer("ready")
         except Stopped as stopped:
             raise SetupError(f"a worker could not be started at the isolation level {self.level}: {stopped}") from None
-
-    def _other_user(self) -> dict:
-        """Where the judge is root and there are no namespaces, the worker is nobody."""
-        user = other_user() if self.level == "limits" else None
-        if user is None:
-            return {}
-        os.chown(self._folder, user, user)
-        return {"user": user, "group": user, "extra_groups": []}
 
     def _order(self, order: dict, descriptors: Sequence[int] = ()) -> dict:
         try:
@@ -150,7 +156,7 @@ class Sandbox:
             self._kill()
             said = self._process.stderr.read()[-500:]
         self._stop()
-        return Stopped("its process was lost" + (f": {said.decode(errors='replace')}" if said else ""))
+        return Stopped("its process was lost" + (f": {said.decode(errors='replace')}" if said else ""), costly=True)
 
     def _end_child(self) -> int | None:
         """The status with which the child ended, if it is known."""
@@ -162,15 +168,14 @@ class Sandbox:
         except Stopped:
             return None
         self.cpu_seconds = answer["cpu_seconds"]
+        if answer["left"]:
+            self._stop()
         return answer["ended"]
 
     def _clear_folder(self) -> None:
         """Whatever the check left behind is gone before the next one."""
-        for path in (self._folder.iterdir() if self._folder.is_dir() else ()):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        if self._process is not None and not clear(self._folder):
+            self._stop()
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -186,22 +191,23 @@ class Sandbox:
             self._kill()
             self._process.stderr.close()
             self._control.close()
+            clear(self._folder)
             shutil.rmtree(self._folder, ignore_errors=True)
         self._process = self._control = None
 
     # the watchdog
 
     def look(self) -> None:
-        """Raise `Stopped` if the worker uses more memory, processes or disk than it may."""
-        pids = processes_of(self._process.pid)
-        if len(pids) > self.limits.processes:
-            raise Stopped(f"it had more than {self.limits.processes} processes")
+        """Raise `Stopped` if the worker uses more memory, processes, threads or disk than it may."""
+        limits, pids = self.limits, processes_of(self._process.pid)
+        if len(pids) + sum(map(_threads_beside, pids[: limits.processes])) > limits.processes:
+            raise Stopped(f"it had more than {limits.processes} processes and threads")
         resident = sum(map(resident_bytes, pids))
         self.peak_bytes = max(self.peak_bytes, resident)
-        if resident > self.limits.memory_bytes:
-            raise Stopped(f"it used more than {self.limits.memory_bytes >> 20} MiB of memory")
-        if (written := bytes_in(self._folder)) > self.limits.file_bytes:
-            raise Stopped(f"it wrote {written >> 20} MiB; {self.limits.file_bytes >> 20} MiB are allowed")
+        if resident > limits.memory_bytes:
+            raise Stopped(f"it used more than {limits.memory_bytes >> 20} MiB of memory")
+        if (written := bytes_in(self._folder, limits.file_bytes)) > limits.file_bytes:
+            raise Stopped(f"it wrote more than {limits.file_bytes >> 20} MiB, or many files; that much is allowed")
 
 
 class Child:
@@ -217,7 +223,8 @@ class Child:
         self._sandbox, self._output = sandbox, output
         self._deadline = time.monotonic() + sandbox.limits.wall_seconds
         os.set_blocking(output, False)
-        self.peer = Peer(wire, read=self._read)
+        self._before = resident_bytes(os.getpid())
+        self.peer = Peer(wire, read=self._read, write=self._write)
         self.bench = self.peer.root
 
     def _read(self, connection: socket.socket, count: int) -> bytes:
@@ -233,12 +240,34 @@ class Child:
             self._look_around()
         return bytes(data)
 
+    def _write(self, connection: socket.socket, data: bytes) -> None:
+        """All of it, while the same is looked after: a submission need not read."""
+        left = memoryview(data)
+        while left:
+            sources = [] if self._silent else [self._output]
+            printed, ready, _ = select.select(sources, [connection], [], SECONDS_BETWEEN_LOOKS)
+            if printed:
+                self._drain()
+            if ready:
+                left = left[self._taken(connection, left) :]
+            self._look_around()
+
+    def _taken(self, connection: socket.socket, data: memoryview) -> int:
+        try:
+            return connection.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            raise _Gone from None
+
     def _look_around(self) -> None:
         now = time.monotonic()
         if now > self._deadline:
             raise Stopped(f"it had not ended after {self._sandbox.limits.wall_seconds:g} seconds", costly=True)
         if now > self._next_look:
             self._sandbox.look()
+            if resident_bytes(os.getpid()) - self._before > self._sandbox.limits.memory_bytes:
+                raise Stopped(f"its answers took more than {self._sandbox.limits.memory_bytes >> 20} MiB of the judge's memory")
             self._next_look = now + SECONDS_BETWEEN_LOOKS
 
     def _piece(self, connection: socket.socket, count: int) -> bytes:
@@ -277,7 +306,8 @@ def _how(status: int | None) -> str:
     if status is None:
         return ""
     if os.WIFSIGNALED(status):
-        return f", by {signal.Signals(os.WTERMSIG(status)).name}"
+        number = os.WTERMSIG(status)
+        return f", by {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
     return f", with exit status {os.WEXITSTATUS(status)}"
 
 
@@ -296,6 +326,14 @@ def processes_of(pid: int) -> list[int]:
     return found
 
 
+def _threads_beside(pid: int) -> int:
+    """Threads of a process besides its first."""
+    try:
+        return max(0, len(os.listdir(f"/proc/{pid}/task")) - 1)
+    except OSError:
+        return 0
+
+
 def resident_bytes(pid: int) -> int:
     """Memory that a process does not share with files, in bytes; 0 if it is gone."""
     try:
@@ -311,11 +349,44 @@ def _resident_by_ps(pid: int) -> int:
     return int(said) << 10 if said.isdigit() else 0
 
 
-def bytes_in(folder: Path) -> int:
-    """What the files in a folder take."""
-    total = 0
-    for where, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512
+def bytes_in(folder: Path, enough: int) -> int:
+    """What takes room in a folder, up to a bit more than `enough`. Empty files and folders count a page; one too deep to be seen, all."""
+    total, pending = 0, [str(folder)]
+    while pending and total <= enough:
+        if len(pending[-1]) > LONGEST_PATH:
+            return enough + 1
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                total += max(PAGE, entry.stat(follow_symlinks=False).st_blocks * 512)
+                if total > enough:
+                    break
     return total
+
+
+def clear(folder: Path) -> bool:
+    """Delete what is in a folder, however deep it is nested; returns whether nothing is left."""
+    for _ in range(CLEARINGS):
+        pending = list(os.scandir(folder))
+        if not pending:
+            return True
+        for entry in pending:
+            with contextlib.suppress(OSError):
+                _delete(folder, entry)
+    return not any(folder.iterdir())
+
+
+def _delete(folder: Path, entry: os.DirEntry) -> None:
+    """A file; or a folder, whose own folders come to lie in `folder`: so no path gets long."""
+    if not entry.is_dir(follow_symlinks=False):
+        os.unlink(entry.path)
+        return
+    os.chmod(entry.path, 0o700)
+    for inner in list(os.scandir(entry.path)):
+        if inner.is_dir(follow_symlinks=False):
+            os.chmod(inner.path, 0o700)
+            os.rename(inner.path, folder / f".{time.monotonic_ns()}")
+        else:
+            os.unlink(inner.path)
+    os.rmdir(entry.path)

@@ -1,36 +1,43 @@
 """The process in which submissions run: it imports torch once, then forks for every check.
 
-    python -I -B -S main.py CONTROL SITE RUNTIME
+    python -I -B -S main.py CONTROL SITE RUNTIME HIDDEN
 
 CONTROL is the number of the socket on which the judge says `{"fork": limits}` and passes two
 descriptors, one for the wire, one for what is printed, and `{"end": true}`. This process itself never
-imports a submission. Where forking is not safe (macOS) it serves a single check and is started anew.
+imports a submission, and keeps what rights it has; a child gives up all that it can. Where forking is
+not safe (macOS) it serves a single check and is started anew.
 """
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
+from typing import Any
 
 
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
-    _use(site=sys.argv[2], runtime=sys.argv[3], hidden=sys.argv[4].split(",") if sys.argv[4] else [])
+    control, (site, runtime), hidden = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:4], sys.argv[4].split(",")
+    _use(site, runtime, hidden)
     _be_nobodys_target()
     import_ahead()
     control.sendall(b'{"ready": true}\n')
+    child, confinement = None, None
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, 65536, 2)
         if not data:
+            _end_all(child)
             return
         order = json.loads(data)
         if "fork" in order:
+            confinement = confinement or _confinement(order["fork"], site, runtime, hidden)
             child = os.fork()
             if child == 0:
                 control.close()
-                run_one(order["fork"], *descriptors)
+                run_one(order["fork"], *descriptors, confinement)
             for descriptor in descriptors:
                 os.close(descriptor)
             control.sendall(b'{"started": true}\n')
@@ -57,6 +64,7 @@ def import_ahead() -> None:
     import torch
 
     torch.set_num_threads(1)
+    torch.ones(1).half()  # torch asks for the processor once, in /proc, which children may not read
     import nano_qwen3_serving
     from labs.harness import todo  # noqa: F401
     from worker import bench, peer  # noqa: F401
@@ -68,7 +76,7 @@ def import_ahead() -> None:
             pass
 
 
-def run_one(limits: dict, wire: int, output: int) -> None:
+def run_one(limits: dict, wire: int, output: int, confinement: Any) -> None:
     """In the child: be limited, serve the judge until it hangs up, and be gone."""
     os.setsid()
     os.dup2(output, 1)
@@ -78,23 +86,44 @@ def run_one(limits: dict, wire: int, output: int) -> None:
     for descriptor in (output, null):
         os.close(descriptor)
     os.chdir(limits["folder"])
-    _limit(limits)
+    import torch
+    from worker import confine
     from worker.bench import Bench
     from worker.peer import Peer
 
     home = os.path.join(limits["folder"], "starter.py")
-    peer = Peer(socket.socket(fileno=wire), root=Bench(home), trusting=True, home=home)
     try:
-        peer.serve()
-    finally:
-        os._exit(0)
+        _limit(limits)
+        if limits["user"] is not None:
+            confine.become(limits["user"], must_read=[os.__file__, torch.__file__])
+        if limits["confined"]:
+            confinement.enter()
+        Peer(socket.socket(fileno=wire), root=Bench(home), trusting=True, home=home).serve()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _confinement(limits: dict, site: str, runtime: str, hidden: list[str]) -> Any:
+    """To the files of Python, of the runtime and of the submission."""
+    from worker.confine import Confinement
+
+    libraries = [f"{sys.base_prefix}/lib", "/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"]
+    devices = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    sites = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
+             for of in (version, "python3") for name in ("site", "dist")]
+    unseen = [f"{folder}/{name}{ending}" for folder in (site, *sites) for name in hidden for ending in ("", ".py")]
+    return Confinement([runtime, site, *libraries, *devices], [limits["folder"], "/dev/null"], unseen)
 
 
 def _limit(limits: dict) -> None:
-    """CPU seconds, bytes of a file, processes, open files, no core dump."""
+    """CPU seconds, bytes of a file, processes, open files, no core dump; and out of memory it is this process that ends."""
     import resource
 
-    wanted = {"RLIMIT_CPU": limits["cpu_seconds"], "RLIMIT_FSIZE": limits["file_bytes"], "RLIMIT_NPROC": limits["processes"],
+    others = _tasks() if limits["user"] is None else 0  # the kernel counts all that its user has
+    wanted = {"RLIMIT_CPU": limits["cpu_seconds"], "RLIMIT_FSIZE": limits["file_bytes"], "RLIMIT_NPROC": limits["processes"] + others,
               "RLIMIT_NOFILE": limits["open_files"], "RLIMIT_CORE": 0}
     for name, value in wanted.items():
         if value is not None and hasattr(resource, name):
@@ -103,6 +132,17 @@ def _limit(limits: dict) -> None:
                 resource.setrlimit(getattr(resource, name), (value, hard))
             except (ValueError, OSError):  # the machine's own limit is lower
                 pass
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def _tasks() -> int:
+    """Processes and threads of this machine, where it says so."""
+    try:
+        with open("/proc/loadavg") as file:
+            return int(file.read().split()[3].split("/")[1])
+    except (OSError, ValueError, IndexError):
+        return 4096
 
 
 def _be_nobodys_target() -> None:
@@ -115,41 +155,44 @@ def _be_nobodys_target() -> None:
         prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
-def _end_all(child: int) -> dict:
-    """Kill the child and whatever it started; say how it ended."""
+def _end_all(child: int | None) -> dict:
+    """Kill the child and whatever it started; say how it ended, and whether something is left."""
     import resource
 
-    status, deadline = None, time.monotonic() + 2
+    status, left, deadline = None, True, time.monotonic() + 2
     while time.monotonic() < deadline:
         for pid in _descendants(child):
-            try:
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-            except OSError:
-                pass
         try:
             pid, found = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
+            left = False
             break
         if pid == child:
             status = found
         if pid == 0:
             time.sleep(0.001)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"ended": status, "cpu_seconds": used.ru_utime + used.ru_stime}
+    return {"ended": status, "left": left, "cpu_seconds": used.ru_utime + used.ru_stime}
 
 
-def _descendants(child: int) -> list[int]:
-    """The child, and every process that has become ours or is in its group."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as listed:
-            mine = [int(pid) for pid in listed.read().split()]
-    except OSError:
-        mine = [child]
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except OSError:
-        pass
-    return mine
+def _descendants(child: int | None) -> list[int]:
+    """Every process that comes from this one, whoever its parent is now; elsewhere than on Linux the child and its group."""
+    if not os.path.isdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            os.killpg(child, signal.SIGKILL)
+        return [child] if child else []
+    found, pending = [], [os.getpid()]
+    while pending:
+        with contextlib.suppress(OSError):
+            one = pending.pop()
+            for task in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{task}/children") as listed:
+                    children = [int(pid) for pid in listed.read().split()]
+                found += children
+                pending += children
+    return found
 
 
 if __name__ == "__main__":

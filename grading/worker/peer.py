@@ -7,6 +7,7 @@ hand out a model or a clock of its own and see every use of it.
 
 import asyncio
 import builtins
+import functools
 import importlib
 import inspect
 import socket
@@ -15,10 +16,14 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from .wire import Ended, Garbled, decode, encode, read_all, receive, send
+from .wire import Ended, Garbled, decode, encode, frame, read_all, receive, write_all
 
 MOST_TEXT = 2_000
 """Characters of an error's message, or of how an object looks, that are handed on."""
+
+
+class Final(Exception):
+    """What ends a check wherever it is raised; the other end is not told, and cannot catch it."""
 
 
 class Raised(Exception):
@@ -55,6 +60,9 @@ class Remote:
     def __len__(self) -> int:
         return self._peer.ask("len", self._number)
 
+    def __bool__(self) -> bool:
+        raise TypeError(f"an object of class {self._kind} is neither true nor false")
+
     def __repr__(self) -> str:
         return self._looks
 
@@ -74,14 +82,16 @@ class Peer:
         root: the object that the other end begins with, number 0.
         trusting: whether the other end may use any attribute, and have objects of the package made.
         read: how bytes are awaited, `read(connection, count)`.
+        write: how they are sent, `write(connection, data)`.
     """
 
     def __init__(
         self, connection: socket.socket, root: Any = None, trusting: bool = False,
         read: Callable[[socket.socket, int], bytes] = read_all, home: str = "",
+        write: Callable[[socket.socket, bytes], None] = write_all,
     ) -> None:
         self.root = Remote(self, 0, "root", "root")
-        self._connection, self._trusting, self._read, self._home = connection, trusting, read, home
+        self._connection, self._trusting, self._read, self._write, self._home = connection, trusting, read, write, home
         self._objects: list[Any] = [root]
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -109,7 +119,7 @@ class Peer:
     def _serve(self, message: dict, values: Any) -> None:
         try:
             result = self._do(message, values)
-        except (Ended, Garbled):
+        except (Ended, Garbled, Final):
             raise
         except BaseException as error:  # of a submission also SystemExit: it ends nothing
             if not (self._trusting or isinstance(error, Exception)):
@@ -118,8 +128,10 @@ class Peer:
             return
         try:
             self._send({"answer": True}, result)
-        except Garbled as error:
-            self._send({"raise": {"kinds": ["Garbled"], "text": str(error), "line": None}}, None)
+        except Ended:
+            raise
+        except Exception as error:  # it is too long, too deep, or only says that it is a tensor
+            self._send({"raise": {"kinds": ["Garbled"], "text": f"it cannot be sent: {_message_of(error)}", "line": None}}, None)
 
     def _do(self, message: dict, values: Any) -> Any:
         what, number, name = message.get("do"), message.get("on"), message.get("name")
@@ -169,7 +181,7 @@ class Peer:
     def _send(self, message: dict, values: Any) -> None:
         tensors: dict = {}
         message["values"] = encode(values, tensors, self._export)
-        send(self._connection, message, tensors)
+        self._write(self._connection, frame(message, tensors))
 
     def _receive(self) -> tuple[dict, Any]:
         message, tensors = receive(lambda count: self._read(self._connection, count))
@@ -209,18 +221,14 @@ class Peer:
             module, _, name = node["make"].partition(":")
             given = decode(node["of"], {}, self._import)
             return getattr(importlib.import_module(module), name)(**given)
-        if set(node) == {"object", "kind", "looks"} and type(node["object"]) is int:
-            return Remote(self, node["object"], str(node["kind"])[:80], str(node["looks"])[:MOST_TEXT])
+        if set(node) == {"object", "kind", "looks"} and [type(node[key]) for key in ("object", "kind", "looks")] == [int, str, str]:
+            return Remote(self, node["object"], node["kind"][:80], node["looks"][:MOST_TEXT])
         raise Garbled("a value of no kind")
 
     def _describe(self, error: BaseException) -> dict:
         kinds = [kind.__name__ for kind in type(error).__mro__ if kind is not object]
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if self._home and frame.filename == self._home]
-        try:
-            text = str(error)[:MOST_TEXT]
-        except Exception as worse:
-            text = f"(its message cannot be had: {type(worse).__name__})"
-        return {"kinds": kinds, "text": text, "line": frames[-1].lineno if frames else None}
+        return {"kinds": kinds, "text": _message_of(error), "line": frames[-1].lineno if frames else None}
 
 
 class _Kept:
@@ -243,6 +251,13 @@ async def _items(generator: Any) -> list:
     return [item async for item in generator]
 
 
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)[:MOST_TEXT]
+    except Exception as worse:
+        return f"(its message cannot be had: {type(worse).__name__})"
+
+
 def _looks(value: Any) -> str:
     try:
         return repr(value)[:MOST_TEXT]
@@ -252,18 +267,28 @@ def _looks(value: Any) -> str:
 
 def _raised(facts: Any) -> Exception:
     """The exception that a message tells of, as a builtin where a stranger may not choose."""
-    if not isinstance(facts, dict) or not isinstance(facts.get("kinds"), list) or not facts["kinds"]:
+    given = facts if isinstance(facts, dict) else {}
+    kinds, text, line = given.get("kinds"), given.get("text"), given.get("line")
+    if not isinstance(kinds, list) or not kinds or not all(isinstance(one, str) for one in (*kinds, text)):
         raise Garbled("an error of no kind")
-    line = facts.get("line")
-    kinds = [str(kind)[:80] for kind in facts["kinds"][:20]]
+    kinds = [kind[:80] for kind in kinds[:20]]
     bases = [getattr(builtins, kind, None) for kind in kinds]
     base = next((one for one in bases if isinstance(one, type) and issubclass(one, Exception)), Exception)
-    return _raised_as(base)(kinds, str(facts.get("text"))[:MOST_TEXT], line if type(line) is int else None)
+    said = kinds, text[:MOST_TEXT], line if type(line) is int else None
+    try:
+        return _raised_as(base)(*said)
+    except TypeError:  # the builtin's own arguments are others
+        return Raised(*said)
 
 
+_ENDS_A_LOOP = (StopIteration, StopAsyncIteration)
+"""A judge's own `map` or `for` would take such an exception for the end of what it goes through."""
+
+
+@functools.cache
 def _raised_as(base: type[Exception]) -> type[Raised]:
     """A `Raised` that an `except` of the builtin catches, too."""
-    if base in (Exception, BaseException):
+    if base is Exception or issubclass(base, _ENDS_A_LOOP):
         return Raised
     try:
         return type("Raised", (Raised, base), {})

@@ -5,9 +5,12 @@ type, so no `__eq__` crosses. What is neither plain nor a tensor is left to the 
 which puts a number in its place.
 """
 
+import functools
 import json
 import socket
 import struct
+import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,14 @@ from safetensors.torch import load, save
 LENGTHS = struct.Struct(">II")
 MOST_BYTES = 64 << 20
 """Of one frame."""
+MOST_TEXT_BYTES = 4 << 20
+"""Of a frame's JSON: as Python objects it takes sixty times as much."""
+MOST_HEADER_BYTES = 1 << 20
+"""Of the part of a frame's tensors that lists them."""
+MOST_NUMBERS = 1 << 24
+"""In a range, which is short on the wire and may be long in memory."""
+MOST_LARGE = 5_000
+"""Numbers of more than 60 bits in a list, and keys of a dictionary that are not looked at."""
 
 Node = Any
 """What JSON can say."""
@@ -86,7 +97,7 @@ class Record(tuple):
 def decode(node: Node, tensors: dict[str, torch.Tensor], foreign: Callable[[dict], Any]) -> Any:
     """The value of a node. Raises `Garbled` for one that no `encode` makes."""
     if isinstance(node, list):
-        return [decode(item, tensors, foreign) for item in node]
+        return _spread([decode(item, tensors, foreign) for item in node])
     if not isinstance(node, dict):
         return node
     try:
@@ -106,39 +117,66 @@ def _decode_tagged(node: dict, tensors: dict[str, torch.Tensor], foreign: Callab
     if tag == "named":
         return Record(inner[0], [decode(item, tensors, foreign) for item in inner[1]])
     if tag == "dict":
-        return {decode(key, tensors, foreign): decode(item, tensors, foreign) for key, item in inner}
+        pairs = [(decode(key, tensors, foreign), decode(item, tensors, foreign)) for key, item in inner]
+        _no_pile([key for key, _ in pairs])
+        return dict(pairs)
     if tag == "set":
-        return {decode(item, tensors, foreign) for item in inner}
+        return set(_no_pile([decode(item, tensors, foreign) for item in inner]))
     if tag == "range":
-        return range(*inner)
+        return _short(range(*inner))
     if tag == "bytes":
         return bytes.fromhex(inner)
     if tag == "dtype":
-        dtype = getattr(torch, inner)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(inner)
-        return dtype
+        return _dtypes()[inner]
     return foreign(node)
 
 
-def send(connection: socket.socket, message: dict, tensors: dict[str, torch.Tensor]) -> None:
-    """Write one frame. Raises `Ended` if nobody reads, `Garbled` if it is too long."""
+@functools.cache
+def _dtypes() -> dict[str, torch.dtype]:
+    return {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+
+def _spread(items: list) -> list:
+    """A list, unless it has so many large numbers that they can be made to share one place in a set."""
+    if len(items) > MOST_LARGE and sum(type(item) is int and abs(item) >= sys.hash_info.modulus for item in items) > MOST_LARGE:
+        raise Garbled(f"more than {MOST_LARGE} numbers of more than 60 bits")
+    return items
+
+
+def _no_pile(keys: list) -> list:
+    """Keys, unless they are made to share one place: with such a set or dictionary a judge would be busy for minutes."""
+    if len(keys) > MOST_LARGE and max(Counter(map(hash, keys)).values()) > len(keys) // 10:
+        raise Garbled("keys that were made to collide")
+    return keys
+
+
+def _short(numbers: range) -> range:
+    if len(numbers[: MOST_NUMBERS + 1]) > MOST_NUMBERS:
+        raise Garbled(f"a range of more than {MOST_NUMBERS} numbers")
+    return numbers
+
+
+def frame(message: dict, tensors: dict[str, torch.Tensor]) -> bytes:
+    """A message and its tensors as bytes. Raises `Garbled` if they are too many."""
     text = json.dumps(message).encode()
     blob = save(tensors) if tensors else b""
-    if len(text) + len(blob) > MOST_BYTES:
-        raise Garbled(f"{(len(text) + len(blob)) >> 20} MiB at once; the most is {MOST_BYTES >> 20}")
-    try:
-        connection.sendall(LENGTHS.pack(len(text), len(blob)) + text + blob)
-    except OSError:
-        raise Ended from None
+    _not_too_long(len(text), len(blob))
+    return LENGTHS.pack(len(text), len(blob)) + text + blob
+
+
+def _not_too_long(text: int, blob: int) -> None:
+    for size, most, what in ((text, MOST_TEXT_BYTES, "of values"), (text + blob, MOST_BYTES, "at once")):
+        if size > most:
+            raise Garbled(f"{size >> 20} MiB {what}; the most is {most >> 20}")
 
 
 def receive(read: Callable[[int], bytes]) -> tuple[dict, dict[str, torch.Tensor]]:
     """Read one frame; `read(n)` gives exactly n bytes or raises."""
     length, blob_length = LENGTHS.unpack(read(LENGTHS.size))
-    if length + blob_length > MOST_BYTES:
-        raise Garbled(f"{(length + blob_length) >> 20} MiB at once; the most is {MOST_BYTES >> 20}")
+    _not_too_long(length, blob_length)
     text, blob = read(length), read(blob_length)
+    if blob and int.from_bytes(blob[:8], "little") > MOST_HEADER_BYTES:
+        raise Garbled("too many tensors")
     try:
         message = json.loads(text)
         tensors = load(blob) if blob else {}
@@ -147,6 +185,14 @@ def receive(read: Callable[[int], bytes]) -> tuple[dict, dict[str, torch.Tensor]
     if not isinstance(message, dict):
         raise Garbled("a message that is no object")
     return message, tensors
+
+
+def write_all(connection: socket.socket, data: bytes) -> None:
+    """All of it. Raises `Ended` if nobody reads."""
+    try:
+        connection.sendall(data)
+    except OSError:
+        raise Ended from None
 
 
 def read_all(connection: socket.socket, count: int) -> bytes:

@@ -21,8 +21,6 @@ from nano_qwen3_serving.arguments import (
     names_unknown_arguments,
 )
 from nano_qwen3_serving.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
-from nano_qwen3_serving.kernels.build import BuildError, cpu_kernels
-from nano_qwen3_serving.kernels.shapes import misfit
 from nano_qwen3_serving.model.checkpoint import (
     BUNDLED_NAMES,
     default_model_name,
@@ -185,6 +183,8 @@ class EngineArgs:
             return f"the device is {device.type}"
         if self.batch_invariant:
             return "batch_invariant computes in torch alone"
+        from nano_qwen3_serving.kernels.shapes import misfit  # only here: without them there is still torch
+
         return misfit(model, dtype) or build_failure()
 
     def _cache_config(self, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> CacheConfig:
@@ -285,6 +285,8 @@ def cpu_has_bf16() -> bool:
 
 def build_failure() -> str | None:
     """Builds the compiled operators; why that did not work, or None."""
+    from nano_qwen3_serving.kernels.build import BuildError, cpu_kernels
+
     try:
         cpu_kernels()
     except BuildError as error:

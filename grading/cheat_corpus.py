@@ -1,0 +1,79 @@
+"""The cheats: reading them, and making the submission that each of them is. Runs none of them."""
+
+import ast
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from grading import cheat_files
+from labs.harness.catalog import Lab, LabError, find_lab
+from labs.harness.regions import Function, definitions, with_stand_ins
+
+HERE = Path(__file__).parent / "cheats"
+LAB = "06"
+_KEYS = {"base": str, "worth": int}
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """One submission that cheats.
+
+    Attributes:
+        name: of its file.
+        tries: what it tries, in a sentence or two.
+        worth: the points that its honest part earns, of 85.
+        make: writes it into an empty folder, and returns the submission's path.
+    """
+
+    name: str
+    tries: str
+    worth: int
+    make: Callable[[Path], Path]
+
+
+def read_cheats() -> list[Cheat]:
+    """All of them, by name: files, and what only an archive or a folder can express."""
+    lab = find_lab(LAB)
+    written = [_read(lab, path) for path in HERE.glob("*.py") if path.name != "__init__.py"]
+    built = [_built(lab, build) for build in cheat_files.BUILDERS]
+    return sorted([*written, *built], key=lambda one: one.name)
+
+
+def _read(lab: Lab, path: Path) -> Cheat:
+    text = path.read_text(encoding="utf-8")
+    tries, facts = _heading(path, ast.get_docstring(ast.parse(text)) or "")
+    base = {"solution": lab.solution, "starter": lab.starter}.get(facts["base"])
+    if base is None:
+        raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
+    whole = composed(base.read_text(encoding="utf-8"), text)
+    return Cheat(path.stem, tries, facts["worth"], lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
+
+
+def _built(lab: Lab, build: cheat_files.Builder) -> Cheat:
+    tries, facts = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
+    return Cheat(build.__name__, tries, facts["worth"], lambda folder: build(lab, folder))
+
+
+def _heading(path: Path, said: str) -> tuple[str, dict]:
+    """What it tries, and the facts below that."""
+    tries, _, rest = said.partition("\n\n")
+    try:
+        facts = tomllib.loads(rest)
+    except tomllib.TOMLDecodeError as error:
+        raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
+    if not tries or wrong:
+        raise LabError(f"{path.name}: its docstring says what it tries, then base = \"solution\" and worth = 73; see {', '.join(wrong)}.")
+    return " ".join(tries.split()), facts
+
+
+def composed(base: str, cheat: str) -> str:
+    """`base` with the functions that `cheat` has too taken from there, and all else of `cheat` at the end."""
+    work, theirs = ast.parse(base), ast.parse(cheat)
+    known = definitions(work)
+    there = {node.name for node in work.body if isinstance(node, Function | ast.ClassDef)}
+    taken = with_stand_ins(work, theirs, [name for name in definitions(theirs) if name in known])
+    kept = [node for node in theirs.body[1:] if getattr(node, "name", None) not in there and not isinstance(node, ast.Import | ast.ImportFrom)]
+    taken.body += kept
+    return ast.unparse(taken) + "\n"

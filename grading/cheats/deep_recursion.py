@@ -1,0 +1,9 @@
+"""Calls itself without end.
+
+base = "solution"
+worth = 73
+"""
+
+
+def slots(block_table, positions, block_size):
+    return slots(block_table, positions, block_size)

@@ -1,0 +1,7 @@
+"""Imports the solution by its name.
+
+base = "solution"
+worth = 0
+"""
+
+from solution import slots

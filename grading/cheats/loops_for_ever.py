@@ -1,0 +1,10 @@
+"""Never ends, and never waits.
+
+base = "solution"
+worth = 73
+"""
+
+
+def slots(block_table, positions, block_size):
+    while True:
+        pass

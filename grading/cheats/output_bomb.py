@@ -1,0 +1,13 @@
+"""Prints until something stops it.
+
+base = "solution"
+worth = 73
+"""
+
+import sys
+
+
+def slots(block_table, positions, block_size):
+    while True:
+        sys.stdout.write("x" * 65536)
+        sys.stderr.write("y" * 65536)

@@ -1,0 +1,11 @@
+"""Waits for what never comes.
+
+base = "solution"
+worth = 73
+"""
+
+import time
+
+
+def slots(block_table, positions, block_size):
+    time.sleep(100_000)

@@ -1,0 +1,13 @@
+"""Raises what ends the loops, maps and contexts of who calls it.
+
+base = "solution"
+worth = 73
+"""
+
+
+class Both(StopIteration, KeyError, IndexError):
+    pass
+
+
+def slots(block_table, positions, block_size):
+    raise (StopIteration, StopAsyncIteration, GeneratorExit, Both)[block_size % 4]("")

@@ -1,0 +1,12 @@
+"""Stops its own process, which then neither works nor ends.
+
+base = "solution"
+worth = 73
+"""
+
+import os
+import signal
+
+
+def slots(block_table, positions, block_size):
+    os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,0 +1,28 @@
+"""Files as they leave: named after students whatever these are called, whole or not at all."""
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+
+def write(path: Path, data: bytes) -> None:
+    """Bytes as a file that only its owner reads; it is there completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def file_name(student: str, lab: str, ending: str) -> str:
+    """`lab06-ada.json`. A name that is no good for a file is made one, with a digest, so that two stay two."""
+    name = re.sub(r"[^A-Za-z0-9@+._-]+", "_", student).lstrip(".")
+    if name != student or len(name) > 80 or name.lower() != name:
+        name = f"{name[:80]}-{hashlib.sha256(student.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return f"lab{lab}-{name}.{ending}"

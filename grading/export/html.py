@@ -1,0 +1,30 @@
+"""One submission's report as a page that needs nothing else: no script, no other file, nothing of a submission unescaped."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from grading.export.lines import conditions, days, lines_of, name_of
+from grading.journal import Entry
+from grading.show import plain, points
+
+SIGNS = {"solved": "●", "partly": "◐", "failing": "○", "not started": "–"}
+"""What stands beside a state's colour and pattern."""
+
+
+def page(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:
+    """The report; `with_seed` where it may be known."""
+    report = entry.report
+    return templates().get_template("report.html").render(
+        entry=entry, report=report, student=plain(report.student), lines=lines_of(report, as_student),
+        late=days(entry.late_days), conditions=conditions(report, with_seed))
+
+
+def templates(*folders: Path) -> Environment:
+    """Pages are made from the files here and in `folders`; what is put in is escaped."""
+    found = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, *folders]), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    found.filters["plainly"] = plain
+    found.globals.update(points=points, name_of=name_of, sign=SIGNS.__getitem__)
+    return found

@@ -1,0 +1,87 @@
+"""What is told of each check, in the order of the report. Of a hidden one a student is told TODO and concept, and no more."""
+
+from dataclasses import dataclass
+
+from grading.model import CheckResult, Report
+from grading.show import CHECKED_AT, plain, points
+
+MOST_TEXT = 2_000
+"""Characters of a message, or of what was printed, that are handed on."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One check, in words that may be shown; whatever came from a submission has no control characters left.
+
+    Attributes:
+        number: `2.1`, the first check of TODO 2.
+        title: its name, or for a hidden check what it is about.
+        said: what was expected and what came; empty if it passed.
+        section: of the lab's README; empty where it would tell what a hidden check does.
+        printed: what the submission printed meanwhile; only of checks that are not hidden, or for instructors.
+    """
+
+    todo: int
+    number: str
+    title: str
+    earned: float
+    points: float
+    passed: bool
+    hidden: bool
+    said: str = ""
+    section: str = ""
+    printed: str = ""
+
+
+def lines_of(report: Report, as_student: bool = True) -> list[Line]:
+    """One for each check."""
+    met: dict[int, int] = {}
+    found = []
+    for check in report.checks:
+        met[check.todo] = met.get(check.todo, 0) + 1
+        found.append(_line(check, f"{check.todo}.{met[check.todo]}", as_student and check.hidden))
+    return found
+
+
+def _line(check: CheckResult, number: str, secret: bool) -> Line:
+    facts = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)
+    if secret:
+        return Line(*facts, said="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
+    return Line(*facts, said=_said(check), section=check.section, printed="" if check.passed else plain(check.printed, MOST_TEXT))
+
+
+def _title(check: CheckResult, secret: bool) -> str:
+    if secret:
+        return f"a hidden check, about: {check.concept}"
+    return check.name.replace("_", " ")
+
+
+def _said(check: CheckResult) -> str:
+    if check.passed:
+        return ""
+    ours = f" (It ran on our TODO {', '.join(map(str, check.on_ours))}.)" if check.on_ours else ""
+    return plain(check.message, MOST_TEXT) + ours
+
+
+def name_of(todo: int) -> str:
+    """What a TODO is called in reports."""
+    return f"TODO {todo}" if todo else "predictions"
+
+
+def days(late_days: float) -> str:
+    """`1.5 days`."""
+    return f"{points(round(late_days, 2))} day{'' if late_days == 1 else 's'}"
+
+
+def conditions(report: Report, with_seed: bool) -> list[str]:
+    """What the score depends on: enough to reproduce it, if the seed is given.
+
+    Args:
+        with_seed: for instructors, and for students once results are published.
+    """
+    found = [f"Graded {CHECKED_AT.get(report.isolation, report.isolation)} (isolation level: {report.isolation})."]
+    found.append("Versions: " + ", ".join(f"{name} {value}" for name, value in sorted(report.versions.items())) + ".")
+    found.append(f"What was graded has the SHA-256 {report.digest}.")
+    if with_seed:
+        found.append(f"Seed of the inputs: {report.seed}.")
+    return [*found, *(plain(note) for note in report.notes)]

@@ -1,0 +1,51 @@
+"""A report in Markdown, for a job's summary. What came from a submission stands in fences that it cannot close."""
+
+import re
+
+from grading.export.lines import Line, conditions, days, lines_of, name_of
+from grading.journal import Entry
+from grading.show import plain, points
+
+
+def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:
+    """The report of one submission; `with_seed` where it may be known."""
+    report = entry.report
+    lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student), ""]
+    if entry.final_score != report.score:
+        lines += [f"{points(report.score)} points, {days(entry.late_days)} late: {points(entry.final_score)} count.", ""]
+    lines += ["| | points | state |", "| --- | ---: | --- |"]
+    lines += [f"| {name_of(row.todo)} | {points(row.earned)}/{points(row.points)} | {row.state} |" for row in report.todos()]
+    lost = [line for line in lines_of(report, as_student) if not line.passed]
+    if lost:
+        lines += ["", "## Where points were lost", ""]
+    for line in lost:
+        lines += [*_told(line), ""]
+    lines += ["", "## How it was graded", "", fenced("\n".join(conditions(report, with_seed)))]
+    return "\n".join(lines) + "\n"
+
+
+def _told(line: Line) -> list[str]:
+    """One lost point's heading, what was said, what was printed."""
+    found = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "", fenced(f"{line.number} {line.title}\n{line.said}")]
+    if line.section:
+        found += ["", f"README: {coded(line.section)}"]
+    if line.printed:
+        found += ["", "It printed:", "", fenced(line.printed)]
+    return found
+
+
+def fenced(text: str) -> str:
+    """`text` as a block that is shown as it is: the fence is longer than any row of backticks in it."""
+    fence = "`" * max(3, 1 + _longest(text))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def coded(text: str) -> str:
+    """`text` in a line, shown as it is."""
+    line = " ".join(plain(text).split()) or " "
+    ticks = "`" * (1 + _longest(line))
+    return f"{ticks} {line} {ticks}"
+
+
+def _longest(text: str) -> int:
+    return max((len(row) for row in re.findall("`+", text)), default=0)

@@ -1,0 +1,143 @@
+"""A CSV file of somebody else, of which single cells are filled in: all else stays as it is, byte for byte.
+
+Knows bytes, cells and who is meant; knows nothing of Canvas or Moodle.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from grading.journal import Entry
+from grading.show import plain, points
+
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A file that was filled in.
+
+    Attributes:
+        data: all of it.
+        unplaced: graded students for whom there is no row, or no certain one: a sentence each.
+        notes: what else is to be known: grades that change, rows without a grade.
+    """
+
+    data: bytes
+    unplaced: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Sheet:
+    """Rows of cells. Row 0 is the heading.
+
+    Raises `ValueError` if it is not text in UTF-8 or has no rows.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._bom = BOM if data.startswith(BOM) else b""
+        try:
+            text = data.removeprefix(BOM).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the CSV file is not in UTF-8 (byte {error.start}); export it anew") from None
+        first = re.match(r'(?:"(?:[^"]|"")*"|[^,;\r\n"])*', text).end()
+        self._separator = ";" if text[first : first + 1] == ";" else ","
+        self._rows = list(_rows(text, self._separator))
+        if not self._rows:
+            raise ValueError("the CSV file is empty")
+        self.heading = [_value(raw) for raw, _ in self._rows[0]]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def column(self, *names: str) -> int | None:
+        """The first of these headings that is there."""
+        return next((self.heading.index(name) for name in names if name in self.heading), None)
+
+    def value(self, row: int, column: int | None) -> str:
+        """What a cell says; empty if there is no such cell."""
+        return _value(self._rows[row][column][0]) if column is not None and column < len(self._rows[row]) else ""
+
+    def put(self, row: int, column: int, text: str) -> None:
+        """Change one cell; it keeps its quotation marks. Cells that the row lacks are added."""
+        cells = self._rows[row]
+        while len(cells) <= column:
+            raw, end = cells[-1]
+            cells[-1] = (raw, self._separator)
+            cells.append(("", end))
+        raw, end = cells[column]
+        quoted = raw.startswith('"') or re.search(r'[",;\r\n]', text)
+        cells[column] = ('"' + text.replace('"', '""') + '"' if quoted else text, end)
+
+    def data(self) -> bytes:
+        """The file as it is now."""
+        return self._bom + "".join(raw + end for row in self._rows for raw, end in row).encode("utf-8")
+
+
+def _rows(text: str, separator: str) -> Iterable[list[tuple[str, str]]]:
+    """Rows of cells as they stand there, each with what ends it."""
+    cell = re.compile(rf'("(?:[^"]|"")*"[^{separator}\r\n]*|[^{separator}\r\n]*)({separator}|\r\n|\n|\r|\Z)')
+    row, at = [], 0
+    while at < len(text) or row:
+        found = cell.match(text, at)
+        row.append((found[1], found[2]))
+        at = found.end()
+        if found[2] != separator:
+            yield row
+            row = []
+
+
+def _value(raw: str) -> str:
+    if raw.startswith('"') and raw.rstrip().endswith('"') and len(raw) > 1:
+        return raw.rstrip()[1:-1].replace('""', '"')
+    return raw
+
+
+def place(
+    sheet: Sheet, entries: Sequence[Entry], keys: Sequence[tuple[str, int | None]], rows: Sequence[int]
+) -> tuple[dict[int, Entry], list[str], list[str]]:
+    """Row -> whose grade goes there; sentences about those that have none; and remarks.
+
+    The first of `keys` (name and column of each) in which exactly one row has the student's name
+    counts. Where several rows have it, or several students come to one row, nobody is placed.
+    """
+    wanted: dict[int, list[tuple[Entry, str]]] = {}
+    unplaced, notes = [], []
+    for entry in entries:
+        hits = {name: [row for row in rows if sheet.value(row, column).strip() == entry.report.student] for name, column in keys if column is not None}
+        name, found = next(((name, found) for name, found in hits.items() if found), ("", []))
+        who = plain(entry.report.student)
+        if len(found) != 1:
+            why = f"{len(found)} rows have it as {name}" if found else f"no row has it as {', '.join(hits) or 'anything'}"
+            unplaced.append(f"{who}: {why}")
+            continue
+        if others := [key for key, rows_ in hits.items() if rows_ and rows_ != found]:
+            notes.append(f"{who} was found by {name}; as {', '.join(others)} it stands in another row")
+        wanted.setdefault(found[0], []).append((entry, name))
+    for row, claims in wanted.items():
+        if len(claims) > 1:
+            said = " and ".join(f"{plain(entry.report.student)} (by {name})" for entry, name in claims)
+            unplaced.append(f"{said}: they come to one row, number {row + 1}, and none of them is entered")
+    return {row: claims[0][0] for row, claims in wanted.items() if len(claims) == 1}, unplaced, notes
+
+
+def changed(before: str, entry: Entry, read: Callable[[str], float | None]) -> list[str]:
+    """A remark if a grade that is there becomes another one."""
+    old = read(before)
+    if old is None or old == entry.final_score:
+        return []
+    way = "lower" if entry.final_score < old else "higher"
+    return [f"{plain(entry.report.student)}: was {before.strip()}, is {points(entry.final_score)} now, {way}"]
+
+
+def number(text: str) -> float | None:
+    """A grade as such files have it; None if it is none."""
+    try:
+        return float(text.strip().replace(",", "."))
+    except ValueError:
+        return None
+
+
+def grade(value: float) -> str:
+    """A grade as such files have it, to two places."""
+    return f"{round(value, 2):.10g}"

@@ -1,0 +1,1066 @@
+"""Lab 07: the paged cache. What the functions give is compared with attention written out in float64.
+
+A cache that may be changed in place lies where the submission is. The engine of the last checks is the
+judge's own: it has the submission's attention in place of its own, and the caches stay with that.
+"""
+
+import functools
+import importlib.util
+import json
+import math
+import mmap
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grading.checks import Wrong, check, expect, hold, kept, look, shown
+from grading.worker.peer import Raised, Remote
+from labs.harness.catalog import find_lab
+from nano_qwen3_serving.config import ModelConfig
+
+DTYPES = (torch.float32, torch.bfloat16)
+GARBAGE = {"NaN": math.nan, "infinity": math.inf, "3e38": 3e38}
+"""What may be in a slot that nobody wrote."""
+
+
+def model_config(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 16, layers: int = 1) -> ModelConfig:
+    """The shape of a model, of which only heads and layers matter here."""
+    return ModelConfig(
+        vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads, head_dim=head_dim, max_position_embeddings=1024)
+
+
+# What is right, and how far from it rounding may lead.
+
+
+def dense(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    """q [count, num_heads, dim] at positions start, start + 1, ...; keys, values [seq_len, num_kv_heads, dim]."""
+    count, num_heads, dim = q.shape
+    group = num_heads // keys.shape[1]
+    out = torch.empty(count, num_heads, dim, dtype=torch.float64)
+    for row in range(count):
+        for head in range(num_heads):
+            k, v = (one[: start + row + 1, head // group].double() for one in (keys, values))
+            out[row, head] = torch.softmax(k @ q[row, head].double() / math.sqrt(dim), dim=0) @ v
+    return out
+
+
+def allowed_error(q: Tensor, keys: Tensor, values: Tensor) -> float:
+    """The largest difference from `dense` that comes of rounding alone.
+
+    With u the unit roundoff of q's dtype (2^-24 for float32, 2^-8 for bfloat16): a score is a sum of
+    head_dim products. Scaling q, multiplying, adding up and storing the score round 4 times, each by at most
+    u times the sum of the products' sizes; adding them in float32 adds head_dim * 2^-24 of it. A score
+    that is off by e changes a weight's numerator and the softmax's sum by a factor of exp(e) each. Weights,
+    result and what is between them round 3 times more, and n values are added in float32.
+    """
+    u, u32 = torch.finfo(q.dtype).eps / 2, 2.0**-24
+    dim, group = q.shape[-1], q.shape[1] // keys.shape[1]
+    sizes = torch.einsum("thd,nhd->thn", q.double().abs(), keys.double().abs().repeat_interleave(group, dim=1))
+    score_error = (4 * u + dim * u32) * sizes.max().item() / math.sqrt(dim)
+    return values.double().abs().max().item() * (math.expm1(2 * score_error) + 3 * u + len(keys) * u32)
+
+
+def expect_tensor(got: Any, shape: Sequence[int], what: str) -> None:
+    expect(isinstance(got, Tensor), f"{what}: expected a tensor, and {shown(got)} came")
+    expect(list(got.shape) == list(shape), f"{what}: expected shape {list(shape)}, got {list(got.shape)}")
+
+
+def first_of(row: Tensor) -> str:
+    """The first three numbers of a head."""
+    return "[" + ", ".join(f"{number:.4f}" for number in row[:3].tolist()) + ", ...]"
+
+
+# Requests in a cache. Nothing here is the lab's code.
+
+
+class Asked:
+    """One request: q stands at positions start, ...; keys and values are those of all its tokens."""
+
+    def __init__(self, start: int, count: int, heads: tuple[int, int, int], dtype: torch.dtype, generator: torch.Generator) -> None:
+        num_heads, num_kv_heads, head_dim = heads
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(dtype)
+
+        self.start, self.count, self.seq_len = start, count, start + count
+        self.q = noise(count, num_heads, head_dim)
+        self.keys, self.values = (noise(self.seq_len, num_kv_heads, head_dim) for _ in "kv")
+        self.table: list[int] = []
+
+    def expect_attended(self, got: Any, what: str) -> None:
+        """`got`, [count, num_heads, head_dim], is dense attention of this request."""
+        want = dense(self.q, self.keys, self.values, self.start)
+        expect_tensor(got, want.shape, what)
+        expect(got.dtype == self.q.dtype, f"{what}: q is {self.q.dtype}, so the result is too; got {got.dtype}")
+        off = (got.double() - want).abs()
+        rows = (~off.isfinite()).flatten(1).any(dim=1).nonzero().flatten() + self.start
+        expect(not len(rows), (
+            f"{what}: NaN or infinity at positions {shown(rows.tolist())}. Was something read that nobody wrote, or "
+            "has a row no key at all to read?"))
+        limit = allowed_error(self.q, self.keys, self.values)
+        worst = off.amax(dim=(1, 2))
+        row = int(worst.argmax())
+        head = int(off[row].amax(dim=1).argmax())
+        expect(bool(worst.max() <= limit), (
+            f"{what}: wrong in {int((worst > limit).sum())} of {len(worst)} rows. Worst is position {self.start + row}, "
+            f"query head {head}: expected {first_of(want[row, head])}, got {first_of(got[row, head])}; "
+            f"rounding alone explains a difference of {limit:.1e}"))
+
+
+class Pool:
+    """A cache of one layer with requests in scattered blocks; `garbage` in every slot that nobody wrote.
+
+    Args:
+        spans: (tokens computed before, tokens of this step) of each request, those of one token first.
+        heads: query heads, KV heads, head_dim.
+    """
+
+    def __init__(
+        self, dice: random.Random, *spans: tuple[int, int], block_size: int = 4, heads: tuple[int, int, int] = (4, 2, 16),
+        dtype: torch.dtype = torch.float32, garbage: float = 50.0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
+        self.dice, self.block_size, self.heads, self.dtype = dice, block_size, heads, dtype
+        self.requests = [Asked(*span, heads, dtype, generator) for span in spans]
+        needed = [-(-request.seq_len // block_size) for request in self.requests]
+        blocks = list(range(1, sum(needed) + 4))
+        dice.shuffle(blocks)
+        shape = (len(blocks) + 1, block_size, *heads[1:])
+        self.k_cache, self.v_cache = (torch.full(shape, garbage, dtype=dtype) for _ in "kv")
+        self.nobodys = blocks.pop()
+        for request, count in zip(self.requests, needed, strict=True):
+            request.table = sorted((blocks.pop() for _ in range(count)), reverse=True)  # never in rising order
+            self.put(request, request.keys, request.values)
+
+    def put(self, request: Asked, keys: Tensor, values: Tensor) -> None:
+        """Writes a request's keys and values, a slot at a time."""
+        for i in range(request.seq_len):
+            place = request.table[i // self.block_size], i % self.block_size
+            self.k_cache[place], self.v_cache[place] = keys[i], values[i]
+
+    def tables(self, spare: int = 0) -> Tensor:
+        """[num_requests, longest + spare]; after a request's own blocks one of nobody's, full of garbage."""
+        longest = max(len(request.table) for request in self.requests) + spare
+        return torch.tensor([one.table + [self.nobodys] * (longest - len(one.table)) for one in self.requests])
+
+    def table(self) -> Tensor:
+        """The block table of the first request, with two entries after its own."""
+        return self.tables(spare=2)[0]
+
+    def query_starts(self) -> list[int]:
+        return [sum(one.count for one in self.requests[:i]) for i in range(len(self.requests) + 1)]
+
+    def seq_lens(self) -> list[int]:
+        return [request.seq_len for request in self.requests]
+
+    def q(self) -> Tensor:
+        """All rows of the step, [num_tokens, num_heads, head_dim]."""
+        return torch.cat([request.q for request in self.requests])
+
+    def slots(self) -> list[int]:
+        """Where the step's keys and values lie."""
+        return [one.table[p // self.block_size] * self.block_size + p % self.block_size
+                for one in self.requests for p in range(one.start, one.seq_len)]
+
+    def expect_attended(self, got: Any, what: str, only: int | None = None) -> None:
+        """Each request's rows are dense attention over its own tokens."""
+        expect_tensor(got, self.q().shape, what)
+        starts = self.query_starts()
+        for i, request in enumerate(self.requests):
+            if only is None or i == only:
+                request.expect_attended(
+                    got[starts[i] : starts[i + 1]],
+                    f"{what}: request {i} of {len(self.requests)}, {request.count} tokens after {request.start}")
+
+    def described(self) -> str:
+        num_heads, num_kv_heads, head_dim = self.heads
+        return f"{num_heads} query heads, {num_kv_heads} KV heads of {head_dim}, {str(self.dtype).removeprefix('torch.')}"
+
+
+# Tensors where the submission is.
+
+
+def module_there(lab: Remote, name: str) -> Remote:
+    """A module of the runtime in which the submission is."""
+    return lab._peer.root.package(name)
+
+
+def cut_out(lab: Remote, tensor: Tensor) -> Remote:
+    """The same numbers, there, cut out of a wider tensor, as q, k and v are cut out of one product in the engine."""
+    rows, heads, dim = tensor.shape
+    wide = torch.full((rows, heads + 3, dim + 1), 7.0, dtype=tensor.dtype)
+    wide[:, 1:-2, 1:] = tensor
+    some_heads = kept(hold(lab, wide).narrow, 1, 1, heads)
+    return kept(some_heads.narrow, 2, 1, dim)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """What can be compared exactly, NaN included."""
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def same(one: Any, other: Tensor) -> bool:
+    return isinstance(one, Tensor) and one.dtype == other.dtype and one.shape == other.shape and torch.equal(bits(one), bits(other))
+
+
+def expect_unchanged(**pairs: tuple[Remote, Tensor]) -> None:
+    """Arguments that were given, each with what it was before."""
+    changed = [name for name, (now, before) in pairs.items() if not same(look(now), before)]
+    expect(not changed, f"{', '.join(changed)} changed: an argument that belongs to the caller was written to")
+
+
+VAST = (1 << 41, 1 << 38, 1 << 35, 1 << 32, 1 << 28)
+"""Bytes of a vast cache: the most that a machine gives addresses for. Of the last, where memory is promised to nobody
+who does not have it, a copy would go unnoticed."""
+VAST_BLOCK = 256
+VAST_HEADS = (32, 2, 64)
+
+
+def vast_cache(lab: Remote, dtype: torch.dtype) -> Remote:
+    """A cache that is larger than any memory, [num_blocks, 256, 2, 64], zeroed.
+
+    It has addresses, and memory only for the pages that somebody writes. So whoever copies it, or makes
+    scores for all of it, gets no memory, whatever he may say about it; and who takes a few blocks can.
+    """
+    there, maps = module_there(lab, "torch"), module_there(lab, "mmap")
+    unreserved = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE
+    for size in VAST:
+        try:
+            addresses = maps.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved)
+            break
+        except Raised:
+            if size == VAST[-1]:
+                raise
+    numbers = kept(there.frombuffer, addresses, dtype=dtype)
+    return kept(numbers.view, -1, VAST_BLOCK, *VAST_HEADS[1:])
+
+
+class Vast:
+    """The requests of a pool, of blocks of 256, in two vast caches.
+
+    Attributes:
+        k_cache, v_cache: there.
+        tables: as `Pool.tables`, with the blocks' ids here.
+    """
+
+    def __init__(self, lab: Remote, dice: random.Random, *spans: tuple[int, int], dtype: torch.dtype) -> None:
+        self.pool = Pool(dice, *spans, block_size=VAST_BLOCK, heads=VAST_HEADS, dtype=dtype)
+        self.k_cache, self.v_cache = (vast_cache(lab, dtype) for _ in "kv")
+        self.ids = torch.tensor(dice.sample(range(1, self.k_cache.shape[0]), len(self.pool.k_cache)))
+        for cache, blocks in ((self.k_cache, self.pool.k_cache), (self.v_cache, self.pool.v_cache)):
+            kept(cache.index_copy_, 0, self.ids, blocks)
+        self.tables = self.ids[self.pool.tables()]
+        self.what = f"a pool of {self.k_cache.shape[0]:,} blocks in {str(dtype).removeprefix('torch.')}"
+
+    def within_its_blocks(self, call: Callable[[], Any]) -> Any:
+        """What `call` gives; it must not need memory for the pool."""
+        try:
+            return call()
+        except Raised as error:
+            if "alloc" in error.text or "MemoryError" in error.kinds:
+                raise Wrong(f"{self.what}: something of the pool's size was to be made ({' '.join(error.text.split())[:160]}). "
+                            "Take the request's blocks first, and work on those alone.") from None
+            raise
+
+
+# TODO 1
+
+LAY_OUT = "TODO 1: Lay out the batch"
+TENSORS = ("token_ids", "positions", "slot_mapping", "block_tables")
+
+
+class Piece:
+    """A chunk: the judge's knowledge of it, and one made of the submission's `Chunk`."""
+
+    def __init__(self, lab: Remote, token_ids: list[int], computed: int, table: list[int]) -> None:
+        self.facts = (token_ids, computed, table)
+        self.there = lab.Chunk(token_ids=token_ids, num_computed_tokens=computed, block_table=table)
+
+    def __repr__(self) -> str:
+        return f"{len(self.facts[0])} tokens after {self.facts[1]} in blocks {self.facts[2]}"
+
+
+def facts_of(chunk: Any) -> tuple:
+    """(token_ids, computed, table) of a chunk that came back."""
+    return tuple(getattr(chunk, name, None) for name in ("token_ids", "num_computed_tokens", "block_table"))
+
+
+def numbers(value: Any) -> Any:
+    """Tensors and tuples as lists."""
+    return value.tolist() if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else value
+
+
+def expect_layout(layout: Any, pieces: Sequence[Piece], size: int, **wanted: Any) -> None:
+    """The named fields are as wanted."""
+    for name, want in wanted.items():
+        got = getattr(layout, name, None)
+        expect(name not in TENSORS or isinstance(got, Tensor) and got.dtype == torch.long, f"{name}: expected a torch.long tensor, and {shown(got)} came")
+        expect(numbers(got) == want, f"chunks {list(pieces)}, blocks of {size}: expected {name} {shown(want)}, got {shown(numbers(got))}")
+
+
+def place_of(table: Sequence[int], position: int, size: int) -> int:
+    """The slot of a position, found by laying out the blocks of the table."""
+    return [block * size + offset for block in table for offset in range(size)][position]
+
+
+@check(todo=1, points=3, section=LAY_OUT, concept="from a position to its slot")
+def a_slot_is_block_id_times_block_size_plus_offset(lab, dice):
+    for size in (1, 4, dice.randrange(2, 20), 16):
+        table = dice.sample(range(1, 60), 4)
+        for first, last in ((0, size), (size - 1, size + 1), (dice.randrange(2 * size), 4 * size), (size, size)):
+            found = lab.slots_of(table, range(first, last), size)
+            right = [place_of(table, position, size) for position in range(first, last)]
+            expect(numbers(found) == right, f"blocks of {size}, block table {table}, positions {shown(list(range(first, last)))}: expected slots {shown(right)}, got {shown(numbers(found))}")
+
+
+@check(todo=1, points=3, section=LAY_OUT, concept="a decode beside a chunk of a prompt")
+def lays_out_a_decode_beside_a_chunk(lab, dice):
+    size, blocks, tokens = dice.randrange(3, 8), dice.sample(range(1, 60), 4), dice.sample(range(10, 999), 4)
+    computed = dice.randrange(size, 2 * size)
+    a = Piece(lab, tokens[:1], computed, blocks[:2])
+    b = Piece(lab, tokens[1:3], size - 1, [blocks[2], blocks[3], blocks[0]])
+    layout = lab.lay_out([a.there, b.there], size)
+    expect_layout(
+        layout, [a, b], size, token_ids=tokens[:3], positions=[computed, size - 1, size], num_decodes=1,
+        slot_mapping=[place_of(blocks[:2], computed, size), blocks[2] * size + size - 1, blocks[3] * size],
+        query_starts=[0, 1, 3], seq_lens=[computed + 1, size + 1],
+        block_tables=[[*blocks[:2], 0], [blocks[2], blocks[3], blocks[0]]])
+
+
+@check(todo=1, points=3, section=LAY_OUT, concept="the order of the chunks")
+def chunks_of_one_token_come_first_and_otherwise_the_order_stays(lab, dice):
+    longest = dice.randrange(3, 6)
+    lengths = [longest, 1, dice.randrange(2, longest), 1, 1, dice.randrange(2, 9)]
+    pieces = [Piece(lab, [100 * i + j for j in range(n)], 0, [i + 1, i + 21]) for i, n in enumerate(lengths)]
+    layout = lab.lay_out([piece.there for piece in pieces], 8)
+    order = [facts_of(chunk)[0] for chunk in layout.chunks]
+    right = [pieces[i].facts for i in (1, 3, 4, 0, 2, 5)]
+    expect(order == [tokens for tokens, _, _ in right], f"chunks of {lengths} tokens, those of chunk i being 100 i, 100 i + 1, ...: expected the order 1, 3, 4, 0, 2, 5; chunks have the tokens {shown(order)}")
+    expect_layout(
+        layout, pieces, 8, token_ids=[token for tokens, _, _ in right for token in tokens],
+        block_tables=[table for _, _, table in right], num_decodes=3)
+
+
+@check(todo=1, points=1, section=LAY_OUT, concept="whose the chunks are")
+def leaves_the_chunks_as_they_are(lab, dice):
+    size, blocks = dice.randrange(3, 8), dice.sample(range(1, 60), 5)
+    pieces = [Piece(lab, [3, 4, dice.randrange(99)], 0, blocks[:1]), Piece(lab, [dice.randrange(99)], size, blocks[1:4]), Piece(lab, [5], 1, blocks[4:])]
+    given = hold(lab, [piece.there for piece in pieces])
+    lab.lay_out(given, size)
+    now = [facts_of(chunk) for chunk in look(given)]
+    expect(now == [piece.facts for piece in pieces], f"the chunks {pieces} belong to the scheduler, which uses them again; after lay_out the list held {shown(now)}")
+
+
+def scheduled(dice: random.Random, count: int, size: int, spare: int) -> Any:
+    """A chunk as the scheduler makes it: `count` tokens after some others, in any blocks, and some too many."""
+    from nano_qwen3_serving import SamplingParams
+    from nano_qwen3_serving.interfaces import ScheduledChunk
+    from nano_qwen3_serving.request import Request
+
+    start = dice.choice([0, size - 1, size, dice.randrange(30)])
+    tokens = [dice.randrange(1000) for _ in range(start + count + dice.randrange(3))]
+    request = Request(f"r{dice.random()}", None, tokens, SamplingParams(), seed=0, max_total_tokens=1000)
+    return ScheduledChunk(request, start, count, dice.sample(range(1, 300), -(-(start + count) // size) + spare))
+
+
+def by_the_engine(chunks: Sequence[Any], size: int) -> dict[str, Any]:
+    """What the engine's own model runner makes of them, by the names of `Layout`."""
+    from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
+    from nano_qwen3_serving.execution.model_runner import ModelRunner
+    from nano_qwen3_serving.interfaces import ScheduledBatch
+
+    cpu = torch.device("cpu")
+    attention = TorchPagedAttention(model_config(), size, torch.float32, cpu)
+    inputs = ModelRunner(None, attention, None, num_blocks=2, block_size=size, device=cpu).lay_out(ScheduledBatch(list(chunks)))
+    lens, rest = inputs.metadata.query_lens, inputs.metadata
+    return {"token_ids": inputs.token_ids.tolist(), "positions": inputs.positions.tolist(), "slot_mapping": rest.slot_mapping.tolist(),
+            "query_starts": [sum(lens[:i]) for i in range(len(lens) + 1)], "seq_lens": rest.seq_lens,
+            "block_tables": rest.block_tables.tolist(), "num_decodes": rest.num_decodes}
+
+
+@check(todo=1, points=4, section=LAY_OUT, concept="any chunks", hidden=True)
+def is_what_the_engines_model_runner_lays_out(lab, dice):
+    for size in (1, 4, 16):
+        for case in range(6):
+            counts = [dice.choice([1, 1, 2, 5, size, size + 1]) for _ in range(dice.randrange(1, 6))]
+            chunks = [scheduled(dice, count, size, spare=case % 2) for count in counts]
+            pieces = [Piece(lab, list(c.request.token_ids(c.start, c.end)), c.start, list(c.block_table)) for c in chunks]
+            expect_layout(lab.lay_out([piece.there for piece in pieces], size), pieces, size, **by_the_engine(chunks, size))
+
+
+# TODO 2
+
+WRITE = "TODO 2: Write keys and values"
+
+
+def rows_of(first: float, count: int, dtype: torch.dtype = torch.float32, heads: int = 2) -> Tensor:
+    """[count, heads, 4] that can be told apart by eye: token i has first + i, and .25 more in each further head."""
+    tokens = torch.arange(count)[:, None, None] + first + 0.25 * torch.arange(heads)[:, None]
+    return tokens.expand(-1, -1, 4).to(dtype).contiguous()
+
+
+def expect_written(lab: Remote, cache: Tensor, slots: list[int], k: Tensor, v: Tensor, but_block_0: bool = False) -> None:
+    """write_kv of k and v, into caches that both begin as `cache`, writes these slots and no others."""
+    held = [hold(lab, cache) for _ in "kv"]
+    lab.write_kv(*held, k, v, torch.tensor(slots))
+    for name, there, rows in (("k_cache", held[0], k), ("v_cache", held[1], v)):
+        want = cache.clone().flatten(0, 1)
+        want[torch.tensor(slots)] = rows
+        got = look(there).flatten(0, 1)
+        expect(got.shape == want.shape and got.dtype == want.dtype, f"{name} became {shown(got)}")
+        begins = cache.shape[1] if but_block_0 else 0
+        wrong = ((bits(got) != bits(want)).flatten(1).any(dim=1).nonzero().flatten()).tolist()
+        wrong = [slot for slot in wrong if slot >= begins]
+        expect(not wrong, wrong and (
+            f"{name} after writing slots {slots}: slots {shown(wrong)} are wrong; slot {wrong[0]} should begin with "
+            f"{want[wrong[0], 0, 0].item()} and begins with {got[wrong[0], 0, 0].item()}"))
+
+
+@check(todo=2, points=3, section=WRITE, concept="each token into its slot")
+def every_token_lands_in_its_slot_and_nothing_else_changes(lab, dice):
+    for dtype in DTYPES:
+        size = dice.randrange(3, 7)
+        one, two, three = dice.sample(range(1, 7), 3)
+        slots = [one * size + size - 1, two * size, 8 * size - 1, three * size + 1]
+        first = dice.randrange(10, 50)
+        expect_written(lab, torch.full((8, size, 2, 4), -1.0, dtype=dtype), slots, rows_of(first, 4, dtype), rows_of(first + 50, 4, dtype))
+
+
+@check(todo=2, points=2, section=WRITE, concept="k and v of any strides")
+def takes_keys_and_values_of_any_strides(lab, dice):
+    for heads in (1, 3):
+        generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
+        k, v = (torch.randn(3, heads, 8, generator=generator) for _ in "kv")
+        slots = torch.tensor(dice.sample(range(4, 20), 3))
+        caches = [hold(lab, torch.zeros(5, 4, heads, 8)) for _ in "kv"]
+        given = cut_out(lab, k), cut_out(lab, v), hold(lab, slots)
+        lab.write_kv(*caches, *given)
+        for name, cache, rows in (("k_cache", caches[0], k), ("v_cache", caches[1], v)):
+            found = look(cache).flatten(0, 1)[slots]
+            expect(torch.equal(found, rows), f"{name}: k and v were cut out of a wider tensor, and other numbers arrived")
+        expect_unchanged(k=(given[0], k), v=(given[1], v), slot_mapping=(given[2], slots))
+
+
+@check(todo=2, points=2, section=WRITE, concept="padding rows")
+def padding_goes_into_the_null_block(lab, dice):
+    cache, first = torch.zeros(4, 4, 2, 4), dice.randrange(10, 50)
+    slot, other = dice.sample(range(4, 16), 2)
+    expect_written(lab, cache, [slot], rows_of(first, 1), rows_of(first + 50, 1))
+    expect_written(lab, cache, [slot, other, 0, 0], rows_of(first, 4), rows_of(first + 50, 4), but_block_0=True)
+
+
+@check(todo=2, points=2, section=WRITE, concept="slots that were used before", hidden=True)
+def what_was_in_a_slot_before_is_overwritten_whatever_it_was(lab, dice):
+    for before in GARBAGE.values():
+        for dtype in DTYPES:
+            slots = dice.sample(range(4, 32), 5)
+            expect_written(lab, torch.full((8, 4, 3, 4), before, dtype=dtype), slots, rows_of(3, 5, dtype, heads=3), rows_of(60, 5, dtype, heads=3))
+
+
+@check(todo=2, points=1, section=WRITE, concept="the pool is not copied")
+def does_not_copy_the_cache(lab, dice):
+    for dtype in DTYPES:
+        vast = Vast(lab, dice, (0, 3), dtype=dtype)
+        k, v = (torch.randn(3, *VAST_HEADS[1:]).to(dtype) for _ in "kv")
+        offsets = torch.tensor(dice.sample(range(VAST_BLOCK), 3))
+        blocks = vast.ids[torch.tensor(dice.sample(range(len(vast.ids)), 3))]
+        vast.within_its_blocks(lambda: lab.write_kv(vast.k_cache, vast.v_cache, k, v, blocks * VAST_BLOCK + offsets))
+        for name, cache, rows in (("k_cache", vast.k_cache, k), ("v_cache", vast.v_cache, v)):
+            found = cache.index_select(0, blocks)[torch.arange(3), offsets]
+            expect(torch.equal(found, rows), f"{name} of {vast.what}: what was written is not there")
+
+
+# TODO 3
+
+DECODE = "TODO 3: Decode one request"
+
+
+def edges(size: int) -> list[int]:
+    """Lengths around the edges of blocks."""
+    return [k * size + d for k in (1, 2, 5) for d in (-1, 0, 1)]
+
+
+def expect_decode(lab: Remote, pool: Pool, what: str) -> None:
+    """decode_attention of the pool's first request."""
+    request = pool.requests[0]
+    got = lab.decode_attention(request.q[0], pool.k_cache, pool.v_cache, pool.table(), request.seq_len)
+    expect_tensor(got, request.q[0].shape, what)
+    request.expect_attended(got[None], what)
+
+
+@check(todo=3, points=3, section=DECODE, concept="a request's keys in the order of its positions")
+def gather_follows_the_block_table_and_stops_at_the_last_token(lab, dice):
+    size = dice.randrange(3, 6)
+    a, b, c, other = dice.sample(range(1, 8), 4)
+    cache, keys = torch.full((8, size, 2, 4), -1.0), rows_of(10, 3 * size)
+    for place, block in enumerate((a, b, c)):
+        cache[block] = keys[place * size : (place + 1) * size]
+    cache[other] = rows_of(60, size)
+    for length in (1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + 1, 3 * size):
+        got = lab.gather(cache, torch.tensor([a, b, c, other, 0]), length)
+        expect_tensor(got, (length, 2, 4), f"gather of {length} tokens in blocks of {size}")
+        expect(torch.equal(got, keys[:length]), (
+            f"keys 10, 11, ... in blocks {[a, b, c]} of {size}; asked for the first {length}, got those that begin with "
+            f"{shown(got[:, 0, 0].tolist())} (-1 is a slot nobody wrote, 60 and more is somebody else's)"))
+
+
+@check(todo=3, points=2, section=DECODE, concept="an example that can be worked out by hand")
+def an_example_by_hand_five_tokens_four_heads(lab, dice):
+    w, base, (first, second, null) = dice.choice([4, 9]), dice.choice([30, 60, 90]), dice.sample(range(8), 3)
+    k_cache, v_cache = (torch.zeros(8, 4, 2, 4) for _ in "kv")
+    k_cache[second, :, :, 0] = math.log(w)
+    v_cache[second, 0], v_cache[second, 1:] = base, 2 * base
+    v_cache[:, :, 1] += 300
+    got = lab.decode_attention(torch.tensor([2.0, 0, 0, 0]).repeat(4, 1), k_cache, v_cache, torch.tensor([first, second, null]), 5)
+    # A score is 2 * log(w) / sqrt(4): the tokens weigh 1, 1, 1, 1, w, and their values are 0, 0, 0, 0, base.
+
+    def mean(weight: float, more: int = 0, count: int = 4) -> float:
+        return (weight * base + more * weight * 2 * base) / (count + weight * (1 + more))
+
+    right = mean(w)
+    known = {
+        mean(w * w): "The scores were not divided by the square root of head_dim, which is 2.",
+        mean(w**0.5): "The scores were divided by head_dim, or twice by its square root.",
+        mean(1): "All tokens had the same weight, whatever their keys are.", 0.0: "The fifth token, the newest, was not read.",
+        mean(w, 1): "A sixth token was read, and there are five.",
+        mean(w, 3): "The whole last block was read, and only one of its slots is the request's."}
+    expect_tensor(got, (4, 4), "one token, four heads of four numbers")
+    found = got[:, 0].tolist()
+    hint = next((f" {why}" for number, why in known.items() if abs(number - found[0]) < 1e-3), "")
+    if abs(found[0] - right) < 1e-3:
+        hint = " Query heads 0 and 1 share KV head 0, 2 and 3 share KV head 1."
+    want = torch.tensor([right, right, 300 + right, 300 + right])[:, None].expand(4, 4)
+    expect(bool((got - want).abs().max() < 1e-3), (
+        f"weights 1, 1, 1, 1, {w} and values 0, 0, 0, 0, {base} (KV head 1: 300 more): expected heads beginning with "
+        f"{[round(number, 3) for number in want[:, 0].tolist()]}, found {[round(number, 3) for number in found]}.{hint}"))
+
+
+@check(todo=3, points=3, section=DECODE, concept="lengths at the edges of blocks")
+def decode_reads_all_its_keys_and_no_other_at_every_block_edge(lab, dice):
+    size = dice.randrange(3, 7)
+    for length in (1, 2, *edges(size)):
+        expect_decode(lab, Pool(dice, (length - 1, 1), (6, 1), block_size=size), f"decode over {length} tokens, blocks of {size}")
+
+
+@check(todo=3, points=2, section=DECODE, concept="query heads that share KV heads", hidden=True)
+def query_head_i_reads_kv_head_i_over_group_size(lab, dice):
+    for heads in ((4, 4, 16), (4, 2, 8), (8, 2, 16), (6, 3, 4), (6, 1, 32), (1, 1, 2)):
+        pool = Pool(dice, (dice.randrange(5, 12), 1), heads=heads)
+        expect_decode(lab, pool, pool.described())
+
+
+@check(todo=3, points=2, section=DECODE, concept="slots that nobody wrote", hidden=True)
+def decode_what_nobody_wrote_never_reaches_the_result(lab, dice):
+    for name, garbage in GARBAGE.items():
+        pool = Pool(dice, (4 * dice.randrange(1, 4), 1), garbage=garbage)  # three slots of the last block are free
+        expect_decode(lab, pool, f"{name} in every slot that nobody wrote")
+
+
+@check(todo=3, points=1, section=DECODE, concept="exactness in bfloat16", hidden=True)
+def bfloat16_is_as_exact_as_bfloat16_can_be(lab, dice):
+    for spread, what in ((1.0, "keys that differ"), (0.01, "keys almost alike")):
+        pool = Pool(dice, (dice.randrange(560, 640), 1), dtype=torch.bfloat16, block_size=16)
+        request = pool.requests[0]
+        request.keys, request.values = request.keys * spread, request.values * spread + 1
+        pool.put(request, request.keys, request.values)
+        expect_decode(lab, pool, f"decode over {request.seq_len} tokens in bfloat16, {what}")
+
+
+@check(todo=3, points=1, section=DECODE, concept="large scores", hidden=True)
+def decode_large_scores_do_not_overflow(lab, dice):
+    for times in (100.0, -100.0):
+        pool = Pool(dice, (dice.randrange(20, 30), 1))
+        pool.requests[0].q *= times  # scores of some hundreds; e^89 is more than float32 can hold
+        expect_decode(lab, pool, f"q times {times}, scores of some hundreds")
+
+
+@check(todo=3, points=1, section=DECODE, concept="arguments of any strides, none of them changed")
+def decode_reads_a_view_and_changes_nothing(lab, dice):
+    pool = Pool(dice, (dice.randrange(4, 8), 1), (2, 1))
+    request, table = pool.requests[0], pool.table()
+    q = kept(cut_out(lab, request.q).select, 0, 0)
+    k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
+    got = lab.decode_attention(q, k_cache, v_cache, table_there, request.seq_len)
+    expect_tensor(got, request.q[0].shape, "q cut out of a wider tensor")
+    request.expect_attended(got[None], "q cut out of a wider tensor")
+    expect_unchanged(q=(q, request.q[0]), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache), block_table=(table_there, table))
+
+
+@check(todo=3, points=1, section=DECODE, concept="only the blocks that hold its tokens")
+def gather_fetches_only_the_blocks_that_hold_its_tokens(lab, dice):
+    entries, head_dim = 1 << 20, 1 << 15  # blocks of 512 KiB: whoever fetches them all needs 512 GiB
+    generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
+    cache, blocks = torch.randn(6, 4, 1, head_dim, generator=generator), dice.sample(range(6), 4)
+    table = kept(module_there(lab, "torch").full, [entries], blocks[3])
+    kept(table.index_copy_, 0, torch.arange(3), torch.tensor(blocks[:3]))
+    length = dice.randrange(9, 13)
+    try:
+        got = lab.gather(cache, table, length)
+    except Raised as error:
+        if "alloc" in error.text or "MemoryError" in error.kinds:
+            raise Wrong(f"the block table of a request with 3 blocks has {entries:,} entries: what stands after those 3 means nothing, "
+                        f"and is not fetched ({' '.join(error.text.split())[:160]})") from None
+        raise
+    expect_tensor(got, (length, 1, head_dim), f"gather of {length} tokens")
+    expect(torch.equal(got, cache[torch.tensor(blocks[:3])].flatten(0, 1)[:length]), f"gather of {length} tokens in blocks {blocks[:3]} of 4: other keys came")
+
+
+@check(todo=3, points=1, section=DECODE, concept="the pool is not copied")
+def decode_copies_no_more_than_the_requests_own_blocks(lab, dice):
+    for dtype in DTYPES:
+        vast = Vast(lab, dice, (dice.randrange(250, 500), 1), dtype=dtype)
+        request = vast.pool.requests[0]
+        got = vast.within_its_blocks(lambda: lab.decode_attention(
+            request.q[0], vast.k_cache, vast.v_cache, vast.tables[0], request.seq_len))
+        expect_tensor(got, request.q[0].shape, vast.what)
+        request.expect_attended(got[None], vast.what)
+
+
+# TODO 4
+
+CHUNKS = "TODO 4: Chunks"
+
+
+def expect_chunk(lab: Remote, pool: Pool, what: str) -> None:
+    """chunk_attention of the pool's first request."""
+    request = pool.requests[0]
+    request.expect_attended(lab.chunk_attention(request.q, pool.k_cache, pool.v_cache, pool.table(), request.start), what)
+
+
+@check(todo=4, points=3, section=CHUNKS, concept="an example that can be worked out by hand")
+def an_example_by_hand_two_rows_after_one_token(lab, dice):
+    weights, values = dice.sample([1, 2, 3, 4, 5], 3), dice.sample([30.0, 60.0, 90.0, 120.0, 150.0], 3)
+    block, spare = dice.sample(range(8), 2)
+    k_cache, v_cache = (torch.full((8, 4, 1, 1), 50.0) for _ in "kv")
+    k_cache[block, :3, 0, 0], v_cache[block, :3, 0, 0] = torch.tensor(weights).log(), torch.tensor(values)
+    q = torch.tensor([[1.0], [0.0]]).repeat(2, 1, 1)  # the first head asks with 1, the second with 0
+    got = lab.chunk_attention(q, k_cache, v_cache, torch.tensor([block, spare]), 1)
+
+    def mean(*weighed: float) -> float:
+        return sum(w * v for w, v in zip(weighed, values, strict=False)) / sum(weighed)
+
+    want = [[mean(*weights[:2]), mean(1, 1)], [mean(*weights), mean(1, 1, 1)]]
+    first = mean(weights[0])
+    known = {
+        (first, want[0][0]): " That is each row one key short: the first row stands at position num_computed_tokens, not 0.",
+        (want[1][0], want[1][0]): " The first row has seen the key of the second.",
+        (mean(*weights[:2], 1), want[1][0]): " A later position's score was set to 0, and e^0 is 1: a weight, not none."}
+    expect_tensor(got, (2, 2, 1), "two rows, two heads of one number")
+    rows = got[:, :, 0].double().tolist()
+    hint = next((why for pair, why in known.items() if max(abs(row[0] - number) for row, number in zip(rows, pair, strict=True)) < 1e-3), "")
+    expect(bool((got[:, :, 0].double() - torch.tensor(want, dtype=torch.float64)).abs().max() < 1e-2), (
+        f"keys log {weights}, values {values}; positions 1 and 2, whose heads ask with 1 and 0: expected {want}, got {rows}.{hint}"))
+
+
+@check(todo=4, points=4, section=CHUNKS, concept="which keys a row sees")
+def row_j_reads_the_keys_up_to_computed_plus_j(lab, dice):
+    size = dice.randrange(3, 6)
+    spans = [(0, 2), (0, size), (0, size + 1), (0, 2 * size + 1), (1, 2), (size - 1, 2), (size - 1, size + 1), (size, size), (size + 1, size - 1),
+             (2 * size - 1, 2), (2 * size, 3), (2 * size, 2 * size), (4 * size - 1, size + 2), (5 * size, 2), (dice.randrange(1, 40), dice.randrange(2, 12))]
+    for computed, count in spans:
+        pool = Pool(dice, (computed, count), (5, 2), block_size=size)
+        expect_chunk(lab, pool, f"a chunk of {count} after {computed} computed tokens, blocks of {size}")
+
+
+@check(todo=4, points=2, section=CHUNKS, concept="a prompt cut into chunks")
+def a_prompt_cut_into_chunks_gives_what_it_gives_whole(lab, dice):
+    length = dice.randrange(9, 14)
+    for cuts in ([], [1], [4], sorted(dice.sample(range(1, length), 3)), list(range(1, length))):
+        pool = Pool(dice, (0, length), block_size=3)
+        request, parts = pool.requests[0], []
+        for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
+            what = f"{length} tokens cut at {cuts}, blocks of 3"
+            parts.append(lab.chunk_attention(request.q[start:stop], pool.k_cache, pool.v_cache, pool.table(), start))
+            expect_tensor(parts[-1], request.q[start:stop].shape, what)
+        request.expect_attended(torch.cat(parts), what)
+
+
+@check(todo=4, points=1, section=CHUNKS, concept="a chunk of one token", hidden=True)
+def a_chunk_of_one_token_is_a_decode(lab, dice):
+    for computed in (0, 3, 4, dice.randrange(5, 30)):
+        expect_chunk(lab, Pool(dice, (computed, 1)), f"a chunk of 1 after {computed} computed tokens")
+
+
+@check(todo=4, points=2, section=CHUNKS, concept="slots that nobody wrote", hidden=True)
+def chunk_what_nobody_wrote_never_reaches_the_result(lab, dice):
+    for name, garbage in GARBAGE.items():
+        computed = dice.randrange(3, 7)
+        pool = Pool(dice, (computed, 4 * dice.randrange(2, 4) + 1 - computed), garbage=garbage)
+        expect_chunk(lab, pool, f"{name} in every slot that nobody wrote")
+
+
+@check(todo=4, points=1, section=CHUNKS, concept="arguments of any strides, none of them changed")
+def chunk_reads_a_view_and_changes_nothing(lab, dice):
+    pool = Pool(dice, (dice.randrange(3, 9), dice.randrange(3, 9)), heads=(8, 2, 16))
+    request, table = pool.requests[0], pool.table()
+    q = cut_out(lab, request.q)
+    k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
+    got = lab.chunk_attention(q, k_cache, v_cache, table_there, request.start)
+    request.expect_attended(got, "q cut out of a wider tensor")
+    expect_unchanged(q=(q, request.q), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache), block_table=(table_there, table))
+
+
+@check(todo=4, points=1, section=CHUNKS, concept="query heads that share KV heads, in both dtypes", hidden=True)
+def chunks_with_grouped_heads_in_both_dtypes(lab, dice):
+    for heads in ((4, 4, 8), (8, 2, 16), (6, 1, 32), (14, 2, 2)):
+        for dtype in DTYPES:
+            pool = Pool(dice, (6, dice.randrange(2, 9)), heads=heads, dtype=dtype)
+            expect_chunk(lab, pool, pool.described())
+
+
+@check(todo=4, points=1, section=CHUNKS, concept="large scores", hidden=True)
+def chunk_large_scores_do_not_overflow(lab, dice):
+    for times in (100.0, -100.0):
+        pool = Pool(dice, (dice.randrange(10, 20), dice.randrange(10, 15)))
+        pool.requests[0].q *= times  # scores of some hundreds; e^89 is more than float32 can hold
+        expect_chunk(lab, pool, f"q times {times}, scores of some hundreds")
+
+
+@check(todo=4, points=1, section=CHUNKS, concept="the pool is not copied")
+def chunk_copies_no_more_than_the_requests_own_blocks(lab, dice):
+    for dtype in DTYPES:
+        vast = Vast(lab, dice, (dice.randrange(250, 500), 3), dtype=dtype)
+        request = vast.pool.requests[0]
+        got = vast.within_its_blocks(lambda: lab.chunk_attention(
+            request.q, vast.k_cache, vast.v_cache, vast.tables[0], request.start))
+        request.expect_attended(got, vast.what)
+
+
+# TODO 5
+
+BATCH = "TODO 5: A batch of requests"
+
+
+def attended(lab: Remote, pool: Pool) -> Any:
+    """batch_attention of the pool."""
+    return lab.batch_attention(pool.q(), pool.k_cache, pool.v_cache, pool.query_starts(), pool.seq_lens(), pool.tables())
+
+
+def batches(dice: random.Random) -> dict[str, list[tuple[int, int]]]:
+    """(computed, count) of each request, those of one token first."""
+    far = dice.randrange(12, 24)
+    return {
+        "one decode": [(8, 1)], "one chunk": [(4, 4)], "decodes": [(0, 1), (3, 1), (4, 1), (far, 1)],
+        "chunks": [(0, 9), (3, 2), (8, 8), (0, dice.randrange(2, 6))],
+        "decodes and chunks": [(7, 1), (0, 1), (far, 1), (0, 4), (5, dice.randrange(2, 6)), (12, 7)]}
+
+
+@check(todo=5, points=4, section=BATCH, concept="every request and its own tokens")
+def every_request_attends_to_its_own_tokens(lab, dice):
+    for size in (1, 4, 16):
+        for name, spans in batches(dice).items():
+            pool = Pool(dice, *spans, block_size=size)
+            pool.expect_attended(attended(lab, pool), f"{name}, blocks of {size}")
+
+
+@check(todo=5, points=3, section=BATCH, concept="nothing of a neighbour")
+def nothing_of_a_neighbour_reaches_a_request(lab, dice):
+    for clean in range(4):
+        pool = Pool(dice, (7, 1), (2, 1), (0, 4), (5, 3), garbage=math.nan)
+        for i, request in enumerate(pool.requests):
+            if i != clean:
+                pool.put(request, request.keys * math.nan, request.values * math.nan)
+        pool.expect_attended(attended(lab, pool), "NaN in all others' keys and values", only=clean)
+
+
+@check(todo=5, points=1, section=BATCH, concept="two requests that begin alike", hidden=True)
+def two_requests_may_share_a_block(lab, dice):
+    pool = Pool(dice, (dice.randrange(4, 12), 1), (6, 3))
+    first, second = pool.requests
+    second.table[0] = first.table[0]  # the same first four tokens, stored once
+    second.keys[:4], second.values[:4] = first.keys[:4], first.values[:4]
+    pool.expect_attended(attended(lab, pool), "the first block is in both tables")
+
+
+@check(todo=5, points=1, section=BATCH, concept="any batch", hidden=True)
+def random_batches(lab, dice):
+    for _ in range(6):
+        decodes = [(dice.randrange(40), 1) for _ in range(dice.randrange(4))]
+        chunks = [(dice.randrange(20), dice.randrange(2, 15)) for _ in range(dice.randrange(not decodes, 4))]
+        pool = Pool(dice, *decodes, *chunks, block_size=dice.choice([1, 3, 4, 16]), heads=dice.choice([(4, 4, 16), (4, 2, 8), (8, 2, 16), (3, 1, 4)]))
+        pool.expect_attended(attended(lab, pool), f"blocks of {pool.block_size}, {pool.described()}")
+
+
+@check(todo=5, points=2, section=BATCH, concept="arguments of any strides, none of them changed", hidden=True)
+def any_strides_longer_tables_and_nothing_changed(lab, dice):
+    for dtype in DTYPES:
+        pool = Pool(dice, (3, 1), (dice.randrange(4, 9), 1), (6, 5), dtype=dtype)
+        starts, lens, tables = pool.query_starts(), pool.seq_lens(), pool.tables(spare=3)
+        q = cut_out(lab, pool.q())
+        k_cache, v_cache, starts_there, lens_there, tables_there = (
+            hold(lab, one) for one in (pool.k_cache, pool.v_cache, starts, lens, tables))
+        got = lab.batch_attention(q, k_cache, v_cache, starts_there, lens_there, tables_there)
+        pool.expect_attended(got, f"{dtype}, q cut out of a wider tensor, tables with three spare entries")
+        expect_unchanged(q=(q, pool.q()), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache), block_tables=(tables_there, tables))
+        now = look(starts_there), look(lens_there)
+        expect(now == (starts, lens), f"query_starts and seq_lens were {(starts, lens)}, and afterwards {shown(now)}")
+
+
+@check(todo=5, points=1, section=BATCH, concept="the pool is not copied")
+def batch_copies_no_more_than_the_requests_own_blocks(lab, dice):
+    for dtype in DTYPES:
+        vast = Vast(lab, dice, (dice.randrange(250, 500), 1), (9, 1), (dice.randrange(250, 500), 5), (5, 6), dtype=dtype)
+        pool = vast.pool
+        got = vast.within_its_blocks(lambda: lab.batch_attention(
+            pool.q(), vast.k_cache, vast.v_cache, pool.query_starts(), pool.seq_lens(), vast.tables))
+        pool.expect_attended(got, vast.what)
+
+
+# TODO 6
+
+SWAP_IN = "TODO 6: Swap in"
+LISTS = ("query_lens", "seq_lens", "block_tables", "slot_mapping")
+
+
+def part(lab: Remote, config: ModelConfig, size: int = 4, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Remote:
+    """The submission's `PagedAttention`."""
+    return lab.PagedAttention(config, size, dtype, kept(module_there(lab, "torch").device, device))
+
+
+def item(lab: Remote, container: Remote, index: int) -> Remote:
+    """container[index], there."""
+    return kept(module_there(lab, "operator").getitem, container, index)
+
+
+def pairs_of(lab: Remote, cache: Remote) -> list[Remote]:
+    return [item(lab, cache, layer) for layer in range(len(cache))]
+
+
+def unset_memory_is_nan(lab: Remote) -> None:
+    """From now on `torch.empty` gives NaN there, where it would give whatever was in memory, which may be zeros."""
+    module_there(lab, "torch").set_deterministic_debug_mode("warn")
+
+
+def metadata_there(lab: Remote, **facts: Any) -> Remote:
+    """The engine's `AttentionMetadata`, made there."""
+    return module_there(lab, "nano_qwen3_serving.interfaces").AttentionMetadata(**facts)
+
+
+def metadata_of(lab: Remote, pool: Pool) -> Remote:
+    return metadata_there(
+        lab, query_lens=[one.count for one in pool.requests], seq_lens=pool.seq_lens(), block_tables=pool.tables(),
+        slot_mapping=torch.tensor(pool.slots()), num_decodes=sum(one.count == 1 for one in pool.requests), block_size=pool.block_size)
+
+
+@check(todo=6, points=2, section=SWAP_IN, concept="the tensors of the cache")
+def a_cache_of_two_tensors_per_layer_each_its_own(lab, dice):
+    unset_memory_is_nan(lab)
+    for dtype in DTYPES:
+        layers, blocks = dice.randrange(2, 5), dice.randrange(4, 9)
+        cache = kept(part(lab, model_config(num_kv_heads=2, head_dim=8, layers=layers), dtype=dtype).make_cache, blocks)
+        expect(len(cache) == layers, f"{layers} layers: expected as many pairs of keys and values, got {len(cache)}")
+        pairs = pairs_of(lab, cache)
+        expect(all(len(pair) == 2 for pair in pairs), "each layer has a pair: keys and values")
+        tensors = [item(lab, pair, which) for pair in pairs for which in (0, 1)]
+        for tensor in tensors:
+            now = look(tensor)
+            expect_tensor(now, (blocks, 4, 2, 8), f"make_cache({blocks})")
+            expect(now.dtype == dtype and tensor.is_contiguous(), f"expected contiguous {dtype}; {shown(now)} came")
+            expect(bool((now == 0).all()), "the cache begins with zeros")
+        for i, tensor in enumerate(tensors):
+            kept(tensor.fill_, i + 1)
+        expect([look(tensor).max().item() for tensor in tensors] == list(range(1, 2 * layers + 1)), f"two of the {2 * layers} tensors are one and the same")
+    elsewhere = kept(part(lab, model_config(), device="meta").make_cache, 2)  # has shapes and no memory
+    found = {item(lab, pair, which).device.type for pair in pairs_of(lab, elsewhere) for which in (0, 1)}
+    expect(found == {"meta"}, f"self.device was 'meta', so the whole cache is there; it was made on {shown(sorted(found))}")
+
+
+@check(todo=6, points=2, section=SWAP_IN, concept="the bytes of a block")
+def bytes_per_block_is_what_a_block_takes(lab, dice):
+    for layers, kv_heads, head_dim, size in ((1, 1, 2, 1), (3, 2, 8, 4), (dice.randrange(2, 9), 2, dice.randrange(4, 40), dice.randrange(2, 20))):
+        for dtype in DTYPES:
+            got = part(lab, model_config(4, kv_heads, head_dim, layers), size, dtype).bytes_per_block
+            want = sum(torch.empty(size, kv_heads, head_dim, dtype=dtype).nbytes for _ in range(2 * layers))
+            expect(got == want, f"{layers} layers, blocks of {size}, {kv_heads} KV heads of {head_dim}, {dtype}: expected {want} bytes, got {shown(got)}")
+
+
+@check(todo=6, points=2, section=SWAP_IN, concept="attention of a step")
+def forward_attends_each_request_to_its_own_tokens(lab, dice):
+    attention = part(lab, model_config(num_heads=8, num_kv_heads=2))
+    for name, spans in batches(dice).items():
+        pool = Pool(dice, *spans, heads=(8, 2, 16))
+        pool.expect_attended(attention.forward(pool.q(), (pool.k_cache, pool.v_cache), metadata_of(lab, pool)), name)
+
+
+@check(todo=6, points=1, section=SWAP_IN, concept="whose the metadata are", hidden=True)
+def forward_changes_nothing(lab, dice):
+    pool = Pool(dice, (dice.randrange(3, 9), 1), (9, 1), (2, 5))
+    q, metadata, fresh = cut_out(lab, pool.q()), metadata_of(lab, pool), metadata_of(lab, pool)
+    k_cache, v_cache = hold(lab, pool.k_cache), hold(lab, pool.v_cache)
+    got = part(lab, model_config()).forward(q, (k_cache, v_cache), metadata)
+    for name in LISTS:
+        was, now = numbers(getattr(fresh, name)), numbers(getattr(metadata, name))
+        expect(now == was, f"forward changed metadata.{name}: the next layer uses the same one. Before {shown(was)}, after {shown(now)}")
+    expect_unchanged(q=(q, pool.q()), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache))
+    pool.expect_attended(got, "q cut out of a wider tensor")
+
+
+@check(todo=6, points=2, section=SWAP_IN, concept="rows of padding")
+def padding_rows_come_back_as_zeros(lab, dice):
+    unset_memory_is_nan(lab)
+    for padding, dtype in ((1, torch.float32), (dice.randrange(2, 14), torch.float32), (3, torch.bfloat16)):
+        pool = Pool(dice, (6, 1), (4, 1), (2, 5), garbage=math.nan, dtype=dtype)
+        q = torch.cat([pool.q(), torch.full((padding, 4, 16), math.nan, dtype=dtype)])
+        rows = len(pool.q())
+        got = part(lab, model_config(), dtype=dtype).forward(q, (pool.k_cache, pool.v_cache), metadata_of(lab, pool))
+        expect_tensor(got, q.shape, f"{len(q)} rows, {padding} of them padding")
+        pool.expect_attended(got[:rows], "with padding rows after the last request")
+        expect(bool((got[rows:] == 0).all()), (
+            f"the {padding} padding rows belong to nobody and must be zeros, whatever their q holds (here NaN): they go on "
+            f"through the layers. Got {[first_of(row) for row in got[rows:, 0]][:3]}"))
+
+
+# The judge's engine, with the submission's attention.
+
+
+class There:
+    """A `PagedAttention` for an engine of the judge: its caches stay there, and a step's metadata go there once."""
+
+    def __init__(self, lab: Remote, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._lab, self._part = lab, part(lab, config, size, dtype, device.type)
+        self._slots: tuple = (None, None)
+        self._metadata: tuple = (None, None)
+
+    @property
+    def bytes_per_block(self) -> int:
+        return self._part.bytes_per_block
+
+    def make_cache(self, num_blocks: int) -> list[Remote]:
+        return pairs_of(self._lab, kept(self._part.make_cache, num_blocks))
+
+    def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
+        return self._part.slots(block_table, positions)
+
+    def write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        if slots is not self._slots[0]:
+            self._slots = slots, hold(self._lab, slots)
+        self._part.write(layer_cache, k, v, self._slots[1])
+
+    def forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
+        if metadata is not self._metadata[0]:
+            self._metadata = metadata, metadata_there(self._lab, **{**vars(metadata), "slot_mapping": self._slots[1]})
+        got = self._part.forward(q, layer_cache, self._metadata[1])
+        expect_tensor(got, q.shape, "forward in the engine")
+        return got
+
+
+@functools.cache
+def seam() -> Any:
+    """How the engine uses the part: the lab's own `seam.py`."""
+    spec = importlib.util.spec_from_file_location("_lab07_seam_of_the_judge", find_lab("07").seam)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def keeps_logits() -> Any:
+    """The engine's sampler; its `rows` are the logits, under the tokens that they follow."""
+    from nano_qwen3_serving.execution.sampler import Sampler
+
+    class KeepsLogits(Sampler):
+        rows: dict[tuple[int, ...], Tensor]
+
+        def sample(self, logits: Tensor, rows: Sequence[Any]) -> Any:
+            for row, one in zip(rows, logits, strict=True):
+                self.rows[(*row.prompt_token_ids, *row.output_token_ids)] = one.clone()
+            return super().sample(logits, rows)
+
+    sampler = KeepsLogits()
+    sampler.rows = {}
+    return sampler
+
+
+def generated(model: str, prompts: Sequence[Any], max_tokens: int, lab: Remote | None = None, **arguments: Any) -> tuple[list[Any], dict]:
+    """Greedy outputs and all rows of logits of the judge's engine; with the submission's attention if `lab` is given."""
+    from nano_qwen3_serving import LLM, SamplingParams
+    from nano_qwen3_serving.components import Components
+
+    sampler = keeps_logits()
+    components = Components(sampler=lambda config: sampler)
+    if lab is not None:
+        classes = SimpleNamespace(PagedAttention=functools.partial(There, lab))
+        components = components.using(attention=functools.partial(seam().attention, classes))
+    llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True, max_num_seqs=4,
+              num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
+    greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+    return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
+
+
+IN_THE_ENGINE = "See 'All right alone, wrong in the engine' in the README."
+
+
+def expect_same_tokens(found: tuple[list[Any], dict], right: tuple[list[Any], dict], how: str) -> None:
+    """The same logits to one part in ten thousand, and the same tokens, but for a tie that such logits leave open."""
+    for mine, theirs in zip(found[0], right[0], strict=True):
+        want, got = theirs.outputs[0].token_ids, mine.outputs[0].token_ids
+        before = tuple(theirs.prompt_token_ids)
+        for count, (token, other) in enumerate(zip(want, got, strict=True)):
+            where = f"{how}: prompt of {len(theirs.prompt_token_ids)} tokens, logits after {count} generated"
+            reference, row = right[1][before], found[1][before]
+            expect(bool(row.isfinite().all()), f"{where}: NaN or infinity, with your attention in all layers. {IN_THE_ENGINE}")
+            error = ((row - reference).abs().max() / reference.abs().max()).item()
+            expect(error < 1e-4, (
+                f"{where}: off by {error:.1e} of the largest; float32 in another order explains 1e-4 at most. With your "
+                f"attention the engine generated {got}, with its own {want}. {IN_THE_ENGINE}"))
+            if token != other:
+                break
+            before += (token,)
+
+
+@contextmanager
+def random_network(dice: random.Random) -> Iterator[str]:
+    """The folder of a Qwen3 of three layers with random weights, in which a wrong layer cannot hide."""
+    from nano_qwen3_serving.model.checkpoint import BUNDLED
+    from nano_qwen3_serving.testing.checkpoints import random_weight
+    from safetensors.torch import load_file, save_file
+
+    layers, generator = 3, torch.Generator().manual_seed(dice.randrange(1 << 30))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "random")
+        shutil.copytree(BUNDLED / "course-draft", folder)
+        weights = {
+            key.replace("layers.0.", f"layers.{layer}."): random_weight(key, like, generator).float()
+            for key, like in load_file(folder / "model.safetensors").items() for layer in range(layers if "layers.0." in key else 1)}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config |= {"num_hidden_layers": layers, "layer_types": config["layer_types"] * layers, "dtype": "float32"}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield str(folder)
+
+
+@check(todo=6, points=3, section=SWAP_IN, concept="in the engine, on random weights")
+def in_the_engine_logits_of_random_weights_are_those_of_its_own_attention(lab, dice):
+    kept(part(lab, model_config()).make_cache, 2)
+    prompts = [{"prompt_token_ids": [dice.randrange(2000) for _ in range(n)]} for n in (1, 4, 9, dice.randrange(15, 22))]
+    with random_network(dice) as model:
+        found = generated(model, prompts, 4, lab, block_size=4, max_num_batched_tokens=7)
+        expect_same_tokens(found, generated(model, prompts, 4), "random weights, blocks of 4, steps of at most 7 tokens")
+
+
+WAYS = {
+    "blocks of 1, steps of at most 7 tokens": {"block_size": 1, "max_num_batched_tokens": 7},
+    "blocks of 4, padding rows": {"block_size": 4, "max_num_batched_tokens": 9, "batch_invariant": True},
+    "blocks of 16": {"block_size": 16, "max_num_batched_tokens": 24},
+}
+PROMPTS = [
+    "What is paged attention?", "Hello", "Explain the difference between throughput and latency to a beginner.",
+    "What is a block table?", "Why does a server batch requests?", "What is a KV cache?", "How does chunked prefill help?"]
+
+
+@check(todo=6, points=4, section=SWAP_IN, concept="in the engine, any blocks and steps", hidden=True)
+def in_the_engine_greedy_tokens_are_those_of_its_own_attention(lab, dice):
+    kept(part(lab, model_config()).make_cache, 2)
+    prompts = dice.sample(PROMPTS, 4)
+    right = generated("course", prompts, 6)
+    for how, arguments in WAYS.items():
+        expect_same_tokens(generated("course", prompts, 6, lab, **arguments), right, how)

@@ -1,0 +1,102 @@
+"""Submissions of nobody, to measure a batch with: solutions, starters, mutants, cheats, and mixtures of them. The same seed makes the same."""
+
+import ast
+import csv
+import io
+import random
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grading.mutants import read_mutants
+from labs.harness.catalog import Lab
+from labs.harness.regions import definitions, functions_of, put_back
+from nano_qwen3_serving.observe.files import write_atomically
+
+SHARES = {"solution": 10, "starter": 5, "mutant": 25, "cheat": 5, "mixture": 55}
+"""Of a hundred; a lab without cheats has more mixtures."""
+ARCHIVES = 4
+"""One in so many is handed in as a zip."""
+CHEATS = Path(__file__).parent / "cheats"
+
+
+@dataclass(frozen=True)
+class Made:
+    """One submission: whose, what it is made of, its text."""
+
+    student: str
+    kind: str
+    text: str
+
+
+def make(lab: Lab, count: int, seed: str, cheats: Path = CHEATS) -> list[Made]:
+    """`count` submissions of one lab."""
+    dice, parts = random.Random(f"{seed}/{lab.id}"), _Parts(lab, cheats)
+    width = max(3, len(str(count)))
+    return [Made(f"s{number:0{width}}", *parts.draw(dice)) for number in range(1, count + 1)]
+
+
+class _Parts:
+    """What submissions of a lab are made of."""
+
+    def __init__(self, lab: Lab, cheats: Path) -> None:
+        self.solution, self.starter = lab.solution.read_text(encoding="utf-8"), lab.starter.read_text(encoding="utf-8")
+        self.mutants = read_mutants(lab)
+        self.cheats = [(path.stem, path.read_text(encoding="utf-8")) for path in sorted(cheats.rglob("*.py"))] if cheats.is_dir() else []
+        self.functions = functions_of(self.solution)
+
+    def draw(self, dice: random.Random) -> tuple[str, str]:
+        """What it is, in words, and its text."""
+        kind = dice.choices(list(SHARES), list(SHARES.values()))[0]
+        if kind == "mutant" and self.mutants:
+            one = dice.choice(self.mutants)
+            return f"mutant {one.name}", one.text
+        if kind == "cheat" and self.cheats:
+            name, text = dice.choice(self.cheats)
+            return f"cheat {name}", text
+        if kind in ("solution", "starter"):
+            return kind, getattr(self, kind)
+        return self._mixture(dice)
+
+    def _mixture(self, dice: random.Random) -> tuple[str, str]:
+        """Each TODO's functions from the solution, a mutant of that TODO, or the starter."""
+        text, said = self.starter, []
+        for todo, names in self.functions.items():
+            source = dice.choices(("solution", "mutant", "starter"), (6, 2, 2))[0]
+            wrong = [one for one in self.mutants if one.todo == todo and set(names) <= set(definitions(ast.parse(one.text)))]
+            if source == "mutant" and wrong:
+                one = dice.choice(wrong)
+                text, source = put_back(text, one.text, names), one.name
+            elif source != "starter":
+                text, source = put_back(text, self.solution, names), "solution"
+            said.append(f"TODO {todo} {source}")
+        return "mixture: " + ", ".join(said), text
+
+
+def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
+    """Under `folder`: `submissions/`, `roster.csv`, and `truth.csv`, which says what each is made of.
+
+    Raises:
+        ValueError: if there is something in the folder already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; synthetic submissions go into a folder of their own")
+    home = folder / "submissions"
+    home.mkdir(parents=True)
+    for number, one in enumerate(made, start=1):
+        if number % ARCHIVES:
+            (home / one.student).mkdir()
+            (home / one.student / "starter.py").write_text(one.text, encoding="utf-8")
+        else:
+            with zipfile.ZipFile(home / f"{one.student}.zip", "w") as archive:
+                archive.writestr(zipfile.ZipInfo(f"{lab.folder.name}/starter.py"), one.text)
+    roster = [(one.student, f"Student {number}", f"{one.student}@example.org", f"sis-{number}", "AB"[number % 2]) for number, one in enumerate(made, 1)]
+    write_atomically(folder / "roster.csv", _csv(("student", "name", "email", "sis_id", "section"), roster))
+    write_atomically(folder / "truth.csv", _csv(("student", "kind"), [(one.student, one.kind) for one in made]))
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

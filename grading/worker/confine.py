@@ -1,0 +1,175 @@
+"""What a process gives up for good before a submission runs in it: files, other processes, the network.
+
+Linux only, and without rights of its own: Landlock for files, TCP and signals, seccomp for system calls
+that reach other processes, the network, or memory that no watchdog sees. What a kernel does not have is
+left out; `landlock_version` and `can_filter` say so beforehand. Knows nothing of checks or submissions.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+
+ACCESS_BY_VERSION = ((1, 13), (2, 14), (3, 15), (5, 16))
+"""From which version of Landlock how many kinds of access to files there are."""
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14
+READ = EXECUTE | READ_FILE | READ_DIR
+WRITE = READ | WRITE_FILE | TRUNCATE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8  # remove and make files and folders, no devices or links
+OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
+TCP, SIGNALS_AND_SOCKETS = 0b11, 0b11
+
+NEVER, OWN, OWN_OR_NONE = "never", "own", "own or none"
+CALLS = {  # x86_64, aarch64, whether it may be called for this process itself
+    "kill": (62, 129, OWN), "tgkill": (234, 131, OWN), "tkill": (200, 130, NEVER),
+    "rt_sigqueueinfo": (129, 138, OWN), "rt_tgsigqueueinfo": (297, 240, OWN), "pidfd_open": (434, 434, NEVER),
+    "pidfd_send_signal": (424, 424, NEVER), "pidfd_getfd": (438, 438, NEVER), "ptrace": (101, 117, NEVER),
+    "process_vm_readv": (310, 270, NEVER), "process_vm_writev": (311, 271, NEVER), "prlimit64": (302, 261, OWN_OR_NONE),
+    "sched_setaffinity": (203, 122, OWN_OR_NONE), "setpriority": (141, 140, NEVER), "ioprio_set": (251, 30, NEVER),
+    "socket": (41, 198, NEVER), "io_uring_setup": (425, 425, NEVER), "memfd_create": (319, 279, NEVER),
+    "memfd_secret": (447, 447, NEVER), "shmget": (29, 194, NEVER), "semget": (64, 190, NEVER), "msgget": (68, 186, NEVER),
+    "mq_open": (240, 180, NEVER), "add_key": (248, 217, NEVER), "keyctl": (250, 219, NEVER), "bpf": (321, 280, NEVER),
+    "perf_event_open": (298, 241, NEVER), "userfaultfd": (323, 282, NEVER), "unshare": (272, 97, NEVER),
+    "setns": (308, 268, NEVER), "mount": (165, 40, NEVER), "open_by_handle_at": (304, 265, NEVER),
+}  # fmt: skip
+ARCHITECTURES = {"x86_64": (0, 0xC000003E, 72), "aarch64": (1, 0xC00000B7, 25)}
+"""Column in `CALLS`, how seccomp names it, and the number of fcntl."""
+
+
+class Confinement:
+    """What a process may still use. Made once; each child enters it for good.
+
+    Args:
+        readable, writable: files and folders; those that are not there are left out.
+        hidden: folders below them that are not to be read either.
+
+    Raises:
+        OSError: the kernel has it and refuses.
+    """
+
+    def __init__(self, readable: Iterable[str], writable: Iterable[str], hidden: Iterable[str]) -> None:
+        there = {os.path.realpath(path) for path in hidden if os.path.exists(path)}
+        self._rules = _rules(landlock_version(), readable, writable, there) if landlock_version() else None
+
+    def enter(self) -> None:
+        """Give up, for this process and those that come from it, all other files, other processes, and the network."""
+        if sys.platform != "linux":
+            return
+        libc = _libc()
+        _checked(libc.prctl(38, 1, 0, 0, 0), "no new privileges")
+        if self._rules is not None:
+            _checked(libc.syscall(446, self._rules, 0), "Landlock")
+            os.close(self._rules)
+        if can_filter():
+            _filter_calls()
+
+
+def landlock_version() -> int:
+    """Of the Landlock that this kernel has; 0 if none. 4 keeps from TCP, 6 from others' processes."""
+    return max(0, _libc().syscall(444, None, 0, 1)) if sys.platform == "linux" else 0
+
+
+def can_filter() -> bool:
+    """Whether system calls can be filtered here."""
+    return sys.platform == "linux" and platform.machine() in ARCHITECTURES and os.path.exists("/proc/sys/kernel/seccomp")
+
+
+def become(user: int, must_read: Iterable[str]) -> None:
+    """Change from root to another user; of root's rights stays, if one of `must_read` cannot be read otherwise, that to read."""
+    libc = _libc()
+    _checked(libc.prctl(8, 1, 0, 0, 0), "keep capabilities")
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    reading = 1 << 2  # CAP_DAC_READ_SEARCH
+    _set_capabilities(libc, effective=0, permitted=reading)
+    kept = 0 if all(os.access(path, os.R_OK, effective_ids=True) for path in must_read) else reading
+    _set_capabilities(libc, effective=kept, permitted=kept)
+
+
+def _set_capabilities(libc: ctypes.CDLL, effective: int, permitted: int) -> None:
+    header, both = struct.pack("Ii", 0x20080522, 0), struct.pack("6I", effective, permitted, 0, 0, 0, 0)
+    _checked(libc.capset(header, both), "capabilities")
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+# files: Landlock
+
+
+def _rules(version: int, readable: Iterable[str], writable: Iterable[str], hidden: set[str]) -> int:
+    """The descriptor of a set of rules."""
+    libc = _libc()
+    files = (1 << max(count for since, count in ACCESS_BY_VERSION if version >= since)) - 1
+    facts = struct.pack("QQQ", files, TCP, SIGNALS_AND_SOCKETS)[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    rules = _checked(libc.syscall(444, facts, len(facts), 0), "Landlock")
+    for path, access in [*_below(readable, hidden, READ), *((path, WRITE) for path in writable)]:
+        _allow(libc, rules, path, access & files)
+    return rules
+
+
+def _below(paths: Iterable[str], hidden: set[str], access: int) -> Iterator[tuple[str, int]]:
+    """The paths; instead of a folder with something hidden below it what else is in it, and its list of names."""
+    for path in map(os.path.realpath, paths):
+        if path in hidden:
+            continue
+        if os.path.isdir(path) and any(one.startswith(path + os.sep) for one in hidden):
+            yield path, READ_DIR
+            yield from _below((os.path.join(path, name) for name in os.listdir(path)), hidden, access)
+        else:
+            yield path, access
+
+
+def _allow(libc: ctypes.CDLL, rules: int, path: str, access: int) -> None:
+    try:
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    rule = struct.pack("=Qi", access if os.path.isdir(path) else access & OF_A_FILE, opened)
+    _checked(libc.syscall(445, rules, 1, rule, 0), f"Landlock, {path}")
+    os.close(opened)
+
+
+# system calls: seccomp
+
+
+def _filter_calls() -> None:
+    libc, program = _libc(), _program(*ARCHITECTURES[platform.machine()])
+    kept = ctypes.create_string_buffer(program)
+    facts = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(kept))
+    _checked(libc.prctl(22, 2, facts, 0, 0), "seccomp")
+
+
+def _program(column: int, architecture: int, fcntl: int) -> bytes:
+    """Instructions of the kernel's packet filter: a refused call gets EPERM."""
+    refused, allowed, own = _do(0x06, 0x00050001), _do(0x06, 0x7FFF0000), os.getpid()
+    lines = [_load(4), _do(0x15, architecture, 1, 0), refused, _load(0), _do(0x35, 0x40000000, 0, 1), refused]
+    for numbers in CALLS.values():
+        lines += _for_call(numbers[column], numbers[2], own, refused, allowed)
+    lines += [_do(0x15, fcntl, 0, 5), _load(24), _do(0x15, 8, 1, 0), _do(0x15, 15, 0, 1), refused, allowed]  # F_SETOWN, F_SETOWN_EX
+    return b"".join([*lines, allowed])
+
+
+def _for_call(number: int, when: str, own: int, refused: bytes, allowed: bytes) -> list[bytes]:
+    if when == NEVER:
+        return [_do(0x15, number, 0, 1), refused]
+    none = own if when == OWN else 0
+    return [_do(0x15, number, 0, 5), _load(16), _do(0x15, own, 2, 0), _do(0x15, none, 1, 0), refused, allowed]
+
+
+def _load(offset: int) -> bytes:
+    """Four bytes of the call: 0 its number, 4 the architecture, 16 and 24 the first arguments."""
+    return _do(0x20, offset)
+
+
+def _do(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_so, if_not, value)

@@ -1,0 +1,93 @@
+"""Which of torch's operators run while something is called, and which memory each of them reads and writes.
+
+States facts and adds nothing up: what they mean is for the judge to say.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Piece(NamedTuple):
+    """A tensor as memory.
+
+    Attributes:
+        memory, memory_bytes: where its memory begins, and how much that is.
+        address, num_bytes: where this piece of it begins, and how much it is.
+        dtype: such as `torch.float32`.
+        floating: whether that has floating numbers.
+    """
+
+    memory: int
+    memory_bytes: int
+    address: int
+    num_bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    floating: bool
+
+
+class Event(NamedTuple):
+    """One operator: the tensors it was given and does not change, those that it changes, those that came out."""
+
+    name: str
+    overload: str
+    given: list[Piece]
+    changed: list[Piece]
+    made: list[Piece]
+
+
+class Log(TorchDispatchMode):
+    """What `watch` has seen so far. Holds on to every tensor, so that no address means two of them.
+
+    Attributes:
+        events: one for each operator, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+        self._held: list[Tensor] = []
+
+    def watch(self, call: Callable, *arguments: Any) -> Any:
+        """What the call returns."""
+        with self:
+            return call(*arguments)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here. By default torch would import its compiler, a second of every check."""
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with self:  # in inference mode also operators arrive that consist of others
+            out = func.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
+        out = func(*args, **kwargs)
+        changed = changed_by(func, args, kwargs)
+        given = [t for t in tensors_in((args, kwargs)) if not any(t is other for other in changed)]
+        schema = func._schema
+        self.events.append(Event(schema.name, schema.overload_name, *map(self._pieces, (given, changed, tensors_in(out)))))
+        return out
+
+    def _pieces(self, tensors: list[Tensor]) -> list[Piece]:
+        self._held += tensors
+        memories = [(t, t.untyped_storage()) for t in tensors]
+        return [Piece(memory.data_ptr(), memory.nbytes(), t.data_ptr(), t.nbytes, tuple(t.shape), str(t.dtype), t.dtype.is_floating_point)
+                for t, memory in memories]
+
+
+def changed_by(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The arguments that an operator writes to: of one in place, or with out=."""
+    arguments = func._schema.arguments
+    given = [*zip(arguments, args, strict=False), *((one, kwargs.get(one.name)) for one in arguments)]
+    return tensors_in([value for one, value in given if one.alias_info is not None and one.alias_info.is_write])
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
