@@ -74,6 +74,5 @@ def composed(base: str, cheat: str) -> str:
     known = definitions(work)
     there = {node.name for node in work.body if isinstance(node, Function | ast.ClassDef)}
     taken = with_stand_ins(work, theirs, [name for name in definitions(theirs) if name in known])
-    kept = [node for node in theirs.body[1:] if getattr(node, "name", None) not in there and not isinstance(node, ast.Import | ast.ImportFrom)]
-    taken.body += kept
+    taken.body += [node for node in theirs.body[1:] if getattr(node, "name", None) not in there]
     return ast.unparse(taken) + "\n"

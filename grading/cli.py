@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from grading import cli_grade, cli_release, kill_table, machine
+from grading import cli_export, cli_grade, cli_release, kill_table, machine
 from grading import starter as starters
 from grading import symptoms as symptom_tables
 from grading.bar import bar
@@ -44,6 +44,7 @@ app.command()(cli_grade.grade)
 app.command()(cli_grade.agreement)
 app.command()(cli_release.release)
 app.command()(cli_release.workflow)
+cli_export.register(app)
 
 
 @app.command()

@@ -35,7 +35,7 @@ def export(
     out: Annotated[Path, typer.Option(help="the file; a folder where each submission has its own (gradescope, classroom50, markdown, html)")],
     lab: Annotated[str | None, typer.Option(help="such as 06; default: every lab in the journal")] = None,
     student: Annotated[str | None, typer.Option(help="only theirs; --out is a file then")] = None,
-    fill: Annotated[Path | None, typer.Option(help="canvas: the exported gradebook. moodle: the grading worksheet; without one, a file for the gradebook's import")] = None,
+    fill: Annotated[Path | None, typer.Option(help="canvas: the exported gradebook; moodle: the grading worksheet, else a file for the import is made")] = None,
     assignment: Annotated[str | None, typer.Option(help="canvas: the column's heading, title or number")] = None,
     identity: Annotated[str, typer.Option(help="moodle's import: what the journal calls students by: username, email, idnumber or id")] = "username",
     hidden: Annotated[str, typer.Option(help="gradescope: what becomes of hidden checks: after_published or hidden")] = "after_published",
@@ -135,7 +135,8 @@ def report(
     journal: JournalFile,
     lab: Annotated[str, typer.Option(help="such as 06")],
     out: Annotated[Path, typer.Option(help="the HTML file")],
-    verified: Annotated[list[str] | None, typer.Option(metavar="CLUSTER=STUDENT,STUDENT,STUDENT", help="its comment fits these three; may be repeated")] = None,
+    verified: Annotated[list[str] | None, typer.Option(
+        metavar="CLUSTER=STUDENT,STUDENT,STUDENT", help="its comment fits these three; may be repeated")] = None,
     comments: Annotated[Path | None, typer.Option(help="write the comments that go out, a CSV row for each student and TODO")] = None,
 ) -> None:
     """A cohort's results in one lab, as a page: who got what, and which failures look the same."""
@@ -164,8 +165,9 @@ def gradescope_zip_command(
     isolation: Annotated[str | None, typer.Option(help="namespaces, limits or none; by default the strongest that the container has")] = None,
     predictions: Annotated[bool, typer.Option(help="whether predictions.json counts")] = True,
     seconds: Annotated[float, typer.Option(help="that one check may take there", min=1)] = 60.0,
-    index: Annotated[str | None, typer.Option(help="a package index besides the usual one: that with torch's builds for CPUs, or torch is several GB")] = None,
-    attempt: Annotated[Path | None, typer.Option("--try", metavar="SUBMISSION", help="grade this file or folder with the zip, here, under half a core and 768 MiB")] = None,
+    index: Annotated[str | None, typer.Option(help="a package index besides the usual one, with torch's builds for CPUs")] = None,
+    attempt: Annotated[Path | None, typer.Option(
+        "--try", metavar="SUBMISSION", help="grade this file or folder with the zip, here, under half a core and 768 MiB")] = None,
 ) -> None:
     """Make the autograder that Gradescope runs for one lab."""
     choices = gradescope_zip.Choices(find_lab(lab).id, hidden, seed_mode, identity, isolation, seconds, predictions=predictions)

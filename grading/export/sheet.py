@@ -104,7 +104,8 @@ def place(
     wanted: dict[int, list[tuple[Entry, str]]] = {}
     unplaced, notes = [], []
     for entry in entries:
-        hits = {name: [row for row in rows if sheet.value(row, column).strip() == entry.report.student] for name, column in keys if column is not None}
+        there = [(name, column) for name, column in keys if column is not None]
+        hits = {name: [row for row in rows if sheet.value(row, column).strip() == entry.report.student] for name, column in there}
         name, found = next(((name, found) for name, found in hits.items() if found), ("", []))
         who = plain(entry.report.student)
         if len(found) != 1:

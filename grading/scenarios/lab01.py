@@ -61,7 +61,9 @@ def expect_model(llm: Remote, model: str, dice: random.Random, how: str) -> None
     """The tokens that an engine generates are those of this model."""
     for known in clear_prompts(dice, 2):
         found, right = tokens_of(llm.generate(known["prompt"], exactly(6))[0]), known[model]
-        expect(found == right, f"{how} must load {model!r}, which answers {known['prompt']!r} with the tokens {right}; it answered with {shown(found)}")
+        expect(found == right,
+               f"{how} must load {model!r}, which answers {known['prompt']!r} with the tokens {right}; it answered with "
+               f"{shown(found)}")
 
 
 @check(todo=1, points=4, section=LOAD, concept="which model is served")
@@ -89,7 +91,8 @@ def prompt_and_output_share_the_length(lab, dice):
     prompt = [dice.randrange(300, 2000) for _ in range(dice.randrange(4, 20))]
     [output] = loaded(lab, "course-draft", most).generate({"prompt_token_ids": prompt}, exactly(200))
     room = most - len(prompt)
-    expect(len(tokens_of(output)) == room, f"max_model_len={most} leaves a prompt of {len(prompt)} tokens {room}; it generated {len(tokens_of(output))}")
+    expect(len(tokens_of(output)) == room,
+           f"max_model_len={most} leaves a prompt of {len(prompt)} tokens {room}; it generated {len(tokens_of(output))}")
 
 
 @check(todo=1, points=1, section=LOAD, concept="a model that is not there", hidden=True)
@@ -107,9 +110,11 @@ LIMITS = {"fact_params": 64, "story_params": 32, "sentence_params": 24}
 
 def rebuilt(lab: Remote, returned: Any) -> SamplingParams:
     """The parameters that a function returned, as the judge's own."""
-    expect(is_a(lab, returned, "nano_qwen3_serving", "SamplingParams"), f"it returned {shown(returned)}; expected SamplingParams")
+    expect(is_a(lab, returned, "nano_qwen3_serving", "SamplingParams"),
+           f"it returned {shown(returned)}; expected SamplingParams")
     facts = {name: getattr(returned, name) for name in params_facts(SamplingParams())}
-    expect(len(repr(facts)) < 3000 and facts["structured_outputs"] is None, f"the contract asks for no parameters such as {shown(facts)}")
+    expect(len(repr(facts)) < 3000 and facts["structured_outputs"] is None,
+           f"the contract asks for no parameters such as {shown(facts)}")
     expect(facts["n"] == 1, f"n is {facts['n']}; the contract asks for one answer")
     facts["max_tokens"] = min(facts["max_tokens"] or 200, 200)
     return SamplingParams(**{**facts, "logprobs": None, "prompt_logprobs": None})
@@ -164,7 +169,9 @@ def another_seed_tells_another_story(lab, dice):
     openings, seeds = dice.sample(OPENINGS, 4), dice.sample(range(10**6), 16)
     params = [story(lab, seed) for seed in seeds]
     told = {(prompt, *tokens) for prompt in openings for tokens in answers([prompt] * 16, params)}
-    expect(len(told) >= 8, f"16 seeds told {len(told)} different stories about {len(openings)} beginnings, 64 being the most: do they depend on the seed?")
+    expect(len(told) >= 8,
+           f"16 seeds told {len(told)} different stories about {len(openings)} beginnings, 64 being the most: do they "
+           "depend on the seed?")
 
 
 @check(todo=2, points=4, section=PARAMS, concept="the same seed")
@@ -173,7 +180,9 @@ def the_same_seed_tells_the_same_story_alone_or_in_company(lab, dice):
     twice = [story(lab, seed) for seed in seeds * 2]
     told = answers(OPENINGS * 2, twice)
     for opening, seed, one, two in zip(OPENINGS, seeds, told, told[len(seeds) :], strict=False):
-        expect(one == two, f"in one batch, {opening!r} with seed {seed} twice gave two stories, {tokenizer().decode(one)!r} and {tokenizer().decode(two)!r}")
+        expect(one == two,
+               f"in one batch, {opening!r} with seed {seed} twice gave two stories, {tokenizer().decode(one)!r} and "
+               f"{tokenizer().decode(two)!r}")
     place = dice.randrange(len(seeds))
     [alone] = answers([OPENINGS[place]], [story(lab, seeds[place])])
     expect(alone == told[place], f"{OPENINGS[place]!r} with seed {seeds[place]} gave one story in a batch and another alone")
@@ -189,7 +198,8 @@ def a_story_is_drawn_from_what_the_contract_says(lab, dice):
     more = {rule: getattr(mine, rule) for rule in rules if getattr(mine, rule) != getattr(plain, rule)}
     expect(not more, f"temperature, top_p and the seed choose the token, says the contract; here {more} does, too")
     answer = f"{words(dice, 3)}. {words(dice, 8)}!\n{words(dice, 4)}"
-    expect(said(answer, mine).text == answer, f"a story ends when the model ends it; of {answer!r} there was {said(answer, mine).text!r}")
+    expect(said(answer, mine).text == answer,
+           f"a story ends when the model ends it; of {answer!r} there was {said(answer, mine).text!r}")
 
 
 @check(todo=2, points=2, section=PARAMS, concept="a sentence of the likeliest tokens")
@@ -232,7 +242,8 @@ BATCH = "TODO 3: A batch in one call"
 def batch(lab: Remote, llm: Remote, prompts: list[str], params: SamplingParams | list[SamplingParams]) -> list[tuple[str, Remote]]:
     """What complete_batch() returns, which must be a list of pairs."""
     pairs = as_it_is(lab, lab.complete_batch, llm, prompts, params)
-    expect(isinstance(pairs, list), f"complete_batch() returned {shown(pairs)}; expected a list of pairs (prompt, RequestOutput)")
+    expect(isinstance(pairs, list),
+           f"complete_batch() returned {shown(pairs)}; expected a list of pairs (prompt, RequestOutput)")
     for pair in pairs:
         fits = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and is_a(lab, pair[1], "nano_qwen3_serving", "RequestOutput")
         expect(fits, f"complete_batch() returned {shown(pair)} among others; expected pairs (prompt, RequestOutput)")
@@ -252,7 +263,9 @@ def all_prompts_share_the_steps_of_one_batch(lab, dice):
     prompts, count = some_prompts(dice, dice.randrange(6, 10)), dice.randrange(5, 9)
     pairs = batch(lab, llm_beside(lab, ledger), prompts, exactly(count))
     expect(bool(ledger.steps), "the engine that was given took no step: was another one built? The one given is enough")
-    expect(len(ledger.steps) == count, f"{len(prompts)} prompts of {count} tokens each took {len(ledger.steps)} steps. In one batch they take {count}: one call, all prompts")
+    expect(len(ledger.steps) == count,
+           f"{len(prompts)} prompts of {count} tokens each took {len(ledger.steps)} steps. In one batch they take {count}: "
+           "one call, all prompts")
     expect_from(ledger, pairs, prompts)
 
 
@@ -276,7 +289,9 @@ def a_prompt_that_comes_twice_is_two_requests(lab, dice):
     prompts = [one, one, other, one]
     drawn = SamplingParams(temperature=1.0, max_tokens=3, ignore_eos=True)
     pairs = batch(lab, llm_beside(lab, ledger), prompts, drawn)
-    expect(len(ledger.requests) == 4, f"4 prompts, 3 of them the same, were {len(ledger.requests)} requests; expected 4: what is drawn for each is its own")
+    expect(len(ledger.requests) == 4,
+           f"4 prompts, 3 of them the same, were {len(ledger.requests)} requests; expected 4: what is drawn for each is "
+           "its own")
     expect_from(ledger, pairs, prompts)
 
 
@@ -299,7 +314,8 @@ def the_error_of_a_wrong_prompt_reaches_the_caller(lab, dice):
     llm, prompts = llm_beside(lab, ledger), some_prompts(dice, 3)
     prompts.insert(dice.randrange(1, 4), "")
     refusal("InvalidParametersError", lambda: batch(lab, llm, prompts, exactly(3)), "there is an empty prompt among them")
-    expect(not ledger.requests, f"{len(ledger.requests)} prompts were computed before the empty one was refused: one call, not a loop")
+    expect(not ledger.requests,
+           f"{len(ledger.requests)} prompts were computed before the empty one was refused: one call, not a loop")
 
 
 @check(todo=3, points=1, section=BATCH, concept="parameters that do not fit the prompts", hidden=True)
@@ -309,7 +325,8 @@ def the_error_of_a_wrong_number_of_parameters_reaches_the_caller(lab, dice):
         llm, prompts = llm_beside(lab, ledger), some_prompts(dice, 3)
         refusal("InvalidParametersError", lambda llm=llm, prompts=prompts, number=number: batch(lab, llm, prompts, [exactly(2)] * number),
                 f"there are {number} parameters for 3 prompts")
-        expect(not ledger.requests, f"{len(ledger.requests)} prompts were computed, and there were {number} parameters for 3")
+        expect(not ledger.requests,
+               f"{len(ledger.requests)} prompts were computed, and there were {number} parameters for 3")
 
 
 # TODO 4: the judge sees what the model reads, and says what it answers
@@ -340,7 +357,9 @@ def turn(lab: Remote, llm: Remote, ledger: Ledger, history: list[dict] | Remote,
 def expect_read(served: Served, messages: list[dict], template: str | None = None) -> None:
     """The model read these messages, laid out by its template, and was to answer."""
     wanted = tokenizer().apply_chat_template(messages, tokenize=True, add_generation_prompt=True, chat_template=template)
-    expect(served.prompt == wanted, f"the model should read\n{tokenizer().decode(wanted, False)!r}\nand it read\n{tokenizer().decode(served.prompt, False)!r}")
+    expect(served.prompt == wanted,
+           f"the model should read\n{tokenizer().decode(wanted, False)!r}\nand it "
+           f"read\n{tokenizer().decode(served.prompt, False)!r}")
 
 
 @check(todo=4, points=3, section=CHAT, concept="what the model reads")
@@ -382,7 +401,8 @@ def the_answer_is_what_the_model_said_unchanged(lab, dice):
     answer = f"{dice.choice([' ', '  ', chr(10)])}{words(dice, 3)}{dice.choice(['  ', chr(10) * 2, ' ' + chr(10)])}"
     ledger = Ledger(dice, lambda prompt, params: tokenizer().encode(answer))
     longer, _ = turn(lab, llm_beside(lab, ledger), ledger, [], "Hello!", SamplingParams(temperature=0.0, max_tokens=40))
-    expect(longer[-1:] == [message("assistant", answer)], f"the model said {answer!r}; in the conversation stands {longer[-1:]}")
+    expect(longer[-1:] == [message("assistant", answer)],
+           f"the model said {answer!r}; in the conversation stands {longer[-1:]}")
 
 
 @check(todo=4, points=2, section=CHAT, concept="whose list the history is")
@@ -390,8 +410,10 @@ def the_callers_history_stays_as_it_was(lab, dice):
     ledger, history = Ledger(dice), conversation(dice, 2)
     theirs = hold(lab, history)
     longer, _ = turn(lab, llm_beside(lab, ledger), ledger, theirs, f"{words(dice, 3)}?", exactly(2))
-    expect(look(theirs) == history, f"the list that the caller passed in has changed; it is now {look(theirs)}: return a new one")
-    expect(len(longer) == len(history) + 2, f"{len(history)} messages and one turn make {len(history) + 2}; it returned {len(longer)}")
+    expect(look(theirs) == history,
+           f"the list that the caller passed in has changed; it is now {look(theirs)}: return a new one")
+    expect(len(longer) == len(history) + 2,
+           f"{len(history)} messages and one turn make {len(history) + 2}; it returned {len(longer)}")
 
 
 @check(todo=4, points=2, section=CHAT, concept="whose engine and parameters are used", hidden=True)
@@ -399,9 +421,11 @@ def uses_the_engine_and_the_parameters_it_is_given_for_chat(lab, dice):
     ledger, count = Ledger(dice), dice.randrange(5, 12)
     params = exactly(count).clone(temperature=0.5, top_p=0.75, seed=dice.randrange(99))
     _, served = turn(lab, llm_beside(lab, ledger), ledger, [], f"{words(dice, 3)}?", params)
-    expect(len(served.tokens) == count, f"the parameters given ask for {count} tokens; this engine made {len(served.tokens)}")
+    expect(len(served.tokens) == count,
+           f"the parameters given ask for {count} tokens; this engine made {len(served.tokens)}")
     used = {name: served.params.get(name) for name in ("temperature", "top_p", "seed")}
-    expect(used == {name: getattr(params, name) for name in used}, f"the parameters given are temperature 0.5, top_p 0.75, seed {params.seed}; the engine was given {used}")
+    expect(used == {name: getattr(params, name) for name in used},
+           f"the parameters given are temperature 0.5, top_p 0.75, seed {params.seed}; the engine was given {used}")
 
 
 # TODO 5
@@ -437,15 +461,21 @@ def expect_times(lab: Remote, output: RequestOutput) -> None:
     """TTFT, mean ITL and speed of a request, by its times."""
     m, at, count = lab.measure(output), output.metrics, len(output.outputs[0].token_ids)
     ttft, speed = at.first_token_ts - at.arrival_time, count / (at.last_token_ts - at.arrival_time)
-    expect(near(m.ttft, ttft), f"{story_of(output)}: ttft is {ttft:.6f}, from arrival to the first token; measure() said {shown(m.ttft)}")
+    expect(near(m.ttft, ttft),
+           f"{story_of(output)}: ttft is {ttft:.6f}, from arrival to the first token; measure() said {shown(m.ttft)}")
     if count == 1:
-        expect(m.mean_itl is None, f"one token has no gap, and where there is no gap there is no mean: None; mean_itl is {shown(m.mean_itl)}")
+        expect(m.mean_itl is None,
+               f"one token has no gap, and where there is no gap there is no mean: None; mean_itl is {shown(m.mean_itl)}")
     else:
         mean = (at.last_token_ts - at.first_token_ts) / len(range(1, count))
-        expect(near(m.mean_itl, mean), f"{story_of(output)}: {count} tokens have {count - 1} gaps, {mean:.6f} each; mean_itl is {shown(m.mean_itl)}")
-    expect(near(m.tokens_per_second, speed), f"{story_of(output)}: that is {speed:.6f} tokens per second, from arrival to the last; measure() said {shown(m.tokens_per_second)}")
+        expect(near(m.mean_itl, mean),
+               f"{story_of(output)}: {count} tokens have {count - 1} gaps, {mean:.6f} each; mean_itl is {shown(m.mean_itl)}")
+    expect(near(m.tokens_per_second, speed),
+           f"{story_of(output)}: that is {speed:.6f} tokens per second, from arrival to the last; measure() said "
+           f"{shown(m.tokens_per_second)}")
     counts, right = (m.prompt_tokens, m.tokens), (len(output.prompt_token_ids), count)
-    expect(counts == right, f"prompt_tokens and tokens are {right}; measure() said {shown(counts)}: count tokens, not words or characters")
+    expect(counts == right,
+           f"prompt_tokens and tokens are {right}; measure() said {shown(counts)}: count tokens, not words or characters")
 
 
 @check(todo=5, points=6, section=OUTPUTS, concept="tokens and times of a request")
@@ -464,7 +494,8 @@ def only_length_means_cut_off(lab, dice):
     for reason in dice.sample(["stop", "length", "abort", "error"], 4):
         m = lab.measure(finished(dice, dice.randrange(2, 30), reason))
         expect(m.finish_reason == reason, f"the output's finish_reason is {reason!r}, not {shown(m.finish_reason)}")
-        expect(m.cut_off == (reason == "length"), f"a request that ended with {reason!r} has cut_off {reason == 'length'}, not {shown(m.cut_off)}")
+        expect(m.cut_off == (reason == "length"),
+               f"a request that ended with {reason!r} has cut_off {reason == 'length'}, not {shown(m.cut_off)}")
 
 
 def expect_throughput(lab: Remote, outputs: list[RequestOutput]) -> None:
@@ -537,9 +568,12 @@ def the_whole_program_loads_once_and_prints_what_the_readme_shows(lab, dice):
 
     lab.load_llm = ours(load)
     found, right = without_times(stdout_of(lab, lambda: lab.main())), without_times(printed_here(salt))
-    expect(len(loads) == 1, f"the program loaded {len(loads)} models in main(); expected exactly one, for everything it does")
+    expect(len(loads) == 1,
+           f"the program loaded {len(loads)} models in main(); expected exactly one, for everything it does")
     for place, line in enumerate(right):
         there = found[place] if place < len(found) else "nothing"
         expect(there == line, f"README.md, Expected Output, shows how main() prints. With this model, whose words are not the course model's, "
                               f"line {place + 1} should be {line!r} (times as #), and it is {there!r}")
-    expect(len(found) == len(right), f"main() should print {len(right)} lines, and it printed {len(found)}; the next is {shown(found[len(right):][:1])}")
+    expect(len(found) == len(right),
+           f"main() should print {len(right)} lines, and it printed {len(found)}; the next is "
+           f"{shown(found[len(right):][:1])}")

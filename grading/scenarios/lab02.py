@@ -71,7 +71,8 @@ def created(lab: Remote, *arguments: Any, **named: Any) -> Remote:
     """What create_engine() returns, which must be an engine."""
     spare_memory(lab)
     engine = lab.create_engine(*arguments, **named)
-    expect(is_a(lab, engine, "nano_qwen3_serving", "AsyncLLMEngine"), f"create_engine() returned {shown(engine)}; expected an AsyncLLMEngine")
+    expect(is_a(lab, engine, "nano_qwen3_serving", "AsyncLLMEngine"),
+           f"create_engine() returned {shown(engine)}; expected an AsyncLLMEngine")
     return engine
 
 
@@ -98,7 +99,9 @@ def hands_on_how_many_requests_may_run_at_once(lab, dice):
     streams = [as_it_is(lab, engine.generate, prompt, exactly(12), f"req-{place}") for place, prompt in enumerate(prompts)]
     outputs = [every[-1] for every in all_outputs(lab, *streams)]
     expect_served(ledger, outputs, prompts)
-    expect(ledger.most == most, f"with max_num_seqs={most}, of 5 requests at most {most} run at once, and {most} do; here at most {ledger.most} shared a step")
+    expect(ledger.most == most,
+           f"with max_num_seqs={most}, of 5 requests at most {most} run at once, and {most} do; here at most {ledger.most} "
+           "shared a step")
 
 
 @check(todo=1, points=2, section=CREATE, concept="a model that is not there")
@@ -128,7 +131,8 @@ def ids_of(lab: Remote, count: int) -> list[str]:
 
 def expect_ids(ids: list[Any]) -> None:
     for one in ids:
-        expect(isinstance(one, str) and re.fullmatch(ID, one) is not None, f"{shown(one)} is not 'req-' followed by at least four letters, digits or hyphens")
+        expect(isinstance(one, str) and re.fullmatch(ID, one) is not None,
+               f"{shown(one)} is not 'req-' followed by at least four letters, digits or hyphens")
 
 
 def repeated(ids: list[Any]) -> int:
@@ -188,7 +192,9 @@ def returns_a_stream_at_once(lab, dice):
     [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab), known["prompt"], exactly(6), request_id))
     expect(bool(outputs), "the stream ended without an output")
     expect_output(outputs[-1], lab, "what the stream gave")
-    expect(tokens_of(outputs[-1]) == known["course-draft"], f"the engine given answers {known['prompt']!r} with {known['course-draft']}; the stream had {shown(tokens_of(outputs[-1]))}")
+    expect(tokens_of(outputs[-1]) == known["course-draft"],
+           f"the engine given answers {known['prompt']!r} with {known['course-draft']}; the stream had "
+           f"{shown(tokens_of(outputs[-1]))}")
 
 
 @check(todo=3, points=3, section=SUBMIT, concept="prompt, parameters and id arrive")
@@ -198,8 +204,10 @@ def hands_on_prompt_parameters_and_id_unchanged(lab, dice):
         count, request_id = dice.randrange(2, 6), f"{words(dice, 1)}-{dice.randrange(10**6)}"
         [outputs] = all_outputs(lab, submitted(lab, engine, known["prompt"], exactly(count), request_id))
         last = outputs[-1]
-        expect(last.request_id == request_id, f"the output must carry the id that the caller chose, {request_id!r}; it carries {shown(last.request_id)}")
-        expect(last.prompt == known["prompt"], f"the prompt was {known['prompt']!r}, and the output is of {shown(last.prompt)}")
+        expect(last.request_id == request_id,
+               f"the output must carry the id that the caller chose, {request_id!r}; it carries {shown(last.request_id)}")
+        expect(last.prompt == known["prompt"],
+               f"the prompt was {known['prompt']!r}, and the output is of {shown(last.prompt)}")
         expect(tokens_of(last) == known["course-draft"][:count], f"{known['prompt']!r} with max_tokens={count} has the tokens {known['course-draft'][:count]}; "
                                                                  f"there came {shown(tokens_of(last))}")
 
@@ -211,8 +219,10 @@ def hands_on_every_parameter(lab, dice):
     [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab, ledger), *some_prompts(dice, 1), given, "req-parameters"))
     used, names = ledger.requests[0].params if ledger.requests else {}, ("temperature", "top_p", "top_k", "seed", "max_tokens", "ignore_eos")
     wrong = {name: used.get(name) for name in names if used.get(name) != getattr(given, name)}
-    expect(not wrong, f"the parameters given are {({name: getattr(given, name) for name in names})}; the engine was asked for {wrong}")
-    expect(len(tokens_of(outputs[-1])) == given.max_tokens, f"{given.max_tokens} tokens were asked for; there came {len(tokens_of(outputs[-1]))}")
+    expect(not wrong,
+           f"the parameters given are {({name: getattr(given, name) for name in names})}; the engine was asked for {wrong}")
+    expect(len(tokens_of(outputs[-1])) == given.max_tokens,
+           f"{given.max_tokens} tokens were asked for; there came {len(tokens_of(outputs[-1]))}")
 
 
 class Handed:
@@ -263,7 +273,9 @@ def the_stream_shows_text_while_it_grows(lab, dice):
            f"the first output came when all {count} tokens were there: hand each output on as it comes")
     counts = [len(tokens_of(output)) for output in [first, *all_outputs(lab, stream)[0]]]
     right = [len(tokens_of(output)) for output in handed.outputs]
-    expect(counts == right, f"the engine's outputs held {right} tokens; those of the stream {counts}: hand on the engine's stream, do not collect it first")
+    expect(counts == right,
+           f"the engine's outputs held {right} tokens; those of the stream {counts}: hand on the engine's stream, do not "
+           "collect it first")
 
 
 # TODO 4
@@ -294,7 +306,9 @@ def collected(lab: Remote, handed: Handed, *heard: Any) -> Remote:
     last = handed.outputs[-1]
     found = (output.request_id, output.finished, tokens_of(output), text_of(output))
     right = (last.request_id, True, tokens_of(last), text_of(last))
-    expect(last.finished and found == right, f"the last output of the stream says (id, finished, tokens, text) {right}, all text so far; what came back says {shown(found)}")
+    expect(last.finished and found == right,
+           f"the last output of the stream says (id, finished, tokens, text) {right}, all text so far; what came back says "
+           f"{shown(found)}")
     return output
 
 
@@ -304,7 +318,8 @@ def reads_to_the_end(lab, dice):
     output = lab.collect_output(as_it_is(lab, engine_beside(lab).generate, known["prompt"], exactly(count), "req-end"))
     expect_output(output, lab, "what collect_output() returned")
     expect(output.finished, "this is not the last output: go on until the stream ends by itself")
-    expect(tokens_of(output) == known["course-draft"][:count], f"the engine generated {known['course-draft'][:count]}; the output has {shown(tokens_of(output))}")
+    expect(tokens_of(output) == known["course-draft"][:count],
+           f"the engine generated {known['course-draft'][:count]}; the output has {shown(tokens_of(output))}")
 
 
 @check(todo=4, points=4, section=COLLECT, concept="with a listener and without")
@@ -322,7 +337,9 @@ def expect_heard(lab: Remote, texts: list[str]) -> None:
     for place, text in enumerate(texts, start=1):
         right += [(text[len(before) :], place)] if text != before else []
         before = text
-    expect(heard == right, f"the outputs' texts were {texts}; on_text should get (piece, number of the output) {right}, and got {shown(heard)}")
+    expect(heard == right,
+           f"the outputs' texts were {texts}; on_text should get (piece, number of the output) {right}, and got "
+           f"{shown(heard)}")
 
 
 @check(todo=4, points=4, section=COLLECT, concept="new text as it arrives")
@@ -356,8 +373,10 @@ MANY = "TODO 5: Handle Multiple Concurrent Requests"
 def served(lab: Remote, engine: Remote, prompts: list[str], params: SamplingParams) -> list[Remote]:
     """What serve_many() returns, which must be an output for each prompt."""
     outputs = lab.serve_many(engine, prompts, params)
-    expect(isinstance(outputs, list | tuple), f"serve_many() returned {shown(outputs)}, not a list of outputs: is asyncio.gather() awaited?")
-    expect(len(outputs) == len(prompts), f"{len(prompts)} prompts gave {len(outputs)} outputs; the same prompt twice is two requests")
+    expect(isinstance(outputs, list | tuple),
+           f"serve_many() returned {shown(outputs)}, not a list of outputs: is asyncio.gather() awaited?")
+    expect(len(outputs) == len(prompts),
+           f"{len(prompts)} prompts gave {len(outputs)} outputs; the same prompt twice is two requests")
     for output in outputs:
         expect_output(output, lab, "one of the outputs")
     return list(outputs)
@@ -382,7 +401,9 @@ def every_request_has_an_id_of_its_own(lab, dice):
         prompts = some_prompts(dice, count)
         ids += [output.request_id for output in served(lab, engine, [*prompts, prompts[0]], exactly(3))]
     expect_ids(ids)
-    expect(repeated(ids) == 0, f"serve_many() was called twice, for {len(ids)} prompts altogether; the ids were {ids}: take each from new_request_id()")
+    expect(repeated(ids) == 0,
+           f"serve_many() was called twice, for {len(ids)} prompts altogether; the ids were {ids}: take each from "
+           "new_request_id()")
 
 
 @check(todo=5, points=3, section=MANY, concept="in which order outputs come")
@@ -393,7 +414,9 @@ def returns_outputs_in_the_order_of_the_prompts(lab, dice):
     ledger = PatientLedger(dice, len(prompts), script=lambda prompt, params: answers.get(tuple(prompt), []))
     outputs = served(lab, engine_beside(lab, ledger), prompts, SamplingParams(temperature=0.0, max_tokens=64))
     found = [output.prompt for output in outputs]
-    expect(found == prompts, f"the prompts were {prompts}, and the first of them was answered last; the outputs came in the order {shown(found)}")
+    expect(found == prompts,
+           f"the prompts were {prompts}, and the first of them was answered last; the outputs came in the order "
+           f"{shown(found)}")
     expect_served(ledger, outputs, prompts)
     expect(all(output.finished for output in outputs), "an output that came back is not finished")
 
@@ -432,8 +455,12 @@ def leaves_the_event_loop_free(lab, dice):
     ledger, prompts = WatchfulLedger(dice, neighbour), some_prompts(dice, 2)
     outputs = neighbour.beside(lab.serve_many, engine_beside(lab, ledger), prompts, exactly(24))
     expect(isinstance(outputs, list | tuple) and len(outputs) == 2, f"serve_many() returned {shown(outputs)}")
-    expect(ledger.free >= 5, f"while {len(ledger.steps)} steps were taken, other work on the event loop got a turn before {ledger.free} of them: something blocks it")
-    expect(neighbour.sleeps == 0, f"time.sleep() was called {neighbour.sleeps} times on the event loop, which stops every request: await asyncio.sleep() instead")
+    expect(ledger.free >= 5,
+           f"while {len(ledger.steps)} steps were taken, other work on the event loop got a turn before {ledger.free} of "
+           "them: something blocks it")
+    expect(neighbour.sleeps == 0,
+           f"time.sleep() was called {neighbour.sleeps} times on the event loop, which stops every request: await "
+           "asyncio.sleep() instead")
 
 
 @check(todo=5, points=4, section=MANY, concept="the whole program")
@@ -456,6 +483,8 @@ def the_whole_program_prints_what_the_readme_shows(lab, dice):
         rf"Request 1 \(({ID})\): Complete\nRequest 2 \(({ID})\): Complete\nRequest 3 \(({ID})\): Complete\n\n"
         r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n")
     found = re.fullmatch(shape, said)
-    expect(found is not None, f"README.md, Expected Output, shows another shape than this, of a model that always says {answer!r}:\n{said}")
+    expect(found is not None,
+           f"README.md, Expected Output, shows another shape than this, of a model that always says {answer!r}:\n{said}")
     expect(len(set(found.groups())) == 4, f"two of the four requests had the same id: {found.groups()}")
-    expect(len(loads) == 1 and len(ledger.requests) == 4, f"main() makes one engine, and 4 requests to it; it made {len(loads)}, and {len(ledger.requests)}")
+    expect(len(loads) == 1 and len(ledger.requests) == 4,
+           f"main() makes one engine, and 4 requests to it; it made {len(loads)}, and {len(ledger.requests)}")

@@ -631,6 +631,10 @@ def decode_copies_no_more_than_the_requests_own_blocks(lab, dice):
 CHUNKS = "TODO 4: Chunks"
 
 
+def rounded(rows: list[list[float]]) -> list[list[float]]:
+    return [[round(number, 3) for number in row] for row in rows]
+
+
 def expect_chunk(lab: Remote, pool: Pool, what: str) -> None:
     """chunk_attention of the pool's first request."""
     request = pool.requests[0]
@@ -656,10 +660,11 @@ def an_example_by_hand_two_rows_after_one_token(lab, dice):
         (want[1][0], want[1][0]): " The first row has seen the key of the second.",
         (mean(*weights[:2], 1), want[1][0]): " A later position's score was set to 0, and e^0 is 1: a weight, not none."}
     expect_tensor(got, (2, 2, 1), "two rows, two heads of one number")
-    rows = got[:, :, 0].double().tolist()
-    hint = next((why for pair, why in known.items() if max(abs(row[0] - number) for row, number in zip(rows, pair, strict=True)) < 1e-3), "")
-    expect(bool((got[:, :, 0].double() - torch.tensor(want, dtype=torch.float64)).abs().max() < 1e-2), (
-        f"keys log {weights}, values {values}; positions 1 and 2, whose heads ask with 1 and 0: expected {want}, got {rows}.{hint}"))
+    found = got[:, :, 0].double()
+    hint = next((why for pair, why in known.items() if (found[:, 0] - torch.tensor(pair)).abs().max() < 1e-3), "")
+    expect(bool((found - torch.tensor(want, dtype=torch.float64)).abs().max() < 1e-2), (
+        f"keys log {weights}, values {values}; positions 1 and 2, whose heads ask with 1 and 0: expected "
+        f"{rounded(want)}, got {rounded(found.tolist())}.{hint}"))
 
 
 @check(todo=4, points=4, section=CHUNKS, concept="which keys a row sees")
@@ -924,33 +929,61 @@ def padding_rows_come_back_as_zeros(lab, dice):
 
 
 class There:
-    """A `PagedAttention` for an engine of the judge: its caches stay there, and a step's metadata go there once."""
+    """A `PagedAttention` for an engine of the judge: its caches stay there, and a step's metadata go there once.
 
-    def __init__(self, lab: Remote, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._lab, self._part = lab, part(lab, config, size, dtype, device.type)
+    Args:
+        faults: gets the first exception, for the engine tries what fails again, one request at a time.
+    """
+
+    def __init__(self, lab: Remote, faults: list[Exception], config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._lab, self._faults, self._layers = lab, faults, config.num_hidden_layers
+        self._part = part(lab, config, size, dtype, device.type)
         self._slots: tuple = (None, None)
         self._metadata: tuple = (None, None)
+
+    def _kept_in_mind(self, call: Callable, *arguments: Any) -> Any:
+        """What the call gives. After an exception there are no more calls, only that again."""
+        if not self._faults:
+            try:
+                return call(*arguments)
+            except Exception as error:
+                self._faults.append(error)
+        raise self._faults[0]
 
     @property
     def bytes_per_block(self) -> int:
         return self._part.bytes_per_block
 
     def make_cache(self, num_blocks: int) -> list[Remote]:
-        return pairs_of(self._lab, kept(self._part.make_cache, num_blocks))
+        pairs = pairs_of(self._lab, kept(self._part.make_cache, num_blocks))
+        expect(len(pairs) == self._layers, f"{self._layers} layers, and make_cache made {len(pairs)} pairs of keys and values")
+        return pairs
 
     def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
-        return self._part.slots(block_table, positions)
+        return self._kept_in_mind(self._slots_of, block_table, positions)
 
     def write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        self._kept_in_mind(self._write, layer_cache, k, v, slots)
+
+    def forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
+        return self._kept_in_mind(self._forward, q, layer_cache, metadata)
+
+    def _slots_of(self, block_table: Sequence[int], positions: range) -> list[int]:
+        slots = numbers(self._part.slots(block_table, positions))
+        expect(isinstance(slots, list) and len(slots) == len(positions), f"slots of {positions} in the engine: {shown(slots)} came")
+        return slots
+
+    def _write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
         if slots is not self._slots[0]:
             self._slots = slots, hold(self._lab, slots)
         self._part.write(layer_cache, k, v, self._slots[1])
 
-    def forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
+    def _forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
         if metadata is not self._metadata[0]:
             self._metadata = metadata, metadata_there(self._lab, **{**vars(metadata), "slot_mapping": self._slots[1]})
         got = self._part.forward(q, layer_cache, self._metadata[1])
         expect_tensor(got, q.shape, "forward in the engine")
+        expect(got.dtype == q.dtype, f"forward in the engine: q is {q.dtype}, so the result is too; got {got.dtype}")
         return got
 
 
@@ -985,15 +1018,19 @@ def generated(model: str, prompts: Sequence[Any], max_tokens: int, lab: Remote |
     from nano_qwen3_serving import LLM, SamplingParams
     from nano_qwen3_serving.components import Components
 
-    sampler = keeps_logits()
+    sampler, faults = keeps_logits(), []
     components = Components(sampler=lambda config: sampler)
     if lab is not None:
-        classes = SimpleNamespace(PagedAttention=functools.partial(There, lab))
+        classes = SimpleNamespace(PagedAttention=functools.partial(There, lab, faults))
         components = components.using(attention=functools.partial(seam().attention, classes))
     llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True, max_num_seqs=4,
               num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
     greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-    return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
+    try:
+        return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
+    finally:
+        if faults:
+            raise faults[0]
 
 
 IN_THE_ENGINE = "See 'All right alone, wrong in the engine' in the README."

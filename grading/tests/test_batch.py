@@ -24,7 +24,7 @@ from grading.judge import Settings
 from grading.model import CheckResult, Report
 from grading.mutants import read_mutants
 from grading.pool import Crew, Memory, answer_of, processes
-from grading.roster import Line, read_cohort
+from grading.roster import Line, read_cohort, read_roster
 from labs.harness.catalog import find_lab
 
 LAB = find_lab("06")
@@ -229,10 +229,11 @@ class Endless:
 def test_a_judge_that_hangs_is_given_up(tmp_path):
     cohort = cohort_in(tmp_path / "submissions", 2)
     cohort.handed_in.reverse()  # the other one comes first: then the process is there, and has nothing to import
+    crew = processes(1, Endless(), 120.0, Memory())
     with Journal(tmp_path / "journal", create=True) as base:
-        summary = run_batch(base, plan(), cohort, processes(1, Endless(), 20.0, Memory()))
+        summary = run_batch(base, plan(), cohort, crew, done=lambda: setattr(crew, "seconds", 2.0))
     assert (summary.graded, summary.failed) == (1, 1)
-    assert "not graded: it had not ended after 20 seconds; it had not ended after 20 seconds" in summary.lines[0].text
+    assert "not graded: it had not ended after 2 seconds; it had not ended after 2 seconds" in summary.lines[0].text
 
 
 # the command, on real submissions
@@ -332,14 +333,15 @@ def test_the_lab_plan_has_the_judges_versions():
 
 
 def test_synthetic_submissions_are_the_same_for_the_same_seed_and_can_be_read(tmp_path):
-    made = synthetic.make(LAB, 40, "1")
-    assert made == synthetic.make(LAB, 40, "1") != synthetic.make(LAB, 40, "2")
-    kinds = {one.kind.split()[0] for one in made}
-    assert {"solution", "mutant", "mixture:"} <= kinds
+    made = synthetic.make(LAB, 60, "1")
+    again = [(one.student, one.kind, one.text) for one in synthetic.make(LAB, 60, "1")]
+    assert [(one.student, one.kind, one.text) for one in made] == again != [(one.student, one.kind, one.text) for one in synthetic.make(LAB, 60, "2")]
+    assert {one.kind.split()[0] for one in made} == {"solution", "starter", "mutant", "cheat", "mixture:"}
     for one in made:
         compile(one.text, one.student, "exec")
     synthetic.write(tmp_path / "out", LAB, made)
-    cohort = read_cohort(tmp_path / "out" / "submissions", [LAB])
-    assert not cohort.lines and [one.submission.text() for one in cohort.handed_in] == [one.text for one in made]
+    cohort = read_cohort(tmp_path / "out" / "submissions", [LAB], read_roster(tmp_path / "out" / "roster.csv"))
+    assert [one.submission.student for one in cohort.handed_in] == [one.student for one in made]
+    assert all(handed_in.submission.text() == one.text for handed_in, one in zip(cohort.handed_in, made, strict=True) if not one.cheat)
     with pytest.raises(ValueError, match="is not empty"):
         synthetic.write(tmp_path / "out", LAB, made)

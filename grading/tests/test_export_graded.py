@@ -64,8 +64,9 @@ def test_gradescope_gets_a_file_for_each_with_their_score(journal, reports, tmp_
         assert facts["score"] == report.score == sum(test["score"] for test in tests)
         assert [test["status"] == "passed" for test in tests] == [check.passed for check in report.checks]
         said = json.dumps([tests, facts["output"]])
-        hidden = [check for check in report.checks if check.hidden]
-        assert hidden and not [check.name for check in hidden if check.message and check.message in said]
+        hidden = [check for check in report.checks if check.hidden and not check.unwritten]
+        assert hidden or who == "dora"
+        assert not [check.name for check in hidden if check.message and check.message in said]
         for check in hidden:
             words = check.name.replace("_", " ")
             assert words in check.concept or words not in said, f"students are told that there is a check {check.name}"

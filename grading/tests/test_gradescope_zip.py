@@ -68,8 +68,9 @@ def test_the_zip_has_one_lab_and_nothing_that_only_authors_need(archive):
     assert f"course/labs/{LAB.folder.name}/solution.py" in names and "course/grading/scenarios/lab06.py" in names
 
 
-def test_the_same_sources_make_the_same_zip(archive):
-    assert gradescope_zip.build(LAB, gradescope_zip.Choices("06", predictions=False), SECRET) == archive.read_bytes()
+def test_the_same_sources_make_the_same_zip():
+    one, two = (gradescope_zip.build(LAB, gradescope_zip.Choices("06"), SECRET) for _ in range(2))
+    assert one == two
 
 
 def test_packages_are_pinned_and_a_second_index_is_what_was_asked_for():
