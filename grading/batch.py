@@ -132,7 +132,7 @@ class Summary:
         failed: of them, without a result.
         lines: all that is to be known besides.
         seconds: the run took.
-        peak_bytes: of memory, of this machine's processes together.
+        peak_bytes: of memory, of this machine's processes together; 0 if others graded.
     """
 
     found: int = 0

@@ -12,7 +12,7 @@ from labs.harness.regions import Function, definitions, with_stand_ins
 
 HERE = Path(__file__).parent / "cheats"
 LAB = "06"
-_KEYS = {"base": str, "worth": int}
+_KEYS = {"base": str, "worth": int, "todos": list}
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Cheat:
         name: of its file.
         tries: what it tries, in a sentence or two.
         worth: the points that its honest part earns, of 85.
+        todos: at which it loses the others.
         make: writes it into an empty folder, and returns the submission's path.
     """
 
     name: str
     tries: str
     worth: int
+    todos: tuple[int, ...]
     make: Callable[[Path], Path]
 
 
@@ -47,12 +49,12 @@ def _read(lab: Lab, path: Path) -> Cheat:
     if base is None:
         raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
     whole = composed(base.read_text(encoding="utf-8"), text)
-    return Cheat(path.stem, tries, facts["worth"], lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
+    return Cheat(path.stem, tries, facts["worth"], tuple(facts["todos"]), lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
 
 
 def _built(lab: Lab, build: cheat_files.Builder) -> Cheat:
     tries, facts = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
-    return Cheat(build.__name__, tries, facts["worth"], lambda folder: build(lab, folder))
+    return Cheat(build.__name__, tries, facts["worth"], tuple(facts["todos"]), lambda folder: build(lab, folder))
 
 
 def _heading(path: Path, said: str) -> tuple[str, dict]:
@@ -64,7 +66,7 @@ def _heading(path: Path, said: str) -> tuple[str, dict]:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
     wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
     if not tries or wrong:
-        raise LabError(f"{path.name}: its docstring says what it tries, then base = \"solution\" and worth = 73; see {', '.join(wrong)}.")
+        raise LabError(f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73 and todos = [4]; see {', '.join(wrong)}.")
     return " ".join(tries.split()), facts
 
 

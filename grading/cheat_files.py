@@ -33,6 +33,7 @@ def own_files_beside(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 73
+    todos = [4]
     """
     home = write(folder, "own_files_beside", without_todo_4(lab).encode())
     passing = b"def pytest_runtest_makereport(item, call):\n    item.session.testsfailed = 0\n"
@@ -51,6 +52,7 @@ def number_that_is_not_written_back(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 73
+    todos = [1]
     """
     text = put_back(lab.solution.read_text(encoding="utf-8"), WRONG_TAKE, ["FreeList.take"])
     return write(folder, "number_that_is_not_written_back", f"{text}\nNUMBER = 0x{'f' * 5000}\n".encode())
@@ -61,6 +63,7 @@ def link_to_the_solution(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     home = folder / "link_to_the_solution"
     home.mkdir()
@@ -73,6 +76,7 @@ def links_in_a_tar(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     path = folder / "links_in_a_tar.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -89,6 +93,7 @@ def paths_that_climb(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     path = folder / "paths_that_climb.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -105,6 +110,7 @@ def zip_bomb(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     path = folder / "zip_bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("starter.py", "w", force_zip64=True) as file:
@@ -118,6 +124,7 @@ def gzip_bomb(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     path = folder / "gzip_bomb.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -146,6 +153,7 @@ def oversized(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     return write(folder, "oversized", lab.solution.read_bytes() + b"# " + b"x" * (10 << 20) + b"\n")
 
@@ -155,6 +163,7 @@ def binary(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     return write(folder, "binary", b"\xa7\r\r\n" + os.urandom(12) + b"\0" + os.urandom(4096))
 
@@ -164,6 +173,7 @@ def nested_source(lab: Lab, folder: Path) -> Path:
 
     base = "solution"
     worth = 0
+    todos = [1, 2, 3, 4, 5, 6]
     """
     return write(folder, "nested_source", lab.solution.read_bytes() + b"\nx = " + b"-" * 100_000 + b"1\n")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from grading import cli_export, cli_grade, cli_release, kill_table, machine
+from grading import cli_batch, cli_cheats, cli_export, cli_grade, cli_release, kill_table, machine
 from grading import starter as starters
 from grading import symptoms as symptom_tables
 from grading.bar import bar
@@ -42,6 +42,11 @@ def _commands(
 
 app.command()(cli_grade.grade)
 app.command()(cli_grade.agreement)
+app.command()(cli_batch.batch)
+app.command()(cli_batch.status)
+app.command()(cli_batch.regrade)
+app.command()(cli_batch.synthetic)
+app.command()(cli_cheats.cheats)
 app.command()(cli_release.release)
 app.command()(cli_release.workflow)
 cli_export.register(app)

@@ -18,7 +18,7 @@ from grading import synthetic as making
 from grading.bar import bar
 from grading.batch import Graders, Plan, Summary, graders_here, left_to_do, plan_of, run_batch, seconds_for
 from grading.checks import checks_of
-from grading.cli_grade import Isolation, Predictions, Secret, Seconds, SeedMode, settings_of
+from grading.cli_grade import Isolation, Predictions, Seconds, Secret, SeedMode, settings_of
 from grading.cluster import cluster
 from grading.journal import Journal
 from grading.pool import Crew, Memory, processes
@@ -73,7 +73,7 @@ def batch(
         cohort = _cohort(submissions, plan, roster, times)
         memory = Memory()
         total = left_to_do(base, plan, cohort, repeat)
-        with _resumable(base, journal), bar(total, "grading") as done, _crew(plan, jobs, ray, memory, total) as crew:
+        with bar(total, "grading") as done, _crew(plan, jobs, ray, memory, total) as crew, _resumable(base, journal):
             summary = run_batch(base, plan, cohort, crew, repeat, done)
         summary.peak_bytes = memory.peak
         by_lab = {lab: _scores(base, lab) for lab in plan.labs}
@@ -106,7 +106,7 @@ def regrade(
         _same_seeds(base, plan)
         cohort = _cohort(submissions, plan, None, None)
         total = to_regrade(base, plan, cohort)
-        with _resumable(base, journal), bar(total, "grading") as done, _crew(plan, jobs, ray, Memory(), total) as crew:
+        with bar(total, "grading") as done, _crew(plan, jobs, ray, Memory(), total) as crew, _resumable(base, journal):
             found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done)
     _print_regraded(found, dry_run)
     if any(line.kind == "error" for line in found.lines):
@@ -233,8 +233,9 @@ def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_sec
     for lab, scores in by_lab.items():
         console.print(f"Lab {lab}: {scores['students']} students, mean {scores['mean']:g}, median {scores['median']:g}, best {scores['best']:g}")
     pace = f", {summary.seconds / summary.graded:.1f} s each" if summary.graded else ""
+    memory = f", {summary.peak_bytes >> 20} MiB at most" if summary.peak_bytes else ""
     console.print(f"{summary.found} submissions: {summary.graded} graded, {summary.known} known already, {summary.failed} without a result; "
-                  f"{summary.seconds:.0f} s{pace}, {summary.peak_bytes >> 20} MiB at most", soft_wrap=True)
+                  f"{summary.seconds:.0f} s{pace}{memory}", soft_wrap=True)
     if no_secret:
         console.print("There was no --secret: anybody can work out the inputs of the checks.")
 

@@ -21,8 +21,11 @@ from grading.model import Report
 from grading.show import plain, points
 from labs.harness.catalog import find_lab
 
-LIMITS = Limits(wall_seconds=3.0, cpu_seconds=2, memory_bytes=768 << 20)
+LIMITS = Limits(wall_seconds=5.0, cpu_seconds=3, memory_bytes=768 << 20)
 """Of one check of a cheat: what is stopped is to be stopped soon."""
+
+
+MOST = 85
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,11 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        return self.report is not None and self.report.score == self.cheat.worth
+        """Whether it lost what it is to lose, at the TODOs that were graded, and nothing else."""
+        if self.report is None:
+            return False
+        lost = {check.todo for check in self.report.checks if not check.passed}
+        return lost == set(self.cheat.todos) and self.report.max_score - self.report.score == MOST - self.cheat.worth
 
     @property
     def happened(self) -> str:
@@ -56,12 +63,19 @@ def offered() -> list[str]:
     return [level for level in LEVELS[LEVELS.index(strongest_level()) :] if level != "none"]
 
 
-def verdicts(cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None) -> Iterator[Verdict]:
-    """Each cheat's, in order. The worker is one for all: what a cheat does to it is to do nothing to the next."""
-    settings = Settings(seed="cheats", level=level, limits=LIMITS, predictions=False)
-    lab = find_lab(LAB)
+def verdicts(
+    cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS, besides: Sequence[int] = range(1, 7)
+) -> Iterator[Verdict]:
+    """Each cheat's, in order. The worker is one for all: what a cheat does to it is to do nothing to the next.
+
+    Args:
+        besides: TODOs that are graded, besides those at which a cheat loses points.
+    """
+    settings, lab = Settings(seed="cheats", level=level, limits=limits, predictions=False), find_lab(LAB)
     with tempfile.TemporaryDirectory(prefix="cheats-") as name, grader_of(lab, settings) as grader, grader.sandbox() as shared:
+        checks = grader.checks
         for cheat in cheats:
+            grader.checks = [check for check in checks if check.todo in (*cheat.todos, *besides)]
             try:
                 report = grader.grade(read_submission(cheat.make(Path(name)), lab_folder=lab.folder.name), shared=shared)
                 yield Verdict(cheat, level, report)

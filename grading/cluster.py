@@ -4,6 +4,7 @@ Every machine of the cluster has this course installed, in the same version: res
 refused. A worker that is lost costs its submission a retry on another.
 """
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from grading.pool import Crashed, Crew, Failed, Make, answer_of
 
 READY_SECONDS = 1.0
+PROBE_SECONDS = 10.0
 
 
 class Actor:
@@ -94,6 +96,14 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     try:
+        _probe(address)
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"there is no Ray cluster at {address!r} ({_first_line(error)}); ray start --head begins one on this machine") from None
+
+
+def _probe(address: str) -> None:
+    """Raise `OSError` if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()

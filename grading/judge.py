@@ -101,7 +101,7 @@ class Grader:
         except SyntaxError as error:
             return f"starter.py line {error.lineno} is not Python: {error.msg}"
         except (ValueError, RecursionError, MemoryError) as error:
-            return f"starter.py is not Python: {shorter(str(error))}"
+            return f"starter.py is not Python: {shorter(str(error)) or 'it is nested too deeply'}"
         except LabError as error:
             return str(error)
         return ""

@@ -2,6 +2,7 @@
 
 base = "solution"
 worth = 73
+todos = [4]
 """
 
 NASTY = "\x1b[2J\x1b]0;owned\x07\x1b]8;;http://x\x07<script>alert(1)</script><!--\u202e::error::=1+1\r\ud800\x00\x9b31m[red]x[/red]|`"
@@ -12,7 +13,7 @@ class Nasty(Exception):
         return NASTY
 
 
-Nasty.__name__ = Nasty.__qualname__ = NASTY
+Nasty.__name__ = Nasty.__qualname__ = NASTY.replace("\ud800", "").replace("\x00", "")
 
 
 def slots(block_table, positions, block_size):

@@ -2,6 +2,7 @@
 
 base = "solution"
 worth = 0
+todos = [1, 2, 3, 4, 5, 6]
 """
 
 import os

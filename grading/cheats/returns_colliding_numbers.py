@@ -2,6 +2,7 @@
 
 base = "solution"
 worth = 73
+todos = [1]
 """
 
 PRIME = (1 << 61) - 1

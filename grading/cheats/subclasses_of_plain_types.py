@@ -2,6 +2,7 @@
 
 base = "solution"
 worth = 67
+todos = [4, 6]
 """
 
 

@@ -2,6 +2,7 @@
 
 base = "solution"
 worth = 85
+todos = []
 """
 
 import contextlib

@@ -45,7 +45,8 @@ class Noise:
 
 
 def near(
-    got: Any, truth: Tensor, what: str, allowed: float | Tensor = OPERATOR, dtype: torch.dtype = torch.float32, axes: tuple[str, ...] = ()
+    got: Any, truth: Tensor, what: str, allowed: float | Tensor = OPERATOR, dtype: torch.dtype = torch.float32,
+    axes: tuple[str, ...] = (),
 ) -> None:
     """`got` has the shape of `truth`, this dtype, and is near it.
 
@@ -60,7 +61,7 @@ def near(
     if excess.max() > 0:
         place = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
         where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, place, strict=True)) if axes else str(list(place))
-        raise Wrong(f"{what}: at {where} expected {truth[place]:.6g}, found {float(got[place]):.6g}")
+        raise Wrong(f"{what}: {f'at {where} ' if place else ''}expected {truth[place]:.6g}, found {float(got[place]):.6g}")
 
 
 def expect_tensor(got: Any, what: str, shape: tuple[int, ...], dtype: torch.dtype, axes: tuple[str, ...] = ()) -> None:
@@ -125,15 +126,15 @@ def turn(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """In float64, one query of one head after the other."""
-    dtype, q, k, v = q.dtype, q.double(), k.double(), v.double()
-    out, group, before = torch.empty_like(q), q.shape[1] // k.shape[1], len(k) - len(q)
-    for token in range(len(q)):
+    """In float64, one query after the other."""
+    group, before = q.shape[1] // k.shape[1], len(k) - len(q)
+    keys, values = (tensor.double()[:, [head // group for head in range(q.shape[1])]] for tensor in (k, v))
+    out = torch.empty(q.shape, dtype=torch.float64)
+    for token, query in enumerate(q.double()):
         seen = before + token + 1
-        for head in range(q.shape[1]):
-            weights = torch.softmax(k[:seen, head // group] @ q[token, head] / q.shape[2] ** 0.5, dim=0)
-            out[token, head] = weights @ v[:seen, head // group]
-    return out.to(dtype)
+        scores = (keys[:seen] * query).sum(dim=-1) / q.shape[2] ** 0.5  # [seen, heads]
+        out[token] = (torch.softmax(scores, dim=0)[:, :, None] * values[:seen]).sum(dim=0)
+    return out.to(q.dtype)
 
 
 class Network:
@@ -195,17 +196,18 @@ Sizes = dict[str, tuple[int, ...]]
 
 
 def attention_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    hidden, q, kv = config.hidden_size, config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    hidden, dim = config.hidden_size, config.head_dim
+    q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
     rows = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": hidden}
     sizes = {f"{part}{name}.weight": (count, q if name == "o_proj" else hidden) for name, count in rows.items()}
     if config.attention_bias:
         sizes |= {f"{part}{name}.bias": (count,) for name, count in rows.items()}
-    return sizes | {f"{part}{name}.weight": (config.head_dim,) for name in ("q_norm", "k_norm")}
+    return sizes | {f"{part}{name}.weight": (dim,) for name in ("q_norm", "k_norm")}
 
 
 def mlp_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    return {f"{part}gate_proj.weight": (inner, hidden), f"{part}up_proj.weight": (inner, hidden), f"{part}down_proj.weight": (hidden, inner)}
+    up, down = (config.intermediate_size, config.hidden_size), (config.hidden_size, config.intermediate_size)
+    return {f"{part}gate_proj.weight": up, f"{part}up_proj.weight": up, f"{part}down_proj.weight": down}
 
 
 def layer_sizes(config: ModelConfig, part: str = "") -> Sizes:
@@ -215,7 +217,8 @@ def layer_sizes(config: ModelConfig, part: str = "") -> Sizes:
 
 def network_sizes(config: ModelConfig) -> Sizes:
     vocabulary = (config.vocab_size, config.hidden_size)
-    sizes: Sizes = {"model.embed_tokens.weight": vocabulary, "lm_head.weight": vocabulary, "model.norm.weight": (config.hidden_size,)}
+    sizes: Sizes = {"model.embed_tokens.weight": vocabulary, "lm_head.weight": vocabulary}
+    sizes["model.norm.weight"] = (config.hidden_size,)
     for i in range(config.num_hidden_layers):
         sizes |= layer_sizes(config, f"model.layers.{i}.")
     return sizes
@@ -241,8 +244,8 @@ def filled(module: Remote, weights: dict[str, Tensor]) -> Remote:
 def config_of(dice: random.Random, layers: int = 1, **facts: Any) -> ModelConfig:
     """A small shape; head_dim * heads is not hidden_size."""
     usual = {
-        "vocab_size": dice.randrange(90, 130), "hidden_size": dice.choice([44, 52, 60]), "intermediate_size": dice.randrange(50, 100),
-        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "vocab_size": dice.randrange(90, 130), "hidden_size": dice.choice([44, 52, 60]), "num_hidden_layers": layers,
+        "intermediate_size": dice.randrange(50, 100), "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "max_position_embeddings": 512, "rope_theta": dice.choice([500.0, 1e4, 1e6]), "tie_word_embeddings": False,
     }
     return ModelConfig(**{**usual, **facts})
@@ -315,6 +318,11 @@ class LayerCache:
     def __init__(self) -> None:
         self.rows: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def read(self, slots: list[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of these slots, [num_slots, num_kv_heads, head_dim] each."""
+        keys, values = zip(*(self.rows[slot] for slot in slots), strict=True)
+        return torch.stack(keys), torch.stack(values)
+
 
 class Core:
     """Attention over blocks, kept by the judge: notes who calls what, and what it was given.
@@ -363,8 +371,9 @@ class Core:
     def _write(self, layer_cache: Any, k: Any, v: Any, slots: Any) -> None:
         self.calls.append("write")
         expect(isinstance(layer_cache, LayerCache), f"core.write got {shown(layer_cache)} instead of the layer's cache")
-        expect(isinstance(slots, Tensor) and slots.tolist() == self.step.slots,
-               f"core.write got the slots {shown(slots.tolist() if isinstance(slots, Tensor) else slots)}; metadata.slot_mapping is {self.step.slots}")
+        found = slots.tolist() if isinstance(slots, Tensor) else slots
+        right = self.step.slots
+        expect(found == right, f"core.write got the slots {shown(found)}; metadata.slot_mapping is {shown(right)}")
         for name, tensor in (("k", k), ("v", v)):
             size = (len(self.step.slots), self.config.num_key_value_heads, self.config.head_dim)
             expect_tensor(tensor, f"{name} that core.write got", size, self.dtype, HEADS)
@@ -373,15 +382,16 @@ class Core:
     def _forward(self, q: Any, layer_cache: Any, metadata: Any) -> Tensor:
         self.calls.append("forward")
         expect(isinstance(layer_cache, LayerCache), f"core.forward got {shown(layer_cache)} instead of the layer's cache")
-        expect(getattr(metadata, "seq_lens", None) == self.step.seq_lens, f"core.forward got {shown(metadata)} instead of the metadata")
+        same = getattr(metadata, "seq_lens", None) == self.step.seq_lens
+        expect(same, f"core.forward got {shown(metadata)} instead of the metadata")
         size = (len(self.step.slots), self.config.num_attention_heads, self.config.head_dim)
         expect_tensor(q, "q that core.forward got", size, self.dtype, HEADS)
-        expect(set(self.step.slots) <= set(layer_cache.rows), "core.forward was called before core.write: a token sees its own key, too")
+        written = set(self.step.slots) <= set(layer_cache.rows)
+        expect(written, "core.forward was called before core.write: a token sees its own key, too")
         out, start = torch.zeros_like(q), 0
         for chunk in self.step.chunks:
             count = chunk.end - chunk.start
-            k, v = (torch.stack(both) for both in zip(*map(layer_cache.rows.get, chunk.slots(range(chunk.end))), strict=True))
-            found = self.attend(q[start : start + count], k, v)
+            found = self.attend(q[start : start + count], *layer_cache.read(chunk.slots(range(chunk.end))))
             expect_tensor(found, "attention", (count, *q.shape[1:]), self.dtype, HEADS)
             out[start : start + count] = found
             start += count
@@ -433,7 +443,8 @@ def the_root_is_computed_in_float32_when_bfloat16_comes_in(lab, dice):
     x, weight = noise(512, size).bfloat16(), (1 + 0.5 * noise(size)).bfloat16()
     truth = norm(x.double(), weight, 1e-6)
     # two roundings are allowed, of x / rms and of its product with the weight
-    near(asked(lab, norm_of(lab, weight), "x", x), truth, "bfloat16, the root in float32", 2.02 * BF16 * truth.abs(), torch.bfloat16)
+    got = asked(lab, norm_of(lab, weight), "x", x)
+    near(got, truth, "bfloat16, the root in float32", 2.02 * BF16 * truth.abs(), torch.bfloat16)
 
 
 @check(todo=1, points=2, section=NORM, concept="what eps is added to", hidden=True)
@@ -525,13 +536,13 @@ def the_score_of_a_query_and_a_key_depends_on_their_distance_alone(lab, dice):
     noise, theta, apart = Noise(dice), dice.uniform(1e3, 1e5), dice.randrange(1, 9)
     q, k, rotary = noise(1, 1, 16), noise(1, 1, 16), lab.RotaryEmbedding(16, theta)
     for distance in (apart, -apart, 0):
-        truth = float((turn(q.double(), torch.tensor([distance]), theta) * k.double()).sum())
+        truth = (turn(q.double(), torch.tensor([distance]), theta) * k.double()).sum()
         for shift in (10, dice.randrange(20, 60), dice.randrange(500, 1000)):
-            places = torch.tensor([shift + distance]), torch.tensor([shift])
-            score = float((rotary(q, places[0]).double() * rotary(k, places[1]).double()).sum())
-            off = sum(angles_off(place, 16, theta) for place in places)
-            allowed = float((off * of_both(q) * of_both(k)).sum())
-            expect(abs(score - truth) <= allowed, f"a query {distance} after its key scores {truth:.5f}; at {int(places[0])} and {int(places[1])} {score:.5f}")
+            places = [shift + distance], [shift]
+            turned = [rotary(x, torch.tensor(place)).double() for x, place in zip((q, k), places, strict=True)]
+            off = sum(angles_off(torch.tensor(place), 16, theta) for place in places)
+            score, allowed = (turned[0] * turned[1]).sum().float(), (off * of_both(q) * of_both(k)).sum()
+            near(score, truth, f"the score of a query and a key at {places}", allowed)
 
 
 # TODO 3
@@ -539,7 +550,9 @@ def the_score_of_a_query_and_a_key_depends_on_their_distance_alone(lab, dice):
 OF_HEADS = "TODO 3: Heads of queries, keys and values"
 
 
-def attention_layer(lab: Remote, dice: random.Random, config: ModelConfig, dtype: torch.dtype = torch.float32) -> tuple[Remote, Network, Noise]:
+def attention_layer(
+    lab: Remote, dice: random.Random, config: ModelConfig, dtype: torch.dtype = torch.float32
+) -> tuple[Remote, Network, Noise]:
     """A layer without a core, and the same by its formulas."""
     noise = Noise(dice)
     weights = {name: weight.to(dtype) for name, weight in random_weights(attention_sizes(config), noise).items()}
@@ -555,7 +568,8 @@ def three(got: Any) -> tuple[Any, Any, Any]:
 def q_and_k_follow_the_formula_head_by_head(lab, dice):
     for config in shapes(dice):
         layer, truth, noise = attention_layer(lab, dice, config)
-        x, places = noise(7, config.hidden_size), torch.tensor([0, 1, 2, dice.randrange(50, 150), dice.randrange(50, 150), 3, 3])
+        x, far = noise(7, config.hidden_size), dice.randrange(50, 150)
+        places = torch.tensor([0, 1, 2, far, far + 1, 3, 3])
         got = three(asked(lab, layer.heads, "x positions", x, places))
         of = f"{config.num_attention_heads} heads, {config.num_key_value_heads} KV heads, positions {places.tolist()}"
         for name, mine, right in zip("qk", got, truth.heads(x, places), strict=False):
@@ -565,8 +579,9 @@ def q_and_k_follow_the_formula_head_by_head(lab, dice):
 @check(todo=3, points=2, section=OF_HEADS, concept="what is normalised together")
 def each_head_is_normalised_by_itself(lab, dice):
     config = config_of(dice, hidden_size=8, num_attention_heads=2, num_key_value_heads=2, head_dim=4)
-    matrices = {f"{name}_proj.weight": torch.eye(8) for name in "qkv"}  # each is x itself
-    layer = filled(lab.Attention(config, 0, None), {**matrices, "q_norm.weight": torch.ones(4), "k_norm.weight": torch.full((4,), 2.0)})
+    weights = {f"{name}_proj.weight": torch.eye(8) for name in "qkv"}  # each is x itself
+    weights |= {"q_norm.weight": torch.ones(4), "k_norm.weight": torch.full((4,), 2.0)}
+    layer = filled(lab.Attention(config, 0, None), weights)
     constant, row = dice.randrange(2, 9), row_of_five(dice)
     q, k, _ = three(layer.heads(torch.tensor([[*row, *[constant] * 4]], dtype=torch.float32), torch.tensor([0])))
     truth = torch.tensor([[[number / 5 for number in row], [1.0] * 4]])
@@ -580,10 +595,9 @@ def values_are_projected_and_nothing_else(lab, dice):
     for config in shapes(dice):
         layer, truth, noise = attention_layer(lab, dice, config)
         x, places = noise(3, config.hidden_size), torch.tensor([dice.randrange(5, 50) for _ in range(3)])
-        right = truth.cut(x, "v_proj", config.num_key_value_heads)
-        near(three(layer.heads(x, places))[2], right, "v, projected and cut into heads", NETWORK, axes=HEADS)
-        right = truth.cut(2 * x, "v_proj", config.num_key_value_heads)
-        near(three(layer.heads(2 * x, 0 * places))[2], right, "v of 2x at position 0, projected and cut into heads", NETWORK, axes=HEADS)
+        for given, where, what in ((x, places, "v"), (2 * x, 0 * places, "v of 2x, at position 0")):
+            right = truth.cut(given, "v_proj", config.num_key_value_heads)
+            near(three(layer.heads(given, where))[2], right, f"{what}, projected and cut into heads", NETWORK, axes=HEADS)
 
 
 @check(todo=3, points=2, section=OF_HEADS, concept="a token alone and in company", hidden=True)
@@ -613,7 +627,9 @@ def bfloat16_stays_bfloat16(lab, dice):
 ATTENTION = "TODO 4: Grouped causal attention"
 
 
-def queries(noise: Noise, num_queries: int, num_keys: int, num_heads: int, num_kv_heads: int, head_dim: int, scale: float = 1.0):
+def queries(
+    noise: Noise, num_queries: int, num_keys: int, num_heads: int, num_kv_heads: int, head_dim: int, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v"""
     sizes = ((num_queries, num_heads), (num_keys, num_kv_heads), (num_keys, num_kv_heads))
     q, k, v = (noise(*size, head_dim) for size in sizes)
@@ -627,9 +643,10 @@ def a_few_tokens_by_hand(lab, dice):
     q, k = torch.tensor([2.0, 0.0, 0.0, 0.0]).repeat(count, 1, 1), torch.zeros(count, 1, 4)
     k[:, 0, 0] = torch.tensor(weights, dtype=torch.float32).log()  # scores: the logarithms of the weights
     v = torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1).repeat(1, 1, 4)
-    sums = [sum(w * n for w, n in zip(weights[:i], numbers[:i], strict=True)) / sum(weights[:i]) for i in range(1, count + 1)]
+    shares, heavy = torch.tensor(weights, dtype=torch.float64), torch.tensor(numbers, dtype=torch.float64)
+    right = (shares * heavy).cumsum(0) / shares.cumsum(0)
     got = asked(lab, lab.causal_attention, "q k v", q, k, v)
-    near(got, torch.tensor(sums).view(-1, 1, 1).repeat(1, 1, 4), f"scores: the logarithms of {weights}; values {numbers}", axes=HEADS)
+    near(got, right.view(-1, 1, 1).repeat(1, 1, 4), f"scores: the logarithms of {weights}; values {numbers}", axes=HEADS)
 
 
 @check(todo=4, points=3, section=ATTENTION, concept="the formula at every length")
@@ -644,8 +661,8 @@ def attention_follows_the_formula_at_every_length(lab, dice):
         parts = fused.split([heads, kv_heads, kv_heads], dim=1)
         there, starts = hold(lab, fused), (0, heads, heads + kv_heads)
         views = [kept(there.narrow, 1, start, part.shape[1]) for start, part in zip(starts, parts, strict=True)]
-        q, k, v = parts
-        near(lab.causal_attention(*views), attention(q.double(), k, v), "q, k and v that are views of one tensor", axes=HEADS)
+        right = attention(*(part.double() for part in parts))
+        near(lab.causal_attention(*views), right, "q, k and v that are views of one tensor", axes=HEADS)
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="the device of what is made")
@@ -673,7 +690,7 @@ def neighbouring_query_heads_share_a_kv_head(lab, dice):
         got = lab.causal_attention(q, k, v)
         expect_tensor(got, f"{heads} heads, {kv_heads} KV heads", tuple(q.shape), torch.float32, HEADS)
         read = [round(number, 3) for number in got[2, :, 0].tolist()]
-        expect(read == right, f"the KV heads hold {numbers}; query heads 0 to {heads - 1} should read {right}, they read {read}")
+        expect(read == right, f"the KV heads hold {numbers}; the {heads} query heads should read {right}, they read {read}")
 
 
 @check(todo=4, points=3, section=ATTENTION, concept="the layer and its core")
@@ -686,8 +703,7 @@ def the_layer_writes_then_attends_through_the_core_it_was_given(lab, dice):
         x, step = noise(count, config.hidden_size), Step([Chunk(0, count, *tables(dice, count))])
         got = core.during(step, asked, lab, layer, "x positions", x, step.positions, cache, step.metadata(lab))
         expect(core.calls == ["write", "forward"], f"expected one write, then one forward of the core; it saw {core.calls}")
-        found = [torch.stack(both) for both in zip(*map(core.caches[0].rows.get, step.slots), strict=True)]
-        for name, mine, right in zip("kv", found, truth.heads(x, step.positions)[1:], strict=True):
+        for name, mine, right in zip("kv", core.caches[0].read(step.slots), truth.heads(x, step.positions)[1:], strict=True):
             near(mine, right, f"{name} in the slots {step.slots}", NETWORK, axes=HEADS)
         near(got, truth.attend(x, step.positions), f"{count} tokens in the slots {step.slots}", NETWORK, axes=COLUMNS)
 
@@ -700,7 +716,8 @@ def no_token_sees_the_future(lab, dice):
     near(before[:1], v[:1].repeat_interleave(2, dim=1), "token 0 sees itself alone, so its output is its value", axes=HEADS)
     k[known:], v[known:] = 100.0, -1000.0
     after = lab.causal_attention(q, k, v)
-    near(after[:known], before[:known], f"the outputs of the first {known} tokens, after later keys and values were changed", axes=HEADS)
+    what = f"the outputs of the first {known} tokens, after later keys and values were changed"
+    near(after[:known], before[:known], what, axes=HEADS)
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="large scores", hidden=True)
@@ -710,9 +727,9 @@ def scores_of_a_thousand(lab, dice):
     k[0] = q[-1, ::2]  # and this one is for certain
     # a score is a sum of products, off by a few roundings of their sizes; a weight is off by twice as much of itself
     off = 2 * (8 + 4) * FLOAT32 * float((q.abs().amax((0, 1)) * k.abs().amax((0, 1))).sum()) / 8**0.5
-    allowed = (math.expm1(off) + OPERATOR) * v.double().abs().max()
-    got = lab.causal_attention(q, k, v)
-    near(got, attention(q.double(), k, v), "scores of a thousand, whose exp is no float32", allowed.expand(q.shape), axes=HEADS)
+    allowed = ((math.expm1(off) + OPERATOR) * v.double().abs().max()).expand(q.shape)
+    got, what = lab.causal_attention(q, k, v), "scores of a thousand, whose exp is no float32"
+    near(got, attention(q.double(), k, v), what, allowed, axes=HEADS)
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="what is computed in float32", hidden=True)
@@ -734,8 +751,8 @@ def expect_as_near_as_can_be(lab: Remote, q: Tensor, k: Tensor, v: Tensor, what:
     """
     q, k, v = (tensor.bfloat16() for tensor in (q, k, v))
     allowed = (3.05 * BF16 + 1e-3) * attention(q.double(), k, v.abs())
-    got = asked(lab, lab.causal_attention, "q k v", q, k, v)
-    near(got, attention(q.double(), k, v), f"bfloat16, {what} (scores and weights in float32)", allowed, torch.bfloat16, axes=HEADS)
+    got, what = asked(lab, lab.causal_attention, "q k v", q, k, v), f"bfloat16, {what} (scores and weights in float32)"
+    near(got, attention(q.double(), k, v), what, allowed, torch.bfloat16, axes=HEADS)
 
 
 @check(todo=4, points=2, section=ATTENTION, concept="a request in chunks", hidden=True)
@@ -748,12 +765,12 @@ def a_request_computed_in_chunks_gives_what_it_gives_at_once(lab, dice):
     for edges in ([length], [cut, length], [last, length], [*range(1, length + 1)]):
         core, (table,) = Core(config, attend=lab.causal_attention), tables(dice, length)
         given, (cache,) = core.exported()
-        layer, parts = filled(lab.Attention(config, 0, given), weights), []
+        layer = filled(lab.Attention(config, 0, given), weights)
         for start, end in zip([0, *edges], edges, strict=False):
             step = Step([Chunk(start, end, table)])
-            parts.append(core.during(step, layer, x[start:end], step.positions, cache, step.metadata(lab)))
-            expect_tensor(parts[-1], f"the tokens {start} to {end - 1}", (end - start, config.hidden_size), torch.float32, COLUMNS)
-        near(torch.cat(parts), right, f"{length} tokens, in chunks that end before {edges}", NETWORK, axes=COLUMNS)
+            got = core.during(step, layer, x[start:end], step.positions, cache, step.metadata(lab))
+            what = f"the tokens {start} to {end - 1}, in chunks that end before {edges}"
+            near(got, right[start:end], what, NETWORK, axes=COLUMNS)
 
 
 # TODO 5
@@ -807,8 +824,10 @@ def a_layer_adds_attention_then_the_mlp(lab, dice):
 @check(todo=5, points=2, section=LAYER, concept="a layer that has nothing to add", hidden=True)
 def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab, dice):
     config, noise = config_of(dice), Noise(dice)
-    silent = {"self_attn.o_proj.weight": torch.zeros(config.hidden_size, 64), "mlp.down_proj.weight": torch.zeros(config.hidden_size, config.intermediate_size)}
-    layer, core, cache = decoder_layer(lab, config, random_weights(layer_sizes(config), noise) | silent)
+    weights = random_weights(layer_sizes(config), noise)
+    for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+        weights[name].zero_()
+    layer, core, cache = decoder_layer(lab, config, weights)
     x, step = dice.uniform(3, 9) * noise(3, config.hidden_size), Step([Chunk(0, 3, *tables(dice, 3))])
     got = core.during(step, asked, lab, layer, "x positions", x, step.positions, cache, step.metadata(lab))
     near(got, x, "x, when attention and MLP both give zeros", axes=COLUMNS)
@@ -844,7 +863,8 @@ class Model:
     """
 
     def __init__(
-        self, lab: Remote, config: ModelConfig, noise: Noise, attend: Callable = attention, dtype: torch.dtype = torch.float32
+        self, lab: Remote, config: ModelConfig, noise: Noise, attend: Callable = attention,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.lab, self.core = lab, Core(config, attend, dtype)
         self.weights = {name: weight.to(dtype) for name, weight in random_weights(network_sizes(config), noise).items()}
@@ -883,12 +903,14 @@ def logits_follow_the_last_token_of_each_request(lab, dice):
     config, noise = config_of(dice, layers=2), Noise(dice)
     for padding in (0, dice.randrange(1, 5)):
         model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6)]
-        texts, places, cut = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths), dice.randrange(2, 5)
+        texts, places = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths)
+        cut = dice.randrange(2, 5)
         model.last_logits(Step([Chunk(0, cut, places[1])]), [texts[1]])
-        step = Step([Chunk(start, end, table) for start, end, table in zip((0, cut, 0), lengths, places, strict=True)], padding)
+        step = Step([Chunk(*one) for one in zip((0, cut, 0), lengths, places, strict=True)], padding)
         got = model.last_logits(step, texts)
         right = torch.stack([model.truth.logits(text)[-1] for text in texts])
-        near(got, right, f"query_lens {step.query_lens}, {padding} rows of padding: the logits of the rows {step.rows}", NETWORK, axes=LOGITS)
+        what = f"query_lens {step.query_lens}, {padding} rows of padding: the logits of the rows {step.rows}"
+        near(got, right, what, NETWORK, axes=LOGITS)
 
 
 @check(todo=6, points=2, section=OF_LOGITS, concept="how many rows the head computes")
@@ -924,10 +946,10 @@ def bfloat16_is_as_near_as_it_can_be(lab, dice):
         expect_tensor(got[-1], "logits in bfloat16", (1, config.vocab_size), torch.bfloat16, LOGITS)
         theirs.append(rounded.logits(text)[-1:])
         truth.append(model.truth.logits(text)[-1:])
-    # Two right programs round in different places, so neither is nearer; over so many logits the root mean
-    # squares of their errors differ little.
+    # Two right programs round in different places, so neither is nearer. The ratio of their errors was seen between
+    # 0.7 and 1.4, its logarithm spread by 0.15: five times as much is ten times that spread.
     error, usual = (float((torch.cat(one).double() - torch.cat(truth)).square().mean().sqrt()) for one in (got, theirs))
-    expect(error <= 3 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual")
+    expect(error <= 5 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual")
 
 
 @check(todo=6, points=3, section=OF_LOGITS, concept="the network in an engine", hidden=True)
@@ -937,12 +959,14 @@ def chunks_of_many_requests_give_what_each_gives_alone(lab, dice):
     texts, places, done = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths), [0] * 4
     right = [model.truth.logits(text) for text in texts]
     while waiting := [one for one in range(4) if done[one] < lengths[one]]:
-        plan = [(one, min(lengths[one], done[one] + dice.choice([1, 1, 3, 5]))) for one in dice.sample(waiting, dice.randint(1, len(waiting)))]
+        chosen = dice.sample(waiting, dice.randint(1, len(waiting)))
+        plan = [(one, min(lengths[one], done[one] + dice.choice([1, 1, 3, 5]))) for one in chosen]
         plan.sort(key=lambda one: one[1] - done[one[0]] > 1)  # those of one token first
         step = Step([Chunk(done[one], end, places[one]) for one, end in plan], padding=dice.randrange(4))
         hidden = model.hidden(step, [texts[one] for one, _ in plan])
         expect_tensor(hidden, "hidden states", (len(step.slots), config.hidden_size), torch.float32, COLUMNS)
         truth = torch.stack([right[one][end - 1] for one, end in plan])
-        near(model.network.compute_logits(hidden[step.rows]), truth, f"a step of {step.query_lens} tokens of its requests", NETWORK, axes=LOGITS)
+        got = model.network.compute_logits(hidden[step.rows])
+        near(got, truth, f"a step of {step.query_lens} tokens of its requests", NETWORK, axes=LOGITS)
         for one, end in plan:
             done[one] = end

@@ -1,87 +1,59 @@
 """Lab 04: the sampler, on rows of logits drawn for each submission, against the definitions token by token.
 
-What is random is judged by its distribution alone, with bounds that are worked out beside it; how a
-submission draws is its own affair.
+What is random is judged by its distribution alone, with bounds that are worked out in `lab04_draws.py`;
+how a submission draws is its own affair.
 """
 
-import functools
 import itertools
 import math
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, kept, look, ours, shown
+from grading.checks import check, expect, hold, ours, shown
+from grading.scenarios.lab04_definitions import (
+    adjusted,
+    by_min_p,
+    by_top_k,
+    by_top_p,
+    chances,
+    filtered,
+    logits_of,
+    mixed_filters,
+    percents,
+    where_order_matters,
+    wishes_where_order_matters,
+)
+from grading.scenarios.lab04_draws import (
+    NUM_DRAWS,
+    NUM_PAIRS,
+    Place,
+    as_tokens,
+    called_with_rows,
+    drawn,
+    equal_tokens,
+    expect_frequencies,
+    pairs_of_places,
+    seeds_from,
+    written_texts,
+)
+from grading.scenarios.lab04_rows import (
+    HALF,
+    INF,
+    across,
+    expect_logits,
+    expect_untouched,
+    numbers,
+    random_logits,
+    repeated,
+    row,
+    weather,
+)
+from grading.scenarios.lab04_sampler import expect_logprobs, generated, prompts_from, sampled
 from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.interfaces import SamplingRow
-from nano_qwen3_serving.outputs import Logprob
-
-INF = math.inf
-LN2 = math.log(2)
-WEATHER = tuple(LN2 * power for power in (3, 2, 1, 0, -1, -1))
-"""The README's row: probabilities 1/2, 1/4, 1/8, 1/16, 1/32, 1/32."""
-EXACT = 4 * 2**-24
-"""Relative error of two or three correctly rounded float32 operations, each at most 2**-24."""
-CANCELLED = 1e-5
-"""What ten roundings of numbers up to 32, each at most 2**-20, leave when the numbers cancel."""
-HALF = (torch.bfloat16, torch.float16)
-
-
-# Rows and logits
-
-
-def row(seed: int = 0, *, prompt: Sequence[int] = (1, 2, 3), output: Sequence[int] = (), index: int = 0, **params) -> SamplingRow:
-    """A row of logits that wants `params`."""
-    return SamplingRow(SamplingParams(**params), list(prompt), list(output), seed, index)
-
-
-def random_logits(dice: random.Random, num_rows: int, vocab_size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(dice.getrandbits(32))
-    return (3 * torch.randn(num_rows, vocab_size, generator=generator)).clamp(-10, 10)
-
-
-def weather(dice: random.Random) -> tuple[Tensor, list[int]]:
-    """The README's row with its tokens in another order, and that order: the token of 1/2 first."""
-    order = dice.sample(range(6), 6)
-    logits = torch.empty(6)
-    logits[order] = torch.tensor(WEATHER)
-    return logits, order
-
-
-def across(lab: Remote, logits: Tensor) -> Remote:
-    """A tensor of this value, held there, whose rows are not contiguous."""
-    return kept(hold(lab, logits.T.contiguous()).t)
-
-
-def repeated(lab: Remote, logits: Tensor, num_rows: int) -> Remote:
-    """One row, held there, as so many equal ones."""
-    return kept(hold(lab, logits[None]).expand, num_rows, -1)
-
-
-def numbers(logits: Tensor) -> str:
-    return f"[{', '.join(f'{x:.3f}' for x in logits.tolist())}]"
-
-
-def expect_logits(found: object, expected: object, what: str) -> None:
-    """`found` is float32 and `expected` (nested lists or float64) up to float32's rounding."""
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    right = isinstance(found, Tensor) and found.dtype == torch.float32 and found.shape == expected.shape
-    expect(right, f"{what}: expected a tensor of shape {list(expected.shape)}, float32; got {shown(found)}")
-    wrong = (~torch.isclose(found.double(), expected, rtol=EXACT, atol=CANCELLED)).nonzero().tolist()
-    if wrong:
-        i, token = wrong[0]
-        expect(False, f"{what}: {len(wrong)} logits are wrong, the first of them that of token {token} in row {i}: "
-                      f"expected {expected[i, token]:.6f}, got {found[i, token]:.6f}")
-
-
-def expect_untouched(held: Remote, before: Tensor, what: str) -> None:
-    """The tensor that a function was given there is as it was."""
-    expect(torch.equal(look(held), before), f"{what} changed the logits it was given; log-probabilities are still wanted of them")
-
 
 # TODO 1
 
@@ -200,66 +172,6 @@ def divides_in_float32_whatever_comes_in(lab, dice):
 # TODO 3
 
 FILTERS = "TODO 3: Top-k, top-p, min-p"
-Kept = dict[int, float]
-"""Tokens and their logits, the largest first."""
-Step = Callable[[Kept, SamplingParams], Kept]
-
-
-def down_to(kept: Kept, token: int) -> Kept:
-    """The tokens with the logit of this one, or a larger one."""
-    return {t: logit for t, logit in kept.items() if logit >= kept[token]}
-
-
-def by_top_k(kept: Kept, p: SamplingParams) -> Kept:
-    return down_to(kept, list(kept)[p.top_k - 1]) if 0 < p.top_k < len(kept) else kept
-
-
-def by_top_p(kept: Kept, p: SamplingParams) -> Kept:
-    weights = {t: math.exp(logit - max(kept.values())) for t, logit in kept.items()}
-    sums = itertools.accumulate(weights.values())
-    reached = (t for t, total in zip(kept, sums, strict=True) if total >= p.top_p * sum(weights.values()))
-    return down_to(kept, next(reached)) if p.top_p < 1 else kept
-
-
-def by_min_p(kept: Kept, p: SamplingParams) -> Kept:
-    return {t: logit for t, logit in kept.items() if math.exp(logit - max(kept.values())) >= p.min_p}
-
-
-IN_ORDER = (by_top_k, by_top_p, by_min_p)
-
-
-def filtered(logits: Sequence[float], p: SamplingParams, steps: Sequence[Step] = IN_ORDER) -> set[int]:
-    """The tokens that remain, one step of the definition after the other."""
-    kept = {t: logits[t] for t in sorted(range(len(logits)), key=lambda t: -logits[t]) if logits[t] > -INF}
-    for step in steps:
-        kept = step(kept, p)
-    return set(kept)
-
-
-def clear(logits: Sequence[float], **wishes) -> bool:
-    """Whether rounding cannot change what is kept: a little more or less keeps the same. The README promises it."""
-    def with_share(share: float) -> set[int]:
-        top_p, min_p = wishes.get("top_p", 1.0), wishes.get("min_p", 0.0)
-        changed = {"top_p": top_p * share if top_p < 1 else 1.0, "min_p": min_p * share if min_p < 1 else 1.0}
-        return filtered(logits, SamplingParams(**wishes | changed))
-
-    return with_share(0.9998) == with_share(1.0) == with_share(min(1.0002, 1 / max(wishes.get("top_p", 0.5), 0.5)))
-
-
-def percents(dice: random.Random) -> list[int]:
-    """Of six tokens, in any order: none under 3, no two closer than 2, 100 in all."""
-    while True:
-        cuts = sorted(dice.sample(range(1, 100), 5))
-        found = [b - a for a, b in itertools.pairwise([0, *cuts, 100])]
-        ordered = sorted(found)
-        if ordered[0] >= 3 and all(b - a >= 2 for a, b in itertools.pairwise(ordered)):
-            return found
-
-
-def logits_of(shares: Sequence[float], dice: random.Random) -> list[float]:
-    """Logits with these probabilities, shifted, for logits need not be log-probabilities; as float32 has them."""
-    shift = dice.uniform(-5, 5)
-    return torch.tensor([math.log(share) + shift for share in shares]).tolist()
 
 
 def expect_kept(lab: Remote, logits: list[float], why: str, *wishes: dict) -> None:
@@ -299,17 +211,6 @@ def min_p_is_a_share_of_the_likeliest_tokens_probability(lab, dice):
     expect_kept(lab, logits_of(shares, dice), why, *dice.sample(wishes, 6), {"min_p": 1.0})
 
 
-def where_order_matters(dice: random.Random, *wrong: Step) -> tuple[list[int], list[float], dict]:
-    """Percents, their logits, and filters that would keep other tokens if they ran in the order `wrong`."""
-    while True:
-        shares = percents(dice)
-        logits = logits_of(shares, dice)
-        wishes = {"top_p": round(dice.uniform(0.3, 0.95), 4)}
-        wishes |= {"top_k": dice.randrange(2, 6)} if wrong[-1] is by_top_k else {"min_p": round(dice.uniform(0.1, 0.9), 4)}
-        if clear(logits, **wishes) and filtered(logits, SamplingParams(**wishes)) != filtered(logits, SamplingParams(**wishes), wrong):
-            return shares, logits, wishes
-
-
 @check(todo=3, points=2, section=FILTERS, concept="the order of the filters")
 def each_filter_looks_at_what_the_one_before_has_left(lab, dice):
     for wrong in ((by_top_p, by_top_k), (by_min_p, by_top_p)) * 3:
@@ -335,8 +236,9 @@ def min_p_compares_with_the_likeliest_as_it_is_then(lab, dice):
 def equal_logits_are_kept_or_removed_alike(lab, dice):
     shift = dice.randrange(-4, 5)
     logits = [level + shift for level in dice.sample([4.0, 4.0, 2.0, 2.0, 2.0, 1.0, 0.0], 7)]
-    # The fours have .678 of all and .831 of the five largest; of the first three in a sorted row, .937.
-    wishes = [{"top_k": k} for k in (1, 2, 3, 4, 5)] + [{"top_p": p} for p in (0.1, 0.5, 0.72, 0.8)] + [{"min_p": p} for p in (0.1, 1.0)]
+    # The fours have .404 each, together .808 of all and .831 of the five largest; of the first three in a sorted row,
+    # .937. The twos have .055 each, so that all that are above 1.0 have .973.
+    wishes = [{"top_k": k} for k in (1, 2, 3, 4, 5)] + [{"top_p": p} for p in (0.1, 0.5, 0.85, 0.9, 0.985)] + [{"min_p": p} for p in (0.1, 1.0)]
     wishes += [{"top_k": 3, "top_p": 0.8}, {"top_k": 3, "top_p": 0.9}, {"top_k": 1, "top_p": 0.3}]
     expect_kept(lab, logits, f"logits {logits}, of which equal ones stay together", *wishes)
 
@@ -346,19 +248,6 @@ def top_p_of_one_is_off_however_unlikely_a_token_is(lab, dice):
     logits = [0.0] * dice.randrange(2500, 3500)
     logits[dice.randrange(len(logits))] = dice.uniform(26, 30)  # in float32 it has all of the probability
     expect_kept(lab, logits, f"{len(logits)} tokens, one of them with nearly all of the probability", {"top_p": 1.0})
-
-
-def mixed_filters(dice: random.Random, logits: Tensor) -> list[dict]:
-    """For each row filters of its own that rounding cannot change."""
-    found = []
-    for scores in logits.tolist():
-        while True:
-            wishes = {"top_k": dice.choice([-1, 0, 1, 3, 7, 20, 100]), "top_p": dice.choice([1.0, dice.uniform(0.01, 0.99)]),
-                      "min_p": dice.choice([0.0, dice.uniform(0.001, 0.9)])}
-            if clear(scores, **wishes):
-                break
-        found.append(wishes)
-    return found
 
 
 def expect_mixed(lab: Remote, dice: random.Random, logits: Tensor) -> None:
@@ -393,18 +282,6 @@ def removed_tokens_do_not_come_back(lab, dice):
 # TODO 4
 
 PENALTIES = "TODO 4: Penalties and logit bias"
-
-
-def adjusted(logits: Sequence[float], row: SamplingRow) -> list[float]:
-    """Bias, repetition, frequency and presence, token by token."""
-    p, found = row.params, []
-    for token, logit in enumerate(logits):
-        logit += (p.logit_bias or {}).get(token, 0.0)
-        if token in row.prompt_token_ids or token in row.output_token_ids:
-            logit = logit / p.repetition_penalty if logit > 0 else logit * p.repetition_penalty
-        written = row.output_token_ids.count(token)
-        found.append(logit - p.frequency_penalty * written - p.presence_penalty * (written > 0))
-    return found
 
 
 def expect_penalties(lab: Remote, logits: Tensor, rows: list[SamplingRow], what: str) -> None:
@@ -492,100 +369,8 @@ def removed_tokens_stay_removed_and_nothing_is_changed_in_place(lab, dice):
 
 
 # TODO 5
-#
-# Let F be the true distribution function of a token's number and F_n that of n independent draws. The
-# inequality of Dvoretzky, Kiefer and Wolfowitz, with Massart's constant, holds for every n and every F:
-#
-#     P(max |F_n - F| > gap) <= 2 exp(-2 n gap^2)
-#
-# So gap = sqrt(ln(2 / FALSE_ALARM) / (2 n)) rejects a right sampler with probability at most FALSE_ALARM. There
-# are 17 comparisons: 3 of frequencies and 12 of pairs in TODO 5, 2 in TODO 6. With FALSE_ALARM = 1e-9 / 20 all
-# of them together reject one with probability at most 8.5e-10, for probabilities of a union at most add up. What
-# else could go against a right sampler is where draws agree, or differ, by chance: 4**-60 and less, said there.
-#
-# A sampler whose distribution is off by distance > gap stays within the gap with probability at most
-# 2 exp(-2 n (distance - gap)^2). With n = 10,000 the gap is 0.035, and 0.055 is noticed with probability 0.999.
-# With 1,000 pairs it is 0.110; two draws that are always equal are off by 3/16 and more, noticed with
-# probability 1 - 2 exp(-2000 * 0.077^2) > 0.9999. A pair of tokens (a, b) counts as the number 4 a + b.
 
 SEEDS = "TODO 5: Per-request seeds"
-FALSE_ALARM = 1e-9 / 20
-NUM_DRAWS = 10_000
-NUM_PAIRS = 1_000
-Place = tuple[int, int, int]
-"""Seed, sample index, position."""
-
-
-def allowed_gap(num_draws: int) -> float:
-    """How far the frequencies of a right sampler may be off, cumulated."""
-    return math.sqrt(math.log(2 / FALSE_ALARM) / (2 * num_draws))
-
-
-def distance(one: dict[int, float], other: dict[int, float], order: Sequence[int]) -> float:
-    """The largest difference of two distribution functions of tokens that are numbered in this order."""
-    differences = (one.get(token, 0.0) - other.get(token, 0.0) for token in order)
-    return max(map(abs, itertools.accumulate(differences)))
-
-
-def expect_frequencies(drawn: list[int], chances: Sequence[float], what: str) -> None:
-    """The tokens drawn are as frequent as their probabilities say; those of probability 0 never come."""
-    counts, right = Counter(drawn), dict(enumerate(chances))
-    never = sorted(token for token in counts if right.get(token, 0.0) == 0)
-    expect(not never, f"{what}: the tokens {shown(never)} were drawn, and their probability is 0")
-    shares = {token: count / len(drawn) for token, count in counts.items()}
-    gap = distance(shares, right, sorted(right, key=lambda token: -right[token]))
-    expect(gap <= allowed_gap(len(drawn)),
-           f"{what}: the probabilities are {[round(p, 3) for p in chances]}, and {len(drawn)} draws gave "
-           f"{[round(shares.get(token, 0.0), 3) for token in right]}")
-
-
-def called_with_rows(lab: Remote, call: Remote, logits: object, places: Sequence[Place], like: SamplingRow) -> object:
-    """What `call(logits, rows)` returns for rows at these places that are `like` this one.
-
-    The rows are made where the submission is: thousands of them take long on the wire. Their prompt is
-    that of `like`; after its output come zeros, up to the position.
-    """
-    package = lab._peer.root.package
-    builtins, operator = package("builtins"), package("operator")
-    always, every = package("itertools").repeat, functools.partial(kept, builtins.map)
-    prompt, output = like.prompt_token_ids, like.output_token_ids
-    seeds, indices, positions = (list(column) for column in zip(*places, strict=True))
-    zeros = every(operator.mul, kept(always, [0]), [position - len(prompt) - len(output) for position in positions])
-    outputs = every(operator.add, kept(always, output), zeros)
-    rows = every(package("nano_qwen3_serving.interfaces").SamplingRow, kept(always, hold(lab, like.params)), kept(always, prompt), outputs, seeds, indices)
-    (result,) = builtins.list(every(call, [logits], every(builtins.list, [rows])))
-    return result
-
-
-def drawn(lab: Remote, logits: object, places: Sequence[Place], like: SamplingRow | None = None) -> list[int]:
-    """What draw() says for rows at these places."""
-    torch_there = lab._peer.root.package("torch")
-    torch_there.manual_seed = torch_there.default_generator.manual_seed  # without its 2 ms for accelerators there are not
-    return as_tokens(called_with_rows(lab, lab.draw, logits, places, like or row()), len(places))
-
-
-def as_tokens(found: object, num_rows: int) -> list[int]:
-    """What draw() returned, which must be so many tokens."""
-    expect(isinstance(found, Tensor) and found.dtype == torch.int64 and found.shape == (num_rows,),
-           f"draw() of {num_rows} rows: expected a tensor of shape [{num_rows}], int64; got {shown(found)}")
-    return found.tolist()
-
-
-def equal_tokens(lab: Remote, num_rows: int, vocab_size: int = 4) -> Remote:
-    """Rows in which each token has exactly the same probability, so that no rounding can tip a draw."""
-    return repeated(lab, torch.zeros(vocab_size), num_rows)
-
-
-def seeds_from(dice: random.Random, count: int) -> list[Place]:
-    """The first draws of requests with seeds that follow each other."""
-    first = dice.getrandbits(40)
-    return [(first + i, 0, 3) for i in range(count)]
-
-
-def written_texts(dice: random.Random, num_seeds: int, num_positions: int) -> list[Place]:
-    """So many draws in a row of two samples each of requests with seeds that follow each other."""
-    first = dice.getrandbits(40)
-    return [(first + i, index, 3 + k) for i in range(num_seeds) for index in range(2) for k in range(num_positions)]
 
 
 @check(todo=5, points=2, section=SEEDS, concept="frequencies of a token")
@@ -603,36 +388,6 @@ def removed_tokens_are_never_drawn(lab, dice):
     logits[left] = torch.tensor([0.0, math.log(3)]) + dice.uniform(-3, 3)
     tokens = drawn(lab, repeated(lab, logits, NUM_DRAWS), seeds_from(dice, NUM_DRAWS))
     expect_frequencies(tokens, [(0.0, 0.25, 0.75)[1 + left.index(t) if t in left else 0] for t in range(6)], "two tokens of six are left, one three times as likely")
-
-
-def stepped(dice: random.Random, first: Place, second: Place) -> list[tuple[Place, Place]]:
-    """NUM_PAIRS pairs of places, each these two steps away from a start of its own."""
-    seed = dice.getrandbits(31)
-    starts = [(seed + 10 * k, k % 3, 3 + k % 5) for k in range(NUM_PAIRS)]
-    return [tuple(tuple(map(sum, zip(start, step, strict=True))) for step in (first, second)) for start in starts]
-
-
-def pairs_of_places(dice: random.Random) -> dict[str, list[tuple[Place, Place]]]:
-    """NUM_PAIRS pairs of each kind, all places of a kind different."""
-    names = {
-        "a seed and the next": ((0, 0, 0), (1, 0, 0)),
-        "a sample index and the next": ((0, 0, 0), (0, 1, 0)),
-        "a position and the next": ((0, 0, 0), (0, 0, 1)),
-        "places with the same seed + position": ((1, 0, 0), (0, 0, 1)),
-        "places with the same seed + index": ((1, 0, 0), (0, 1, 0)),
-        "places with the same index + position": ((0, 1, 0), (0, 0, 1)),
-        "sample indices that differ by 2": ((0, 0, 0), (0, 2, 0)),
-        "positions that differ by 64": ((0, 0, 0), (0, 0, 64)),
-        "seeds that differ by 2**32": ((0, 0, 0), (2**32, 0, 0)),
-    }
-    short = dice.sample(range(100, 900), NUM_PAIRS // 5)
-    # 7, 1, 13 and 71, 1, 3 have the same digits, and so have, with the position before the seed, 31, 1, 107 and
-    # 3, 1, 1107. A seed of three digits is met again neither with a 1 behind it nor with a 1 before it.
-    return {name: stepped(dice, *steps) for name, steps in names.items()} | {
-        "a seed and its negative": [((s, 0, p), (-s, 0, p)) for s in short for p in range(3, 8)],
-        "places with the same digits, seed first": [((s, 1, 10 + p), (10 * s + 1, 1, p)) for s in short for p in range(3, 8)],
-        "places with the same digits, position first": [((s, 1, 10 * p + 1), (1000 + s, 1, p)) for s in short for p in range(3, 8)],
-    }
 
 
 @check(todo=5, points=2, section=SEEDS, concept="draws at different places")
@@ -735,42 +490,6 @@ def random_numbers_are_fine_enough_for_a_real_vocabulary(lab, dice):
 # TODO 6
 
 LOGPROBS = "TODO 6: Log-probabilities, and the sampler"
-CLOSE = 1e-5
-"""log_softmax of few logits in float32: some terms, each rounded by 2**-24, of values up to 20."""
-
-
-def entries(found: object, what: str) -> dict[int, tuple[float, int]]:
-    """The log-probabilities and ranks that logprobs_of() returned."""
-    expect(isinstance(found, dict), f"{what}: expected a dict from token id to Logprob, got {shown(found)}")
-    values = {}
-    for token, value in found.items():
-        expect(type(token) is int, f"{what}: a key of the dict is {shown(token)}; expected a token id, an int")
-        expect(getattr(value, "_kind", "") == "Logprob", f"{what}: token {token} has {shown(value)}; expected a Logprob")
-        values[token] = (value.logprob, value.rank)
-        expect(type(values[token][0]) is float, f"{what}: the logprob of token {token} is {shown(values[token][0])}; expected a Python float")
-        expect(type(values[token][1]) is int, f"{what}: the rank of token {token} is {shown(values[token][1])}; expected an int")
-    return values
-
-
-def expect_logprobs(found: object, logits: Tensor, chosen: int, count: int, what: str) -> None:
-    """`found` has the chosen token and then the `count` best, equal ones in any order, with what log_softmax and counting give."""
-    exact, scores = logits.double().log_softmax(dim=0).tolist(), logits.tolist()
-    values = entries(found, what)
-    tokens = list(values)
-    expect(all(0 <= token < len(scores) for token in tokens), f"{what}: there are {len(scores)} tokens, and these were named: {shown(tokens)}")
-    expect(tokens[:1] == [chosen], f"{what}: the chosen token, {chosen}, comes first; the tokens were {shown(tokens)}")
-    best = sorted(scores, reverse=True)[: len(scores) if count == -1 else count]
-    for others in (tokens, tokens[1:]):  # the chosen token may be one of the best, and then stands there once
-        if sorted((scores[t] for t in others), reverse=True) == best:
-            break
-    else:
-        expect(False, f"{what}: expected token {chosen} and the best {len(best)}; the tokens were {shown(tokens)}")
-    after = [scores[t] for t in tokens[1:]]
-    expect(after == sorted(after, reverse=True), f"{what}: after the chosen token the likeliest come first; the tokens were {shown(tokens)}")
-    for token, (logprob, rank) in values.items():
-        expect(abs(logprob - exact[token]) <= CLOSE, f"{what}: token {token} has log-probability {exact[token]:.5f}, not {logprob:.5f}")
-        right = 1 + sum(other > scores[token] for other in scores)
-        expect(rank == right, f"{what}: the logits of {right - 1} tokens are above that of token {token}, so its rank is {right}, not {rank}")
 
 
 @check(todo=6, points=2, section=LOGPROBS, concept="which tokens have a log-probability")
@@ -795,18 +514,6 @@ def a_rank_is_one_plus_the_number_of_likelier_tokens(lab, dice):
     close = torch.full((4,), dice.uniform(0.1, 0.2))
     close[best] = torch.nextafter(close[best], torch.tensor(1.0))  # larger by the last bit, which log_softmax rounds away
     expect_logprobs(lab.logprobs_of(close, other, 0), close, other, 0, f"the logit of token {best} is larger than three equal ones by its last bit")
-
-
-def sampled(sampler: Remote, logits: object, rows: list[SamplingRow]) -> tuple[list[int], list]:
-    """What sample() returns, which must be a token for each row, and a dict or None."""
-    answer = sampler.sample(logits, rows)
-    expect(isinstance(answer, tuple) and len(answer) == 2, f"sample() returned {shown(answer)}; expected the tokens and their log-probabilities")
-    tokens, logprobs = answer
-    expect(isinstance(tokens, list) and len(tokens) == len(rows) and all(type(token) is int for token in tokens),
-           f"sample() of {len(rows)} rows gave the tokens {shown(tokens)}; expected a list of ints, one per row")
-    expect(isinstance(logprobs, list) and len(logprobs) == len(rows),
-           f"sample() of {len(rows)} rows gave the log-probabilities {shown(logprobs)}; expected a list with a dict or None per row")
-    return tokens, logprobs
 
 
 @check(todo=6, points=2, section=LOGPROBS, concept="which logits log-probabilities are of")
@@ -860,47 +567,6 @@ def in_a_mixed_batch_each_row_gets_what_it_wants(lab, dice):
     expect(len(set(tokens)) > 1, "of four equal tokens 64 rows with temperature 0.01 all got the same: only temperature 0 is greedy")  # 4**-63
 
 
-def by_penalties(logits: list[float], one: SamplingRow) -> list[float]:
-    return adjusted(logits, one)
-
-
-def by_temperature(logits: list[float], one: SamplingRow) -> list[float]:
-    return [logit / one.params.temperature for logit in logits]
-
-
-def by_filters(logits: list[float], one: SamplingRow) -> list[float]:
-    tokens = filtered(logits, one.params)
-    return [logit if token in tokens else -INF for token, logit in enumerate(logits)]
-
-
-RIGHT_ORDER = (by_penalties, by_temperature, by_filters)
-WRONG_ORDERS = ((by_penalties, by_filters, by_temperature), (by_temperature, by_penalties, by_filters))
-
-
-def chances(logits: list[float], one: SamplingRow, steps: Sequence[Callable] = RIGHT_ORDER) -> dict[int, float]:
-    """With which probability each token is to be drawn, from the definitions."""
-    for step in steps:
-        logits = step(logits, one)
-    weights = [math.exp(logit) for logit in logits]
-    return {token: weight / sum(weights) for token, weight in enumerate(weights)}
-
-
-def wishes_where_order_matters(dice: random.Random, logits: list[float], everything: bool) -> SamplingRow:
-    """A row whose draws would be off by 0.08 and more if its steps ran in a wrong order (without penalties: in the first)."""
-    while True:
-        wishes = {"temperature": dice.uniform(1.4, 2), "top_p": dice.uniform(0.6, 0.9)}
-        if everything:
-            wishes |= {"top_k": dice.choice([4, 5]), "min_p": dice.uniform(0.1, 0.4), "frequency_penalty": dice.uniform(0.3, 1),
-                       "presence_penalty": dice.uniform(-0.5, 0.5), "repetition_penalty": dice.uniform(1.2, 1.8),
-                       "logit_bias": {dice.randrange(6): dice.uniform(1, 2)}}
-        one = row(output=[dice.randrange(6) for _ in range(3)], **wishes)
-        scaled, right = by_temperature(by_penalties(logits, one), one), chances(logits, one)
-        order = sorted(right, key=lambda token: -right[token])
-        off = [distance(chances(logits, one, steps), right, order) for steps in WRONG_ORDERS[: 2 if everything else 1]]
-        if min(off) >= 0.08 and clear(scaled, **{name: wishes[name] for name in ("top_k", "top_p", "min_p") if name in wishes}):
-            return one
-
-
 @check(todo=6, points=2, section=LOGPROBS, concept="the order of the steps", hidden=True)
 def bias_penalties_temperature_filters_draw_in_this_order(lab, dice):
     for everything in (True, False):
@@ -919,7 +585,7 @@ def greedy_rows_draw_nothing(lab, dice):
 
     def watched(logits, rows):
         """Takes the largest, by which each of these rows is known."""
-        given.append([int(scores.argmax()) for scores in logits])
+        given.append(logits)
         return logits.argmax(dim=-1)
 
     peaks = dice.sample(range(6), 6)
@@ -928,41 +594,13 @@ def greedy_rows_draw_nothing(lab, dice):
     logits, rows = 9 * torch.eye(6)[peaks], [row(temperature=t) for t in temperatures]
     lab.draw = ours(watched)
     sampled(lab.Sampler(), logits, rows)
-    greedy = {peak for peak, t in zip(peaks, temperatures, strict=True) if t == 0}
-    wrong = [i for i, peak in enumerate(peaks) if peak in greedy and any(peak in call for call in given)]
+    for_whom = {peaks.index(int(scores.argmax())) for call in given for scores in call}
+    wrong = sorted(i for i in for_whom if temperatures[i] == 0)
     expect(not wrong, f"temperatures {shown(temperatures)}: draw() was given the greedy rows {wrong}, which need none")
     given.clear()
     alone = [i for i, t in enumerate(temperatures) if t == 0]
     sampled(lab.Sampler(), logits[alone], [rows[i] for i in alone])
     expect(not given, "a batch of greedy rows alone has nothing to draw, and draw() was called")
-
-
-class Wired:
-    """The submission's sampler as the judge's engine calls it: log-probabilities come as values."""
-
-    def __init__(self, lab: Remote) -> None:
-        self.sampler = lab.Sampler()
-
-    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> tuple[list[int], list[dict[int, Logprob] | None]]:
-        tokens, logprobs = sampled(self.sampler, logits, rows)
-        return tokens, [None if found is None else self._values(found) for found in logprobs]
-
-    def _values(self, found: object) -> dict[int, Logprob]:
-        return {token: Logprob(*entry) for token, entry in entries(found, "in the engine").items()}
-
-
-def texts(lab: Remote | None, prompts: list[dict], params: list[SamplingParams], **options) -> list:
-    """What the course's model writes with this sampler (or the engine's own), in the judge's process: each request's samples."""
-    from nano_qwen3_serving import LLM
-    from nano_qwen3_serving.components import Components
-
-    components = Components() if lab is None else Components().using(sampler=lambda config: Wired(lab))
-    llm = LLM("course-draft", components=components, device="cpu", dtype="float32", num_gpu_blocks_override=64, **options)
-    return [output.outputs for output in llm.generate(prompts, params, use_tqdm=False)]
-
-
-def prompts_from(dice: random.Random) -> list[dict]:
-    return [{"prompt_token_ids": [dice.randrange(300, 500) for _ in range(dice.randrange(4, 12))]} for _ in range(3)]
 
 
 @check(todo=6, points=2, section=LOGPROBS, concept="seeds in the engine", hidden=True)
@@ -972,7 +610,7 @@ def in_the_engine_a_seed_gives_the_same_text_alone_in_a_batch_and_in_chunks(lab,
     params = [SamplingParams(temperature=2.0, seed=dice.getrandbits(40), n=2, max_tokens=8, ignore_eos=True) for _ in prompts]
 
     def written(which: slice, **options) -> list[list[list[int]]]:
-        return [[one.token_ids for one in outputs] for outputs in texts(lab, prompts[which], params[which], batch_invariant=True, **options)]
+        return [[one.token_ids for one in outputs] for outputs in generated(lab, prompts[which], params[which], batch_invariant=True, **options)]
 
     together = written(slice(None), block_size=16)
     alone = [text for i in range(3) for text in written(slice(i, i + 1), block_size=16)]
@@ -986,7 +624,7 @@ def in_the_engine_greedy_tokens_and_logprobs_are_those_of_its_own_sampler(lab, d
     lab.Sampler().sample(torch.zeros(1, 4), [row(temperature=0.0)])
     prompts = prompts_from(dice)
     params = [SamplingParams(temperature=0.0, max_tokens=8, logprobs=count, ignore_eos=True) for count in (None, 3, 5)]
-    for found, right in zip(texts(lab, prompts, params), texts(None, prompts, params), strict=True):
+    for found, right in zip(generated(lab, prompts, params), generated(None, prompts, params), strict=True):
         expect(found[0].token_ids == right[0].token_ids, f"greedy in the engine: expected the tokens {right[0].token_ids}, got {found[0].token_ids}")
         for mine, theirs in zip(found[0].logprobs or [], right[0].logprobs or [], strict=True):
             expect(set(mine) == set(theirs), f"log-probabilities in the engine: expected those of the tokens {sorted(theirs)}, got {sorted(mine)}")

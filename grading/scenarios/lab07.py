@@ -1,30 +1,34 @@
 """Lab 07: the paged cache. What the functions give is compared with attention written out in float64.
 
 A cache that may be changed in place lies where the submission is. The engine of the last checks is the
-judge's own: it has the submission's attention in place of its own, and the caches stay with that.
+judge's own, with the submission's attention in place of its own.
 """
 
-import functools
-import importlib.util
-import json
 import math
-import mmap
 import random
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, check, expect, hold, kept, look, shown
-from grading.worker.peer import Raised, Remote
-from labs.harness.catalog import find_lab
+from grading.checks import check, expect, hold, kept, look, shown
+from grading.scenarios.lab07_engine import expect_same_tokens, generated, item, metadata_there, pairs_of, part, random_network
+from grading.scenarios.lab07_pool import (
+    VAST_BLOCK,
+    VAST_HEADS,
+    Pool,
+    Vast,
+    bits,
+    cut_out,
+    expect_tensor,
+    expect_unchanged,
+    first_of,
+    module_there,
+    numbers,
+    within_memory,
+)
+from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -37,240 +41,6 @@ def model_config(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 16, 
     return ModelConfig(
         vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads, head_dim=head_dim, max_position_embeddings=1024)
-
-
-# What is right, and how far from it rounding may lead.
-
-
-def dense(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
-    """q [count, num_heads, dim] at positions start, start + 1, ...; keys, values [seq_len, num_kv_heads, dim]."""
-    count, num_heads, dim = q.shape
-    group = num_heads // keys.shape[1]
-    out = torch.empty(count, num_heads, dim, dtype=torch.float64)
-    for row in range(count):
-        for head in range(num_heads):
-            k, v = (one[: start + row + 1, head // group].double() for one in (keys, values))
-            out[row, head] = torch.softmax(k @ q[row, head].double() / math.sqrt(dim), dim=0) @ v
-    return out
-
-
-def allowed_error(q: Tensor, keys: Tensor, values: Tensor) -> float:
-    """The largest difference from `dense` that comes of rounding alone.
-
-    With u the unit roundoff of q's dtype (2^-24 for float32, 2^-8 for bfloat16): a score is a sum of
-    head_dim products. Scaling q, multiplying, adding up and storing the score round 4 times, each by at most
-    u times the sum of the products' sizes; adding them in float32 adds head_dim * 2^-24 of it. A score
-    that is off by e changes a weight's numerator and the softmax's sum by a factor of exp(e) each. Weights,
-    result and what is between them round 3 times more, and n values are added in float32.
-    """
-    u, u32 = torch.finfo(q.dtype).eps / 2, 2.0**-24
-    dim, group = q.shape[-1], q.shape[1] // keys.shape[1]
-    sizes = torch.einsum("thd,nhd->thn", q.double().abs(), keys.double().abs().repeat_interleave(group, dim=1))
-    score_error = (4 * u + dim * u32) * sizes.max().item() / math.sqrt(dim)
-    return values.double().abs().max().item() * (math.expm1(2 * score_error) + 3 * u + len(keys) * u32)
-
-
-def expect_tensor(got: Any, shape: Sequence[int], what: str) -> None:
-    expect(isinstance(got, Tensor), f"{what}: expected a tensor, and {shown(got)} came")
-    expect(list(got.shape) == list(shape), f"{what}: expected shape {list(shape)}, got {list(got.shape)}")
-
-
-def first_of(row: Tensor) -> str:
-    """The first three numbers of a head."""
-    return "[" + ", ".join(f"{number:.4f}" for number in row[:3].tolist()) + ", ...]"
-
-
-# Requests in a cache. Nothing here is the lab's code.
-
-
-class Asked:
-    """One request: q stands at positions start, ...; keys and values are those of all its tokens."""
-
-    def __init__(self, start: int, count: int, heads: tuple[int, int, int], dtype: torch.dtype, generator: torch.Generator) -> None:
-        num_heads, num_kv_heads, head_dim = heads
-
-        def noise(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(dtype)
-
-        self.start, self.count, self.seq_len = start, count, start + count
-        self.q = noise(count, num_heads, head_dim)
-        self.keys, self.values = (noise(self.seq_len, num_kv_heads, head_dim) for _ in "kv")
-        self.table: list[int] = []
-
-    def expect_attended(self, got: Any, what: str) -> None:
-        """`got`, [count, num_heads, head_dim], is dense attention of this request."""
-        want = dense(self.q, self.keys, self.values, self.start)
-        expect_tensor(got, want.shape, what)
-        expect(got.dtype == self.q.dtype, f"{what}: q is {self.q.dtype}, so the result is too; got {got.dtype}")
-        off = (got.double() - want).abs()
-        rows = (~off.isfinite()).flatten(1).any(dim=1).nonzero().flatten() + self.start
-        expect(not len(rows), (
-            f"{what}: NaN or infinity at positions {shown(rows.tolist())}. Was something read that nobody wrote, or "
-            "has a row no key at all to read?"))
-        limit = allowed_error(self.q, self.keys, self.values)
-        worst = off.amax(dim=(1, 2))
-        row = int(worst.argmax())
-        head = int(off[row].amax(dim=1).argmax())
-        expect(bool(worst.max() <= limit), (
-            f"{what}: wrong in {int((worst > limit).sum())} of {len(worst)} rows. Worst is position {self.start + row}, "
-            f"query head {head}: expected {first_of(want[row, head])}, got {first_of(got[row, head])}; "
-            f"rounding alone explains a difference of {limit:.1e}"))
-
-
-class Pool:
-    """A cache of one layer with requests in scattered blocks; `garbage` in every slot that nobody wrote.
-
-    Args:
-        spans: (tokens computed before, tokens of this step) of each request, those of one token first.
-        heads: query heads, KV heads, head_dim.
-    """
-
-    def __init__(
-        self, dice: random.Random, *spans: tuple[int, int], block_size: int = 4, heads: tuple[int, int, int] = (4, 2, 16),
-        dtype: torch.dtype = torch.float32, garbage: float = 50.0,
-    ) -> None:
-        generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
-        self.dice, self.block_size, self.heads, self.dtype = dice, block_size, heads, dtype
-        self.requests = [Asked(*span, heads, dtype, generator) for span in spans]
-        needed = [-(-request.seq_len // block_size) for request in self.requests]
-        blocks = list(range(1, sum(needed) + 4))
-        dice.shuffle(blocks)
-        shape = (len(blocks) + 1, block_size, *heads[1:])
-        self.k_cache, self.v_cache = (torch.full(shape, garbage, dtype=dtype) for _ in "kv")
-        self.nobodys = blocks.pop()
-        for request, count in zip(self.requests, needed, strict=True):
-            request.table = sorted((blocks.pop() for _ in range(count)), reverse=True)  # never in rising order
-            self.put(request, request.keys, request.values)
-
-    def put(self, request: Asked, keys: Tensor, values: Tensor) -> None:
-        """Writes a request's keys and values, a slot at a time."""
-        for i in range(request.seq_len):
-            place = request.table[i // self.block_size], i % self.block_size
-            self.k_cache[place], self.v_cache[place] = keys[i], values[i]
-
-    def tables(self, spare: int = 0) -> Tensor:
-        """[num_requests, longest + spare]; after a request's own blocks one of nobody's, full of garbage."""
-        longest = max(len(request.table) for request in self.requests) + spare
-        return torch.tensor([one.table + [self.nobodys] * (longest - len(one.table)) for one in self.requests])
-
-    def table(self) -> Tensor:
-        """The block table of the first request, with two entries after its own."""
-        return self.tables(spare=2)[0]
-
-    def query_starts(self) -> list[int]:
-        return [sum(one.count for one in self.requests[:i]) for i in range(len(self.requests) + 1)]
-
-    def seq_lens(self) -> list[int]:
-        return [request.seq_len for request in self.requests]
-
-    def q(self) -> Tensor:
-        """All rows of the step, [num_tokens, num_heads, head_dim]."""
-        return torch.cat([request.q for request in self.requests])
-
-    def slots(self) -> list[int]:
-        """Where the step's keys and values lie."""
-        return [one.table[p // self.block_size] * self.block_size + p % self.block_size
-                for one in self.requests for p in range(one.start, one.seq_len)]
-
-    def expect_attended(self, got: Any, what: str, only: int | None = None) -> None:
-        """Each request's rows are dense attention over its own tokens."""
-        expect_tensor(got, self.q().shape, what)
-        starts = self.query_starts()
-        for i, request in enumerate(self.requests):
-            if only is None or i == only:
-                request.expect_attended(
-                    got[starts[i] : starts[i + 1]],
-                    f"{what}: request {i} of {len(self.requests)}, {request.count} tokens after {request.start}")
-
-    def described(self) -> str:
-        num_heads, num_kv_heads, head_dim = self.heads
-        return f"{num_heads} query heads, {num_kv_heads} KV heads of {head_dim}, {str(self.dtype).removeprefix('torch.')}"
-
-
-# Tensors where the submission is.
-
-
-def module_there(lab: Remote, name: str) -> Remote:
-    """A module of the runtime in which the submission is."""
-    return lab._peer.root.package(name)
-
-
-def cut_out(lab: Remote, tensor: Tensor) -> Remote:
-    """The same numbers, there, cut out of a wider tensor, as q, k and v are cut out of one product in the engine."""
-    rows, heads, dim = tensor.shape
-    wide = torch.full((rows, heads + 3, dim + 1), 7.0, dtype=tensor.dtype)
-    wide[:, 1:-2, 1:] = tensor
-    some_heads = kept(hold(lab, wide).narrow, 1, 1, heads)
-    return kept(some_heads.narrow, 2, 1, dim)
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """What can be compared exactly, NaN included."""
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-
-
-def same(one: Any, other: Tensor) -> bool:
-    return isinstance(one, Tensor) and one.dtype == other.dtype and one.shape == other.shape and torch.equal(bits(one), bits(other))
-
-
-def expect_unchanged(**pairs: tuple[Remote, Tensor]) -> None:
-    """Arguments that were given, each with what it was before."""
-    changed = [name for name, (now, before) in pairs.items() if not same(look(now), before)]
-    expect(not changed, f"{', '.join(changed)} changed: an argument that belongs to the caller was written to")
-
-
-VAST = (1 << 41, 1 << 38, 1 << 35, 1 << 32, 1 << 28)
-"""Bytes of a vast cache: the most that a machine gives addresses for. Of the last, where memory is promised to nobody
-who does not have it, a copy would go unnoticed."""
-VAST_BLOCK = 256
-VAST_HEADS = (32, 2, 64)
-
-
-def vast_cache(lab: Remote, dtype: torch.dtype) -> Remote:
-    """A cache that is larger than any memory, [num_blocks, 256, 2, 64], zeroed.
-
-    It has addresses, and memory only for the pages that somebody writes. So whoever copies it, or makes
-    scores for all of it, gets no memory, whatever he may say about it; and who takes a few blocks can.
-    """
-    there, maps = module_there(lab, "torch"), module_there(lab, "mmap")
-    unreserved = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE
-    for size in VAST:
-        try:
-            addresses = maps.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | unreserved)
-            break
-        except Raised:
-            if size == VAST[-1]:
-                raise
-    numbers = kept(there.frombuffer, addresses, dtype=dtype)
-    return kept(numbers.view, -1, VAST_BLOCK, *VAST_HEADS[1:])
-
-
-class Vast:
-    """The requests of a pool, of blocks of 256, in two vast caches.
-
-    Attributes:
-        k_cache, v_cache: there.
-        tables: as `Pool.tables`, with the blocks' ids here.
-    """
-
-    def __init__(self, lab: Remote, dice: random.Random, *spans: tuple[int, int], dtype: torch.dtype) -> None:
-        self.pool = Pool(dice, *spans, block_size=VAST_BLOCK, heads=VAST_HEADS, dtype=dtype)
-        self.k_cache, self.v_cache = (vast_cache(lab, dtype) for _ in "kv")
-        self.ids = torch.tensor(dice.sample(range(1, self.k_cache.shape[0]), len(self.pool.k_cache)))
-        for cache, blocks in ((self.k_cache, self.pool.k_cache), (self.v_cache, self.pool.v_cache)):
-            kept(cache.index_copy_, 0, self.ids, blocks)
-        self.tables = self.ids[self.pool.tables()]
-        self.what = f"a pool of {self.k_cache.shape[0]:,} blocks in {str(dtype).removeprefix('torch.')}"
-
-    def within_its_blocks(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives; it must not need memory for the pool."""
-        try:
-            return call()
-        except Raised as error:
-            if "alloc" in error.text or "MemoryError" in error.kinds:
-                raise Wrong(f"{self.what}: something of the pool's size was to be made ({' '.join(error.text.split())[:160]}). "
-                            "Take the request's blocks first, and work on those alone.") from None
-            raise
 
 
 # TODO 1
@@ -293,11 +63,6 @@ class Piece:
 def facts_of(chunk: Any) -> tuple:
     """(token_ids, computed, table) of a chunk that came back."""
     return tuple(getattr(chunk, name, None) for name in ("token_ids", "num_computed_tokens", "block_table"))
-
-
-def numbers(value: Any) -> Any:
-    """Tensors and tuples as lists."""
-    return value.tolist() if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else value
 
 
 def expect_layout(layout: Any, pieces: Sequence[Piece], size: int, **wanted: Any) -> None:
@@ -474,7 +239,7 @@ def does_not_copy_the_cache(lab, dice):
         k, v = (torch.randn(3, *VAST_HEADS[1:]).to(dtype) for _ in "kv")
         offsets = torch.tensor(dice.sample(range(VAST_BLOCK), 3))
         blocks = vast.ids[torch.tensor(dice.sample(range(len(vast.ids)), 3))]
-        vast.within_its_blocks(lambda: lab.write_kv(vast.k_cache, vast.v_cache, k, v, blocks * VAST_BLOCK + offsets))
+        vast.within_its_blocks(lab.write_kv, vast.k_cache, vast.v_cache, k, v, blocks * VAST_BLOCK + offsets)
         for name, cache, rows in (("k_cache", vast.k_cache, k), ("v_cache", vast.v_cache, v)):
             found = cache.index_select(0, blocks)[torch.arange(3), offsets]
             expect(torch.equal(found, rows), f"{name} of {vast.what}: what was written is not there")
@@ -604,13 +369,9 @@ def gather_fetches_only_the_blocks_that_hold_its_tokens(lab, dice):
     table = kept(module_there(lab, "torch").full, [entries], blocks[3])
     kept(table.index_copy_, 0, torch.arange(3), torch.tensor(blocks[:3]))
     length = dice.randrange(9, 13)
-    try:
-        got = lab.gather(cache, table, length)
-    except Raised as error:
-        if "alloc" in error.text or "MemoryError" in error.kinds:
-            raise Wrong(f"the block table of a request with 3 blocks has {entries:,} entries: what stands after those 3 means nothing, "
-                        f"and is not fetched ({' '.join(error.text.split())[:160]})") from None
-        raise
+    got = within_memory(
+        f"the block table of a request with 3 blocks has {entries:,} entries: what stands after those 3 means nothing, and is not fetched",
+        lab.gather, cache, table, length)
     expect_tensor(got, (length, 1, head_dim), f"gather of {length} tokens")
     expect(torch.equal(got, cache[torch.tensor(blocks[:3])].flatten(0, 1)[:length]), f"gather of {length} tokens in blocks {blocks[:3]} of 4: other keys came")
 
@@ -620,8 +381,7 @@ def decode_copies_no_more_than_the_requests_own_blocks(lab, dice):
     for dtype in DTYPES:
         vast = Vast(lab, dice, (dice.randrange(250, 500), 1), dtype=dtype)
         request = vast.pool.requests[0]
-        got = vast.within_its_blocks(lambda: lab.decode_attention(
-            request.q[0], vast.k_cache, vast.v_cache, vast.tables[0], request.seq_len))
+        got = vast.within_its_blocks(lab.decode_attention, request.q[0], vast.k_cache, vast.v_cache, vast.tables[0], request.seq_len)
         expect_tensor(got, request.q[0].shape, vast.what)
         request.expect_attended(got[None], vast.what)
 
@@ -736,8 +496,7 @@ def chunk_copies_no_more_than_the_requests_own_blocks(lab, dice):
     for dtype in DTYPES:
         vast = Vast(lab, dice, (dice.randrange(250, 500), 3), dtype=dtype)
         request = vast.pool.requests[0]
-        got = vast.within_its_blocks(lambda: lab.chunk_attention(
-            request.q, vast.k_cache, vast.v_cache, vast.tables[0], request.start))
+        got = vast.within_its_blocks(lab.chunk_attention, request.q, vast.k_cache, vast.v_cache, vast.tables[0], request.start)
         request.expect_attended(got, vast.what)
 
 
@@ -816,8 +575,8 @@ def batch_copies_no_more_than_the_requests_own_blocks(lab, dice):
     for dtype in DTYPES:
         vast = Vast(lab, dice, (dice.randrange(250, 500), 1), (9, 1), (dice.randrange(250, 500), 5), (5, 6), dtype=dtype)
         pool = vast.pool
-        got = vast.within_its_blocks(lambda: lab.batch_attention(
-            pool.q(), vast.k_cache, vast.v_cache, pool.query_starts(), pool.seq_lens(), vast.tables))
+        got = vast.within_its_blocks(
+            lab.batch_attention, pool.q(), vast.k_cache, vast.v_cache, pool.query_starts(), pool.seq_lens(), vast.tables)
         pool.expect_attended(got, vast.what)
 
 
@@ -827,28 +586,9 @@ SWAP_IN = "TODO 6: Swap in"
 LISTS = ("query_lens", "seq_lens", "block_tables", "slot_mapping")
 
 
-def part(lab: Remote, config: ModelConfig, size: int = 4, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Remote:
-    """The submission's `PagedAttention`."""
-    return lab.PagedAttention(config, size, dtype, kept(module_there(lab, "torch").device, device))
-
-
-def item(lab: Remote, container: Remote, index: int) -> Remote:
-    """container[index], there."""
-    return kept(module_there(lab, "operator").getitem, container, index)
-
-
-def pairs_of(lab: Remote, cache: Remote) -> list[Remote]:
-    return [item(lab, cache, layer) for layer in range(len(cache))]
-
-
 def unset_memory_is_nan(lab: Remote) -> None:
     """From now on `torch.empty` gives NaN there, where it would give whatever was in memory, which may be zeros."""
     module_there(lab, "torch").set_deterministic_debug_mode("warn")
-
-
-def metadata_there(lab: Remote, **facts: Any) -> Remote:
-    """The engine's `AttentionMetadata`, made there."""
-    return module_there(lab, "nano_qwen3_serving.interfaces").AttentionMetadata(**facts)
 
 
 def metadata_of(lab: Remote, pool: Pool) -> Remote:
@@ -923,156 +663,6 @@ def padding_rows_come_back_as_zeros(lab, dice):
         expect(bool((got[rows:] == 0).all()), (
             f"the {padding} padding rows belong to nobody and must be zeros, whatever their q holds (here NaN): they go on "
             f"through the layers. Got {[first_of(row) for row in got[rows:, 0]][:3]}"))
-
-
-# The judge's engine, with the submission's attention.
-
-
-class There:
-    """A `PagedAttention` for an engine of the judge: its caches stay there, and a step's metadata go there once.
-
-    Args:
-        faults: gets the first exception, for the engine tries what fails again, one request at a time.
-    """
-
-    def __init__(self, lab: Remote, faults: list[Exception], config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._lab, self._faults, self._layers = lab, faults, config.num_hidden_layers
-        self._part = part(lab, config, size, dtype, device.type)
-        self._slots: tuple = (None, None)
-        self._metadata: tuple = (None, None)
-
-    def _kept_in_mind(self, call: Callable, *arguments: Any) -> Any:
-        """What the call gives. After an exception there are no more calls, only that again."""
-        if not self._faults:
-            try:
-                return call(*arguments)
-            except Exception as error:
-                self._faults.append(error)
-        raise self._faults[0]
-
-    @property
-    def bytes_per_block(self) -> int:
-        return self._part.bytes_per_block
-
-    def make_cache(self, num_blocks: int) -> list[Remote]:
-        pairs = pairs_of(self._lab, kept(self._part.make_cache, num_blocks))
-        expect(len(pairs) == self._layers, f"{self._layers} layers, and make_cache made {len(pairs)} pairs of keys and values")
-        return pairs
-
-    def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
-        return self._kept_in_mind(self._slots_of, block_table, positions)
-
-    def write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        self._kept_in_mind(self._write, layer_cache, k, v, slots)
-
-    def forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
-        return self._kept_in_mind(self._forward, q, layer_cache, metadata)
-
-    def _slots_of(self, block_table: Sequence[int], positions: range) -> list[int]:
-        slots = numbers(self._part.slots(block_table, positions))
-        expect(isinstance(slots, list) and len(slots) == len(positions), f"slots of {positions} in the engine: {shown(slots)} came")
-        return slots
-
-    def _write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        if slots is not self._slots[0]:
-            self._slots = slots, hold(self._lab, slots)
-        self._part.write(layer_cache, k, v, self._slots[1])
-
-    def _forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
-        if metadata is not self._metadata[0]:
-            self._metadata = metadata, metadata_there(self._lab, **{**vars(metadata), "slot_mapping": self._slots[1]})
-        got = self._part.forward(q, layer_cache, self._metadata[1])
-        expect_tensor(got, q.shape, "forward in the engine")
-        expect(got.dtype == q.dtype, f"forward in the engine: q is {q.dtype}, so the result is too; got {got.dtype}")
-        return got
-
-
-@functools.cache
-def seam() -> Any:
-    """How the engine uses the part: the lab's own `seam.py`."""
-    spec = importlib.util.spec_from_file_location("_lab07_seam_of_the_judge", find_lab("07").seam)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def keeps_logits() -> Any:
-    """The engine's sampler; its `rows` are the logits, under the tokens that they follow."""
-    from nano_qwen3_serving.execution.sampler import Sampler
-
-    class KeepsLogits(Sampler):
-        rows: dict[tuple[int, ...], Tensor]
-
-        def sample(self, logits: Tensor, rows: Sequence[Any]) -> Any:
-            for row, one in zip(rows, logits, strict=True):
-                self.rows[(*row.prompt_token_ids, *row.output_token_ids)] = one.clone()
-            return super().sample(logits, rows)
-
-    sampler = KeepsLogits()
-    sampler.rows = {}
-    return sampler
-
-
-def generated(model: str, prompts: Sequence[Any], max_tokens: int, lab: Remote | None = None, **arguments: Any) -> tuple[list[Any], dict]:
-    """Greedy outputs and all rows of logits of the judge's engine; with the submission's attention if `lab` is given."""
-    from nano_qwen3_serving import LLM, SamplingParams
-    from nano_qwen3_serving.components import Components
-
-    sampler, faults = keeps_logits(), []
-    components = Components(sampler=lambda config: sampler)
-    if lab is not None:
-        classes = SimpleNamespace(PagedAttention=functools.partial(There, lab, faults))
-        components = components.using(attention=functools.partial(seam().attention, classes))
-    llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True, max_num_seqs=4,
-              num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
-    greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-    try:
-        return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
-    finally:
-        if faults:
-            raise faults[0]
-
-
-IN_THE_ENGINE = "See 'All right alone, wrong in the engine' in the README."
-
-
-def expect_same_tokens(found: tuple[list[Any], dict], right: tuple[list[Any], dict], how: str) -> None:
-    """The same logits to one part in ten thousand, and the same tokens, but for a tie that such logits leave open."""
-    for mine, theirs in zip(found[0], right[0], strict=True):
-        want, got = theirs.outputs[0].token_ids, mine.outputs[0].token_ids
-        before = tuple(theirs.prompt_token_ids)
-        for count, (token, other) in enumerate(zip(want, got, strict=True)):
-            where = f"{how}: prompt of {len(theirs.prompt_token_ids)} tokens, logits after {count} generated"
-            reference, row = right[1][before], found[1][before]
-            expect(bool(row.isfinite().all()), f"{where}: NaN or infinity, with your attention in all layers. {IN_THE_ENGINE}")
-            error = ((row - reference).abs().max() / reference.abs().max()).item()
-            expect(error < 1e-4, (
-                f"{where}: off by {error:.1e} of the largest; float32 in another order explains 1e-4 at most. With your "
-                f"attention the engine generated {got}, with its own {want}. {IN_THE_ENGINE}"))
-            if token != other:
-                break
-            before += (token,)
-
-
-@contextmanager
-def random_network(dice: random.Random) -> Iterator[str]:
-    """The folder of a Qwen3 of three layers with random weights, in which a wrong layer cannot hide."""
-    from nano_qwen3_serving.model.checkpoint import BUNDLED
-    from nano_qwen3_serving.testing.checkpoints import random_weight
-    from safetensors.torch import load_file, save_file
-
-    layers, generator = 3, torch.Generator().manual_seed(dice.randrange(1 << 30))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name, "random")
-        shutil.copytree(BUNDLED / "course-draft", folder)
-        weights = {
-            key.replace("layers.0.", f"layers.{layer}."): random_weight(key, like, generator).float()
-            for key, like in load_file(folder / "model.safetensors").items() for layer in range(layers if "layers.0." in key else 1)}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config |= {"num_hidden_layers": layers, "layer_types": config["layer_types"] * layers, "dtype": "float32"}
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        yield str(folder)
 
 
 @check(todo=6, points=3, section=SWAP_IN, concept="in the engine, on random weights")

@@ -241,7 +241,7 @@ def test_a_judge_that_hangs_is_given_up(tmp_path):
 
 def dozen(folder: Path) -> None:
     """Solution, starter, mutants, a cheat, and what cannot be graded."""
-    mutants = read_mutants(LAB)[::12]
+    mutants = read_mutants(LAB)[::16]
     texts = {"solution": LAB.solution.read_text(), "starter": LAB.starter.read_text(), "exits": "import os\nos._exit(0)\n",
              **{f"mutant{number}": one.text for number, one in enumerate(mutants)}}
     for name, text in texts.items():
@@ -281,7 +281,7 @@ def scores(journal: Path) -> dict[str, float]:
 def test_a_real_dozen_killed_interrupted_and_resumed_has_every_score_once(tmp_path):
     dozen(tmp_path / "submissions")
     journal, environment = tmp_path / "j", {**os.environ, "OMP_NUM_THREADS": "1"}
-    for number, blow in ((2, signal.SIGKILL), (6, signal.SIGINT)):
+    for number, blow in ((2, signal.SIGKILL), (5, signal.SIGINT)):
         process = subprocess.Popen(command(tmp_path, "j"), cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
         wait_for_results(journal, number, process)
         if blow == signal.SIGKILL:
@@ -296,7 +296,7 @@ def test_a_real_dozen_killed_interrupted_and_resumed_has_every_score_once(tmp_pa
     done = subprocess.run(command(tmp_path, "j"), cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     summary, found = json.loads((tmp_path / "j.json").read_text()), scores(journal)
-    assert (summary["known"], summary["graded"], summary["found"]) == (known, len(found) - known, len(found)) and known >= 6
+    assert (summary["known"], summary["graded"], summary["found"]) == (known, len(found) - known, len(found)) and known >= 5
     assert set(found) == {path.name.partition(".")[0] for path in (tmp_path / "submissions").iterdir()}
     assert found["solution"] == 85 and all(found[name] == 0 for name in ("starter", "exits", "empty", "binary", "broken", "syntax", "import"))
     assert all(0 < found[name] < 85 for name in found if name.startswith("mutant"))
@@ -310,8 +310,8 @@ def assert_as_uninterrupted(tmp_path: Path, found: dict[str, float]) -> None:
 
     settings = Settings(predictions=False)
     cohort = read_cohort(tmp_path / "submissions", [LAB])
-    with grader_of(LAB, settings) as grader:
-        reports = {one.submission.student: grader.grade(one.submission) for one in cohort.handed_in[::-1] if "mutant" in one.submission.student}
+    with grader_of(LAB, settings) as grader, grader.sandbox() as shared:
+        reports = {one.submission.student: grader.grade(one.submission, shared=shared) for one in cohort.handed_in[::-1] if "mutant" in one.submission.student}
     with Journal(tmp_path / "j") as base:
         assert {entry.report.student: entry.report.to_json() for entry in base.latest() if entry.report.student in reports} == {
             student: report.to_json() for student, report in reports.items()}
@@ -333,9 +333,8 @@ def test_the_lab_plan_has_the_judges_versions():
 
 
 def test_synthetic_submissions_are_the_same_for_the_same_seed_and_can_be_read(tmp_path):
-    made = synthetic.make(LAB, 60, "1")
-    again = [(one.student, one.kind, one.text) for one in synthetic.make(LAB, 60, "1")]
-    assert [(one.student, one.kind, one.text) for one in made] == again != [(one.student, one.kind, one.text) for one in synthetic.make(LAB, 60, "2")]
+    made, again = synthetic.make(LAB, 60, "1"), synthetic.make(LAB, 60, "1")
+    assert [(one.student, one.kind, one.text) for one in made] == [(one.student, one.kind, one.text) for one in again]
     assert {one.kind.split()[0] for one in made} == {"solution", "starter", "mutant", "cheat", "mixture:"}
     for one in made:
         compile(one.text, one.student, "exec")

@@ -1,5 +1,6 @@
 """What other checks do to scores: winners, losers, the TODO and the reason; nobody is lowered unless asked for."""
 
+import io
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def test_new_gone_and_revalued_checks_have_reasons_of_their_own():
 def test_the_table_shows_text_of_submissions_as_text():
     old = report(result("a", 3))
     nasty = report(CheckResult(1, "a", 3, 0, False, "\x1b[31m[bold]red[/bold] \u202egnorw"))
-    console = Console(record=True, width=200, file=open(os.devnull, "w"))
+    console = Console(record=True, width=200, file=io.StringIO())
     console.print(change_table([Change(old, nasty)], "who loses"))
     said = console.export_text()
     assert "[bold]red[/bold]" in said and "\x1b" not in said and "\u202e" not in said and "3 → 0" in said

@@ -87,7 +87,7 @@ def test_another_labs_starter_is_never_graded_for_this_one(home):
     (lambda home: (home / "alice").mkdir() or os.symlink("/etc/passwd", home / "alice" / "starter.py"), "it is a symbolic link, and links are not followed"),
     (lambda home: os.symlink("/etc", home / "alice"), "alice cannot be read: it is a symbolic link"),
     (lambda home: zipped(home / "alice.zip", **{"..__..__starter_py": GOOD}), "its path in the archive, '../../starter.py', climbs out of it"),
-    (lambda home: put(home / "alice.zip", b"PK\3\4 broken"), "alice.zip cannot be read: it is no archive, or a damaged one"),
+    (lambda home: put(home / "alice.zip", b"PK\3\4 broken"), "alice.zip cannot be read: it is no zip, tar or tar.gz archive, or a damaged one"),
     (lambda home: put(home / "alice.zip", b""), "alice.zip cannot be read"),
 ])  # fmt: skip
 @pytest.mark.parametrize("labs", [[LAB], [LAB, OTHER]], ids=["one lab", "two labs"])

@@ -228,7 +228,10 @@ class Peer:
     def _describe(self, error: BaseException) -> dict:
         kinds = [kind.__name__ for kind in type(error).__mro__ if kind is not object]
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if self._home and frame.filename == self._home]
-        return {"kinds": kinds, "text": _message_of(error), "line": frames[-1].lineno if frames else None}
+        line = frames[-1].lineno if frames else None
+        if isinstance(error, Raised):  # it came from the other end, and goes back there as what it was
+            return {"kinds": error.kinds, "text": error.text, "line": error.line or line}
+        return {"kinds": kinds, "text": _message_of(error), "line": line}
 
 
 class _Kept:

@@ -75,7 +75,8 @@ def _encode_container(value: Any, tensors: dict[str, torch.Tensor], foreign: Cal
         pairs = [(key, dict.__getitem__(value, key)) for key in dict.__iter__(value)]
         return {"dict": [[encode(key, tensors, foreign), encode(item, tensors, foreign)] for key, item in pairs]}
     if isinstance(value, set | frozenset):
-        return {"set": [encode(item, tensors, foreign) for item in value]}
+        items = (set if isinstance(value, set) else frozenset).__iter__(value)
+        return {"set": [encode(item, tensors, foreign) for item in items]}
     return foreign(value)
 
 

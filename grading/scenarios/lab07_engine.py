@@ -1,0 +1,192 @@
+"""Lab 07's last checks: an engine of the judge that has the submission's attention in place of its own.
+
+The caches stay where the submission is; queries, keys, values and results cross, and the judge compares logits.
+"""
+
+import functools
+import importlib.util
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grading.checks import expect, hold, kept, shown
+from grading.scenarios.lab07_pool import expect_tensor, module_there, numbers
+from grading.worker.peer import Remote
+from labs.harness.catalog import find_lab
+from nano_qwen3_serving.config import ModelConfig
+
+
+def part(lab: Remote, config: ModelConfig, size: int = 4, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Remote:
+    """The submission's `PagedAttention`."""
+    return lab.PagedAttention(config, size, dtype, kept(module_there(lab, "torch").device, device))
+
+
+def item(lab: Remote, container: Remote, index: int) -> Remote:
+    """container[index], there."""
+    return kept(module_there(lab, "operator").getitem, container, index)
+
+
+def pairs_of(lab: Remote, cache: Remote) -> list[Remote]:
+    """The layers' pairs of keys and values, there."""
+    return [item(lab, cache, layer) for layer in range(len(cache))]
+
+
+def metadata_there(lab: Remote, **facts: Any) -> Remote:
+    """The engine's `AttentionMetadata`, made there."""
+    return module_there(lab, "nano_qwen3_serving.interfaces").AttentionMetadata(**facts)
+
+
+class There:
+    """A `PagedAttention` for an engine of the judge: its caches stay there, and a step's metadata go there once.
+
+    Args:
+        faults: gets the first exception, for the engine tries what fails again, one request at a time.
+    """
+
+    def __init__(self, lab: Remote, faults: list[Exception], config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._lab, self._faults, self._layers = lab, faults, config.num_hidden_layers
+        self._part = part(lab, config, size, dtype, device.type)
+        self._slots: tuple = (None, None)
+        self._metadata: tuple = (None, None)
+
+    def _kept_in_mind(self, call: Callable, *arguments: Any) -> Any:
+        """What the call gives. After an exception there are no more calls, only that again."""
+        if not self._faults:
+            try:
+                return call(*arguments)
+            except Exception as error:  # of any kind: the engine would go on
+                self._faults.append(error)
+        raise self._faults[0]
+
+    @property
+    def bytes_per_block(self) -> int:
+        return self._part.bytes_per_block
+
+    def make_cache(self, num_blocks: int) -> list[Remote]:
+        pairs = pairs_of(self._lab, kept(self._part.make_cache, num_blocks))
+        expect(len(pairs) == self._layers, f"{self._layers} layers, and make_cache made {len(pairs)} pairs of keys and values")
+        return pairs
+
+    def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
+        return self._kept_in_mind(self._slots_of, block_table, positions)
+
+    def write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        self._kept_in_mind(self._write, layer_cache, k, v, slots)
+
+    def forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
+        return self._kept_in_mind(self._forward, q, layer_cache, metadata)
+
+    def _slots_of(self, block_table: Sequence[int], positions: range) -> list[int]:
+        slots = numbers(self._part.slots(block_table, positions))
+        expect(isinstance(slots, list) and len(slots) == len(positions), f"slots of {positions} in the engine: {shown(slots)} came")
+        return slots
+
+    def _write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        if slots is not self._slots[0]:
+            self._slots = slots, hold(self._lab, slots)
+        self._part.write(layer_cache, k, v, self._slots[1])
+
+    def _forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
+        if metadata is not self._metadata[0]:
+            self._metadata = metadata, metadata_there(self._lab, **{**vars(metadata), "slot_mapping": self._slots[1]})
+        got = self._part.forward(q, layer_cache, self._metadata[1])
+        expect_tensor(got, q.shape, "forward in the engine")
+        expect(got.dtype == q.dtype, f"forward in the engine: q is {q.dtype}, so the result is too; got {got.dtype}")
+        return got
+
+
+@functools.cache
+def seam() -> Any:
+    """How the engine uses the part: the lab's own `seam.py`."""
+    spec = importlib.util.spec_from_file_location("_lab07_seam_of_the_judge", find_lab("07").seam)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def keeps_logits() -> Any:
+    """The engine's sampler; its `rows` are the logits, under the tokens that they follow."""
+    from nano_qwen3_serving.execution.sampler import Sampler
+
+    class KeepsLogits(Sampler):
+        rows: dict[tuple[int, ...], Tensor]
+
+        def sample(self, logits: Tensor, rows: Sequence[Any]) -> Any:
+            for row, one in zip(rows, logits, strict=True):
+                self.rows[(*row.prompt_token_ids, *row.output_token_ids)] = one.clone()
+            return super().sample(logits, rows)
+
+    sampler = KeepsLogits()
+    sampler.rows = {}
+    return sampler
+
+
+def generated(model: str, prompts: Sequence[Any], max_tokens: int, lab: Remote | None = None, **arguments: Any) -> tuple[list[Any], dict]:
+    """Greedy outputs and all rows of logits of the judge's engine; with the submission's attention if `lab` is given."""
+    from nano_qwen3_serving import LLM, SamplingParams
+    from nano_qwen3_serving.components import Components
+
+    sampler, faults = keeps_logits(), []
+    components = Components(sampler=lambda config: sampler)
+    if lab is not None:
+        classes = SimpleNamespace(PagedAttention=functools.partial(There, lab, faults))
+        components = components.using(attention=functools.partial(seam().attention, classes))
+    llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True, max_num_seqs=4,
+              num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
+    greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+    try:
+        return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
+    finally:
+        if faults:
+            raise faults[0]
+
+
+IN_THE_ENGINE = "See 'All right alone, wrong in the engine' in the README."
+
+
+def expect_same_tokens(found: tuple[list[Any], dict], right: tuple[list[Any], dict], how: str) -> None:
+    """The same logits to one part in ten thousand, and the same tokens, but for a tie that such logits leave open."""
+    for mine, theirs in zip(found[0], right[0], strict=True):
+        want, got = theirs.outputs[0].token_ids, mine.outputs[0].token_ids
+        before = tuple(theirs.prompt_token_ids)
+        for count, (token, other) in enumerate(zip(want, got, strict=True)):
+            where = f"{how}: prompt of {len(theirs.prompt_token_ids)} tokens, logits after {count} generated"
+            reference, row = right[1][before], found[1][before]
+            expect(bool(row.isfinite().all()), f"{where}: NaN or infinity, with your attention in all layers. {IN_THE_ENGINE}")
+            error = ((row - reference).abs().max() / reference.abs().max()).item()
+            expect(error < 1e-4, (
+                f"{where}: off by {error:.1e} of the largest; float32 in another order explains 1e-4 at most. With your "
+                f"attention the engine generated {got}, with its own {want}. {IN_THE_ENGINE}"))
+            if token != other:
+                break
+            before += (token,)
+
+
+@contextmanager
+def random_network(dice: random.Random) -> Iterator[str]:
+    """The folder of a Qwen3 of three layers with random weights, in which a wrong layer cannot hide."""
+    from nano_qwen3_serving.model.checkpoint import BUNDLED
+    from nano_qwen3_serving.testing.checkpoints import random_weight
+
+    layers, generator = 3, torch.Generator().manual_seed(dice.randrange(1 << 30))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "random")
+        shutil.copytree(BUNDLED / "course-draft", folder)
+        weights = {
+            key.replace("layers.0.", f"layers.{layer}."): random_weight(key, like, generator).float()
+            for key, like in load_file(folder / "model.safetensors").items() for layer in range(layers if "layers.0." in key else 1)}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config |= {"num_hidden_layers": layers, "layer_types": config["layer_types"] * layers, "dtype": "float32"}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield str(folder)

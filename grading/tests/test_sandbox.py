@@ -1,0 +1,353 @@
+"""What a worker keeps a submission from, at each level that this machine has, and that nothing is left of it."""
+
+import ast
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grading import sandbox as sandboxes
+from grading.isolation import Limits, landlock_version, other_user, strongest_level, weaknesses
+from grading.judge import Settings, grader_of
+from grading.runtime import make_runtime
+from grading.sandbox import Sandbox, Stopped, bytes_in, clear, processes_of
+from labs.harness.catalog import Lab, all_labs, find_lab
+
+PROJECT = Path(__file__).parents[2]
+LIMITS = Limits(wall_seconds=20.0, cpu_seconds=5, memory_bytes=768 << 20)
+
+TOOLS = '''
+import importlib, os, resource, signal, socket, sys, time
+
+def attempt(name, *arguments):
+    """How something ended, in words."""
+    try:
+        return repr(globals()[name](*arguments))
+    except BaseException as error:
+        return type(error).__name__
+
+def content(path): return open(path, "rb").read(20)
+def names(path): return os.listdir(path)
+def write(path):
+    open(path, "w").write("x")
+    return "written"
+def imports_as_it_is(name): return importlib.import_module(name)
+def imports(name):
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "Hidden" not in type(finder).__name__]
+    return importlib.import_module(name)
+def signals(number): return os.kill(os.getppid(), number)
+def talks(family, kind, where):
+    with socket.socket(family, kind) as out:
+        out.settimeout(0.2)
+        out.connect(tuple(where) if isinstance(where, list) else where)
+        out.send(b"leaked")
+def leaves_a_daemon():
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+    return "left"
+def nests(depth):
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chmod(".", 0)
+def makes_files(number):
+    for one in range(number):
+        open(str(one), "w").close()
+def ends_by(number):
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+def who(): return os.getuid()
+def limit_of(pid): return resource.prlimit(pid or os.getppid(), resource.RLIMIT_CPU)
+def memory_file(): return os.memfd_create("x")
+def loops():
+    while True: pass
+'''
+
+
+def levels() -> list:
+    """Each level as a parameter; one that this machine lacks is skipped, and says so."""
+    lacks = {"namespaces": strongest_level() != "namespaces", "limits": os.name != "posix"}
+    return [pytest.param(level, marks=pytest.mark.skipif(lacking, reason=f"this machine does not have the isolation level {level}"))
+            for level, lacking in lacks.items()]
+
+
+@pytest.fixture(scope="module", params=levels())
+def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A worker of Lab 06 with short limits."""
+    with grader_of(find_lab("06"), Settings(level=request.param, limits=LIMITS)) as grader, grader.sandbox() as one:
+        yield one
+
+
+def tried(box: Sandbox, *what: object) -> str:
+    with box.child() as child:
+        return child.bench.load(TOOLS).attempt(*what)
+
+
+def tried_all(box: Sandbox, *attempts: tuple) -> list[str]:
+    """The same for several, one after the other in one process."""
+    with box.child() as child:
+        tools = child.bench.load(TOOLS)
+        return [tools.attempt(*what) for what in attempts]
+
+
+needs_landlock = pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock, and reports say that files can be read")
+
+
+# files
+
+
+def secrets() -> list[Path]:
+    """What a submission would like to read: solutions, tests, checks, the judge."""
+    return [PROJECT / "labs/lab06_block_manager/solution.py", PROJECT / "labs/lab06_block_manager/test_lab.py", PROJECT / "grading/scenarios/lab06.py",
+            PROJECT / "grading/judge.py", PROJECT / "reference_engine/nano_qwen3_serving/scheduling/block_manager.py", Path("/etc/passwd")]
+
+
+@needs_landlock
+def test_nothing_of_the_course_can_be_read(box: Sandbox):
+    attempts = [("names", str(PROJECT))]
+    for path in secrets():
+        attempts += [("content", str(path)), ("names", str(path.parent))]
+    for attempt, ended in zip(attempts, tried_all(box, *attempts), strict=True):
+        assert ended in ("PermissionError", "FileNotFoundError"), attempt
+
+
+@needs_landlock
+def test_nothing_of_other_processes_can_be_read(box: Sandbox):
+    attempts = [("content", path) for path in ("/proc/self/environ", "/proc/1/cmdline", "/proc/self/status")]
+    assert set(tried_all(box, *attempts)) <= {"PermissionError", "FileNotFoundError"}
+
+
+@needs_landlock
+def test_nothing_can_be_written_but_its_own_folder(box: Sandbox):
+    attempts = [("write", f"{folder}/from-a-submission") for folder in ("/tmp", "/dev/shm", "/var/tmp", "/", "/usr/lib", str(box._runtime))]
+    *elsewhere, mine = tried_all(box, *attempts, ("write", "mine"))
+    assert set(elsewhere) <= {"PermissionError", "FileNotFoundError", "OSError"} and mine == "'written'"
+
+
+def test_what_the_lab_refuses_cannot_be_imported_nor_found_on_the_disk():
+    """Lab 03 refuses transformers, which is installed."""
+    for level in (param.values[0] for param in levels() if not param.marks[0].args[0]):
+        with grader_of(find_lab("03"), Settings(level=level, limits=LIMITS)) as grader, grader.sandbox() as box:
+            path = next(Path(place, "transformers", "__init__.py") for place in sys.path if Path(place, "transformers", "__init__.py").is_file())
+            refused, model, read, other = tried_all(
+                box, ("imports_as_it_is", "transformers"), ("imports", "transformers.models.qwen3"), ("content", str(path)), ("imports", "safetensors"))
+            assert refused == "ModuleNotFoundError" and model in ("ModuleNotFoundError", "PermissionError")
+            assert read in ("PermissionError", "FileNotFoundError")
+            assert "module" in other, "what is not refused can be imported"
+
+
+def test_nothing_that_knows_an_answer_can_be_imported(box: Sandbox):
+    names = ["solution", "labs.lab06_block_manager.solution", "labs.harness.predictions", "grading", "grading.scenarios.lab06", "test_lab"]
+    assert set(tried_all(box, *(("imports", name) for name in names))) == {"ModuleNotFoundError"}
+
+
+@pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.id)
+def test_no_runtime_holds_what_its_lab_refuses_nor_any_answer(lab: Lab, tmp_path: Path):
+    hidden = make_runtime(lab, tmp_path, checkpoints=False)
+    for name in lab.refuse:
+        top, *rest = name.split(".")
+        assert top == "nano_qwen3_serving" or top in hidden, f"{name} is neither left out nor hidden"
+        for path in _files_of(tmp_path.joinpath(top, *rest)) if top == "nano_qwen3_serving" else ():
+            assert not _bodies(path), f"{path.name} still says how {_bodies(path)} is done"
+    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    told = {"solution.py", "test_lab.py", "starter.py", "reference.py", "seam.py", "predict.py", "symptoms.json", "judge.py", "checks.py", "hints.md"}
+    assert not {path for path in kept if Path(path).name in told and not path.startswith("nano_qwen3_serving/")}
+    assert not any("scenarios" in path or "__pycache__" in path or path.endswith((".pyc", ".so")) for path in kept)
+
+
+def _files_of(target: Path) -> list[Path]:
+    if target.is_dir():
+        assert not [path for path in target.rglob("*") if path.is_file() and path.suffix != ".py"], f"{target.name} has more than Python left"
+        return list(target.rglob("*.py"))
+    return [path for path in [target.with_suffix(".py")] if path.is_file()]
+
+
+def _bodies(path: Path) -> list[str]:
+    """Functions of a module that do more than say that they are not there."""
+    functions = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node.name for node in functions if not (len(node.body) == 1 and isinstance(node.body[0], ast.Raise))]
+
+
+# other processes, and the network
+
+
+def test_no_signal_reaches_who_started_it(box: Sandbox):
+    if any("other processes" in said for said in weaknesses(box.level)):
+        pytest.skip(f"at the level {box.level} this machine cannot keep a submission from it, and reports say so")
+    sent = tried_all(box, *(("signals", int(number)) for number in (0, signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL)))
+    assert set(sent) == {"PermissionError"}
+    assert set(tried_all(box, ("limit_of", 0), ("limit_of", os.getpid()))) <= {"PermissionError", "ProcessLookupError"}
+
+
+def test_under_limits_roots_submissions_are_somebody_else(box: Sandbox):
+    if box.level != "limits" or os.geteuid() != 0 or other_user() is None:
+        pytest.skip("the judge is not root, or there are namespaces")
+    assert tried(box, "who") == str(other_user())
+
+
+def test_nothing_goes_out_over_the_network(box: Sandbox):
+    if any("network" in said for said in weaknesses(box.level)):
+        pytest.skip(f"at the level {box.level} this machine cannot keep a submission from the network, and reports say so")
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, tempfile.TemporaryDirectory() as folder:
+        udp.bind(("127.0.0.1", 0))
+        os.chmod(folder, 0o777)
+        local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        local.bind(f"{folder}/socket")
+        local.listen()
+        inet, stream, datagram = int(socket.AF_INET), int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
+        talks = tried_all(box, ("talks", inet, stream, list(tcp.getsockname())), ("talks", inet, datagram, list(udp.getsockname())),
+                          ("talks", int(socket.AF_UNIX), stream, f"{folder}/socket"))
+        assert set(talks) <= {"PermissionError", "ConnectionRefusedError", "FileNotFoundError", "OSError"}
+        for listener in (tcp, udp, local):
+            listener.setblocking(False)
+        for listen in (tcp.accept, lambda: udp.recv(100), local.accept):
+            with pytest.raises(BlockingIOError):
+                listen()
+        local.close()
+
+
+def test_memory_that_no_watchdog_sees_cannot_be_had(box: Sandbox):
+    if any("network" in said for said in weaknesses(box.level)):
+        pytest.skip("system calls cannot be filtered here")
+    assert tried(box, "memory_file") == "PermissionError"
+
+
+# what is left
+
+
+def test_processes_that_were_left_behind_are_gone_with_the_check(box: Sandbox):
+    with box.child() as child:
+        tools = child.bench.load(TOOLS)
+        before = len(processes_of(box._process.pid))
+        assert tools.leaves_a_daemon() == "left"
+        assert len(processes_of(box._process.pid)) == before + 1, "the daemon should be there now, or this test tests nothing"
+    assert len(processes_of(box._process.pid)) == before - 1, "the check's process and its daemon should be gone"
+
+
+def test_files_that_were_left_behind_are_gone_with_the_check(box: Sandbox):
+    tried(box, "nests", 1000)
+    tried(box, "makes_files", 300)
+    assert list(box._folder.iterdir()) == []
+
+
+def test_many_empty_files_are_as_much_as_a_large_one(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(box, "limits", replace(LIMITS, file_bytes=1 << 20))
+    with pytest.raises(Stopped, match="many files"), box.child() as child:
+        tools = child.bench.load(TOOLS)
+        tools.attempt("makes_files", 50_000)
+        tools.attempt("loops")
+    assert tried(box, "who").isdigit(), "the next check runs"
+
+
+@pytest.mark.parametrize("number, words", [(signal.SIGSEGV, "SIGSEGV"), (40, "signal 40")])
+def test_how_a_process_ended_is_said(box: Sandbox, number: int, words: str):
+    with pytest.raises(Stopped, match=f"ended before it answered, by {words}"):
+        tried(box, "ends_by", int(number))
+
+
+def test_a_submission_that_does_not_read_holds_nobody_up(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    """What the judge sends does not fit into the socket any more."""
+    monkeypatch.setattr(box, "limits", replace(LIMITS, wall_seconds=2.0))
+    with pytest.raises(Stopped, match="had not ended after"), box.child() as child:
+        tools = child.bench.load(TOOLS)
+        child.peer._send({"do": "call", "on": 1, "name": ""}, {"arguments": ["loops"], "named": {}})
+        for _ in range(100):
+            child.peer._send({"do": "call", "on": 1, "name": ""}, {"arguments": ["x" * (1 << 20)], "named": {}})
+        pytest.fail(f"{tools} was sent 100 MiB, and read nothing of it")
+    assert tried(box, "who").isdigit(), "the next check runs"
+
+
+def test_a_worker_that_is_killed_is_replaced(box: Sandbox):
+    with pytest.raises(Stopped, match="lost|ended"), box.child() as child:
+        tools = child.bench.load(TOOLS)
+        box._process.kill()
+        tools.attempt("loops")
+    assert tried(box, "who").isdigit()
+
+
+JUDGE = """
+import sys
+from grading.judge import Settings, grader_of
+from labs.harness.catalog import find_lab
+with grader_of(find_lab("06"), Settings(level=sys.argv[1])) as grader, grader.sandbox() as box, box.child() as child:
+    tools = child.bench.load(sys.stdin.read())
+    tools.leaves_a_daemon()
+    print(box._process.pid, flush=True)
+    tools.loops()
+"""
+
+
+def test_nothing_goes_on_when_the_judge_is_killed(box: Sandbox):
+    judge = subprocess.Popen([sys.executable, "-c", JUDGE, box.level], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    judge.stdin.write(TOOLS)
+    judge.stdin.close()
+    workers = processes_of(int(judge.stdout.readline()))
+    assert len(workers) >= 3
+    judge.kill()
+    judge.wait()
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]:
+        assert time.monotonic() < deadline, f"{left} of {workers} still run"
+        time.sleep(0.05)
+
+
+# deleting
+
+
+def deep(folder: Path, levels: int) -> None:
+    """Folders in folders, by a process of its own: no path of theirs can be written."""
+    code = f"import os\nos.chdir({str(folder)!r})\nfor _ in range({levels}):\n    os.mkdir('d' * 20)\n    os.chdir('d' * 20)\n    open('file', 'w').close()\n"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
+def test_folders_too_deep_for_a_path_are_deleted(tmp_path: Path):
+    deep(tmp_path, 1500)
+    assert clear(tmp_path) and list(tmp_path.iterdir()) == []
+
+
+def test_folders_and_links_that_forbid_it_are_deleted_and_not_followed(tmp_path: Path):
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    (inside / "closed").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    (inside / "closed" / "link").symlink_to(outside)
+    (inside / "closed" / "deeper").mkdir()
+    (inside / "closed" / "deeper").chmod(0)
+    (inside / "closed").chmod(0)
+    assert clear(inside) and (outside / "kept").exists()
+
+
+def test_what_is_in_a_folder_is_counted_until_it_is_enough(tmp_path: Path):
+    for number in range(20):
+        (tmp_path / str(number)).touch()
+    assert bytes_in(tmp_path, 1 << 20) == 20 * sandboxes.PAGE
+    assert bytes_in(tmp_path, 3 * sandboxes.PAGE) == 4 * sandboxes.PAGE
+    deep(tmp_path, 200)
+    assert bytes_in(tmp_path, 64 << 20) > 64 << 20, "folders so deep that they cannot be counted are too much"
+
+
+def test_a_level_that_cannot_be_started_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sandboxes, "command", lambda *_: [str(tmp_path / "nothing")])
+    before = set(Path(tempfile.gettempdir()).glob("submission-*"))
+    with pytest.raises(sandboxes.SetupError, match="could not be started at the isolation level limits"), Sandbox("limits", tmp_path, [], LIMITS) as one, one.child():
+        pass
+    assert set(Path(tempfile.gettempdir()).glob("submission-*")) <= before
+
+
+def test_weaknesses_are_told_where_there_are_any():
+    assert weaknesses("none") == ("it could read files that are not its own", "it could use the network",
+                                  "it could end or change other processes of the judge's user")
+    assert weaknesses("namespaces") == ()
