@@ -19,7 +19,7 @@ from grading.checks import Check, Wrong, checks_of, shorter
 from grading.intake import Submission
 from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import CheckResult, Report, digest_of
-from grading.runtime import make_runtime
+from grading.runtime import PACKAGE, make_runtime
 from grading.sandbox import Sandbox, SetupError, Stopped
 from grading.seeds import PUBLIC_SECRET, dice_for, seed_for
 from grading.worker.peer import Raised
@@ -194,8 +194,14 @@ def grader_of(lab: Lab, settings: Settings) -> Iterator[Grader]:
 
 def versions(lab: Lab) -> dict[str, str]:
     """What, besides seed and submission, a score depends on."""
+    return {"checks": digest_of(_what_judges(lab))[:12], "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
+    """The judge, the lab's checks and what they use of the lab, and the engine."""
     here = Path(__file__).parent
-    files = [here / "scenarios" / f"lab{lab.id}.py", here / "checks.py", here / "judge.py", *sorted((here / "worker").glob("*.py")),
-             lab.solution, lab.folder / "lab.toml"]
-    course = digest_of((path.name, path.read_bytes()) for path in files)
-    return {"checks": course[:12], "python": platform.python_version(), "torch": torch.__version__}
+    files = [here / f"{name}.py" for name in ("answers", "checks", "judge", "runtime")]
+    files += sorted([*(here / "worker").glob("*.py"), *(here / "scenarios").glob(f"lab{lab.id}*.py"), here / "scenarios" / "engines.py"])
+    files += [path for path in (lab.solution, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py", lab.folder / "predict.toml") if path.is_file()]
+    for path in [*files, *sorted(PACKAGE.rglob("*.py"))]:
+        yield path.relative_to(here if path.is_relative_to(here) else path.parents[1]).as_posix(), path.read_bytes()

@@ -2,401 +2,53 @@
 
 How far from the truth may a right answer be? A float32 sum of n products is off by at most n * 2**-24 of
 their sizes; n < 300 here, so 2e-5 of the largest number is enough for one operator, and 1e-4 for a
-network of a few layers. In bfloat16 the roundings are counted. Attention's keys and values are
-kept by the judge, in a `Core` of its own.
+network of a few layers. In bfloat16 the roundings are counted.
 """
 
 import math
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, check, expect, hold, kept, look, ours, shown
-from grading.worker.peer import Raised, Remote
+from grading.checks import check, expect, hold, kept, ours, shown
+from grading.scenarios.lab03_compare import (
+    BF16,
+    COLUMNS,
+    FLOAT16,
+    FLOAT32,
+    HEADS,
+    LOGITS,
+    NETWORK,
+    OPERATOR,
+    asked,
+    elsewhere,
+    expect_tensor,
+    near,
+    strided,
+)
+from grading.scenarios.lab03_core import Chunk, Core, Step, tables
+from grading.scenarios.lab03_network import (
+    Network,
+    Noise,
+    angles_of,
+    attention,
+    attention_sizes,
+    config_of,
+    filled,
+    in_bfloat16,
+    layer_sizes,
+    mlp_sizes,
+    network_sizes,
+    norm,
+    random_weights,
+    shapes,
+    turn,
+)
+from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
-from nano_qwen3_serving.testing.checkpoints import random_weight
-
-BF16, FLOAT16, FLOAT32 = 2.0**-8, 2.0**-11, 2.0**-24
-"""The largest relative errors of one rounding."""
-OPERATOR, NETWORK = 2e-5, 1e-4
-"""Relative errors in float32."""
-HEADS, COLUMNS, LOGITS = ("token", "head", "number"), ("token", "column"), ("request", "token id")
-"""What the dimensions of a result count."""
-
-
-class Noise:
-    """Normal random numbers, the same for the same dice."""
-
-    def __init__(self, dice: random.Random) -> None:
-        self.generator = torch.Generator().manual_seed(dice.randrange(2**60))
-
-    def __call__(self, *size: int) -> Tensor:
-        return torch.randn(size, generator=self.generator)
-
-    def tokens(self, length: int, config: ModelConfig) -> Tensor:
-        return torch.randint(config.vocab_size, (length,), generator=self.generator)
-
-
-# Comparing
-
-
-def near(
-    got: Any, truth: Tensor, what: str, allowed: float | Tensor = OPERATOR, dtype: torch.dtype = torch.float32,
-    axes: tuple[str, ...] = (),
-) -> None:
-    """`got` has the shape of `truth`, this dtype, and is near it.
-
-    Args:
-        allowed: relative to the largest number, or else a tensor: the absolute error of each number.
-        axes: what the dimensions count.
-    """
-    expect_tensor(got, what, tuple(truth.shape), dtype, axes)
-    truth = truth.double()
-    limit = allowed if isinstance(allowed, Tensor) else allowed * truth.abs().max()
-    excess = torch.nan_to_num((got.double() - truth).abs(), nan=math.inf, posinf=math.inf) - limit
-    if excess.max() > 0:
-        place = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
-        where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, place, strict=True)) if axes else str(list(place))
-        raise Wrong(f"{what}: {f'at {where} ' if place else ''}expected {truth[place]:.6g}, found {float(got[place]):.6g}")
-
-
-def expect_tensor(got: Any, what: str, shape: tuple[int, ...], dtype: torch.dtype, axes: tuple[str, ...] = ()) -> None:
-    counted = f" [{', '.join(axes)}]" if axes else ""
-    expect(isinstance(got, Tensor), f"{what}: expected a tensor, found {shown(got)}")
-    expect(tuple(got.shape) == shape, f"{what}: expected the shape {list(shape)}{counted}, found {list(got.shape)}")
-    expect(got.dtype == dtype, f"{what}: expected {dtype}, as it came in, found {got.dtype}")
-
-
-def asked(lab: Remote, call: Callable, names: str, *given: Any) -> Any:
-    """`call(*given)`. The first of `given`, tensors of these names, must stay as they are."""
-    held = [hold(lab, tensor) for tensor, _ in zip(given, names.split(), strict=False)]
-    got = call(*held, *given[len(held) :])
-    for name, tensor, there in zip(names.split(), given, held, strict=False):
-        now = look(there)
-        same = isinstance(now, Tensor) and now.dtype == tensor.dtype and torch.equal(now, tensor)
-        expect(same, f"{name} was changed in place; whoever gave it still needs it")
-    return got
-
-
-def strided(lab: Remote, tensor: Tensor, first: int, second: int) -> Remote:
-    """The same numbers there, in a memory where these two dimensions are exchanged."""
-    return kept(hold(lab, tensor.transpose(first, second).contiguous()).transpose, first, second)
-
-
-def elsewhere(lab: Remote, call: Callable, *given: Tensor) -> None:
-    """`call` with tensors of the device "meta", which has shapes and no numbers: it may not bring others."""
-    there = [kept(hold(lab, tensor).to, "meta") for tensor in given]
-    try:
-        device = kept(call, *there).device.type
-    except Raised as error:
-        if "RuntimeError" not in error.kinds:
-            raise
-        if "meta tensor" in error.text:
-            return  # it wants to read numbers: slow on a GPU, but not wrong
-        expect("device" not in error.text, f"a tensor was made on another device than that of what came in: {error.text}")
-        raise
-    expect(device == "meta", f"what came in lay on the device meta; what came out lies on {shown(device)}")
-
-
-# The network by its formulas
-
-
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm, at least in float32."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide / torch.sqrt((wide * wide).mean(dim=-1, keepdim=True) + eps) * weight.to(wide.dtype)).to(x.dtype)
-
-
-def angles_of(positions: Tensor, head_dim: int, theta: float) -> Tensor:
-    """[num_tokens, head_dim / 2], float64"""
-    rows = [[place * theta ** (-2 * i / head_dim) for i in range(head_dim // 2)] for place in positions.tolist()]
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def turn(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Pairs as complex numbers: turning is multiplying."""
-    first, second = x.double().chunk(2, dim=-1)
-    angles = angles_of(positions, x.shape[-1], theta)[:, None]
-    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """In float64, one query after the other."""
-    group, before = q.shape[1] // k.shape[1], len(k) - len(q)
-    keys, values = (tensor.double()[:, [head // group for head in range(q.shape[1])]] for tensor in (k, v))
-    out = torch.empty(q.shape, dtype=torch.float64)
-    for token, query in enumerate(q.double()):
-        seen = before + token + 1
-        scores = (keys[:seen] * query).sum(dim=-1) / q.shape[2] ** 0.5  # [seen, heads]
-        out[token] = (torch.softmax(scores, dim=0)[:, :, None] * values[:seen]).sum(dim=0)
-    return out.to(q.dtype)
-
-
-class Network:
-    """Qwen3, or a part of it, with these weights, computed in one dtype.
-
-    Args:
-        weights: name → tensor, named from the part on: `q_proj.weight` of an attention layer.
-    """
-
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> None:
-        self.config, self.dtype = config, dtype
-        self.weights = {name: weight.to(dtype) for name, weight in weights.items()}
-
-    def normalised(self, x: Tensor, name: str) -> Tensor:
-        return norm(x.to(self.dtype), self.weights[f"{name}.weight"], self.config.rms_norm_eps)
-
-    def product(self, x: Tensor, name: str) -> Tensor:
-        out = x.to(self.dtype) @ self.weights[f"{name}.weight"].T
-        return out + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else out
-
-    def cut(self, x: Tensor, name: str, count: int) -> Tensor:
-        """A product, head by head."""
-        flat, dim = self.product(x, name), self.config.head_dim
-        return torch.stack([flat[:, head * dim : (head + 1) * dim] for head in range(count)], dim=1)
-
-    def heads(self, x: Tensor, positions: Tensor, part: str = "") -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v"""
-        theta, count, kv_count = self.config.rope_theta, self.config.num_attention_heads, self.config.num_key_value_heads
-        q = turn(self.normalised(self.cut(x, f"{part}q_proj", count), f"{part}q_norm"), positions, theta)
-        k = turn(self.normalised(self.cut(x, f"{part}k_proj", kv_count), f"{part}k_norm"), positions, theta)
-        return q, k, self.cut(x, f"{part}v_proj", kv_count)
-
-    def attend(self, x: Tensor, positions: Tensor, part: str = "") -> Tensor:
-        """The attention layer, over one request from its beginning."""
-        return self.product(attention(*self.heads(x, positions, part)).flatten(1), f"{part}o_proj")
-
-    def mlp(self, x: Tensor, part: str = "") -> Tensor:
-        gate = self.product(x, f"{part}gate_proj")
-        return self.product(gate / (1 + torch.exp(-gate)) * self.product(x, f"{part}up_proj"), f"{part}down_proj")
-
-    def layer(self, x: Tensor, positions: Tensor, part: str = "") -> Tensor:
-        h = x.to(self.dtype) + self.attend(self.normalised(x, f"{part}input_layernorm"), positions, f"{part}self_attn.")
-        return h + self.mlp(self.normalised(h, f"{part}post_attention_layernorm"), f"{part}mlp.")
-
-    def logits_of(self, hidden: Tensor) -> Tensor:
-        return self.product(self.normalised(hidden, "model.norm"), "lm_head")
-
-    def logits(self, token_ids: Tensor, first: int = 0) -> Tensor:
-        """After every token of one request, [num_tokens, vocab_size]; it begins at the position `first`."""
-        x = self.weights["model.embed_tokens.weight"][token_ids]
-        for i in range(self.config.num_hidden_layers):
-            x = self.layer(x, torch.arange(first, first + len(token_ids)), f"model.layers.{i}.")
-        return self.logits_of(x)
-
-
-# Weights
-
-Sizes = dict[str, tuple[int, ...]]
-
-
-def attention_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    hidden, dim = config.hidden_size, config.head_dim
-    q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
-    rows = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": hidden}
-    sizes = {f"{part}{name}.weight": (count, q if name == "o_proj" else hidden) for name, count in rows.items()}
-    if config.attention_bias:
-        sizes |= {f"{part}{name}.bias": (count,) for name, count in rows.items()}
-    return sizes | {f"{part}{name}.weight": (dim,) for name in ("q_norm", "k_norm")}
-
-
-def mlp_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    up, down = (config.intermediate_size, config.hidden_size), (config.hidden_size, config.intermediate_size)
-    return {f"{part}gate_proj.weight": up, f"{part}up_proj.weight": up, f"{part}down_proj.weight": down}
-
-
-def layer_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    norms = {f"{part}{name}.weight": (config.hidden_size,) for name in ("input_layernorm", "post_attention_layernorm")}
-    return attention_sizes(config, f"{part}self_attn.") | mlp_sizes(config, f"{part}mlp.") | norms
-
-
-def network_sizes(config: ModelConfig) -> Sizes:
-    vocabulary = (config.vocab_size, config.hidden_size)
-    sizes: Sizes = {"model.embed_tokens.weight": vocabulary, "lm_head.weight": vocabulary}
-    sizes["model.norm.weight"] = (config.hidden_size,)
-    for i in range(config.num_hidden_layers):
-        sizes |= layer_sizes(config, f"model.layers.{i}.")
-    return sizes
-
-
-def random_weights(sizes: Sizes, noise: Noise) -> dict[str, Tensor]:
-    """None of them special: they forgive nothing."""
-    return {name: random_weight(name, torch.empty(size), noise.generator) for name, size in sizes.items()}
-
-
-def in_bfloat16(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.bfloat16() for name, weight in weights.items()}
-
-
-def filled(module: Remote, weights: dict[str, Tensor]) -> Remote:
-    """The module with these weights, as a loader fills it, and without gradients."""
-    for name, weight in weights.items():
-        kept(module.get_parameter, name).data = weight
-    module.requires_grad_(False)
-    return module
-
-
-def config_of(dice: random.Random, layers: int = 1, **facts: Any) -> ModelConfig:
-    """A small shape; head_dim * heads is not hidden_size."""
-    usual = {
-        "vocab_size": dice.randrange(90, 130), "hidden_size": dice.choice([44, 52, 60]), "num_hidden_layers": layers,
-        "intermediate_size": dice.randrange(50, 100), "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": 512, "rope_theta": dice.choice([500.0, 1e4, 1e6]), "tie_word_embeddings": False,
-    }
-    return ModelConfig(**{**usual, **facts})
-
-
-def shapes(dice: random.Random, layers: int = 1) -> list[ModelConfig]:
-    """One, two and four query heads to a KV head."""
-    alone = dice.choice([3, 4])
-    return [
-        config_of(dice, layers, num_attention_heads=alone, num_key_value_heads=alone, head_dim=dice.choice([8, 10])),
-        config_of(dice, layers, head_dim=dice.choice([18, 20, 22]), attention_bias=True),
-        config_of(dice, layers, num_attention_heads=8, head_dim=12, rms_norm_eps=0.03),
-    ]
-
-
-# Requests in blocks of 4, as the engine lays them out
-
-BLOCK = 4
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens [start, end) of a request, whose position i lies in block table[i // 4]."""
-
-    start: int
-    end: int
-    table: list[int]
-
-    def slots(self, positions: Iterable[int]) -> list[int]:
-        return [self.table[i // BLOCK] * BLOCK + i % BLOCK for i in positions]
-
-
-def tables(dice: random.Random, *lengths: int) -> list[list[int]]:
-    """Blocks for requests of these lengths, in no order."""
-    blocks = dice.sample(range(1, 40), sum(-(-length // BLOCK) for length in lengths))
-    return [[blocks.pop() for _ in range(-(-length // BLOCK))] for length in lengths]
-
-
-class Step:
-    """What is computed at once: chunks of requests, those of one token first, then rows of padding, in block 0.
-
-    Args:
-        first: position of each request's first token.
-    """
-
-    def __init__(self, chunks: list[Chunk], padding: int = 0, first: int = 0) -> None:
-        self.chunks = chunks
-        self.query_lens, self.seq_lens = [c.end - c.start for c in chunks], [c.end for c in chunks]
-        self.positions = torch.tensor([first + i for c in chunks for i in range(c.start, c.end)] + [0] * padding)
-        self.slots = [slot for c in chunks for slot in c.slots(range(c.start, c.end))] + [0] * padding
-        self.rows = [sum(self.query_lens[: i + 1]) - 1 for i in range(len(chunks))]
-        self.padding = padding
-
-    def tokens(self, texts: Iterable[Tensor]) -> Tensor:
-        """[num_tokens]; padding is token 0."""
-        parts = [text[chunk.start : chunk.end] for text, chunk in zip(texts, self.chunks, strict=True)]
-        return torch.cat([*parts, torch.zeros(self.padding, dtype=torch.long)])
-
-    def metadata(self, lab: Remote) -> Remote:
-        longest = max(len(c.table) for c in self.chunks)
-        return lab._peer.root.package("nano_qwen3_serving.interfaces").AttentionMetadata(
-            query_lens=self.query_lens, seq_lens=self.seq_lens, slot_mapping=torch.tensor(self.slots),
-            block_tables=torch.tensor([[*c.table, *[0] * (longest - len(c.table))] for c in self.chunks]),
-            num_decodes=sum(count == 1 for count in self.query_lens), block_size=BLOCK)
-
-
-class LayerCache:
-    """One layer's keys and values, by slot."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def read(self, slots: list[int]) -> tuple[Tensor, Tensor]:
-        """Keys and values of these slots, [num_slots, num_kv_heads, head_dim] each."""
-        keys, values = zip(*(self.rows[slot] for slot in slots), strict=True)
-        return torch.stack(keys), torch.stack(values)
-
-
-class Core:
-    """Attention over blocks, kept by the judge: notes who calls what, and what it was given.
-
-    Args:
-        attend: what attends, one request at a time: `attention`, or the submission's.
-    """
-
-    def __init__(self, config: ModelConfig, attend: Callable = attention, dtype: torch.dtype = torch.float32) -> None:
-        self.config, self.attend, self.dtype = config, attend, dtype
-        self.caches = [LayerCache() for _ in range(config.num_hidden_layers)]
-        self.calls: list[str] = []
-        self.step: Step | None = None
-        self.problem: Exception | None = None
-
-    def exported(self) -> tuple[Any, list]:
-        """The core and the layers' caches as a submission gets them."""
-        return ours(self, "write", "forward"), [ours(cache) for cache in self.caches]
-
-    def during(self, step: Step, call: Callable, *arguments: Any) -> Any:
-        """`call(*arguments)`, which computes this step. Raises what was wrong with the use of the core."""
-        self.step, self.calls = step, []
-        try:
-            answer = call(*arguments)
-        except Raised:
-            if self.problem is None:
-                raise
-        if self.problem is not None:
-            raise self.problem from None
-        return answer
-
-    def write(self, layer_cache: Any, k: Any, v: Any, slots: Any) -> None:
-        self._noting(self._write, layer_cache, k, v, slots)
-
-    def forward(self, q: Any, layer_cache: Any, metadata: Any) -> Tensor:
-        return self._noting(self._forward, q, layer_cache, metadata)
-
-    def _noting(self, do: Callable, *arguments: Any) -> Any:
-        """What goes wrong in here reaches the judge, whatever the submission makes of it."""
-        try:
-            return do(*arguments)
-        except Exception as error:
-            self.problem = self.problem or error
-            raise
-
-    def _write(self, layer_cache: Any, k: Any, v: Any, slots: Any) -> None:
-        self.calls.append("write")
-        expect(isinstance(layer_cache, LayerCache), f"core.write got {shown(layer_cache)} instead of the layer's cache")
-        found = slots.tolist() if isinstance(slots, Tensor) else slots
-        right = self.step.slots
-        expect(found == right, f"core.write got the slots {shown(found)}; metadata.slot_mapping is {shown(right)}")
-        for name, tensor in (("k", k), ("v", v)):
-            size = (len(self.step.slots), self.config.num_key_value_heads, self.config.head_dim)
-            expect_tensor(tensor, f"{name} that core.write got", size, self.dtype, HEADS)
-        layer_cache.rows |= dict(zip(self.step.slots, zip(k, v, strict=True), strict=True))
-
-    def _forward(self, q: Any, layer_cache: Any, metadata: Any) -> Tensor:
-        self.calls.append("forward")
-        expect(isinstance(layer_cache, LayerCache), f"core.forward got {shown(layer_cache)} instead of the layer's cache")
-        same = getattr(metadata, "seq_lens", None) == self.step.seq_lens
-        expect(same, f"core.forward got {shown(metadata)} instead of the metadata")
-        size = (len(self.step.slots), self.config.num_attention_heads, self.config.head_dim)
-        expect_tensor(q, "q that core.forward got", size, self.dtype, HEADS)
-        written = set(self.step.slots) <= set(layer_cache.rows)
-        expect(written, "core.forward was called before core.write: a token sees its own key, too")
-        out, start = torch.zeros_like(q), 0
-        for chunk in self.step.chunks:
-            count = chunk.end - chunk.start
-            found = self.attend(q[start : start + count], *layer_cache.read(chunk.slots(range(chunk.end))))
-            expect_tensor(found, "attention", (count, *q.shape[1:]), self.dtype, HEADS)
-            out[start : start + count] = found
-            start += count
-        return out
-
 
 # TODO 1
 
@@ -839,7 +491,7 @@ def a_layer_computes_several_requests_at_once(lab, dice):
     weights = random_weights(layer_sizes(config), noise)
     layer, core, cache = decoder_layer(lab, config, weights)
     lengths = [dice.randrange(3, 9), dice.randrange(3, 9)]
-    texts, places, start = [noise(length, config.hidden_size) for length in lengths], tables(dice, *lengths), 0
+    texts, places = [noise(length, config.hidden_size) for length in lengths], tables(dice, *lengths)
     right, cut = [Network(config, weights).layer(text, torch.arange(len(text))) for text in texts], lengths[0] - 1
     for chunks in ([(0, 0, cut)], [(0, cut, cut + 1), (1, 0, lengths[1])]):
         step = Step([Chunk(start, end, places[one]) for one, start, end in chunks])

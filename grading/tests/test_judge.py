@@ -95,7 +95,7 @@ def test_what_is_printed_is_kept_in_part_and_can_be_written(grader: Grader, box:
         ("def slots(:\n", "line 1 is not Python"), ("x = 1\x00", "not Python"), ("(" * 5000, "not Python"), ("-" * 100_000 + "1", "not Python"),
         ("x = " + "9" * 5000, "not Python"), ("import solution", "imports solution"), ("from labs.lab06_block_manager.solution import slots", "imports"),
         ("import nano_qwen3_serving.scheduling.block_manager", "imports"), ("", "FreeList"), ("class FreeList: pass", "FreeList"),
-        ("# -*- coding: rot13 -*-\nvzcbeg bf", "FreeList"), ("raise SystemExit", "SystemExit"),
+        ("# -*- coding: rot13 -*-\nvzcbeg bf", "not Python"), ("raise SystemExit", "SystemExit"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_solution_gets_nothing_and_a_reason(grader: Grader, box: Sandbox, text: str, words: str):

@@ -1,0 +1,150 @@
+"""Every submission that cheats gets what its honest part is worth, at every level that this machine has, and leaves nothing."""
+
+import multiprocessing
+import os
+import re
+import resource
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from grading import cli_cheats
+from grading.cheat_corpus import HERE, composed, read_cheats
+from grading.cli_cheats import MOST, Verdict, offered, verdicts
+from grading.isolation import Limits, strongest_level
+from grading.sandbox import processes_of
+from grading.show import print_report
+from labs.harness.catalog import find_lab
+
+LIMITS = Limits(wall_seconds=3.0, cpu_seconds=2, memory_bytes=640 << 20)
+HONEST = (1, 4)
+"""TODOs that are graded of every cheat, whatever it cheats at; `python -m grading cheats` grades all."""
+MARK = Path("/tmp/nano-qwen3-cheat-was-unpickled")
+VECTORS = (
+    "os._exit", "sys.exit", "pytest.exit", "pytest.skip", "torch.allclose", "builtins", "json.dumps", "safetensors", "__eq__", "__torch_function__",
+    "__reduce__", "_getframe", "gc.get_objects", "/proc", "os.read", "import solution", "importlib", "sys.path", "conftest.py", "pytest.ini", "torch.py",
+    ".pyc", "print(FORGED)", "sendall", "x1b", "<script>", "while True", "SIG_IGN", "SIGXFSZ", "time.sleep", "os.fork", "os.setsid", "bytearray",
+    "os.truncate", "os.mkdir", "sys.stdout.write", "setrecursionlimit", "nan", "inf", "__str__", "connect", "SIGKILL", "SIGSTOP", "ptrace", "threading",
+    "module.Peer", "symlink_to", "zipfile", "tarfile",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole run over the corpus came to.
+
+    Attributes:
+        left: processes and files that are still there.
+        grown: bytes, at most, that the judge's process had taken.
+    """
+
+    found: tuple[tuple[str, int, bool, str, str], ...]
+    left: tuple[str, ...]
+    grown: int
+
+
+def whole_run(level: str) -> Outcome:
+    """In a process of its own: all cheats, then what is left of them."""
+    before = set(os.listdir(tempfile.gettempdir()))
+    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cheats = {cheat.name: {"make": None} for cheat in read_cheats()}
+    found = [_in_words(one) for one in verdicts(read_cheats(), level, limits=LIMITS, besides=HONEST)]
+    assert len(found) == len(cheats)
+    mine = [path for path in sorted(set(os.listdir(tempfile.gettempdir())) - before) if re.match(r"submission-|runtime-|cheat", path)]
+    left = [f"process {pid}" for pid in processes_of(os.getpid())[1:]] + [path for path in mine if _is_of(path)]
+    return Outcome(tuple(found), tuple(left), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) * (1 if sys.platform == "darwin" else 1024))
+
+
+def _is_of(name: str) -> bool:
+    """Whether a file in the folder for temporary ones is not another run's, which goes on."""
+    return name.startswith("cheat-")
+
+
+def _in_words(one: Verdict) -> tuple[str, int, bool, str, str]:
+    report = one.report
+    return one.cheat.name, one.cheat.worth, one.right, one.happened, "" if report is None else report.to_json()
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Outcome]:
+    """The corpus at every level at once."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(offered(), pool.map(whole_run, offered()), strict=True))
+
+
+@pytest.mark.parametrize("level", ["namespaces", "limits"])
+def test_every_cheat_gets_what_its_honest_part_is_worth(outcomes: dict[str, Outcome], level: str):
+    if level not in outcomes:
+        pytest.skip(f"this machine does not have the isolation level {level}; its strongest is {strongest_level()}")
+    wrong = [f"{name}, worth {worth} of {MOST}: {happened}" for name, worth, right, happened, _ in outcomes[level].found if not right]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_left_of_them(outcomes: dict[str, Outcome]):
+    for level, outcome in outcomes.items():
+        assert not outcome.left, f"{level}: {outcome.left}"
+    assert not MARK.exists(), "somebody unpickled what a submission sent"
+
+
+def test_they_take_a_bounded_part_of_the_judges_memory(outcomes: dict[str, Outcome]):
+    for level, outcome in outcomes.items():
+        assert outcome.grown < LIMITS.memory_bytes, f"{level}: the judge took {outcome.grown >> 20} MiB"
+
+
+def test_nothing_that_they_say_reaches_a_terminal_as_control(outcomes: dict[str, Outcome]):
+    from grading.model import Report
+
+    for outcome in outcomes.values():
+        for name, _, _, _, text in outcome.found:
+            with open(os.devnull, "w") as nowhere:
+                console = Console(file=nowhere, record=True, width=200, force_terminal=False)
+                print_report(Report.from_json(text), console)
+            shown = console.export_text(styles=False)
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown), name
+
+
+def test_there_are_many_and_each_says_what_it_tries():
+    found = read_cheats()
+    assert len(found) >= 25 and len({one.name for one in found}) == len(found)
+    for one in found:
+        assert len(one.tries) > 20 and one.tries.endswith((".", ")", "ones.")), one.name
+        assert (one.worth == MOST) == (not one.todos) and 0 <= one.worth <= MOST, one.name
+
+
+def test_they_cover_every_vector_that_is_known():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in [*HERE.glob("*.py"), HERE.parent / "cheat_files.py"])
+    computed = "from solution import"
+    missing = [vector for vector in VECTORS if vector not in text and not (vector == "import solution" and computed in text)]
+    assert not missing
+
+
+def test_a_cheat_replaces_functions_of_the_solution_and_leaves_the_others():
+    base = find_lab("06").solution.read_text(encoding="utf-8")
+    text = composed(base, '"""x"""\nimport zlib\n\ndef helper():\n    return 1\n\nclass FreeList:\n    def take(self, count):\n        return helper()\n')
+    assert "return helper()" in text and "popitem" not in text and "def give_back" in text and text.index("def helper") > text.index("def main")
+
+
+def test_the_command_shows_each_and_fails_if_one_gets_more(monkeypatch: pytest.MonkeyPatch):
+    import typer
+
+    app = typer.Typer()
+    app.command()(cli_cheats.cheats)
+    honest = read_cheats()
+    level = ["--isolation", strongest_level(), "--only", "paths_that_climb"]
+    done = CliRunner().invoke(app, level)
+    assert done.exit_code == 0 and "paths_that_climb" in done.output and "1 of 1 as expected" in done.output
+    monkeypatch.setattr(cli_cheats, "read_cheats", lambda: [_worth_more(one) for one in honest])
+    done = CliRunner().invoke(app, level)
+    assert done.exit_code == 1 and "worth 10" in done.output and "0 of 1 as expected" in done.output
+
+
+def _worth_more(cheat):
+    from dataclasses import replace
+
+    return replace(cheat, worth=10)
