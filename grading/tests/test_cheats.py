@@ -7,22 +7,26 @@ import resource
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from grading import cli_cheats
-from grading.cheat_corpus import HERE, composed, read_cheats
+from grading.cheat_corpus import HERE, Cheat, composed, read_cheats
 from grading.cli_cheats import MOST, Verdict, offered, verdicts
 from grading.isolation import Limits, strongest_level
+from grading.model import Report
 from grading.sandbox import processes_of
 from grading.show import print_report
 from labs.harness.catalog import find_lab
 
-LIMITS = Limits(wall_seconds=3.0, cpu_seconds=2, memory_bytes=640 << 20)
+LIMITS = Limits(wall_seconds=1.5, cpu_seconds=1, memory_bytes=640 << 20)
+PATIENT = replace(LIMITS, wall_seconds=20.0, cpu_seconds=10)
+"""For a cheat whose honest part was too slow on a busy machine."""
 HONEST = (1, 4)
 """TODOs that are graded of every cheat, whatever it cheats at; `python -m grading cheats` grades all."""
 MARK = Path("/tmp/nano-qwen3-cheat-was-unpickled")
@@ -53,12 +57,18 @@ def whole_run(level: str) -> Outcome:
     """In a process of its own: all cheats, then what is left of them."""
     before = set(os.listdir(tempfile.gettempdir()))
     started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cheats = {cheat.name: {"make": None} for cheat in read_cheats()}
-    found = [_in_words(one) for one in verdicts(read_cheats(), level, limits=LIMITS, besides=HONEST)]
-    assert len(found) == len(cheats)
+    found = {one.cheat.name: one for one in verdicts(read_cheats(), level, limits=LIMITS, besides=HONEST)}
+    slow = [one.cheat for one in found.values() if _was_too_slow(one)]
+    found |= {one.cheat.name: one for one in verdicts(slow, level, limits=PATIENT, besides=HONEST)}
     mine = [path for path in sorted(set(os.listdir(tempfile.gettempdir())) - before) if re.match(r"submission-|runtime-|cheat", path)]
     left = [f"process {pid}" for pid in processes_of(os.getpid())[1:]] + [path for path in mine if _is_of(path)]
-    return Outcome(tuple(found), tuple(left), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) * (1 if sys.platform == "darwin" else 1024))
+    return Outcome(tuple(map(_in_words, found.values())), tuple(left), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) * (1 if sys.platform == "darwin" else 1024))
+
+
+def _was_too_slow(one: Verdict) -> bool:
+    """Whether it lost points only because time was up where it does not cheat."""
+    lost = [check for check in one.report.checks if not check.passed and check.todo not in one.cheat.todos] if one.report else []
+    return bool(lost) and all("had not ended after" in check.message or "CPU time" in check.message for check in lost)
 
 
 def _is_of(name: str) -> bool:
@@ -98,8 +108,6 @@ def test_they_take_a_bounded_part_of_the_judges_memory(outcomes: dict[str, Outco
 
 
 def test_nothing_that_they_say_reaches_a_terminal_as_control(outcomes: dict[str, Outcome]):
-    from grading.model import Report
-
     for outcome in outcomes.values():
         for name, _, _, _, text in outcome.found:
             with open(os.devnull, "w") as nowhere:
@@ -131,8 +139,6 @@ def test_a_cheat_replaces_functions_of_the_solution_and_leaves_the_others():
 
 
 def test_the_command_shows_each_and_fails_if_one_gets_more(monkeypatch: pytest.MonkeyPatch):
-    import typer
-
     app = typer.Typer()
     app.command()(cli_cheats.cheats)
     honest = read_cheats()
@@ -144,7 +150,5 @@ def test_the_command_shows_each_and_fails_if_one_gets_more(monkeypatch: pytest.M
     assert done.exit_code == 1 and "worth 10" in done.output and "0 of 1 as expected" in done.output
 
 
-def _worth_more(cheat):
-    from dataclasses import replace
-
+def _worth_more(cheat: Cheat) -> Cheat:
     return replace(cheat, worth=10)
