@@ -106,7 +106,7 @@ def paths_that_climb(lab: Lab, folder: Path) -> Path:
 
 
 def zip_bomb(lab: Lab, folder: Path) -> Path:
-    """Is a zip archive of half a megabyte that unpacks to half a gigabyte.
+    """Is a zip archive of some kilobytes that unpacks to 128 megabytes.
 
     base = "solution"
     worth = 0
@@ -114,13 +114,13 @@ def zip_bomb(lab: Lab, folder: Path) -> Path:
     """
     path = folder / "zip_bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("starter.py", "w", force_zip64=True) as file:
-        for _ in range(512):
+        for _ in range(128):
             file.write(b"#" * (1 << 20))
     return path
 
 
 def gzip_bomb(lab: Lab, folder: Path) -> Path:
-    """Is a packed tar archive that unpacks to half a gigabyte before its starter.py comes.
+    """Is a packed tar archive that unpacks to 160 megabytes before its starter.py comes.
 
     base = "solution"
     worth = 0
@@ -129,7 +129,7 @@ def gzip_bomb(lab: Lab, folder: Path) -> Path:
     path = folder / "gzip_bomb.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         filler = tarfile.TarInfo("notes.txt")
-        filler.size = 512 << 20
+        filler.size = 160 << 20
         archive.addfile(filler, _Zeros(filler.size))
         content = lab.solution.read_bytes()
         starter = tarfile.TarInfo("starter.py")

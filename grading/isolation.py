@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grading.worker.confine import can_filter, landlock_version
+from grading.worker import confine
 
 LEVELS = ("namespaces", "limits", "none")
 NOBODY = 65534
@@ -57,22 +57,27 @@ def strongest_level() -> str:
 
 
 @functools.cache
+def confinement() -> tuple[int, bool]:
+    """The version of Landlock that this machine has, or 0, and whether it filters system calls."""
+    done = subprocess.run([sys.executable, "-I", "-S", confine.__file__], capture_output=True, text=True, timeout=60)
+    said = done.stdout.split()
+    return (int(said[0]), said[1] == "1") if done.returncode == 0 and len(said) == 2 else (0, False)
+
+
+@functools.cache
 def other_user() -> int | None:
-    """Who submissions are where the judge is root and there are no namespaces: nobody, if root may be that here."""
+    """Who submissions are where the judge is root and there are no namespaces: nobody, if root may be that here and read this Python."""
     if os.name != "posix" or os.geteuid() != 0:
         return None
-    try:
-        done = subprocess.run(["/bin/sh", "-c", ":"], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, cwd="/", timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return NOBODY if done.returncode == 0 else None
+    given = [sys.executable, "-I", "-S", confine.__file__, str(NOBODY), os.__file__, os.path.join(sysconfig.get_path("purelib"), "torch", "__init__.py")]
+    return NOBODY if subprocess.run(given, capture_output=True, timeout=60).returncode == 0 else None
 
 
 def weaknesses(level: str) -> tuple[str, ...]:
     """What the level does not keep a submission from, as reports say it."""
     if level == "namespaces":
         return ()
-    landlock, filters = (landlock_version(), can_filter()) if level == "limits" else (0, False)
+    landlock, filters = confinement() if level == "limits" else (0, False)
     said = [] if landlock else ["it could read files that are not its own"]
     said += [] if filters else ["it could use the network"]
     if level == "none" or (other_user() is None and not (filters or landlock >= 6)):

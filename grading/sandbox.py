@@ -18,18 +18,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from grading.isolation import Limits, command, environment, other_user
+from grading.footprint import bytes_in, clear, lives, processes_of, resident_bytes, threads_beside
+from grading.isolation import Limits, command, confinement, environment, other_user
 from grading.worker.peer import Peer
 from grading.worker.wire import Ended
 
 START_SECONDS = 120.0
 """For importing torch, on a slow and busy machine."""
+ANSWER_SECONDS = 20.0
+"""For forking, and for ending what was forked."""
+KILL_SECONDS = 5.0
+TRIES = 2
 SECONDS_BETWEEN_LOOKS = 0.05
-PAGE = 4096
-LONGEST_PATH = 3000
-"""Longer ones the system does not open."""
-CLEARINGS = 10_000
-"""Levels of folders that are deleted; no submission makes as many before it is stopped."""
 
 
 class Stopped(Ended):
@@ -80,16 +80,15 @@ class Sandbox:
     @contextlib.contextmanager
     def child(self) -> Iterator["Child"]:
         """A fresh process for one check, and its end, whatever happens."""
-        if self._process is None:
-            self._start()
         wire, theirs = socket.socketpair()
         printed, output = os.pipe()
         child = Child(self, wire, printed)
         try:
-            given = {"folder": str(self._folder), "user": self._user, "confined": self.level != "none"}
-            self._order({"fork": {**asdict(self.limits), **given}}, [theirs.fileno(), output])
-            theirs.close()
-            os.close(output)
+            try:
+                self._fork([theirs.fileno(), output])
+            finally:
+                theirs.close()
+                os.close(output)
             yield child
         except _Gone:
             before, status = self.cpu_seconds, self._end_child()
@@ -98,8 +97,7 @@ class Sandbox:
                           f"its process ended before it answered{_how(status)}", costly=out_of_time) from None
         finally:
             child.last_words()
-            for end in (wire, theirs):
-                end.close()
+            wire.close()
             os.close(printed)
             self._end_child()
             self._clear_folder()
@@ -127,6 +125,17 @@ class Sandbox:
             self._answer("ready")
         except Stopped as stopped:
             raise SetupError(f"a worker could not be started at the isolation level {self.level}: {stopped}") from None
+
+    def _fork(self, descriptors: Sequence[int]) -> None:
+        """A new child has these descriptors. If the worker does not answer, that was not this child's doing: there is a new one."""
+        for _ in range(TRIES):
+            if self._process is None:
+                self._start()
+            given = {"folder": str(self._folder), "user": self._user, "confined": None if self.level == "none" else confinement()}
+            with contextlib.suppress(Stopped):
+                self._order({"fork": {**asdict(self.limits), **given}}, descriptors)
+                return
+        raise SetupError(f"a worker at the isolation level {self.level} does not answer, {TRIES} times")
 
     def _order(self, order: dict, descriptors: Sequence[int] = ()) -> dict:
         try:
@@ -162,7 +171,7 @@ class Sandbox:
         """The status with which the child ended, if it is known."""
         if self._control is None:
             return None
-        self._control.settimeout(5.0)
+        self._control.settimeout(ANSWER_SECONDS)
         try:
             answer = self._order({"end": True})
         except Stopped:
@@ -178,11 +187,16 @@ class Sandbox:
             self._stop()
 
     def _kill(self) -> None:
+        """All that comes from the worker, and it last: while it lives, what loses its parent becomes its own."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while (pids := list(filter(lives, processes_of(self._process.pid)[1:]))) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
+            self._process.poll()
         with contextlib.suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        for pid in processes_of(self._process.pid):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
 
@@ -200,7 +214,7 @@ class Sandbox:
     def look(self) -> None:
         """Raise `Stopped` if the worker uses more memory, processes, threads or disk than it may."""
         limits, pids = self.limits, processes_of(self._process.pid)
-        if len(pids) + sum(map(_threads_beside, pids[: limits.processes])) > limits.processes:
+        if len(pids) + sum(map(threads_beside, pids[: limits.processes])) > limits.processes:
             raise Stopped(f"it had more than {limits.processes} processes and threads")
         resident = sum(map(resident_bytes, pids))
         self.peak_bytes = max(self.peak_bytes, resident)
@@ -309,84 +323,3 @@ def _how(status: int | None) -> str:
         number = os.WTERMSIG(status)
         return f", by {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
     return f", with exit status {os.WEXITSTATUS(status)}"
-
-
-def processes_of(pid: int) -> list[int]:
-    """A process and all that descend from it (on Linux; elsewhere itself)."""
-    found, pending = [], [pid]
-    while pending:
-        one = pending.pop()
-        found.append(one)
-        try:
-            for task in os.listdir(f"/proc/{one}/task"):
-                with open(f"/proc/{one}/task/{task}/children") as children:
-                    pending += [int(child) for child in children.read().split()]
-        except OSError:
-            continue
-    return found
-
-
-def _threads_beside(pid: int) -> int:
-    """Threads of a process besides its first."""
-    try:
-        return max(0, len(os.listdir(f"/proc/{pid}/task")) - 1)
-    except OSError:
-        return 0
-
-
-def resident_bytes(pid: int) -> int:
-    """Memory that a process does not share with files, in bytes; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/status") as facts:
-            lines = dict(line.split(":", 1) for line in facts)
-        return sum(int(lines[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
-    except (OSError, KeyError, ValueError):
-        return 0 if os.path.isdir("/proc/self") else _resident_by_ps(pid)
-
-
-def _resident_by_ps(pid: int) -> int:
-    said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return int(said) << 10 if said.isdigit() else 0
-
-
-def bytes_in(folder: Path, enough: int) -> int:
-    """What takes room in a folder, up to a bit more than `enough`. Empty files and folders count a page; one too deep to be seen, all."""
-    total, pending = 0, [str(folder)]
-    while pending and total <= enough:
-        if len(pending[-1]) > LONGEST_PATH:
-            return enough + 1
-        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                total += max(PAGE, entry.stat(follow_symlinks=False).st_blocks * 512)
-                if total > enough:
-                    break
-    return total
-
-
-def clear(folder: Path) -> bool:
-    """Delete what is in a folder, however deep it is nested; returns whether nothing is left."""
-    for _ in range(CLEARINGS):
-        pending = list(os.scandir(folder))
-        if not pending:
-            return True
-        for entry in pending:
-            with contextlib.suppress(OSError):
-                _delete(folder, entry)
-    return not any(folder.iterdir())
-
-
-def _delete(folder: Path, entry: os.DirEntry) -> None:
-    """A file; or a folder, whose own folders come to lie in `folder`: so no path gets long."""
-    if not entry.is_dir(follow_symlinks=False):
-        os.unlink(entry.path)
-        return
-    os.chmod(entry.path, 0o700)
-    for inner in list(os.scandir(entry.path)):
-        if inner.is_dir(follow_symlinks=False):
-            os.chmod(inner.path, 0o700)
-            os.rename(inner.path, folder / f".{time.monotonic_ns()}")
-        else:
-            os.unlink(inner.path)
-    os.rmdir(entry.path)

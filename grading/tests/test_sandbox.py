@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from grading import footprint
 from grading import sandbox as sandboxes
-from grading.isolation import Limits, landlock_version, other_user, strongest_level, weaknesses
+from grading.footprint import bytes_in, clear, lives, processes_of
+from grading.isolation import Limits, confinement, other_user, strongest_level, weaknesses
 from grading.judge import Settings, grader_of
 from grading.runtime import make_runtime
-from grading.sandbox import Sandbox, Stopped, bytes_in, clear, processes_of
+from grading.sandbox import Sandbox, Stopped
 from labs.harness.catalog import Lab, all_labs, find_lab
 
 PROJECT = Path(__file__).parents[2]
@@ -103,7 +105,7 @@ def tried_all(box: Sandbox, *attempts: tuple) -> list[str]:
         return [tools.attempt(*what) for what in attempts]
 
 
-needs_landlock = pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock, and reports say that files can be read")
+needs_landlock = pytest.mark.skipif(not confinement()[0], reason="this kernel has no Landlock, and reports say that files can be read")
 
 
 # files
@@ -273,9 +275,15 @@ def test_a_submission_that_does_not_read_holds_nobody_up(box: Sandbox, monkeypat
 def test_a_worker_that_is_killed_is_replaced(box: Sandbox):
     with pytest.raises(Stopped, match="lost|ended"), box.child() as child:
         tools = child.bench.load(TOOLS)
+        tools.leaves_a_daemon()
+        before = processes_of(box._process.pid)
         box._process.kill()
         tools.attempt("loops")
     assert tried(box, "who").isdigit()
+    orphans = [pid for pid in before if lives(pid)]
+    for pid in orphans:
+        os.kill(pid, signal.SIGKILL)
+    assert len(orphans) <= (box.level == "limits"), "only a daemon that has cut itself loose outlives a worker that is killed from outside"
 
 
 JUDGE = """
@@ -333,8 +341,8 @@ def test_folders_and_links_that_forbid_it_are_deleted_and_not_followed(tmp_path:
 def test_what_is_in_a_folder_is_counted_until_it_is_enough(tmp_path: Path):
     for number in range(20):
         (tmp_path / str(number)).touch()
-    assert bytes_in(tmp_path, 1 << 20) == 20 * sandboxes.PAGE
-    assert bytes_in(tmp_path, 3 * sandboxes.PAGE) == 4 * sandboxes.PAGE
+    assert bytes_in(tmp_path, 1 << 20) == 20 * footprint.PAGE
+    assert bytes_in(tmp_path, 3 * footprint.PAGE) == 4 * footprint.PAGE
     deep(tmp_path, 200)
     assert bytes_in(tmp_path, 64 << 20) > 64 << 20, "folders so deep that they cannot be counted are too much"
 

@@ -1,10 +1,12 @@
 """What a process gives up for good before a submission runs in it: files, other processes, the network.
 
 Linux only, and without rights of its own: Landlock for files, TCP and signals, seccomp for system calls
-that reach other processes, the network, or memory that no watchdog sees. What a kernel does not have is
-left out; `landlock_version` and `can_filter` say so beforehand. Knows nothing of checks or submissions.
+that reach other processes, the network, or memory that no watchdog sees. What a machine does not have is
+left out: run as a program, this file tries it out and prints what there is. Knows nothing of checks or
+submissions.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -41,51 +43,91 @@ class Confinement:
     """What a process may still use. Made once; each child enters it for good.
 
     Args:
+        landlock: the version of Landlock that there is, or 0.
+        filters: whether system calls can be filtered.
         readable, writable: files and folders; those that are not there are left out.
         hidden: folders below them that are not to be read either.
 
     Raises:
-        OSError: the kernel has it and refuses.
+        OSError: the kernel refuses.
     """
 
-    def __init__(self, readable: Iterable[str], writable: Iterable[str], hidden: Iterable[str]) -> None:
+    def __init__(self, landlock: int, filters: bool, readable: Iterable[str], writable: Iterable[str], hidden: Iterable[str]) -> None:
         there = {os.path.realpath(path) for path in hidden if os.path.exists(path)}
-        self._rules = _rules(landlock_version(), readable, writable, there) if landlock_version() else None
+        self._rules = _rules(landlock, readable, writable, there) if landlock else None
+        self._filters = filters
 
     def enter(self) -> None:
         """Give up, for this process and those that come from it, all other files, other processes, and the network."""
-        if sys.platform != "linux":
-            return
         libc = _libc()
-        _checked(libc.prctl(38, 1, 0, 0, 0), "no new privileges")
+        if self._rules is not None or self._filters:
+            _checked(libc.prctl(38, 1, 0, 0, 0), "no new privileges")
         if self._rules is not None:
             _checked(libc.syscall(446, self._rules, 0), "Landlock")
             os.close(self._rules)
-        if can_filter():
+        if self._filters:
             _filter_calls()
 
 
-def landlock_version() -> int:
-    """Of the Landlock that this kernel has; 0 if none. 4 keeps from TCP, 6 from others' processes."""
-    return max(0, _libc().syscall(444, None, 0, 1)) if sys.platform == "linux" else 0
+def what_there_is() -> tuple[int, bool]:
+    """The version of Landlock, 0 without it (4 keeps from TCP, 6 from others' processes), and whether calls can be filtered.
+
+    It is tried out, for good: only for a process that does nothing else.
+    """
+    if sys.platform != "linux":
+        return 0, False
+    landlock = max(0, _libc().syscall(444, None, 0, 1))
+    found = []
+    for version, filters in ((landlock, False), (0, platform.machine() in ARCHITECTURES)):
+        try:
+            Confinement(version, filters, ["/"], ["/"], []).enter()
+            found.append(version or filters)
+        except OSError:
+            found.append(0)
+    return found[0], bool(found[1])
 
 
-def can_filter() -> bool:
-    """Whether system calls can be filtered here."""
-    return sys.platform == "linux" and platform.machine() in ARCHITECTURES and os.path.exists("/proc/sys/kernel/seccomp")
+def ends_with_its_parent() -> None:
+    """On Linux: this process is killed when the one that started it is gone."""
+    if sys.platform == "linux":
+        _libc().prctl(1, 9, 0, 0, 0)
+
+
+def without_rights() -> None:
+    """Give up what root may do, as far as that can be given up."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            _set_capabilities(_libc(), effective=0, permitted=0)
 
 
 def become(user: int, must_read: Iterable[str]) -> None:
-    """Change from root to another user; of root's rights stays, if one of `must_read` cannot be read otherwise, that to read."""
-    libc = _libc()
+    """Change from root to another user; of root's rights stays, if one of `must_read` cannot be read otherwise, that to read.
+
+    Raises:
+        OSError: one of `must_read` cannot be read even so.
+    """
+    libc, paths = _libc(), list(must_read)
     _checked(libc.prctl(8, 1, 0, 0, 0), "keep capabilities")
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     reading = 1 << 2  # CAP_DAC_READ_SEARCH
-    _set_capabilities(libc, effective=0, permitted=reading)
-    kept = 0 if all(os.access(path, os.R_OK, effective_ids=True) for path in must_read) else reading
+    for kept in (0, reading):
+        with contextlib.suppress(OSError):
+            _set_capabilities(libc, effective=kept, permitted=reading)  # without the right to it, this changes nothing
+        if all(map(_opens, paths)):
+            break
+    else:
+        raise OSError(f"user {user} cannot read {', '.join(paths)}")
     _set_capabilities(libc, effective=kept, permitted=kept)
+
+
+def _opens(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError:
+        return False
+    return True
 
 
 def _set_capabilities(libc: ctypes.CDLL, effective: int, permitted: int) -> None:
@@ -173,3 +215,10 @@ def _load(offset: int) -> bytes:
 
 def _do(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_so, if_not, value)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        become(int(sys.argv[1]), sys.argv[2:])
+    else:
+        print(*map(int, what_there_is()))

@@ -96,8 +96,10 @@ def run_one(limits: dict, wire: int, output: int, confinement: Any) -> None:
         _limit(limits)
         if limits["user"] is not None:
             confine.become(limits["user"], must_read=[os.__file__, torch.__file__])
-        if limits["confined"]:
-            confinement.enter()
+        elif limits["confined"]:
+            confine.without_rights()
+        confinement.enter()
+        confine.ends_with_its_parent()
         Peer(socket.socket(fileno=wire), root=Bench(home), trusting=True, home=home).serve()
     except BaseException:
         traceback.print_exc()
@@ -115,7 +117,8 @@ def _confinement(limits: dict, site: str, runtime: str, hidden: list[str]) -> An
     sites = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
              for of in (version, "python3") for name in ("site", "dist")]
     unseen = [f"{folder}/{name}{ending}" for folder in (site, *sites) for name in hidden for ending in ("", ".py")]
-    return Confinement([runtime, site, *libraries, *devices], [limits["folder"], "/dev/null"], unseen)
+    landlock, filters = limits["confined"] or (0, False)
+    return Confinement(landlock, filters, [runtime, site, *libraries, *devices], [limits["folder"], "/dev/null"], unseen)
 
 
 def _limit(limits: dict) -> None:

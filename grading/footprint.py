@@ -1,0 +1,103 @@
+"""What processes and folders take, and how a folder is emptied. Knows nothing of workers and limits."""
+
+import contextlib
+import os
+import subprocess
+import time
+from pathlib import Path
+
+PAGE = 4096
+LONGEST_PATH = 3000
+"""Longer ones the system does not open."""
+CLEARINGS = 10_000
+"""Levels of folders that are deleted; no submission makes as many before it is stopped."""
+
+
+def processes_of(pid: int) -> list[int]:
+    """A process and all that descend from it (on Linux; elsewhere itself)."""
+    found, pending = [], [pid]
+    while pending:
+        one = pending.pop()
+        found.append(one)
+        try:
+            for task in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{task}/children") as children:
+                    pending += [int(child) for child in children.read().split()]
+        except OSError:
+            continue
+    return found
+
+
+def threads_beside(pid: int) -> int:
+    """Threads of a process besides its first."""
+    try:
+        return max(0, len(os.listdir(f"/proc/{pid}/task")) - 1)
+    except OSError:
+        return 0
+
+
+def lives(pid: int) -> bool:
+    """Whether a process still runs: one that has ended stays in the list until somebody asks how."""
+    try:
+        with open(f"/proc/{pid}/stat") as facts:
+            return facts.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process does not share with files, in bytes; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as facts:
+            lines = dict(line.split(":", 1) for line in facts)
+        return sum(int(lines[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
+    except (OSError, KeyError, ValueError):
+        return 0 if os.path.isdir("/proc/self") else _resident_by_ps(pid)
+
+
+def _resident_by_ps(pid: int) -> int:
+    said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return int(said) << 10 if said.isdigit() else 0
+
+
+def bytes_in(folder: Path, enough: int) -> int:
+    """What takes room in a folder, up to a bit more than `enough`. Empty files and folders count a page; one too deep to be seen, all."""
+    total, pending = 0, [str(folder)]
+    while pending and total <= enough:
+        if len(pending[-1]) > LONGEST_PATH:
+            return enough + 1
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                total += max(PAGE, entry.stat(follow_symlinks=False).st_blocks * 512)
+                if total > enough:
+                    break
+    return total
+
+
+def clear(folder: Path) -> bool:
+    """Delete what is in a folder, however deep it is nested; returns whether nothing is left."""
+    for _ in range(CLEARINGS):
+        pending = list(os.scandir(folder))
+        if not pending:
+            return True
+        for entry in pending:
+            with contextlib.suppress(OSError):
+                _delete(folder, entry)
+    return not any(folder.iterdir())
+
+
+def _delete(folder: Path, entry: os.DirEntry) -> None:
+    """A file; or a folder, whose own folders come to lie in `folder`: so no path gets long."""
+    if not entry.is_dir(follow_symlinks=False):
+        os.unlink(entry.path)
+        return
+    os.chmod(entry.path, 0o700)
+    for inner in list(os.scandir(entry.path)):
+        if inner.is_dir(follow_symlinks=False):
+            os.chmod(inner.path, 0o700)
+            os.rename(inner.path, folder / f".{time.monotonic_ns()}")
+        else:
+            os.unlink(inner.path)
+    os.rmdir(entry.path)
