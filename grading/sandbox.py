@@ -117,6 +117,7 @@ class Sandbox:
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             self._control.close()
+            self._control = None
             self._folder.rmdir()
             raise SetupError(f"a worker could not be started at the isolation level {self.level}: {error}") from None
         finally:
@@ -212,7 +213,9 @@ class Sandbox:
     # the watchdog
 
     def look(self) -> None:
-        """Raise `Stopped` if the worker uses more memory, processes, threads or disk than it may."""
+        """Raise `Stopped` if the worker is gone, or uses more memory, processes, threads or disk than it may."""
+        if self._process is None or self._process.poll() is not None:
+            raise self._lost()
         limits, pids = self.limits, processes_of(self._process.pid)
         if len(pids) + sum(map(threads_beside, pids[: limits.processes])) > limits.processes:
             raise Stopped(f"it had more than {limits.processes} processes and threads")

@@ -501,7 +501,7 @@ def logprobs_are_log_softmax_of_the_chosen_token_and_the_best(lab, dice):
             expect_logprobs(lab.logprobs_of(logits, chosen, count), logits, chosen, count, f"logprobs_of(40 logits, token_id={chosen}, count={count})")
 
 
-@check(todo=6, points=2, section=LOGPROBS, concept="ranks")
+@check(todo=6, points=2, section=LOGPROBS, concept="how ranks are counted")
 def a_rank_is_one_plus_the_number_of_likelier_tokens(lab, dice):
     for dtype in (torch.float32, torch.bfloat16):
         logits = torch.tensor(dice.sample([1.0, 5.0, 3.0, 5.0, 2.0, 4.0, 2.0], 7)).to(dtype)
