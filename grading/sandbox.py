@@ -80,15 +80,9 @@ class Sandbox:
     @contextlib.contextmanager
     def child(self) -> Iterator["Child"]:
         """A fresh process for one check, and its end, whatever happens."""
-        wire, theirs = socket.socketpair()
-        printed, output = os.pipe()
+        wire, printed = self._fork()
         child = Child(self, wire, printed)
         try:
-            try:
-                self._fork([theirs.fileno(), output])
-            finally:
-                theirs.close()
-                os.close(output)
             yield child
         except _Gone:
             before, status = self.cpu_seconds, self._end_child()
@@ -127,15 +121,23 @@ class Sandbox:
         except Stopped as stopped:
             raise SetupError(f"a worker could not be started at the isolation level {self.level}: {stopped}") from None
 
-    def _fork(self, descriptors: Sequence[int]) -> None:
-        """A new child has these descriptors. If the worker does not answer, that was not this child's doing: there is a new one."""
+    def _fork(self) -> tuple[socket.socket, int]:
+        """The judge's ends of a new child's wire and output. A worker that does not answer, which no new child can help, is replaced."""
         for _ in range(TRIES):
             if self._process is None:
                 self._start()
             given = {"folder": str(self._folder), "user": self._user, "confined": None if self.level == "none" else confinement()}
-            with contextlib.suppress(Stopped):
-                self._order({"fork": {**asdict(self.limits), **given}}, descriptors)
-                return
+            wire, theirs = socket.socketpair()
+            printed, output = os.pipe()
+            try:
+                self._order({"fork": {**asdict(self.limits), **given}}, [theirs.fileno(), output])
+                return wire, printed
+            except Stopped:
+                wire.close()
+                os.close(printed)
+            finally:
+                theirs.close()
+                os.close(output)
         raise SetupError(f"a worker at the isolation level {self.level} does not answer, {TRIES} times")
 
     def _order(self, order: dict, descriptors: Sequence[int] = ()) -> dict:

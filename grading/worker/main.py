@@ -64,6 +64,7 @@ def import_ahead() -> None:
     import torch
 
     torch.set_num_threads(1)
+    torch.nn.utils.skip_init(torch.nn.Embedding, 1, 1)  # what making a module without numbers imports takes a second
     torch.ones(1).half()  # torch asks for the processor once, in /proc, which children may not read
     import nano_qwen3_serving
     from labs.harness import todo  # noqa: F401
