@@ -55,6 +55,16 @@ def resident_bytes(pid: int) -> int:
         return 0 if os.path.isdir("/proc/self") else _resident_by_ps(pid)
 
 
+def share_of_memory(pid: int) -> int:
+    """The same, of pages that several processes have its share; where this may not be known, all of them."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as facts:
+            lines = dict(line.split(":", 1) for line in facts if ":" in line and line.startswith("Pss_"))
+        return sum(int(lines[name].split()[0]) << 10 for name in ("Pss_Anon", "Pss_Shmem"))
+    except (OSError, KeyError, ValueError):
+        return resident_bytes(pid)
+
+
 def _resident_by_ps(pid: int) -> int:
     said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return int(said) << 10 if said.isdigit() else 0

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -30,7 +31,8 @@ MOST_UNPACKED = 128 << 20
 """Of an archive, and of what is in one that is packed as a whole."""
 SHOWN = 5
 """Names of files that were not taken."""
-UNREADABLE = (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error)
+UNREADABLE = (
+    OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError, struct.error, zlib.error)
 """What a damaged, encrypted or strange archive raises."""
 _LAB_FOLDER = re.compile(r"lab\d\d_\w+")
 

@@ -61,7 +61,7 @@ def _build(term: str, course: Path, built: Path) -> dict:
     facts = {"term": term, "version": version, "commit": _commit(course), "labs": {lab.id: _pin(lab) for lab in labs},
              "engine": digest_of(_contents(built / "reference_engine"))}
     (built / "term.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
+    readme = (TEMPLATES / "README.md.in").read_text(encoding="utf-8")
     table = "\n".join(["| lab | hours (estimated, not yet measured with learners) |", "| --- | --- |", *(
         f"| [{lab.id} {lab.title}](labs/{lab.folder.name}/README.md) | {lab.hours} |" for lab in labs)])
     (built / "README.md").write_text(

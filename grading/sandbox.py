@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from grading.footprint import bytes_in, clear, lives, processes_of, resident_bytes, threads_beside
+from grading.footprint import bytes_in, clear, lives, processes_of, resident_bytes, share_of_memory, threads_beside
 from grading.isolation import Limits, command, confinement, environment, other_user
 from grading.worker.peer import Peer
 from grading.worker.wire import Ended
@@ -222,11 +222,13 @@ class Sandbox:
         if len(pids) + sum(map(threads_beside, pids[: limits.processes])) > limits.processes:
             raise Stopped(f"it had more than {limits.processes} processes and threads")
         resident = sum(map(resident_bytes, pids))
+        if resident > limits.memory_bytes:  # perhaps only because forked processes share it
+            resident = sum(map(share_of_memory, pids))
         self.peak_bytes = max(self.peak_bytes, resident)
         if resident > limits.memory_bytes:
             raise Stopped(f"it used more than {limits.memory_bytes >> 20} MiB of memory")
-        if (written := bytes_in(self._folder, limits.file_bytes)) > limits.file_bytes:
-            raise Stopped(f"it wrote more than {limits.file_bytes >> 20} MiB, or many files; that much is allowed")
+        if bytes_in(self._folder, limits.file_bytes) > limits.file_bytes:
+            raise Stopped(f"it wrote more than {limits.file_bytes >> 20} MiB, or too many files")
 
 
 class Child:

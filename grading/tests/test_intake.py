@@ -275,6 +275,12 @@ def test_a_strange_archive_costs_little_and_says_what_is_wrong(tmp_path: Path, b
     assert peak < 300 << 20, f"it took {peak >> 20} MiB"
 
 
+def test_a_file_without_a_name_in_a_zip_does_not_raise(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "ada.zip", "w") as archive:
+        archive.writestr("\0starter.py", GOOD)
+    refused(read_submission(tmp_path / "ada.zip"), "cannot be read")
+
+
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tgz"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

@@ -142,19 +142,19 @@ def test_of_a_handed_out_method_only_the_call_is_handed_out():
 def test_numbers_that_were_never_handed_out_lead_nowhere(number: Any, what: str):
     asked = {"do": what, "on": number, "name": "add", "values": {"dict": [["arguments", [1]], ["named", {"dict": []}]]}}
     with pytest.raises(Garbled):
-        answering(message(**asked)).root.anything
+        _ = answering(message(**asked)).root.anything
 
 
 def test_number_0_of_the_judge_is_nothing():
     assert answering(message(answer=True, values={"yours": 0})).root.anything is None
     with pytest.raises(Garbled, match="not handed out"):
-        answering(message(do="get", on=0, name="__class__", values=None)).root.anything
+        _ = answering(message(do="get", on=0, name="__class__", values=None)).root.anything
 
 
 @pytest.mark.parametrize("node", [{"make": "os:system", "of": {"dict": [["command", "true"]]}}, {"make": "builtins:eval", "of": {"dict": []}}])
 def test_the_judge_makes_nothing_that_it_is_told_to_make(node: dict):
     with pytest.raises(Garbled):
-        answering(message(answer=True, values=node)).root.anything
+        _ = answering(message(answer=True, values=node)).root.anything
 
 
 def test_a_handed_out_object_that_comes_back_is_the_judges_own_again():
@@ -264,7 +264,7 @@ def test_whatever_is_answered_is_a_value_an_error_of_the_submission_or_the_end(a
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_garbled_or_the_end(data: bytes):
     with pytest.raises((Garbled, Ended)):
-        answering(data).root.anything
+        _ = answering(data).root.anything
 
 
 def test_a_tensor_that_is_held_there_is_changed_there():

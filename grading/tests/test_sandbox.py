@@ -247,7 +247,7 @@ def test_files_that_were_left_behind_are_gone_with_the_check(box: Sandbox):
 
 def test_many_empty_files_are_as_much_as_a_large_one(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(box, "limits", replace(LIMITS, file_bytes=1 << 20))
-    with pytest.raises(Stopped, match="many files"), box.child() as child:
+    with pytest.raises(Stopped, match="too many files"), box.child() as child:
         tools = child.bench.load(TOOLS)
         tools.attempt("makes_files", 50_000)
         tools.attempt("loops")
@@ -270,6 +270,16 @@ def test_a_submission_that_does_not_read_holds_nobody_up(box: Sandbox, monkeypat
             child.peer._send({"do": "call", "on": 1, "name": ""}, {"arguments": ["x" * (1 << 20)], "named": {}})
         pytest.fail(f"{tools} was sent 100 MiB, and read nothing of it")
     assert tried(box, "who").isdigit(), "the next check runs"
+
+
+def test_starting_a_worker_takes_nothing_from_a_checks_time(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(box, "limits", replace(LIMITS, wall_seconds=1000.0))
+    starts = []
+    start = Sandbox._start
+    monkeypatch.setattr(Sandbox, "_start", lambda self: (start(self), starts.append(time.monotonic())))
+    box._stop()
+    with box.child() as child:
+        assert len(starts) == 1 and child._deadline >= starts[0] + 1000, "the clock starts when the worker is there"
 
 
 def test_a_worker_that_is_killed_is_replaced(box: Sandbox):

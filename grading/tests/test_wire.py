@@ -215,6 +215,12 @@ def test_what_is_too_long_to_be_read_is_not_sent_either():
         frame({"values": None}, {"0": torch.zeros(17 << 20)})
 
 
+@pytest.mark.parametrize("node", [{"named": []}, {"named": [["a"], [1, 2]]}, {"range": [0, 1, 0]}, {"range": [1e9]}, {"set": [[]]}, {"tensor": "7"}, {"dict": [1]}, {"bytes": "x"}])
+def test_a_value_that_is_none_is_garbled(node: dict):
+    with pytest.raises(Garbled):
+        decode(node, {}, refuse)
+
+
 def test_only_names_of_dtypes_are_looked_up_in_torch():
     for name in ("compile", "_inductor", "load", "__name__", "nn"):
         with pytest.raises(Garbled):

@@ -103,7 +103,7 @@ def decode(node: Node, tensors: dict[str, torch.Tensor], foreign: Callable[[dict
         return node
     try:
         return _decode_tagged(node, tensors, foreign)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise Garbled(f"a value that cannot be read: {type(error).__name__}") from None
 
 
