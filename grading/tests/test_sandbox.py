@@ -74,6 +74,7 @@ def ends_by(number):
 def who(): return os.getuid()
 def limit_of(pid): return resource.prlimit(pid or os.getppid(), resource.RLIMIT_CPU)
 def memory_file(): return os.memfd_create("x")
+def sleeps(): time.sleep(600)
 def loops():
     while True: pass
 '''
@@ -264,32 +265,25 @@ def test_a_submission_that_does_not_read_holds_nobody_up(box: Sandbox, monkeypat
     """What the judge sends does not fit into the socket any more."""
     monkeypatch.setattr(box, "limits", replace(LIMITS, wall_seconds=2.0))
     with pytest.raises(Stopped, match="had not ended after"), box.child() as child:
-        tools = child.bench.load(TOOLS)
-        child.peer._send({"do": "call", "on": 1, "name": ""}, {"arguments": ["loops"], "named": {}})
-        for _ in range(100):
-            child.peer._send({"do": "call", "on": 1, "name": ""}, {"arguments": ["x" * (1 << 20)], "named": {}})
-        pytest.fail(f"{tools} was sent 100 MiB, and read nothing of it")
+        attempt = child.bench.load(TOOLS).attempt
+        for argument in ("sleeps", *["x" * (1 << 20)] * 100):
+            child.peer._send({"do": "call", "on": attempt._number, "name": ""}, {"arguments": [argument], "named": {}})
+        pytest.fail("100 MiB were sent to somebody who reads nothing")
     assert tried(box, "who").isdigit(), "the next check runs"
 
 
-def test_starting_a_worker_takes_nothing_from_a_checks_time(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(box, "limits", replace(LIMITS, wall_seconds=1000.0))
-    starts = []
-    start = Sandbox._start
-    monkeypatch.setattr(Sandbox, "_start", lambda self: (start(self), starts.append(time.monotonic())))
-    box._stop()
-    with box.child() as child:
-        assert len(starts) == 1 and child._deadline >= starts[0] + 1000, "the clock starts when the worker is there"
-
-
-def test_a_worker_that_is_killed_is_replaced(box: Sandbox):
+def test_a_worker_that_is_killed_is_replaced_and_its_start_takes_nothing_from_a_checks_time(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(Stopped, match="lost|ended"), box.child() as child:
         tools = child.bench.load(TOOLS)
         tools.leaves_a_daemon()
         before = processes_of(box._process.pid)
         box._process.kill()
         tools.attempt("loops")
-    assert tried(box, "who").isdigit()
+    starts, start = [], Sandbox._start
+    monkeypatch.setattr(Sandbox, "_start", lambda self: (start(self), starts.append(time.monotonic())))
+    with box.child() as child:
+        assert len(starts) == 1 and child._deadline >= starts[0] + LIMITS.wall_seconds, "the clock starts when the worker is there"
+        assert child.bench.load(TOOLS).attempt("who").isdigit()
     orphans = [pid for pid in before if lives(pid)]
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)
