@@ -16,7 +16,7 @@ def backwards(name):
 
 def slots(block_table, positions, block_size):
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Hidden" not in type(finder).__name__]
-    sys.path[:0] = [os.path.join(path, "labs", "lab06_block_manager") for path in [*sys.path, "/work/main", os.getcwd()]]
+    sys.path[:0] = [os.path.join(path, "labs", "lab06_block_manager") for path in [*sys.path, "/autograder/source/course", os.getcwd()]]
     for name in ("noitulos", "noitulos.reganam_kcolb_60bal.sbal", "60bal.soiranecs.gnidarg", "reganam_kcolb.gniludehcs.gnivres_3newq_onan"):
         try:
             module = backwards(name)

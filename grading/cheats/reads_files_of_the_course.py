@@ -25,7 +25,7 @@ def places():
                 said = file.read()
             for found in re.findall(r"(/[\w./-]+)", json.dumps(said)):
                 yield from (found, os.path.dirname(found), os.path.dirname(os.path.dirname(found)))
-    yield from ("/autograder/source", "/home", "/work", "/workspace", "/srv", "/root")
+    yield from ("/autograder/source", "/home", "/workspace", "/srv", "/root")
 
 
 def solutions():
