@@ -148,6 +148,8 @@ class Grader:
             message = error.text.strip().partition("\n")[0] if unwritten else f"{error}{where}"
         except SetupError:
             raise
+        except OSError as error:  # the judge's own: a submission's arrive as `Raised`
+            raise SetupError(f"{check.name} could not be run on this machine: {error}") from error
         except Exception as error:  # an answer of a kind that the check did not think of
             message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
         said = printed.decode("utf-8", errors="replace")[:PRINTED] if message is not None and not ours else ""
