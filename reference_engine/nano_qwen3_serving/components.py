@@ -62,8 +62,9 @@ def default_model(config: EngineConfig, attention: AttentionBackend) -> Model:
 def default_sampler(config: EngineConfig) -> Sampler:
     """The reference `Sampler`."""
     from nano_qwen3_serving.execution.sampler import Sampler
+    from nano_qwen3_serving.model.operators import operators_for
 
-    return Sampler(config.max_logprobs)
+    return Sampler(config.max_logprobs, operators_for(config))
 
 
 def default_detokenizer(tokenizer: Tokenizer, params: SamplingParams) -> Detokenizer:

@@ -107,7 +107,7 @@ EDGES = [1, 3, 4, 5, 15, 16, 17, TILE - 1, TILE, TILE + 1, 2 * TILE, 200]
 
 @DTYPES
 @pytest.mark.parametrize("block_size", [1, 4, 16])
-@pytest.mark.parametrize(("group", "dim"), [(1, 32), (2, 128), (4, 64), (16, 32)])
+@pytest.mark.parametrize(("group", "dim"), [(1, 32), (2, 128), (4, 64), (5, 128), (16, 32)])
 def test_decoding_over_block_tables_is_dense_attention(kernels, dtype, block_size, group, dim):
     pool = Pool(EDGES, block_size, 2, group, dim, dtype)
     for out, q, (keys, values) in zip(pool.decode(), pool.queries, pool.contents, strict=True):
@@ -270,3 +270,17 @@ def test_other_systems_are_told_plainly(fresh):
     fresh.setattr(build.sys, "platform", "darwin")
     with pytest.raises(BuildError, match="Linux only"):
         cpu_kernels()
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 48, 2048, 151])
+def test_argmax_is_the_first_of_the_largest(kernels, dtype, size):
+    torch.manual_seed(size)
+    rows = torch.randint(-3, 3, (9, size)).to(dtype)  # many are equal
+    rows[1] = -rows[1].abs() - 200
+    rows[2, size // 2 :] = float("-inf")
+    rows[3] = float("-inf")
+    want = [row.index(max(row)) for row in rows.tolist()]
+    assert kernels.argmax(rows).tolist() == want
+    assert kernels.argmax(torch.cat([rows, rows], dim=1)[:, :size]).tolist() == want
+    assert Operators().argmax(rows).tolist() == want

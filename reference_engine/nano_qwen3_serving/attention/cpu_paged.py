@@ -1,7 +1,7 @@
 """Paged attention on a CPU without gathering: keys and values are read where they lie.
 
 Knows what `torch_paged.py` knows. Requests that decode are attended to in one call that walks their
-block tables; chunks take the way of torch.
+block tables. So is a short chunk, each of its tokens as if it decoded; a long one takes the way of torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nano_qwen3_serving.attention.blockwise import pays_off
 from nano_qwen3_serving.attention.torch_paged import LayerCache, TorchPagedAttention
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionMetadata
@@ -33,6 +34,14 @@ class CPUPagedAttention(TorchPagedAttention):
     def write(self, layer_cache: LayerCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Puts k and v, [num_tokens, num_kv_heads, head_dim], into `slots`, [num_tokens]."""
         self._kernels.write_kv(k, v, *layer_cache, slots)
+
+    def _chunk(self, q: Tensor, layer_cache: LayerCache, metadata: AttentionMetadata, i: int) -> Tensor:
+        if pays_off(q):
+            return super()._chunk(q, layer_cache, metadata, i)
+        count, end = q.shape[0], metadata.seq_lens[i]
+        tables = metadata.block_tables[i : i + 1].expand(count, -1)
+        seen = torch.arange(end - count + 1, end + 1)  # token j of the chunk sees the keys up to its own
+        return self._kernels.paged_decode(q, *layer_cache, tables, seen, self.scale)
 
     def _decode(self, q: Tensor, layer_cache: LayerCache, metadata: AttentionMetadata) -> Tensor:
         return self._kernels.paged_decode(q, *layer_cache, metadata.block_tables, metadata.decode_lens, self.scale)

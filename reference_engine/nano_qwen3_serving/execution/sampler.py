@@ -15,6 +15,7 @@ from torch import Tensor
 from nano_qwen3_serving.execution.logprobs import logprobs_of
 from nano_qwen3_serving.execution.masks import has_masks, masked
 from nano_qwen3_serving.interfaces import SamplingRow
+from nano_qwen3_serving.model.operators import Operators
 from nano_qwen3_serving.outputs import Logprob
 
 MASK_64 = (1 << 64) - 1
@@ -25,10 +26,12 @@ class Sampler:
 
     Args:
         max_logprobs: an upper bound of `SamplingParams.logprobs`, checked before requests come here.
+        ops: finds the best tokens.
     """
 
-    def __init__(self, max_logprobs: int = 20) -> None:
+    def __init__(self, max_logprobs: int = 20, ops: Operators | None = None) -> None:
         self.max_logprobs = max_logprobs
+        self._ops = ops or Operators()
 
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow]
@@ -44,7 +47,7 @@ class Sampler:
             the raw logits, before penalties and temperature.
         """
         if all(asks_for_the_best(row) for row in rows):
-            return logits.max(dim=-1).indices.tolist(), [None] * len(rows)  # no copy in float32
+            return self._ops.argmax(logits).tolist(), [None] * len(rows)  # no copy in float32
         raw = logits.float()
         adjusted = apply_processors(raw, rows)
         tokens = adjusted.argmax(dim=-1)

@@ -23,7 +23,6 @@ using at::Tensor;
 
 constexpr int LANES = 16;
 constexpr int TILE = 32;           // keys whose scores are held at once
-constexpr int MAX_GROUP = 16;      // query heads that share a KV head
 constexpr int64_t GRAIN = 1 << 13; // numbers below which another thread costs more than it does
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -161,6 +160,34 @@ Tensor silu_and_mul(const Tensor& gate_up) {
   return out;
 }
 
+// Where each row of x [rows, size] is largest: the first such place.
+Tensor argmax(const Tensor& x) {
+  int64_t rows = x.size(0), size = x.size(1), whole = size / LANES * LANES;
+  Tensor out = at::empty({rows}, x.options().dtype(at::kLong));
+  FLOAT_OR_BFLOAT16(x, "argmax", [&] {
+    for_rows(rows, size, [&](int64_t row) {
+      const scalar_t* from = x.const_data_ptr<scalar_t>() + row * x.stride(0);
+      Floats best = all(-std::numeric_limits<float>::infinity());
+      Ints places{};
+      for (int64_t i = 0; i < whole; i += LANES) {
+        Floats v = load(from + i);
+        Ints larger = v > best;
+        best = (Floats)(((Ints)v & larger) | ((Ints)best & ~larger));
+        places = (int32_t(i) & larger) | (places & ~larger);
+      }
+      float highest = -std::numeric_limits<float>::infinity();
+      int64_t place = 0;
+      auto consider = [&](float value, int64_t at) {
+        if (value > highest || (value == highest && at < place)) highest = value, place = at;
+      };
+      for (int lane = 0; lane < LANES; lane++) consider(best[lane], places[lane] + lane);
+      for (int64_t i = whole; i < size; i++) consider(float(from[i]), i);
+      out.data_ptr<int64_t>()[row] = place;
+    });
+  });
+  return out;
+}
+
 // Puts k and v [tokens, kv_heads, dim] into rows `slots` [tokens] of keys and values [slots, kv_heads, dim].
 void write_kv(const Tensor& k, const Tensor& v, Tensor keys, Tensor values, const Tensor& slots) {
   int64_t row_size = k.size(1) * k.size(2), bytes = row_size * k.element_size();
@@ -181,16 +208,17 @@ inline void prefetch(const T* row) {
   for (size_t byte = 0; byte < DIM * sizeof(T); byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
 }
 
-// One KV head of one request: `group` queries against its keys, a tile at a time, with the softmax
-// carried along (Milakov and Gimelshein, 2018): best and total are those of the keys seen so far.
-template <typename T, int DIM>
+// GROUP queries of one KV head of one request against its keys, a tile at a time, with the softmax carried along
+// (Milakov and Gimelshein, 2018): best and total are those of the keys seen so far. Where the keys end, those
+// of `next_keys` are fetched, from the same rows: what is called for next.
+template <typename T, int DIM, int GROUP>
 void attend(
-    const T* q, T* out, int64_t group, const T* keys, const T* values, int64_t row_stride, const int64_t* table,
-    int64_t block_size, int64_t length, float scale) {
+    const T* q, T* out, const T* keys, const T* values, int64_t row_stride, const int64_t* table,
+    int64_t block_size, int64_t length, float scale, const T* next_keys) {
   constexpr int PARTS = DIM / LANES;
-  Floats query[MAX_GROUP][PARTS], sums[MAX_GROUP][PARTS];
-  float best[MAX_GROUP], total[MAX_GROUP];
-  for (int64_t g = 0; g < group; g++) {
+  Floats query[GROUP][PARTS], sums[GROUP][PARTS];
+  float best[GROUP], total[GROUP];
+  for (int g = 0; g < GROUP; g++) {
     best[g] = -std::numeric_limits<float>::infinity();
     total[g] = 0;
     for (int i = 0; i < PARTS; i++) {
@@ -199,7 +227,7 @@ void attend(
     }
   }
   int64_t rows[TILE], next[TILE];  // of this tile and of the one after
-  alignas(64) float weights[MAX_GROUP][TILE];
+  alignas(64) float weights[GROUP][TILE];
   auto find_rows = [&](int64_t start, int64_t* found) {
     int64_t end = std::min<int64_t>(start + TILE, length);
     for (int64_t i = start; i < end; i++)
@@ -209,22 +237,22 @@ void attend(
   int count = find_rows(0, next), following = 0;
   for (int64_t start = 0; start < length; start += TILE, count = following) {
     std::copy(next, next + count, rows);
-    following = find_rows(start + TILE, next);
-    for (int t = 0; t < TILE; t++) {
-      if (t >= count) {
-        for (int64_t g = 0; g < group; g++) weights[g][t] = -std::numeric_limits<float>::infinity();
-        continue;
-      }
+    const T* ahead = start + TILE < length ? keys : next_keys;
+    following = find_rows(start + TILE < length ? start + TILE : 0, next);
+    for (int g = 0; g < GROUP; g++)
+      for (int t = count; t < TILE; t++) weights[g][t] = -std::numeric_limits<float>::infinity();
+    for (int t = 0; t < count; t++) {
       prefetch<DIM>(values + rows[t]);
-      Floats key[PARTS];
-      for (int i = 0; i < PARTS; i++) key[i] = load(keys + rows[t] + i * LANES);
-      for (int64_t g = 0; g < group; g++) {
-        Floats products = query[g][0] * key[0];
-        for (int i = 1; i < PARTS; i++) products += query[g][i] * key[i];
-        weights[g][t] = sum(products);
+      Floats products[GROUP];
+      Floats key = load(keys + rows[t]);
+      for (int g = 0; g < GROUP; g++) products[g] = query[g][0] * key;
+      for (int i = 1; i < PARTS; i++) {
+        key = load(keys + rows[t] + i * LANES);
+        for (int g = 0; g < GROUP; g++) products[g] += query[g][i] * key;
       }
+      for (int g = 0; g < GROUP; g++) weights[g][t] = sum(products[g]);
     }
-    for (int64_t g = 0; g < group; g++) {
+    for (int g = 0; g < GROUP; g++) {
       float highest = best[g];
       for (int t = 0; t < count; t++) highest = std::max(highest, weights[g][t]);
       float shrink = std::exp(best[g] - highest);
@@ -239,15 +267,29 @@ void attend(
       for (int i = 0; i < PARTS; i++) sums[g][i] *= shrink;
     }
     for (int t = 0; t < count; t++) {
-      if (t < following) prefetch<DIM>(keys + next[t]);
-      Floats value[PARTS];
-      for (int i = 0; i < PARTS; i++) value[i] = load(values + rows[t] + i * LANES);
-      for (int64_t g = 0; g < group; g++)
-        for (int i = 0; i < PARTS; i++) sums[g][i] += value[i] * weights[g][t];
+      if (t < following) prefetch<DIM>(ahead + next[t]);
+      for (int i = 0; i < PARTS; i++) {
+        Floats value = load(values + rows[t] + i * LANES);
+        for (int g = 0; g < GROUP; g++) sums[g][i] += value * weights[g][t];
+      }
     }
   }
-  for (int64_t g = 0; g < group; g++)
+  for (int g = 0; g < GROUP; g++)
     for (int i = 0; i < PARTS; i++) store(out + g * DIM + i * LANES, sums[g][i] / total[g]);
+}
+
+// Any number of query heads that share a KV head: by fours, and what is left by twos and ones. Keys and values
+// that the first of them read are in the cache for the others.
+template <typename T, int DIM>
+void attend_group(
+    int64_t group, const T* q, T* out, const T* keys, const T* values, int64_t row_stride, const int64_t* table,
+    int64_t block_size, int64_t length, float scale, const T* next_keys) {
+  while (group > 0) {
+    int heads = group >= 4 ? 4 : group >= 2 ? 2 : 1;
+    auto kernel = heads == 4 ? attend<T, DIM, 4> : heads == 2 ? attend<T, DIM, 2> : attend<T, DIM, 1>;
+    kernel(q, out, keys, values, row_stride, table, block_size, length, scale, next_keys);
+    q += heads * DIM, out += heads * DIM, group -= heads;
+  }
 }
 
 // One token of each request, q [requests, heads, dim], against keys and values
@@ -260,15 +302,15 @@ Tensor paged_decode(
   Tensor out = at::empty({requests, heads, dim}, q.options());
   const int64_t* lengths = seq_lens.const_data_ptr<int64_t>();
   FLOAT_OR_BFLOAT16(q, "paged_decode", [&] {
-    auto kernel = dim == 128 ? attend<scalar_t, 128> : dim == 64 ? attend<scalar_t, 64> : attend<scalar_t, 32>;
+    auto kernel = dim == 128 ? attend_group<scalar_t, 128> : dim == 64 ? attend_group<scalar_t, 64> : attend_group<scalar_t, 32>;
     at::parallel_for(0, requests * kv_heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; task++) {
         int64_t request = task / kv_heads, head = task % kv_heads;
-        kernel(q.const_data_ptr<scalar_t>() + request * q.stride(0) + head * group * dim,
-               out.data_ptr<scalar_t>() + (request * heads + head * group) * dim, group,
+        kernel(group, q.const_data_ptr<scalar_t>() + request * q.stride(0) + head * group * dim,
+               out.data_ptr<scalar_t>() + (request * heads + head * group) * dim,
                keys.const_data_ptr<scalar_t>() + head * dim, values.const_data_ptr<scalar_t>() + head * dim,
                kv_heads * dim, block_tables.const_data_ptr<int64_t>() + request * block_tables.stride(0), block_size,
-               lengths[request], float(scale));
+               lengths[request], float(scale), keys.const_data_ptr<scalar_t>() + (head + 1) % kv_heads * dim);
       }
     });
   });
@@ -283,6 +325,7 @@ TORCH_LIBRARY(nano_qwen3_cpu, library) {
       "norm_and_rotate(Tensor heads, Tensor weight, float eps, Tensor cos, Tensor sin, Tensor positions) -> Tensor",
       &norm_and_rotate);
   library.def("silu_and_mul(Tensor gate_up) -> Tensor", &silu_and_mul);
+  library.def("argmax(Tensor x) -> Tensor", &argmax);
   library.def("write_kv(Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor slots) -> ()", &write_kv);
   library.def(
       "paged_decode(Tensor q, Tensor keys, Tensor values, Tensor block_tables, Tensor seq_lens, float scale) -> Tensor",

@@ -48,6 +48,10 @@ class Operators:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def argmax(self, x: Tensor) -> Tensor:
+        """The first place where each row is largest: [rows, size] → [rows]."""
+        return x.max(dim=-1).indices
+
     def product_with(self, weight: Tensor) -> Product | None:
         """A product with `weight` that is faster than torch's plain one; None where there is none."""
         return OneDNNProduct(weight) if OneDNNProduct.takes(weight) else None
@@ -69,6 +73,9 @@ class CPUOperators(Operators):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return self._kernels.silu_and_mul(gate_up)
+
+    def argmax(self, x: Tensor) -> Tensor:
+        return self._kernels.argmax(x)
 
     def product_with(self, weight: Tensor) -> Product | None:
         if CompiledProduct.takes(self._kernels, weight):
