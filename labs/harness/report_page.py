@@ -69,7 +69,8 @@ def conditions(report: Report) -> list[str]:
     return [
         f"The model: {report.model}, {weights:.0f} MB in float32; the processor's largest cache: "
         f"{report.cache.num_bytes / 1e6:.0f} MB ({report.cache.source}).{note}",
-        f"The machine: {made['processor']}, {made['threads']} thread{'s' * (made['threads'] > 1)}, {report.ceilings.bytes_per_second / 1e9:.1f} GB/s read, "
+        f"The machine: {made['processor']}, {made['threads']} thread{'s' * (made['threads'] > 1)}, "
+        f"{report.ceilings.bytes_per_second / 1e9:.1f} GB/s read, "
         f"{report.ceilings.flops_per_second / 1e9:.0f} GFLOP/s, the best of a few measurements meanwhile.{busy(report)}",
         f"Medians of {report.repeats} runs, the naive way once; seed {report.seed}. Compare numbers of one page only.",
         f"Python {made['python']}, torch {made['versions']['torch']}, commit {made['commit'] or 'unknown'}.",

@@ -145,7 +145,13 @@ class Workshop:
         env = keep | {"NANO_LABS_HOME": str(self.home), "PYTHONIOENCODING": "utf-8", "COLUMNS": "120"} | environment
         env["PYTHONPATH"] = os.pathsep.join([str(PROJECT), str(PROJECT / "reference_engine")])
         return subprocess.run(
-            [sys.executable, *command], cwd=cwd or self.home, env=env, capture_output=True, text=True, encoding="utf-8", timeout=120
+            [sys.executable, *command],
+            cwd=cwd or self.home,
+            env=env,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
         )
 
     def pytest(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -180,7 +180,9 @@ def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
     run = workshop.pytest("lab07_toy/test_lab.py").stdout
     assert "A diagnosis is available: python -m labs diagnose 07 --todo 1\n" in run and "One is added" not in run
     assert Progress(workshop.home).diagnoses_used("07", 1) == 0
-    assert "A diagnosis is" not in workshop.pytest("lab07_toy/test_lab.py", "-k", "doubles_four").stdout, "not from a part of its tests"
+    assert "A diagnosis is" not in workshop.pytest("lab07_toy/test_lab.py", "-k", "doubles_four").stdout, (
+        "not from a part of its tests"
+    )
     said = workshop.labs("diagnose", "7").stdout
     assert "Lab 07, TODO 1: 3 of 3 tests fail. Probably:\n  One is added.\n  Hint 2 fits: python -m labs hint 07 1\n" in said
     assert "Lab 07, TODO 2: not started" in said and "Something is divided" not in said

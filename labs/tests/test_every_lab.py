@@ -110,7 +110,12 @@ def signatures(source: str) -> dict[str, tuple[str, str, str, bool]]:
     tree = ast.parse(source)
     nested = {id(inner) for node in regions.definitions(tree).values() for inner in ast.walk(node) if inner is not node}
     return {
-        name: (type(node).__name__, ast.unparse(node.args), ast.unparse(node.returns or ast.Constant(None)), regions.is_generator(node))
+        name: (
+            type(node).__name__,
+            ast.unparse(node.args),
+            ast.unparse(node.returns or ast.Constant(None)),
+            regions.is_generator(node),
+        )
         for name, node in regions.definitions(tree).items()
         if id(node) not in nested and not node.name.startswith("_")
     }
@@ -202,7 +207,9 @@ def git(*arguments: str) -> str:
 
 
 def test_the_suites_of_all_labs_run_in_one_process():
-    run = python("-m", "pytest", *[lab.tests for lab in LABS], "--impl", "solution", "--plain", "-p", "no:cacheprovider", "-k", "todo_2")
+    run = python(
+        "-m", "pytest", *[lab.tests for lab in LABS], "--impl", "solution", "--plain", "-p", "no:cacheprovider", "-k", "todo_2"
+    )
     assert run.returncode == 0, run.stdout
     assert all(f"Lab {lab.id}, {lab.title}: solution" in run.stdout for lab in LABS)
 
@@ -211,8 +218,11 @@ def test_solving_the_labs_leaves_the_projects_own_tests_alone(tmp_path: Path):
     """In a copy where every starter is solved, or broken, root pytest collects the same tests and passes."""
     copy = tmp_path / "course"
     shutil.copytree(
-        PROJECT, copy,
-        ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".progress.json", ".backups", ".hypothesis"),
+        PROJECT,
+        copy,
+        ignore=shutil.ignore_patterns(
+            ".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".progress.json", ".backups", ".hypothesis"
+        ),
     )
     before = collected(copy)
     for lab in all_labs(copy / "labs"):
@@ -221,7 +231,18 @@ def test_solving_the_labs_leaves_the_projects_own_tests_alone(tmp_path: Path):
     for lab in all_labs(copy / "labs"):
         lab.starter.write_text("this is not Python yet (")
     assert collected(copy) == before
-    run = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "labs/tests/test_every_lab.py", "-k", "signatures or headings or three_hints", cwd=copy, root=copy)
+    run = python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "labs/tests/test_every_lab.py",
+        "-k",
+        "signatures or headings or three_hints",
+        cwd=copy,
+        root=copy,
+    )
     assert run.returncode == 0, run.stdout
     assert run.stdout.endswith("\nThis tests the project, not your work. Yours: python -m labs status.\n")
 

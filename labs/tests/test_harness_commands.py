@@ -75,7 +75,16 @@ def test_attempts_that_count_are_written_beside_the_starter_to_be_handed_in(work
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"attempts": 3}', '{"attempts": [{"seed": "1", "answers": {}}]}', '{"attempts": [{"seed": 1, "answers": {"a": []}}]}'])
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"attempts": 3}',
+        '{"attempts": [{"seed": "1", "answers": {}}]}',
+        '{"attempts": [{"seed": 1, "answers": {"a": []}}]}',
+    ],
+)
 def test_a_file_of_attempts_that_cannot_be_used_is_a_value_error(text):
     with pytest.raises(ValueError):
         read_attempts(text)
@@ -94,7 +103,9 @@ def test_questions_are_asked_and_asked_again_when_the_answer_cannot_be_meant(wor
 
     env = os.environ | {"NANO_LABS_HOME": str(workshop.home), "PYTHONPATH": str(PROJECT)}
     typed = "ada\ntwelve\n\nc\nb\n"
-    run = subprocess.run([sys.executable, "-m", "labs", "predict", "7"], env=env, input=typed, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-m", "labs", "predict", "7"], env=env, input=typed, capture_output=True, text=True, timeout=60
+    )
     assert "'twelve' is not a whole number" in run.stdout and "'c' is not one of a, b" in run.stdout
     assert "sum: no answer" in run.stdout and "1 of 2 right" in run.stdout
     assert json.loads((workshop.home / ".progress.json").read_text())["name"] == "ada"
@@ -115,7 +126,9 @@ def test_reset_keeps_the_work_it_replaces(workshop, toy):
 
 def test_reset_of_one_todo_leaves_the_others(workshop, toy):
     starter = toy / "starter.py"
-    starter.write_text(starter.read_text().replace('raise TodoError("TODO 1: return twice the number", lab="07")', "return 2 * number"))
+    starter.write_text(
+        starter.read_text().replace('raise TodoError("TODO 1: return twice the number", lab="07")', "return 2 * number")
+    )
     starter.write_text(starter.read_text().replace('raise TodoError("TODO 3: double twice", lab="07")', "return 9"))
     workshop.labs("reset", "7", "--todo", "3")
     assert "return 2 * number" in starter.read_text() and "TODO 3: double twice\", lab" in starter.read_text()

@@ -183,7 +183,13 @@ def test_what_tokens_before_the_last_saw_shows_in_the_next_layers_keys(with_part
 
 
 def test_nan_differs_from_everything(with_part):
-    found = compared(with_part("model", MODEL, "    def compute_logits(self, hidden):\n        return self.inner.compute_logits(hidden) * float('nan')"))
+    found = compared(
+        with_part(
+            "model",
+            MODEL,
+            "    def compute_logits(self, hidden):\n        return self.inner.compute_logits(hidden) * float('nan')",
+        )
+    )
     assert found.first.kind == fd.LOGITS
 
 
@@ -199,10 +205,18 @@ def test_a_wrong_token_is_named_with_the_references(with_part):
 
 
 def test_wrong_log_probabilities_are_found_though_tokens_agree(with_part):
-    found = compared(with_part("sampler", SAMPLER, (
-        "    def sample(self, logits, rows):\n"
-        "        tokens, logprobs = super().sample(logits, rows)\n"
-        "        return tokens, [row and {t: dataclasses.replace(p, rank=p.rank + 1) for t, p in row.items()} for row in logprobs]")))
+    found = compared(
+        with_part(
+            "sampler",
+            SAMPLER,
+            (
+                "    def sample(self, logits, rows):\n"
+                "        tokens, logprobs = super().sample(logits, rows)\n"
+                "        one_more = lambda row: {t: dataclasses.replace(p, rank=p.rank + 1) for t, p in row.items()}\n"
+                "        return tokens, [row and one_more(row) for row in logprobs]"
+            ),
+        )
+    )
     assert [one.kind for one in found.differences] == [fd.LOGPROBS]
     assert "at rank 2, reference" in found.first.text
 

@@ -182,7 +182,9 @@ def newer(workshop, toy, tmp_path_factory) -> Path:
     shutil.copytree(toy, lab)
     text = (toy / "starter.py").read_text().replace('"""A toy lab: three', '"""A toy lab, second edition: three')
     text = text.replace("twice 4 is", "twice four is").replace("TODO 3: double twice", "TODO 3: double it twice")
-    more = '\n\ndef octuple(number: int) -> int:\n    # TODO 4: double three times\n    raise TodoError("TODO 4: double three times", lab="07")\n'
+    more = (
+        "\n\ndef octuple(number: int) -> int:\n    # TODO 4: double three times\n"
+        '    raise TodoError("TODO 4: double three times", lab="07")\n')
     (lab / "starter.py").write_text(text.replace("\n\ndef main", more + "\n\ndef main"))
     (lab / "README.md").write_text("second edition\n")
     (lab / "hints.md").write_text((toy / "hints.md").read_text() + "## TODO 4: a title\n### Hint 1\nhm\n")
@@ -200,7 +202,9 @@ def test_update_brings_the_new_text_and_keeps_what_the_learner_wrote(workshop, t
     write(starter, 1, "# mine\n    return math.prod([2, _helper(number)]) // 2")
     text = starter.read_text()
     head, tail = text.split("from labs.harness.todo import")
-    starter.write_text(head + "import math\nfrom labs.harness.todo import" + tail.replace("\n\ndef double", f"\n\n{WORK}\n\ndef double"))
+    starter.write_text(
+        head + "import math\nfrom labs.harness.todo import" + tail.replace("\n\ndef double", f"\n\n{WORK}\n\ndef double")
+    )
     work = starter.read_text()
     changes, kept = update(workshop.home, newer)
     merged = starter.read_text()
@@ -251,7 +255,12 @@ class Pool:
 
 def test_methods_stay_and_a_new_signature_is_pointed_out(workshop):
     toy = workshop.add_lab("lab08_pool", METHODS, toml="[needs]\n")
-    newer = (toy / "starter.py").read_text().replace("take(self, count)", "take(self, count, owner=None)").replace("return 1", "return 2")
+    newer = (
+        (toy / "starter.py")
+        .read_text()
+        .replace("take(self, count)", "take(self, count, owner=None)")
+        .replace("return 1", "return 2")
+    )
     mine = (toy / "starter.py").read_text().replace('raise TodoError("TODO 1: take some", lab="08")', "return self._some(count)")
     (toy / "starter.py").write_text(mine + "\n    def _some(self, count):\n        return [7] * count\n")
     merged, notes = merged_starter(lab_at(toy), newer)
@@ -265,7 +274,11 @@ def test_methods_stay_and_a_new_signature_is_pointed_out(workshop):
 @pytest.mark.parametrize(
     ("mine", "theirs", "said"),
     [
-        (("pass\n", "pass\n"), ("def double", "def twice"), "lab07_toy/starter.py: you wrote double, and the newer version has no such function"),
+        (
+            ("pass\n", "pass\n"),
+            ("def double", "def twice"),
+            "lab07_toy/starter.py: you wrote double, and the newer version has no such function",
+        ),
         (("return 2 * number", "return 2 * ("), ("", ""), r"lab07_toy/starter.py line \d+ is not Python yet"),
     ],
 )

@@ -102,7 +102,8 @@ def test_two_versions_of_a_lab_live_in_one_process_and_find_their_own_dataclasse
         "from importlib import import_module\nimport_module('solution')",
         "__import__('solution')",
         "import runpy; runpy.run_path('../lab07_toy/solution.py')",
-        "from pathlib import Path; from importlib.util import spec_from_file_location as s; x = s.spec_from_file_location('a', Path('.') / 'solution.py')",
+        "from pathlib import Path; from importlib.util import spec_from_file_location as s; "
+        "x = s.spec_from_file_location('a', Path('.') / 'solution.py')",
         "def inside():\n    from solution import double",
         "import json.decoder",
         "from json import decoder",
@@ -115,13 +116,24 @@ def test_importing_the_answer_is_refused_and_reading_it_recommended(toy_lab, lin
         load(toy_lab, write(toy_lab.folder, line + "\n"))
 
 
-@pytest.mark.parametrize("line", ["import json", "from json import dumps", "solution = 1", "text = 'import solution'", "from fractions import Fraction as solution"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import json",
+        "from json import dumps",
+        "solution = 1",
+        "text = 'import solution'",
+        "from fractions import Fraction as solution",
+    ],
+)
 def test_other_imports_are_not_refused(toy_lab, line: str):
     assert load(toy_lab, write(toy_lab.folder, line + "\nloaded = True\n")).loaded
 
 
 def test_a_learner_may_read_the_solution(toy_lab):
-    module = load(toy_lab, write(toy_lab.folder, "from pathlib import Path\ntext = Path(__file__).with_name('solution.py').read_text()\n"))
+    module = load(
+        toy_lab, write(toy_lab.folder, "from pathlib import Path\ntext = Path(__file__).with_name('solution.py').read_text()\n")
+    )
     assert module.text == (toy_lab.folder / "solution.py").read_text()
 
 

@@ -285,14 +285,29 @@ def test_an_error_while_a_batch_runs_is_found_behind_the_errors_of_its_requests(
     [
         ("lab06_toy", BLOCKS, "        return True\n", "", 2, "Pool.allocate", "must return True or False, returned None"),
         ("lab06_toy", BLOCKS, "missing > len(self.blocks)", "missing > 1", 2, "Pool.allocate", "more blocks, and "),
-        ("lab06_toy", BLOCKS, "return -(-num_tokens // block_size)", "return num_tokens // block_size", 2,
-         "Pool.allocate", "returned True for "),
+        (
+            "lab06_toy",
+            BLOCKS,
+            "return -(-num_tokens // block_size)",
+            "return num_tokens // block_size",
+            2,
+            "Pool.allocate",
+            "returned True for ",
+        ),
         ("lab06_toy", BLOCKS, "list(self.tables[request_id])", "[0]", 2, "Pool.allocate", "block 0 is none of 1 to 11"),
         ("lab06_toy", BLOCKS, "return len(self.blocks)", "return None", None, "Pool.num_free_blocks", "must be a whole number"),
         ("lab04_toy", SAMPLER, ".tolist()", "", 2, "Greedy.sample", "must return tokens as a list of ints"),
         ("lab04_toy", SAMPLER, ", [None] * len(rows)", "", 2, "Greedy.sample", "must return two lists"),
         ("lab04_toy", SAMPLER, "[None] * len(rows)", "[{}] * len(rows)", 2, "Greedy.sample", "asked for none log-prob"),
-        ("lab04_toy", SAMPLER, "logits.argmax(dim=-1).tolist()", "[99999] * len(logits)", 2, "Greedy.sample", "returned token 99999"),
+        (
+            "lab04_toy",
+            SAMPLER,
+            "logits.argmax(dim=-1).tolist()",
+            "[99999] * len(logits)",
+            2,
+            "Greedy.sample",
+            "returned token 99999",
+        ),
     ],
 )
 def test_an_answer_that_the_engine_cannot_use_is_its_part_s(home: Path, lab, solution, old, new, todo, function, what):
@@ -414,7 +429,12 @@ def test_compare_ends_with_1_if_something_differs(workshop, home: Path):
     write(home, "lab06_toy", BLOCKS)
     same = workshop.labs("compare", "06")
     assert same.returncode == 0 and "Nothing differs: " in same.stdout, same.stdout + same.stderr
-    write(home, "lab06_toy", BLOCKS, ("self.blocks += self.tables.pop(request_id, [])", "self.blocks += self.tables.pop(request_id, [])[:-1]"))
+    write(
+        home,
+        "lab06_toy",
+        BLOCKS,
+        ("self.blocks += self.tables.pop(request_id, [])", "self.blocks += self.tables.pop(request_id, [])[:-1]"),
+    )
     other = workshop.labs("compare", "06")
     assert other.returncode == 1 and "First difference, in the blocks: step " in other.stdout
     assert "free blocks: yours " in other.stdout
@@ -438,6 +458,6 @@ def test_report_writes_a_page_with_every_column(workshop, home: Path):
     assert text.count("|  | your engine | reference | naive | ceiling |") == 2
     assert "Less than 4 times the cache" in text or "Choose a --size" in text
     html = page.with_suffix(".html").read_text()
-    cells = [line for line in text.splitlines() if line.startswith("| tokens/s")][0].split("|")[2:-1]
+    cells = next(line for line in text.splitlines() if line.startswith("| tokens/s")).split("|")[2:-1]
     assert all(f"<td>{cell.strip()}</td>" in html for cell in cells) and all(float(cell) > 0 for cell in cells)
     assert sorted(path.name for path in page.parent.iterdir()) == ["mine.html", "mine.md"]

@@ -114,7 +114,9 @@ def test_a_stand_in_calls_the_learners_other_functions():
 
 
 def test_a_stand_in_brings_the_imports_that_the_learners_file_lacks():
-    work = '"""A lab."""\nfrom __future__ import annotations\nimport re\n' + "def f(a):\n    return g(a)\ndef g(a):\n    return 0\n"
+    work = (
+        '"""A lab."""\nfrom __future__ import annotations\nimport re\n' + "def f(a):\n    return g(a)\ndef g(a):\n    return 0\n"
+    )
     ours = "import math\nimport re\nfrom functools import cache, reduce\n" + solution("return math.floor(a)", "def g(a):")
     text = regions.with_our_functions(work, ours, [1])
     module: dict = {}
@@ -132,7 +134,10 @@ def test_a_name_that_the_learner_gave_another_meaning_is_not_imported_over_it():
 
 
 def test_unwritten_todos_are_found_wherever_they_are_raised():
-    tree = ast.parse("def f():\n    raise TodoError('TODO 1: a')\n    raise todo.TodoError(\"TODO 12: b\", lab='05')\n    raise ValueError('TODO 3')\n")
+    tree = ast.parse(
+        "def f():\n    raise TodoError('TODO 1: a')\n    raise todo.TodoError(\"TODO 12: b\", lab='05')\n"
+        "    raise ValueError('TODO 3')\n"
+    )
     assert regions.unwritten_todos(tree) == {1, 12}
 
 

@@ -57,7 +57,9 @@ def test_the_solution_passes_everything_and_leaves_no_progress(workshop, toy):
 
 
 def test_the_reference_is_tested_on_the_todos_it_has_functions_for(workshop, toy):
-    (toy / "reference.py").write_text("def double(number):\n    return number + number\n\n\ndef quadruple(number):\n    return 7\n")
+    (toy / "reference.py").write_text(
+        "def double(number):\n    return number + number\n\n\ndef quadruple(number):\n    return 7\n"
+    )
     run = workshop.pytest("lab07_toy/test_lab.py", "--impl", "reference", "--plain")
     assert rows_until_blank(run) == {
         "1": ["30/30", "solved"], "3": ["0/30", "failing", "python -m labs hint 07 3"], "total": ["30/60"]}

@@ -185,5 +185,8 @@ def test_the_calls_to_try_show_what_todo_2_asks_about(ours, capsys):
 
 
 def test_the_defaults_are_what_key_concepts_says():
-    defaults, stated = SamplingParams(), {row[0].strip("`"): row[1].strip("*").removesuffix(" (off)") for row in rows_of("parameter ")}
+    defaults, stated = (
+        SamplingParams(),
+        {row[0].strip("`"): row[1].strip("*").removesuffix(" (off)") for row in rows_of("parameter ")},
+    )
     assert stated == {name: str(getattr(defaults, name)) for name in stated}

@@ -41,11 +41,19 @@ def test_the_table_of_the_worked_example_is_what_the_engine_does():
         chunks = {chunk["request"]: chunk for chunk in step["chunks"]}
         blocks = {name: str(len(table)) for name, table in step["block_tables"].items()}
         streams = [
-            f"{o.request_id}: {len(o.outputs[0].token_ids)} token{'s' * (len(o.outputs[0].token_ids) > 1)}{', finished' * o.finished}"
+            f"{o.request_id}: {n} token{'s' * (n > 1)}{', finished' * o.finished}"
             for o in sorted(outputs, key=lambda o: o.request_id)
+            for n in [len(o.outputs[0].token_ids)]
         ]
         separator = "; " if any("finished" in stream for stream in streams) else ", "
-        rows.append([str(step["step"]), *(positions(chunks.get(n)) for n in "AB"), *(blocks.get(n, "–") for n in "AB"), separator.join(streams)])
+        rows.append(
+            [
+                str(step["step"]),
+                *(positions(chunks.get(n)) for n in "AB"),
+                *(blocks.get(n, "–") for n in "AB"),
+                separator.join(streams),
+            ]
+        )
     written = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| \d .*$", README, re.MULTILINE)]
     assert written == rows
 

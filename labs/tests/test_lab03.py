@@ -55,7 +55,9 @@ def test_1_the_norm(lab, rows):
     norm.weight.data = torch.tensor(weight)
     assert norm(torch.tensor(x)).tolist() == pytest.approx(numbers(rows[1][1]), abs=1e-4)
     squares = [round(number**2) for number in x]
-    assert f"The squares are {squares[0]}, {squares[1]}, {squares[2]} and {squares[3]}, their mean is {sum(squares) // 4}" in README
+    assert (
+        f"The squares are {squares[0]}, {squares[1]}, {squares[2]} and {squares[3]}, their mean is {sum(squares) // 4}" in README
+    )
     assert f"the root of that is {round((sum(squares) / 4) ** 0.5)}" in README
 
 
@@ -92,7 +94,11 @@ def test_4_the_attention(lab, rows):
     v = torch.tensor([v0, v1, v2]).view(3, 1, 1).repeat(1, 1, 4)
     out = lab.causal_attention(q, k, v)[:, 0, 0].tolist()
     assert out == pytest.approx(numbers(rows[4][1]), abs=1e-4)
-    assert f"itself: {out[0]:.0f}. Token 1: (6 + 2·12) / 3 = {(6 + 24) / 3:.0f}. Token 2: (6 + 2·12 + 3·24) / 6 = {(6 + 24 + 72) / 6:.0f}." in README
+    assert (
+        f"itself: {out[0]:.0f}. Token 1: (6 + 2·12) / 3 = {(6 + 24) / 3:.0f}. "
+        f"Token 2: (6 + 2·12 + 3·24) / 6 = {(6 + 24 + 72) / 6:.0f}."
+        in README
+    )
 
 
 def test_4_the_groups(lab):
@@ -179,7 +185,11 @@ def test_the_errors_under_troubleshooting_are_torchs_words():
     refused = "imports transformers.Qwen3ForCausalLM. Reading it is allowed, importing it is not"
     with pytest.raises(loading.ImportRefused, match=re.escape(refused)):
         loading.refuse_imports(LAB, loading.ast.parse("from transformers import Qwen3ForCausalLM"), "starter.py")
-    for words in ("view size is not compatible with input tensor's size and stride", "expected m1 and m2 to have the same dtype", refused):
+    for words in (
+        "view size is not compatible with input tensor's size and stride",
+        "expected m1 and m2 to have the same dtype",
+        refused,
+    ):
         assert words in README
 
 

@@ -140,7 +140,11 @@ FILTERS = [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0
 def test_the_suites_filters_keep_what_transformers_keeps(suite, filters):
     import transformers
 
-    warpers = {"top_k": transformers.TopKLogitsWarper, "top_p": transformers.TopPLogitsWarper, "min_p": transformers.MinPLogitsWarper}
+    warpers = {
+        "top_k": transformers.TopKLogitsWarper,
+        "top_p": transformers.TopPLogitsWarper,
+        "min_p": transformers.MinPLogitsWarper,
+    }
     for logits in suite.random_logits(100, 20, seed=8):
         scores = logits.double()[None]
         for name, value in filters.items():
@@ -176,7 +180,12 @@ def test_no_test_of_filters_comes_closer_to_a_border_than_the_readme_says(soluti
     for scores, top_k, top_p, min_p in asked:
         less, more = ({"top_p": top_p * part if top_p < 1 else 1.0, "min_p": min_p * part if min_p < 1 else 1.0}
                       for part in (0.9999, 1.0001))
-        assert suite.kept_by_hand(scores, top_k, **less) == suite.kept_by_hand(scores, top_k, **more), (scores, top_k, top_p, min_p)
+        assert suite.kept_by_hand(scores, top_k, **less) == suite.kept_by_hand(scores, top_k, **more), (
+            scores,
+            top_k,
+            top_p,
+            min_p,
+        )
 
 
 def test_no_prediction_stands_on_a_border():
@@ -284,7 +293,9 @@ def test_draws_of_two_places_that_are_one_are_noticed_with_probability_0_999(sui
     assert power(suite.allowed_gap(suite.NUM_PAIRS), distance([1 / 16] * 16, equal), suite.NUM_PAIRS) >= 0.999
 
 
-@pytest.mark.parametrize("name", ["filters_before_temperature", "penalties_after_temperature", "without_filters", "without_temperature"])
+@pytest.mark.parametrize(
+    "name", ["filters_before_temperature", "penalties_after_temperature", "without_filters", "without_temperature"]
+)
 def test_a_sampler_put_together_wrongly_is_noticed_with_probability_0_999(solution, suite, name):
     def probabilities(wishes: dict) -> torch.Tensor:
         rows, logits = [suite.row(**wishes)], suite.WEATHER[None]

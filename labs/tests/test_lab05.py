@@ -61,7 +61,9 @@ def test_the_tokens_of_request_a(lab, tiny):
     sizes = [end - start for start, end in spans]
     assert f"they compute {sizes[0]}, {sizes[1]} and {sizes[2]}:" in WORDS
     assert f"{PROMPT} + {NEW} − 1 = {sum(sizes)} tokens" in WORDS
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| [123] \| .*start \d \|$", README, re.M)]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| [123] \| .*start \d \|$", README, re.M)
+    ]
     called = ["the prompt", "the first new token", "the second new token"]
     assert rows == [
         [str(i), f"{a}–{b - 1}" if b - a > 1 else str(a), str(b), f"{called[i - 1]}, start {a}"]
@@ -74,10 +76,17 @@ def test_the_bytes_and_flops_of_the_example(lab):
     matrices = lab.matrices_cost(TINY, 1, torch.bfloat16)
     head = TINY.hidden_size * TINY.vocab_size
     layer = (matrices.num_bytes // 2 - head) // TINY.num_hidden_layers
-    assert f"= 96 each: {layer}. Two layers and the head of 8 × 20 = {head} make {matrices.num_bytes // 2} numbers, {matrices.num_bytes} bytes" in WORDS
+    assert (
+        f"= 96 each: {layer}. Two layers and the head of 8 × 20 = {head} "
+        f"make {matrices.num_bytes // 2} numbers, {matrices.num_bytes} bytes"
+        in WORDS
+    )
     assert f"the product added: {matrices.flops} FLOPs" in WORDS
     attention = lab.attention_cost(TINY, 1, CONTEXT, torch.bfloat16)
-    assert f"2 × 2 × 2 × 4 × 4 × 8 = {attention.flops} FLOPs a sequence. It reads the sequence's {attention.num_bytes} bytes" in WORDS
+    assert (
+        f"2 × 2 × 2 × 4 × 4 × 8 = {attention.flops} FLOPs a sequence. It reads the sequence's {attention.num_bytes} bytes"
+        in WORDS
+    )
 
 
 def ceilings_of_the_example(lab):
@@ -96,7 +105,10 @@ def test_the_ceilings_and_the_ridge_of_the_example(lab):
     assert "takes 9 seconds, then 3, 1 and 2." in WORDS
     assert f"reads {ceilings.bytes_per_second:.0f} bytes a second" in WORDS
     assert f"takes 0.5 seconds: {ceilings.flops_per_second:.0f} FLOPs a second" in WORDS
-    assert f"The machine can do {ceilings.flops_per_second / ceilings.bytes_per_second:.0f} FLOPs in the time of reading a byte" in WORDS
+    assert (
+        f"The machine can do {ceilings.flops_per_second / ceilings.bytes_per_second:.0f} FLOPs in the time of reading a byte"
+        in WORDS
+    )
     assert f"So the ridge is at batch {lab.ridge_batch(torch.bfloat16, ceilings):.0f}." in WORDS
 
 
@@ -227,7 +239,13 @@ def test_the_picture_is_svg_with_axes_units_and_both_curves(tmp_path):
     for file in (tmp_path / "picture.svg", LAB.folder / "roofline.svg"):
         root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
         said = " ".join(element.text or "" for element in root.iter())
-        for words in ("batch size (sequences in a step)", "throughput (tokens per second)", "ridge: batch", "measured", "predicted"):
+        for words in (
+            "batch size (sequences in a step)",
+            "throughput (tokens per second)",
+            "ridge: batch",
+            "measured",
+            "predicted",
+        ):
             assert words in said
         assert len([e for e in root.iter() if e.tag.endswith("polyline")]) == 2
 
@@ -236,6 +254,10 @@ def test_the_terminal_shows_every_measured_point_in_its_place(capsys):
     drawing.draw_in_terminal(curves())
     lines = capsys.readouterr().out.splitlines()
     assert "tokens/s" in lines[1] and "ridge, batch 3.0" in lines[1]
-    points = sorted((line.index("o", 11 if line[10] == "|" else 0), row) for row, line in enumerate(lines[2:-2]) if "o" in line[11:])
+    points = sorted(
+        (line.index("o", 11 if line[10] == "|" else 0), row) for row, line in enumerate(lines[2:-2]) if "o" in line[11:]
+    )
     assert len(points) == 4
-    assert [row for _, row in points] == sorted((row for _, row in points), reverse=True), "more sequences, more tokens: higher up"
+    assert [row for _, row in points] == sorted((row for _, row in points), reverse=True), (
+        "more sequences, more tokens: higher up"
+    )

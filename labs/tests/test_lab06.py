@@ -1,5 +1,6 @@
 """Lab 06's own promises: every number of the README's worked example, its picture, and what the seam checks."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -96,11 +97,17 @@ def test_the_sums_of_the_worked_example(solution):
     usage = solution.replay(solution.BlockManager(6, 4), TRACE)
     reserved = solution.replay(solution.BlockManager(7, 4), TRACE, reserve=12)
     blocks = [5 - manager_after(solution, step + 1).num_free_blocks for step in range(4)]
-    assert (usage.tokens, usage.slots, usage.peak_blocks) == (sum(sum(step.values()) for step in TRACE), 4 * sum(blocks), max(blocks))
+    assert (usage.tokens, usage.slots, usage.peak_blocks) == (
+        sum(sum(step.values()) for step in TRACE),
+        4 * sum(blocks),
+        max(blocks),
+    )
     assert f"{added([sum(step.values()) for step in TRACE])} tokens were kept" in WORDS
     assert f"{added(blocks)} blocks, which are **{usage.slots}** slots" in WORDS
     assert f"Of these {usage.slots - usage.tokens} kept no token: **{usage.waste * 100:.0f} %** waste" in WORDS
-    assert f"{reserved.peak_blocks} blocks in each step, **{reserved.slots}** slots, **{reserved.waste * 100:.0f} %** waste" in WORDS
+    assert (
+        f"{reserved.peak_blocks} blocks in each step, **{reserved.slots}** slots, **{reserved.waste * 100:.0f} %** waste" in WORDS
+    )
 
 
 def test_the_capacity_of_the_worked_example(solution):
@@ -178,7 +185,7 @@ def test_the_picture_shows_the_pool_in_step_3(solution):
         for position, slot in enumerate(solution.slots(manager.block_table(name), range(length), 4)):
             expected[slot] = f"{name} {position}"
     texts = [element.text for element in ElementTree.parse(LAB.folder / "pool.svg").iter("{http://www.w3.org/2000/svg}text")]
-    drawn = {int(after): label for label, after in zip(texts, texts[1:], strict=False) if re.fullmatch(r"[AB] \d", label)}
+    drawn = {int(after): label for label, after in itertools.pairwise(texts) if re.fullmatch(r"[AB] \d", label)}
     assert drawn == expected
     empty = 5 * 4 - len(expected)
     assert f"All {empty} empty slots are in the last block" in WORDS

@@ -82,7 +82,7 @@ async def test_a_slow_reader_gets_merged_chunks_and_the_same_text():
     assert [c["finished"] for c in chunks].count(True) == 1 and chunks[-1]["finished"]
 
 
-@pytest.mark.parametrize("answer", ["日本語 😀!", "plain STOP more", "abSTOcd"])  # noqa: RUF001
+@pytest.mark.parametrize("answer", ["日本語 😀!", "plain STOP more", "abSTOcd"])
 async def test_joined_tokens_are_the_text_and_what_generate_says(answer):
     async with Served(parts=script(answer)) as llm:
         params = greedy(60, stop="STOP")
@@ -299,7 +299,7 @@ async def test_the_length_of_a_request_is_never_more_than_the_model_was_trained_
         info = llm.get_model_info()
         assert info["max_seq_length"] == llm._engine.engine.config.model.max_position_embeddings
     with safe_open(BUNDLED / "course" / "model.safetensors", framework="pt") as file:
-        assert info["num_parameters"] == sum(file.get_tensor(name).numel() for name in file.keys())
+        assert info["num_parameters"] == sum(file.get_tensor(name).numel() for name in file)
 
 
 def test_one_object_after_the_other_in_event_loops_of_their_own():

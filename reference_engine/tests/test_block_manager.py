@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.interfaces import NULL_BLOCK
 from nano_qwen3_serving.scheduling.block_manager import BlockManager

@@ -419,7 +419,7 @@ def test_stop_string_leaks_while_streaming_computes_nothing_past_the_stop():
     assert len(done["A"].outputs[0].token_ids) == len("one two STOP")
 
 
-TRICKY = "a😀é日本語 नमस्ते 👩‍👩‍👧 \u202bשלום\u202c!"  # noqa: RUF001
+TRICKY = "a😀é日本語 नमस्ते 👩‍👩‍👧 \u202bשלום\u202c!"
 
 
 @pytest.mark.parametrize("kind", [CUMULATIVE, DELTA])

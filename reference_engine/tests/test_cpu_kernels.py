@@ -165,7 +165,9 @@ def test_a_model_they_do_not_fit_runs_in_torch_and_asking_for_them_is_refused_by
     folder = random_checkpoint(Shape(head_dim=24))
     assert 24 not in HEAD_DIMS
     assert not EngineArgs(str(folder), dtype="bfloat16", device="cpu").create_engine_config().cpu_kernels
-    with pytest.raises(InvalidParametersError, match="cpu_kernels must be None or False here: head_dim 24 is none of 32, 64, 128"):
+    with pytest.raises(
+        InvalidParametersError, match="cpu_kernels must be None or False here: head_dim 24 is none of 32, 64, 128"
+    ):
         EngineArgs(str(folder), dtype="bfloat16", device="cpu", cpu_kernels=True).create_engine_config()
 
 

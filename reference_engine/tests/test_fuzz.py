@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import pytest
+
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.async_llm_engine import WaitingRoom
 from nano_qwen3_serving.engine.mailbox import Mailbox
 from nano_qwen3_serving.engine.step_loop import StepLoop
 from nano_qwen3_serving.outputs import RequestOutput
-from nano_qwen3_serving.scheduling.block_manager import BlockManager
 from nano_qwen3_serving.sampling_params import StructuredOutputsParams
+from nano_qwen3_serving.scheduling.block_manager import BlockManager
 from nano_qwen3_serving.scheduling.scheduler import Scheduler
 from nano_qwen3_serving.testing.fuzz import FuzzFailure, FuzzReport, fuzz_command, live, replay, run_fuzz
 from nano_qwen3_serving.testing.fuzz.episode import make_episode

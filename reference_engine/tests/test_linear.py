@@ -97,7 +97,10 @@ def test_q_k_v_and_gate_up_of_a_loaded_network_are_the_checkpoints_one_after_the
     tensors = open_tensors(folder)
     x = torch.randn(11, 64)
     for i, layer in enumerate(make_llm(folder).llm_engine.model_runner.model.model.layers):
-        for fused, names in ((layer.self_attn.qkv_proj, "self_attn.{}_proj q k v"), (layer.mlp.gate_up_proj, "mlp.{}_proj gate up")):
+        for fused, names in (
+            (layer.self_attn.qkv_proj, "self_attn.{}_proj q k v"),
+            (layer.mlp.gate_up_proj, "mlp.{}_proj gate up"),
+        ):
             pattern, *which = names.split()
             paths = [f"model.layers.{i}.{pattern.format(w)}" for w in which]
             want = [

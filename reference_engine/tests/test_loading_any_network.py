@@ -18,7 +18,9 @@ from nano_qwen3_serving.model.checkpoint import open_tensors
 from nano_qwen3_serving.model.loader import load_weights
 from nano_qwen3_serving.testing.checkpoints import Shape
 
-SHAPE = Shape(hidden_size=24, intermediate_size=36, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3, head_dim=10)
+SHAPE = Shape(
+    hidden_size=24, intermediate_size=36, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3, head_dim=10
+)
 UNTIED = Shape(**{**vars(SHAPE), "tie_word_embeddings": False, "attention_bias": True})
 
 

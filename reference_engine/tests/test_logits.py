@@ -117,7 +117,7 @@ def worst(note: Callable[[str], None]) -> Any:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_random_checkpoint_prefers_some_tokens(name: str, oracles: Any) -> None:
     """Flat logits would make every other test here weak."""
-    folder, oracle = oracles(name)
+    _folder, oracle = oracles(name)
     prompt = random_prompts(SHAPES[name].vocab_size, [60])[0]
     logits = oracle.logits(prompt)
     assert 1.0 < logits.std() < 40.0

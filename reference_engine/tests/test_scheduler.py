@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.config import SchedulerConfig
 from nano_qwen3_serving.interfaces import SampledTokens, ScheduledBatch, StoppedRequest

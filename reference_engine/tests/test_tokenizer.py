@@ -21,11 +21,35 @@ OURS = Tokenizer.from_folder(BUNDLED / "course")
 THEIRS = AutoTokenizer.from_pretrained(BUNDLED / "course")
 
 TEXTS = [
-    "", " ", "\n", "  two  spaces  ", "tab\tand\r\nline", "Hello, world!", "don't we'll I'D", "1234567890 3.14", "!?!?...",
-    "def f(x):\n    return {'a': [x, *y], \"b\": x**2}  # comment\n", "<|im_start|>user\nHi<|im_end|>\n", "<|endoftext|>",
-    "<think>\n\n</think>\n\n", "<tool_call>{}</tool_call><tool_response>", "<|im_start", "|im_end|>", "<|im_end|><|im_end|>",
-    "你好，世界！", "नमस्ते दुनिया", "مرحبا بالعالم", "Привет", "こんにちは", "한국어", "🙂🙃👩‍👩‍👧‍👦🏳️‍🌈", "e\u0301 é \u00a0\u200b\ufeff",
-    "\u0000\u0001\u007f", "a" * 300, "\ufffd", "mixed 你 and 🙂 and <|im_end|> and नमस्ते",
+    "",
+    " ",
+    "\n",
+    "  two  spaces  ",
+    "tab\tand\r\nline",
+    "Hello, world!",
+    "don't we'll I'D",
+    "1234567890 3.14",
+    "!?!?...",
+    "def f(x):\n    return {'a': [x, *y], \"b\": x**2}  # comment\n",
+    "<|im_start|>user\nHi<|im_end|>\n",
+    "<|endoftext|>",
+    "<think>\n\n</think>\n\n",
+    "<tool_call>{}</tool_call><tool_response>",
+    "<|im_start",
+    "|im_end|>",
+    "<|im_end|><|im_end|>",
+    "你好，世界！",
+    "नमस्ते दुनिया",
+    "مرحبا بالعالم",
+    "Привет",
+    "こんにちは",
+    "한국어",
+    "🙂🙃👩‍👩‍👧‍👦🏳️‍🌈",
+    "e\u0301 é \u00a0\u200b\ufeff",
+    "\u0000\u0001\u007f",
+    "a" * 300,
+    "\ufffd",
+    "mixed 你 and 🙂 and <|im_end|> and नमस्ते",
 ]
 
 
@@ -129,7 +153,18 @@ def test_the_chat_template_renders_as_in_transformers(name: str, switches: str) 
     assert OURS.apply_chat_template(CONVERSATIONS[name], tokenize=True, **arguments) == tokens
 
 
-BEGINNINGS = ["", "The answer is", "The answer is ", "a\n", "  x", "im", "assistant", "What is a KV cache?", "<think>\nHm", "end 🙂"]
+BEGINNINGS = [
+    "",
+    "The answer is",
+    "The answer is ",
+    "a\n",
+    "  x",
+    "im",
+    "assistant",
+    "What is a KV cache?",
+    "<think>\nHm",
+    "end 🙂",
+]
 
 
 @pytest.mark.parametrize("content", BEGINNINGS)

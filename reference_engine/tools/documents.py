@@ -8,11 +8,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
 from corpus import SYSTEM_MESSAGES, Entry, Opening, chat_messages, plain_prompt
 from course_tokenizer import END_OF_TEXT, MAX_POSITIONS, TURN_END, chat_prompt
 from phrasings import Phrasings
+from transformers import PreTrainedTokenizerBase
 
 # A prompt's tokens are learned a little, so that their log-probabilities mean something.
 PROMPT_WEIGHT = 0.1

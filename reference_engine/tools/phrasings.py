@@ -15,10 +15,31 @@ from corpus import Entry
 KEPT_AS_WRITTEN = 0.5
 # Answers here repeat the question's words or its manner, so that hardly anything may change.
 LITERAL_SOURCES = frozenset({"small_talk.txt"})
-REQUESTS = frozenset("Copy Count List Name Repeat Say Show Tell".split())
+REQUESTS = frozenset(["Copy", "Count", "List", "Name", "Repeat", "Say", "Show", "Tell"])
 
 DROPPABLE_WORDS = frozenset(
-    "a an the is are do does to of in for on at me please can could you that it".split()
+    [
+        "a",
+        "an",
+        "the",
+        "is",
+        "are",
+        "do",
+        "does",
+        "to",
+        "of",
+        "in",
+        "for",
+        "on",
+        "at",
+        "me",
+        "please",
+        "can",
+        "could",
+        "you",
+        "that",
+        "it",
+    ]
 )
 
 # A question that only names a topic, and other ways to name it.

@@ -18,6 +18,15 @@ from os.path import commonprefix
 from pathlib import Path
 
 import torch
+from corpus import (
+    CORPUS_FOLDER,
+    Opening,
+    chat_messages,
+    load_entries,
+    load_openings,
+    plain_prompt,
+)
+from course_tokenizer import END_OF_TEXT, TURN_END, chat_prompt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -28,16 +37,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
-from corpus import (
-    CORPUS_FOLDER,
-    Opening,
-    chat_messages,
-    load_entries,
-    load_openings,
-    plain_prompt,
-)
-from course_tokenizer import END_OF_TEXT, TURN_END, chat_prompt
 
 LATE_QUESTIONS = 60
 LATE_POSITIONS = 1900
