@@ -24,8 +24,9 @@ MARK = "<!-- with solutions -->"
 """A line of a README that has this is not for the student edition."""
 
 _ROOT = ("CHANGELOG.md", "LICENSE", "pyproject.toml", "requirements.txt", ".gitignore")
-_NOT_IN_LABS = re.compile(r"labs/tests/|labs/harness/README\.md|labs/lab\d\d_\w+/(solution|starter|going_further)\.py$")
-_NOT_IN_ENGINE = re.compile(r"reference_engine/(tests|tools)/")
+_FOLDERS = ("labs/", "notebooks/", "reference_engine/")
+_LEFT_OUT = re.compile(r"labs/tests/|labs/harness/README\.md|labs/lab\d\d_\w+/(solution|starter|going_further)\.py$"
+                       r"|notebooks/tests/|reference_engine/(tests|tools)/")
 _WORKFLOW = Path(".github/workflows/practice.yml")
 
 
@@ -79,8 +80,7 @@ def _files(course: Path) -> Iterator[Path]:
     if listed is None:
         raise LabError(f"{course} is no git repository: what belongs to the course is read from there.")
     for name in filter(None, listed.split("\0")):
-        if name in _ROOT or (name.startswith("labs/") and not _NOT_IN_LABS.search(name)) or (
-                name.startswith("reference_engine/") and not _NOT_IN_ENGINE.match(name)):
+        if name in _ROOT or (name.startswith(_FOLDERS) and not _LEFT_OUT.match(name)):
             yield Path(name)
 
 
@@ -123,7 +123,7 @@ def tag(term: str, course: Path = COURSE) -> None:
     name = f"term/{term}"
     there = _git(course, "rev-parse", "-q", "--verify", f"refs/tags/{name}^{{commit}}")
     if there is not None and there.strip() != _commit(course):
-        raise LabError(f"The tag {name} is there and names another commit. Grades of that term depend on it; choose another name.")
+        raise LabError(f"The tag {name} is there and names another commit. Grades of that term need it; choose another name.")
     if _git(course, "status", "--porcelain", "--untracked-files=no"):
         raise LabError("Some files differ from the last commit. Commit them first: the tag has to name what students get.")
     if there is None and _git(course, "tag", name) is None:

@@ -1,0 +1,71 @@
+"""Pictures of why a batch pays: the roofline with measured throughput under it, and bytes read for a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, Picture, canvas
+
+READING, COMPUTING, MEASURED = COLOURS[0], COLOURS[6], COLOURS[2]
+
+
+def roofline(measured: Mapping[int, float], by_memory: float, by_compute: float) -> Picture:
+    """Throughput by batch size under the two ceilings of a machine, both axes logarithmic.
+
+    Args:
+        measured: tokens per second by batch size.
+        by_memory: decode steps per second that reading the weights allows: so many tokens per second for each
+            request of the batch.
+        by_compute: tokens per second that computing allows, whatever the batch.
+    """
+    low, high, ridge = min(measured) / 1.25, max(measured) * 1.25, by_compute / by_memory
+    bottom, top = min(by_memory, *measured.values()) / 1.6, max(by_compute, *measured.values()) * 3
+    corner = min(max(ridge, low), high)
+    with canvas(4.2) as (figure, axes):
+        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
+        axes.plot([low, high], [low * by_memory, high * by_memory], "--", color=READING, linewidth=2,
+                  label="reading the weights allows")
+        axes.plot([low, high], [by_compute, by_compute], "-.", color=COMPUTING, linewidth=2, label="computing allows")
+        roof = [min(batch * by_memory, by_compute) for batch in (low, corner, high)]
+        axes.fill_between([low, corner, high], roof, top, facecolor="none", edgecolor=FAINT, hatch="//", linewidth=0)
+        axes.plot([low, corner, high], roof, "-", color=INK, linewidth=3, label="roof: the lower of both")
+        axes.plot(list(measured), list(measured.values()), "o", color=MEASURED, markeredgecolor=INK, markersize=8,
+                  label="measured")
+        if low < ridge < high:
+            axes.axvline(ridge, color=INK, linestyle=":", linewidth=1.2)
+            axes.annotate(f"ridge: batch {ridge:.1f}", (ridge, bottom), (5, 6), textcoords="offset points", fontsize=9)
+        axes.set(xlabel="batch size (requests in a step)", ylabel="throughput (tokens per second)")
+        _plain_ticks(axes, list(measured), bottom, top)
+        figure.legend(loc="outside lower right", ncols=4, fontsize=9)
+    return Picture(figure, f"Throughput at batch sizes {min(measured)} to {max(measured)} under a roof that rises, then is flat.")
+
+
+def _plain_ticks(axes: Axes, batches: Sequence[int], bottom: float, top: float) -> None:
+    """Batch sizes, and round numbers of tokens, as they are said."""
+    rates = [digit * 10**power for power in range(9) for digit in (1, 2, 5) if bottom < digit * 10**power < top]
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set_yticks(rates, [f"{rate:,}" for rate in rates])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+
+
+def bytes_for_a_token(weights: int, own: int, batches: Sequence[int]) -> Picture:
+    """A bar for each batch size: what is read for one new token, its share of the weights and its own cache.
+
+    Args:
+        weights: bytes of the weights, read once in a step.
+        own: bytes of the keys and values that one request reads in a step.
+        batches: requests in a step.
+    """
+    places, shares = range(len(batches)), [weights / batch / 1e9 for batch in batches]
+    with canvas(3.2) as (figure, axes):
+        axes.bar(places, shares, 0.7, facecolor=COLOURS[0], edgecolor=INK, linewidth=0.6, label="weights, shared")
+        axes.bar(places, [own / 1e9] * len(batches), 0.7, shares, facecolor=COLOURS[1], hatch="///", edgecolor=INK,
+                 linewidth=0.6, label="its own keys\nand values")
+        axes.set_xticks(places, [str(batch) for batch in batches])
+        axes.set(xlabel="batch size (requests in a step)", ylabel="GB read for one token")
+        axes.legend(loc="upper right")
+    return Picture(figure, f"Stacked bars of the bytes read for one token, at batch sizes {batches[0]} to {batches[-1]}.")
