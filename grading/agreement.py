@@ -53,7 +53,9 @@ def _of_mutant(mutant: Mutant) -> Case:
     return Case(mutant.kind, mutant.name, mutant.text, mutant.todo, mutant.spills)
 
 
-def findings(lab: Lab, cases: Sequence[Case], settings: Settings, jobs: int = 1, done: Callable[[], None] = lambda: None) -> list[Finding]:
+def findings(
+    lab: Lab, cases: Sequence[Case], settings: Settings, jobs: int = 1, done: Callable[[], None] = lambda: None
+) -> list[Finding]:
     """One for each case, in order; `done` after each."""
     shares = [cases[start::jobs] for start in range(jobs)]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:

@@ -1,7 +1,5 @@
 """The predictions of a submission: `predictions.json`, which `labs predict` writes, judged once more."""
 
-import json
-
 from grading.model import CheckResult
 from labs.harness import predictions
 from labs.harness.catalog import Lab

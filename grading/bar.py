@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 @contextmanager
 def bar(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[], None]]:
     """A bar on standard error; call what is yielded after each. It starts no thread."""
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())
     with Progress(
         *columns, console=Console(stderr=True), auto_refresh=False, transient=True, disable=quiet or not sys.stderr.isatty(),
         speed_estimate_period=600.0,

@@ -54,8 +54,8 @@ class Plan:
 
     def unit(self, one: HandedIn) -> Unit:
         submission, lab, settings = one.submission, one.attempt.lab, self.settings
-        facts = [submission.student, lab, submission.digest, submission.notes, self.seed(submission.student, lab), self.versions[lab],
-                 settings.level, settings.predictions, asdict(settings.limits)]
+        facts = [submission.student, lab, submission.digest, submission.notes, self.seed(submission.student, lab),
+                 self.versions[lab], settings.level, settings.predictions, asdict(settings.limits)]
         return Unit(lab, submission, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
 
     def seed(self, student: str, lab: str) -> str:
@@ -93,7 +93,9 @@ class Graders:
                 if unit.lab not in graders:
                     graders[unit.lab] = self._grader(self.plan.labs[unit.lab], open_ones)
                 if graders[unit.lab].versions != self.plan.versions[unit.lab]:
-                    raise ValueError(f"this process has other checks, Python or torch ({graders[unit.lab].versions}) than the one that asked for it")
+                    raise ValueError(
+                        f"this process has other checks, Python or torch ({graders[unit.lab].versions}) "
+                        "than the one that asked for it")
                 return graders[unit.lab].grade(unit.submission)
 
             yield grade
@@ -152,7 +154,9 @@ class Summary:
         return json.dumps({**more, **asdict(self), "lines_of_kind": counts}, ensure_ascii=False, indent=1) + "\n"
 
 
-def run_batch(journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, repeat: int = 1, done: Callable[[], None] = lambda: None) -> Summary:
+def run_batch(
+    journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, repeat: int = 1, done: Callable[[], None] = lambda: None
+) -> Summary:
     """Grade what the journal does not know, and journal it; `done` after each run.
 
     Interrupted, it stops every worker; what was graded is in the journal.
@@ -200,7 +204,8 @@ class _Runs:
     """
 
     def __init__(self, journal: Journal, lines: list[Line]) -> None:
-        self.journal, self.lines, self.reports = journal, lines, {}
+        self.journal, self.lines = journal, lines
+        self.reports: dict[str, list[Report]] = {}
 
     def take_known(self, units: Mapping[str, Unit]) -> None:
         for key in units:
@@ -211,7 +216,8 @@ class _Runs:
         unit = outcome.unit
         why = "; ".join(outcome.crashes)
         if outcome.answer is None:
-            self.lines.append(Line("error", unit.submission.student, unit.lab, f"not graded: {why}; the same command tries again"))
+            self.lines.append(Line("error", unit.submission.student, unit.lab,
+                                   f"not graded: {why}; the same command tries again"))
             return
         if outcome.crashes:
             self.lines.append(Line("crash", unit.submission.student, unit.lab, f"{why}; graded at the second try"))
@@ -224,10 +230,13 @@ class _Runs:
             return
         before = self.journal.standing(report.student, report.lab, report.digest)
         if not self.journal.record(key, report):
-            self.lines.append(Line("lower", report.student, report.lab, f"{report.score:g} now, but {before.score:g}, given earlier, stands; "
+            assert before is not None  # what is refused is lower than it
+            self.lines.append(Line("lower", report.student, report.lab,
+                                   f"{report.score:g} now, but {before.score:g}, given earlier, stands; "
                                    "python -m grading regrade --allow-lower changes that"))
         elif before and before.score < report.score:
-            self.lines.append(Line("raised", report.student, report.lab, f"{report.score:g} now; {before.score:g} was given earlier"))
+            self.lines.append(Line("raised", report.student, report.lab,
+                                   f"{report.score:g} now; {before.score:g} was given earlier"))
 
 
 def differing(reports: Sequence[Report]) -> list[Line]:
@@ -237,18 +246,21 @@ def differing(reports: Sequence[Report]) -> list[Line]:
         if len({check.earned for check in same}) > 1:
             passed = sum(check.passed for check in same)
             messages = ", ".join(sorted({shorter(check.message, 100) for check in same if not check.passed}))
-            found.append(Line("flaky", reports[0].student, reports[0].lab, f"{same[0].name} (TODO {same[0].todo}) passed {passed} of {len(same)} times; else: {messages}"))
+            found.append(Line("flaky", reports[0].student, reports[0].lab,
+                              f"{same[0].name} (TODO {same[0].todo}) passed {passed} of {len(same)} times; else: {messages}"))
     return found
 
 
 def _older(journal: Journal, cohort: Cohort) -> list[Line]:
     """A line for each student of whom something counts that is not there any more."""
-    there, found = {}, []
+    there: dict[tuple[str, str], set[str]] = {}
+    found = []
     for one in cohort.handed_in:
         there.setdefault((one.attempt.student, one.attempt.lab), set()).add(one.attempt.digest)
     for (student, lab), digests in there.items():
         counts = journal.counting(student, lab)
-        if counts.digest not in digests:
-            found.append(Line("older", student, lab, f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
+        if counts is not None and counts.digest not in digests:
+            found.append(Line("older", student, lab,
+                              f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
                               "if that is wrong, give the times with --times"))
     return found

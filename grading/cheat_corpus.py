@@ -49,7 +49,8 @@ def _read(lab: Lab, path: Path) -> Cheat:
     if base is None:
         raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
     whole = composed(base.read_text(encoding="utf-8"), text)
-    return Cheat(path.stem, tries, facts["worth"], tuple(facts["todos"]), lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
+    return Cheat(path.stem, tries, facts["worth"], tuple(facts["todos"]),
+                 lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
 
 
 def _built(lab: Lab, build: cheat_files.Builder) -> Cheat:
@@ -66,7 +67,9 @@ def _heading(path: Path, said: str) -> tuple[str, dict]:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
     wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
     if not tries or wrong:
-        raise LabError(f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73 and todos = [4]; see {', '.join(wrong)}.")
+        raise LabError(
+            f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73 and todos = [4]; "
+            f"see {', '.join(wrong)}.")
     return " ".join(tries.split()), facts
 
 

@@ -39,9 +39,9 @@ def own_files_beside(lab: Lab, folder: Path) -> Path:
     passing = b"def pytest_runtest_makereport(item, call):\n    item.session.testsfailed = 0\n"
     own = b"import os\nos._exit(0)\n"
     (home / "__pycache__").mkdir()
-    files = {"conftest.py": passing, "pytest.ini": b"[pytest]\naddopts = -k nothing\n", "torch.py": own, "json.py": own, "sitecustomize.py": own,
-             "solution.py": lab.solution.read_bytes(), "starter.pyc": os.urandom(64), "__pycache__/starter.cpython-311.pyc": os.urandom(64),
-             "grading.py": own, "evil.pth": b"import os; os._exit(0)\n"}
+    files = {"conftest.py": passing, "pytest.ini": b"[pytest]\naddopts = -k nothing\n", "torch.py": own, "json.py": own,
+             "sitecustomize.py": own, "solution.py": lab.solution.read_bytes(), "starter.pyc": os.urandom(64),
+             "__pycache__/starter.cpython-311.pyc": os.urandom(64), "grading.py": own, "evil.pth": b"import os; os._exit(0)\n"}
     for name, content in files.items():
         (home / name).write_bytes(content)
     return home
@@ -80,8 +80,9 @@ def links_in_a_tar(lab: Lab, folder: Path) -> Path:
     """
     path = folder / "links_in_a_tar.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        for name, kind in (("a/starter.py", tarfile.SYMTYPE), ("b/starter.py", tarfile.LNKTYPE), ("c/starter.py", tarfile.CHRTYPE),
-                           ("d/starter.py", tarfile.FIFOTYPE), ("../../starter.py", tarfile.REGTYPE), ("/tmp/starter.py", tarfile.REGTYPE)):
+        for name, kind in (("a/starter.py", tarfile.SYMTYPE), ("b/starter.py", tarfile.LNKTYPE),
+                           ("c/starter.py", tarfile.CHRTYPE), ("d/starter.py", tarfile.FIFOTYPE),
+                           ("../../starter.py", tarfile.REGTYPE), ("/tmp/starter.py", tarfile.REGTYPE)):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, str(lab.solution)
             archive.addfile(member)
@@ -179,5 +180,5 @@ def nested_source(lab: Lab, folder: Path) -> Path:
 
 
 BUILDERS: tuple[Builder, ...] = (
-    own_files_beside, number_that_is_not_written_back, link_to_the_solution, links_in_a_tar, paths_that_climb, zip_bomb, gzip_bomb,
-    oversized, binary, nested_source)
+    own_files_beside, number_that_is_not_written_back, link_to_the_solution, links_in_a_tar, paths_that_climb, zip_bomb,
+    gzip_bomb, oversized, binary, nested_source)

@@ -47,7 +47,8 @@ def check(todo: int, points: float, section: str, concept: str, hidden: bool = F
     """Makes a function `(lab, dice)` a check."""
 
     def mark(run: Callable[[Remote, random.Random], None]) -> Callable:
-        run.check = Check(run.__name__, todo, points, hidden, section, concept, run)
+        made = Check(run.__name__, todo, points, hidden, section, concept, run)
+        run.check = made  # type: ignore[attr-defined]  # a function takes any attribute; `checks_of` looks for this one
         return run
 
     return mark
@@ -66,7 +67,7 @@ def expect(right: bool, otherwise: str) -> None:
         raise Wrong(otherwise)
 
 
-def refusal(kind: str, call: Callable[[], Any], otherwise: str) -> str:
+def refusal(kind: str, call: Callable[..., Any], otherwise: str) -> str:
     """The message of the error, of a class named `kind`, that `call` has to raise; `otherwise` says why."""
     try:
         answer = call()

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -114,13 +115,14 @@ def machine_mutants(
     listed = machine.equivalents(lab, made)
     if show:
         for (operator, line, occurrence), one in made.items():
-            print(f"TODO {one.todo}  {operator} {occurrence}  {one.story}" + ("  (equivalent)" * ((operator, line, occurrence) in listed)))
+            print(f"TODO {one.todo}  {operator} {occurrence}  {one.story}"
+                  + ("  (equivalent)" * ((operator, line, occurrence) in listed)))
         return
     console.print(f"Lab {lab.id}: {len(made)} machine-made mutants, {len(listed)} of them listed as equivalent")
     chosen = some_of([one for key, one in made.items() if key not in listed], share, f"{seed}:{lab.id}")
     wrongly = [one for one in _verdicts([lab], [made[key] for key in listed], jobs) if one.caught]
-    for one in wrongly:
-        console.print(f"listed as equivalent, but caught by {one.how}: {one.mutant.story}", markup=False, soft_wrap=True)
+    for verdict in wrongly:
+        console.print(f"listed as equivalent, but caught by {verdict.how}: {verdict.mutant.story}", markup=False, soft_wrap=True)
     _judge([lab], chosen, jobs, file, failed=bool(wrongly))
 
 
@@ -146,10 +148,12 @@ def alternatives(names: LabNames = None, jobs: Jobs = None) -> None:
 def symptoms(
     names: LabNames = None,
     check: Annotated[bool, typer.Option("--check", help="run and write nothing; exit 1 if a table is stale")] = False,
-    score: Annotated[bool, typer.Option("--score", help="write nothing; how often is `labs diagnose` right? exit 1 if too seldom")] = False,
+    score: Annotated[bool, typer.Option(
+        "--score", help="write nothing; how often is `labs diagnose` right? exit 1 if too seldom")] = False,
     most: Annotated[int, typer.Option(min=0, help="with --score: pairs, and mutants in alternatives, for each lab")] = 12,
     seed: Annotated[str, typer.Option(help="with --score: which of them")] = "0",
-    cache: Annotated[Path | None, typer.Option(metavar="FOLDER", help="keep runs there, and use those of the same suite and text")] = None,
+    cache: Annotated[Path | None, typer.Option(
+        metavar="FOLDER", help="keep runs there, and use those of the same suite and text")] = None,
     jobs: Jobs = None,
 ) -> None:
     """Make each lab's symptoms.json from runs of its mutants."""
@@ -163,7 +167,8 @@ def symptoms(
         with bar(len(found), f"lab {lab.id}") as done:
             seen = symptom_tables.see(lab, found, cache, jobs, done)
         if score:
-            scores[lab.id] = symptom_tables.score(lab, seen, most, seed, lambda them, lab=lab: symptom_tables.see(lab, them, cache, jobs))
+            scores[lab.id] = symptom_tables.score(lab, seen, most, seed,
+                                                  partial(symptom_tables.see, lab, cache=cache, parallel=jobs))
         else:
             in_table = [one for one in seen if one.mutant.kind in symptom_tables.IN_TABLE]
             print(f"wrote {symptom_tables.write_table(lab, in_table, symptom_tables.concepts(lab, found))}")

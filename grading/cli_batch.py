@@ -37,9 +37,11 @@ INTERRUPTED = 130
 Submissions = Annotated[Path, typer.Argument(help="A folder with one folder, archive or .py file for each student.")]
 Labs = Annotated[str | None, typer.Option(help="Such as 06,07.")]
 JournalFile = Annotated[Path, typer.Option("--journal", metavar="FILE", help="The SQLite file that keeps results.")]
-RosterFile = Annotated[Path | None, typer.Option("--roster", metavar="FILE", help="CSV with a column student; others such as name, email, sis_id, section.")]
+RosterFile = Annotated[Path | None, typer.Option(
+    "--roster", metavar="FILE", help="CSV with a column student; others such as name, email, sis_id, section.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that grade.")]
-Times = Annotated[Path | None, typer.Option(metavar="FILE", help="CSV with student, lab, submitted; else the files' own times count.")]
+Times = Annotated[Path | None, typer.Option(
+    metavar="FILE", help="CSV with student, lab, submitted; else the files' own times count.")]
 Ray = Annotated[str | None, typer.Option(metavar="auto|ADDRESS", help="Grade on this Ray cluster instead of here.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as data, too.")]
 
@@ -58,10 +60,12 @@ def batch(
     predictions: Predictions = True,
     seconds: Seconds = 30.0,
     times: Times = None,
-    late: Annotated[str | None, typer.Option(help="grace=2d,penalty=10%/day,max=50%,tokens=3; none for none. The journal remembers it.")] = None,
+    late: Annotated[str | None, typer.Option(
+        help="grace=2d,penalty=10%/day,max=50%,tokens=3; none for none. The journal remembers it.")] = None,
     due: Annotated[list[str] | None, typer.Option(help="When a lab is due, 06=2027-03-01T23:59+01:00; once for each.")] = None,
     extensions: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV with student, lab, and days or until.")] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Grade everything so many times, and list checks whose verdict differs.")] = 1,
+    repeat: Annotated[int, typer.Option(
+        min=1, help="Grade everything so many times, and list checks whose verdict differs.")] = 1,
     ray: Ray = None,
     file: JsonFile = None,
 ) -> None:
@@ -124,12 +128,14 @@ def status(journal: JournalFile = Path("journal.sqlite")) -> None:
             mine = [(attempt, graded) for attempt, graded in attempts if attempt.lab == lab]
             late_ones = sum(entry.late_days > 0 for entry in base.latest(lab))
             scores = _scores(base, lab)
-            overview.add_row(lab, str(len({attempt.student for attempt, _ in mine})), str(len(mine)), str(sum(graded for _, graded in mine)),
-                             str(late_ones), points(scores["mean"]), points(scores["median"]))
+            overview.add_row(lab, str(len({attempt.student for attempt, _ in mine})), str(len(mine)),
+                             str(sum(graded for _, graded in mine)), str(late_ones), points(scores["mean"]),
+                             points(scores["median"]))
         console.print(overview)
         for attempt, graded in attempts:
             if not graded:
-                console.print(_line(Line("to be graded", attempt.student, attempt.lab, f"handed in at {attempt.submitted or 'an unknown time'}")))
+                console.print(_line(Line(
+                    "to be graded", attempt.student, attempt.lab, f"handed in at {attempt.submitted or 'an unknown time'}")))
         _print_terms(base.terms())
 
 
@@ -143,11 +149,13 @@ def synthetic(
     chosen = find_lab(lab)
     made = making.make(chosen, count, seed)
     making.write(out, chosen, made)
-    kinds = defaultdict(int)
+    kinds: dict[str, int] = defaultdict(int)
     for one in made:
         kinds[one.kind.split()[0].rstrip(":")] += 1
-    console.print(f"wrote {count} submissions: " + ", ".join(f"{kinds[kind]} {kind}s" for kind in sorted(kinds)), markup=False, soft_wrap=True)
-    console.print(f"python -m grading batch {out / 'submissions'} --labs {chosen.id} --roster {out / 'roster.csv'}", markup=False, soft_wrap=True)
+    console.print(f"wrote {count} submissions: " + ", ".join(f"{kinds[kind]} {kind}s" for kind in sorted(kinds)), markup=False,
+                  soft_wrap=True)
+    console.print(f"python -m grading batch {out / 'submissions'} --labs {chosen.id} --roster {out / 'roster.csv'}", markup=False,
+                  soft_wrap=True)
 
 
 # what the commands share
@@ -168,7 +176,8 @@ def _lab_names() -> dict[str, str]:
 def _same_seeds(base: Journal, plan: Plan) -> None:
     """A journal has one term secret: with another everybody would get other inputs, and everything would be graded again."""
     if base.claim("seeds", plan.fingerprint()) != plan.fingerprint():
-        raise ValueError("this journal's results were made with another --secret or --seed-mode; give those, or another --journal")
+        raise ValueError(
+            "this journal's results were made with another --secret or --seed-mode; give those, or another --journal")
 
 
 def _set_terms(base: Journal, late: str | None, dates: Sequence[str], file: Path | None) -> None:
@@ -181,13 +190,15 @@ def _set_terms(base: Journal, late: str | None, dates: Sequence[str], file: Path
     due = {**before.due, **lateness.read_due(dates, names)}
     moved = {lab for lab in due if lab in before.due and due[lab] != before.due[lab]}
     if file is None and (stale := sorted({lab for _, lab in before.extended} & moved)):
-        raise ValueError(f"lab {', '.join(stale)} is due at another time now, and the journal has extensions for it: give --extensions again")
+        raise ValueError(
+            f"lab {', '.join(stale)} is due at another time now, and the journal has extensions for it: give --extensions again")
     extended = before.extended if file is None else lateness.extensions(table(file, ["student", "lab"])[0], due, names)
     base.set_terms(lateness.Terms(policy, due, extended))
 
 
 def _cohort(submissions: Path, plan: Plan, roster: Path | None, times: Path | None) -> Cohort:
-    return read_cohort(submissions, list(plan.labs.values()), read_roster(roster) if roster else None, read_times(times, _lab_names()) if times else None)
+    return read_cohort(submissions, list(plan.labs.values()), read_roster(roster) if roster else None,
+                       read_times(times, _lab_names()) if times else None)
 
 
 @contextmanager
@@ -214,8 +225,9 @@ def _resumable(base: Journal, path: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         graded = sum(graded for _, graded in base.attempts())
-        console.print(f"Stopped. {path} has {graded} graded hand-ins of {len(base.attempts())}; the same command goes on from there.",
-                      markup=False, soft_wrap=True)
+        console.print(
+            f"Stopped. {path} has {graded} graded hand-ins of {len(base.attempts())}; the same command goes on from there.",
+            markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -225,17 +237,21 @@ def _scores(base: Journal, lab: str) -> dict[str, float]:
     scores = [entry.final_score for entry in base.latest(lab)]
     if not scores:
         return {"students": 0, "mean": 0.0, "median": 0.0, "best": 0.0}
-    return {"students": len(scores), "mean": round(statistics.mean(scores), 2), "median": round(statistics.median(scores), 2), "best": max(scores)}
+    return {"students": len(scores), "mean": round(statistics.mean(scores), 2), "median": round(statistics.median(scores), 2),
+            "best": max(scores)}
 
 
 def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_secret: bool) -> None:
     _print_lines(summary.lines)
     for lab, scores in by_lab.items():
-        console.print(f"Lab {lab}: {scores['students']} students, mean {scores['mean']:g}, median {scores['median']:g}, best {scores['best']:g}")
+        console.print(
+            f"Lab {lab}: {scores['students']} students, "
+            f"mean {scores['mean']:g}, median {scores['median']:g}, best {scores['best']:g}")
     pace = f", {summary.seconds / summary.graded:.1f} s each" if summary.graded else ""
     memory = f", {summary.peak_bytes >> 20} MiB at most" if summary.peak_bytes else ""
-    console.print(f"{summary.found} submissions: {summary.graded} graded, {summary.known} known already, {summary.failed} without a result; "
-                  f"{summary.seconds:.0f} s{pace}{memory}", soft_wrap=True)
+    console.print(
+        f"{summary.found} submissions: {summary.graded} graded, {summary.known} known already, "
+        f"{summary.failed} without a result; {summary.seconds:.0f} s{pace}{memory}", soft_wrap=True)
     if no_secret:
         console.print("There was no --secret: anybody can work out the inputs of the checks.")
 
@@ -260,7 +276,8 @@ def _line(line: Line) -> Text:
 def _print_regraded(found: Regraded, dry: bool) -> None:
     _print_lines(found.lines)
     would = "would " if dry else ""
-    for title, changes in ((f"who {would}gain{'' if dry else 's'}", found.winners), (f"who {would}lose{'' if dry else 's'}", found.losers)):
+    for title, changes in ((f"who {would}gain{'' if dry else 's'}", found.winners),
+                           (f"who {would}lose{'' if dry else 's'}", found.losers)):
         if changes:
             console.print(change_table(changes, title))
     same = len(found.changes) - len(found.winners) - len(found.losers)

@@ -54,7 +54,8 @@ class Verdict:
         """What most of the lost points say."""
         if self.report is None:
             return self.error
-        said = Counter(check.message for check in self.report.checks if not check.passed and not check.message.startswith("not tried"))
+        said = Counter(check.message for check in self.report.checks
+                       if not check.passed and not check.message.startswith("not tried"))
         return said.most_common(1)[0][0] if said else "nothing"
 
 
@@ -64,7 +65,8 @@ def offered() -> list[str]:
 
 
 def verdicts(
-    cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS, besides: Sequence[int] = range(1, 7)
+    cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
+    besides: Sequence[int] = range(1, 7)
 ) -> Iterator[Verdict]:
     """Each cheat's, in order. The worker is one for all: what a cheat does to it is to do nothing to the next.
 
@@ -85,7 +87,8 @@ def verdicts(
 
 
 def cheats(
-    isolation: Annotated[list[str] | None, typer.Option(help="A level, may be given again; by default each that the machine has.")] = None,
+    isolation: Annotated[list[str] | None, typer.Option(
+        help="A level, may be given again; by default each that the machine has.")] = None,
     only: Annotated[str | None, typer.Option(help="Cheats whose name has this in it.")] = None,
 ) -> None:
     """Run every cheat at every level of isolation; exit status 1 if one gets more or less than its honest part is worth."""
@@ -105,10 +108,11 @@ def cheats(
 
 def _print(console: Console, found: dict[str, list[Verdict]]) -> None:
     table = Table(title=f"Cheats, Lab {LAB}", title_justify="left")
-    for name, justify in (("cheat", "left"), ("worth", "right"), *((level, "right") for level in found), ("what the report says", "left")):
-        table.add_column(name, justify=justify)
+    for name in ("cheat", "worth", *found, "what the report says"):
+        table.add_column(name, justify="left" if name in ("cheat", "what the report says") else "right")
     for row in zip(*found.values(), strict=True):
-        scores = [Text("-" if one.report is None else points(one.report.score), style="" if one.right else "bold red") for one in row]
+        scores = [Text("-" if one.report is None else points(one.report.score), style="" if one.right else "bold red")
+                  for one in row]
         table.add_row(row[0].cheat.name, points(row[0].cheat.worth), *scores, Text(plain(_said(row), 90).replace("\n", " ")))
     console.print(table)
     wrong = [one for of_level in found.values() for one in of_level if not one.right]

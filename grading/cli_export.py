@@ -32,16 +32,22 @@ console = Console(highlight=False)
 def export(
     form: Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(FORMATS))],
     journal: JournalFile,
-    out: Annotated[Path, typer.Option(help="the file; a folder where each submission has its own (gradescope, classroom50, markdown, html)")],
+    out: Annotated[Path, typer.Option(
+        help="the file; a folder where each submission has its own (gradescope, classroom50, markdown, html)")],
     lab: Annotated[str | None, typer.Option(help="such as 06; default: every lab in the journal")] = None,
     student: Annotated[str | None, typer.Option(help="only theirs; --out is a file then")] = None,
-    fill: Annotated[Path | None, typer.Option(help="canvas: the exported gradebook; moodle: the grading worksheet, else a file for the import is made")] = None,
+    fill: Annotated[Path | None, typer.Option(
+        help="canvas: the exported gradebook; moodle: the grading worksheet, else a file for the import is made")] = None,
     assignment: Annotated[str | None, typer.Option(help="canvas: the column's heading, title or number")] = None,
-    identity: Annotated[str, typer.Option(help="moodle's import: what the journal calls students by: username, email, idnumber or id")] = "username",
-    hidden: Annotated[str, typer.Option(help="gradescope: what becomes of hidden checks: after_published or hidden")] = "after_published",
-    places: Annotated[Path | None, typer.Option(help="classroom50: a JSON file with classroom, assignment, tags and links")] = None,
+    identity: Annotated[str, typer.Option(
+        help="moodle's import: what the journal calls students by: username, email, idnumber or id")] = "username",
+    hidden: Annotated[str, typer.Option(
+        help="gradescope: what becomes of hidden checks: after_published or hidden")] = "after_published",
+    places: Annotated[Path | None, typer.Option(
+        help="classroom50: a JSON file with classroom, assignment, tags and links")] = None,
     for_instructors: Annotated[bool, typer.Option(help="junit, markdown, html: with what hidden checks said")] = False,
-    with_seed: Annotated[bool, typer.Option(help="markdown, html: with the seed; for students once results are published")] = False,
+    with_seed: Annotated[bool, typer.Option(
+        help="markdown, html: with the seed; for students once results are published")] = False,
 ) -> None:
     """Write results as another program wants them. Exit status 1 if somebody's grade found no place."""
     entries = _entries(journal, lab, student)
@@ -78,7 +84,8 @@ def _entries(journal: Path, lab: str | None, student: str | None = None) -> list
 
 def _each(entries: Sequence[Entry], out: Path, form: str, student: str | None, made: Callable[[Entry], str]) -> None:
     if student is not None and len(entries) > 1:
-        raise ValueError(f"{student} has results of several labs ({', '.join(entry.report.lab for entry in entries)}); choose one with --lab")
+        raise ValueError(
+            f"{student} has results of several labs ({', '.join(entry.report.lab for entry in entries)}); choose one with --lab")
     for entry in entries:
         path = out if student is not None else out / file_name(entry.report.student, entry.report.lab, ENDINGS[form])
         _write(path, made(entry).encode("utf-8"), quiet=student is None)
@@ -90,7 +97,8 @@ def _classroom50(entries: Sequence[Entry], out: Path, places: Path | None, stude
     if places is None:
         raise ValueError(f"classroom50 needs --places FILE:\n{classroom50.__doc__.partition(':')[2].strip()}")
     known = classroom50.read_places(places.read_text(encoding="utf-8"))
-    unplaced = [f"{plain(entry.report.student)}: {places} has no submission of theirs" for entry in entries if entry.report.student not in known]
+    unplaced = [f"{plain(entry.report.student)}: {places} has no submission of theirs" for entry in entries
+                if entry.report.student not in known]
     unplaced += [f"{plain(entry.report.student)}: it is not known when they handed in" for entry in entries
                  if entry.report.student in known and entry.submitted is None]
     good = [entry for entry in entries if entry.report.student in known and entry.submitted is not None]
@@ -99,7 +107,9 @@ def _classroom50(entries: Sequence[Entry], out: Path, places: Path | None, stude
     return unplaced
 
 
-def _gradebook(form: str, entries: Sequence[Entry], out: Path, fill: Path | None, assignment: str | None, identity: str) -> Sequence[str]:
+def _gradebook(
+    form: str, entries: Sequence[Entry], out: Path, fill: Path | None, assignment: str | None, identity: str
+) -> Sequence[str]:
     labs = sorted({entry.report.lab for entry in entries})
     if len(labs) > 1:
         raise ValueError(f"these are results of several labs ({', '.join(labs)}); choose one with --lab")
@@ -107,7 +117,8 @@ def _gradebook(form: str, entries: Sequence[Entry], out: Path, fill: Path | None
         _write(out, moodle.gradebook(entries, identity).encode("utf-8"))
         return ()
     if fill is None or (form == "canvas" and assignment is None):
-        raise ValueError("canvas needs --fill FILE, a gradebook that Canvas exported, and --assignment, the column's heading, title or number")
+        raise ValueError(
+            "canvas needs --fill FILE, a gradebook that Canvas exported, and --assignment, the column's heading, title or number")
     data = fill.read_bytes()
     filled: Filled = canvas.fill(data, assignment or "", entries) if form == "canvas" else moodle.fill_worksheet(data, entries)
     _write(out, filled.data)
@@ -137,7 +148,8 @@ def report(
     out: Annotated[Path, typer.Option(help="the HTML file")],
     verified: Annotated[list[str] | None, typer.Option(
         metavar="CLUSTER=STUDENT,STUDENT,STUDENT", help="its comment fits these three; may be repeated")] = None,
-    comments: Annotated[Path | None, typer.Option(help="write the comments that go out, a CSV row for each student and TODO")] = None,
+    comments: Annotated[Path | None, typer.Option(
+        help="write the comments that go out, a CSV row for each student and TODO")] = None,
 ) -> None:
     """A cohort's results in one lab, as a page: who got what, and which failures look the same."""
     if what != "cohort":
@@ -162,12 +174,14 @@ def gradescope_zip_command(
     hidden: Annotated[str, typer.Option(help="what becomes of hidden checks: after_published or hidden")] = "after_published",
     seed_mode: Annotated[str, typer.Option(help="student or cohort")] = "student",
     identity: Annotated[str, typer.Option(help="what names a student: email, id or name")] = "email",
-    isolation: Annotated[str | None, typer.Option(help="namespaces, limits or none; by default the strongest that the container has")] = None,
+    isolation: Annotated[str | None, typer.Option(
+        help="namespaces, limits or none; by default the strongest that the container has")] = None,
     predictions: Annotated[bool, typer.Option(help="whether predictions.json counts")] = True,
     seconds: Annotated[float, typer.Option(help="that one check may take there", min=1)] = 60.0,
     index: Annotated[str | None, typer.Option(help="a package index besides the usual one, with torch's builds for CPUs")] = None,
     attempt: Annotated[Path | None, typer.Option(
-        "--try", metavar="SUBMISSION", help="grade this file or folder with the zip, here, under half a core and 768 MiB")] = None,
+        "--try", metavar="SUBMISSION",
+        help="grade this file or folder with the zip, here, under half a core and 768 MiB")] = None,
 ) -> None:
     """Make the autograder that Gradescope runs for one lab."""
     choices = gradescope_zip.Choices(find_lab(lab).id, hidden, seed_mode, identity, isolation, seconds, predictions=predictions)
@@ -195,10 +209,14 @@ def _tried(archive: Path, submission: Path) -> bool:
 def similarity_command(
     submissions: Annotated[Path, typer.Argument(help="a folder with an entry for each student")],
     lab: Annotated[str, typer.Option(help="such as 06")],
-    least: Annotated[float, typer.Option(help="the share of one's own code from which on a pair is listed", min=0.0, max=1.0)] = similarity.ALIKE,
+    least: Annotated[float, typer.Option(
+        help="the share of one's own code from which on a pair is listed", min=0.0, max=1.0)] = similarity.ALIKE,
     out: Annotated[Path | None, typer.Option(help="write the pairs as CSV, too")] = None,
 ) -> None:
-    """Submissions that are alike, or like ours; names, comments and the starter's code do not count. Nothing leaves this machine."""
+    """Submissions that are alike, or like ours; names, comments and the starter's code do not count.
+
+    Nothing leaves this machine.
+    """
     chosen = find_lab(lab)
     sources, unusable = similarity.read_sources(submissions, chosen)
     found = similarity.pairs([*sources, *similarity.ours(chosen)], chosen.starter.read_text(encoding="utf-8"), least)
@@ -211,7 +229,8 @@ def similarity_command(
     console.print("A high share is a reason to look at both, and no verdict.")
     _tell("not compared", [plain(line) for line in unusable])
     if out:
-        _write(out, csv_table.written([("one", "share", "lines", "other", "share", "lines"), *map(_cells, found)]).encode("utf-8"))
+        _write(out,
+               csv_table.written([("one", "share", "lines", "other", "share", "lines"), *map(_cells, found)]).encode("utf-8"))
 
 
 def _cells(pair: similarity.Pair) -> list[str]:

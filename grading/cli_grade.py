@@ -77,7 +77,9 @@ def agreement(
             found = findings(lab, cases, settings, jobs, done)
         for finding in found:
             if finding.wrong or show:
-                console.print(Text(f"Lab {lab.id} {finding.case.kind} {finding.case.name} (TODO {finding.case.todo}): {finding.wrong or 'as the tests say'}"))
+                case = finding.case
+                console.print(Text(
+                    f"Lab {lab.id} {case.kind} {case.name} (TODO {case.todo}): {finding.wrong or 'as the tests say'}"))
                 for check in finding.report.checks:
                     if not check.passed and (show or finding.case.kind in ("solution", "alternative")):
                         console.print(Text(f"    TODO {check.todo} {words_for(check, as_student=False)}"))

@@ -59,7 +59,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def cluster(address: str, make: Make, seconds: float, count: int | None = None) -> Iterator[Crew]:
+def cluster(address: str, make: Make, seconds: float, count: int | None = None) -> Iterator[Crew[Actor]]:
     """Workers of the cluster at `address`, one for each of its cores, or `count`; one core each.
 
     Raises:
@@ -71,7 +71,8 @@ def cluster(address: str, make: Make, seconds: float, count: int | None = None) 
         _connect(ray, address)
     try:
         remote = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Grading)
-        yield Crew(count or max(1, int(ray.cluster_resources().get("CPU", 1))), lambda: Actor(ray, remote, make), _ready(ray), seconds)
+        yield Crew(count or max(1, int(ray.cluster_resources().get("CPU", 1))), lambda: Actor(ray, remote, make), _ready(ray),
+                   seconds)
     finally:
         if mine:
             ray.shutdown()
@@ -99,7 +100,9 @@ def _connect(ray: Any, address: str) -> None:
         _probe(address)
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"there is no Ray cluster at {address!r} ({_first_line(error)}); ray start --head begins one on this machine") from None
+        raise ValueError(
+            f"there is no Ray cluster at {address!r} ({_first_line(error)}); "
+            "ray start --head begins one on this machine") from None
 
 
 def _probe(address: str) -> None:

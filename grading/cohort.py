@@ -64,7 +64,8 @@ def clusters(entries: Iterable[Entry]) -> list[Cluster]:
             unwritten = all(check.unwritten for check in failed)
             failures = () if unwritten else tuple(sorted((check.name, wording(check.message)) for check in failed))
             found[todo, failures].add(entry.report.student)
-    made = [Cluster(_id(todo, failures), todo, failures, tuple(sorted(students)), not failures) for (todo, failures), students in found.items()]
+    made = [Cluster(_id(todo, failures), todo, failures, tuple(sorted(students)), not failures)
+            for (todo, failures), students in found.items()]
     return sorted(made, key=lambda one: (one.todo, -len(one.students), one.id))
 
 
@@ -122,7 +123,8 @@ def _comment(cluster: Cluster, symptoms: Sequence[Symptom], checks: set[str]) ->
 def _check_like(test: str, checks: set[str]) -> str:
     """The one check whose name has most words in common with a test's; empty if none has enough, or two have as many."""
     words = set(re.sub(r"^test_todo_\d+_", "", test).split("_"))
-    near = sorted(((len(words & set(check.split("_"))) / len(words | set(check.split("_"))), check) for check in checks), reverse=True)
+    near = sorted(((len(words & set(check.split("_"))) / len(words | set(check.split("_"))), check) for check in checks),
+                  reverse=True)
     alone = len(near) == 1 or (len(near) > 1 and near[0][0] > near[1][0])
     return near[0][1] if alone and near[0][0] >= NAMED_ALIKE else ""
 
@@ -145,7 +147,8 @@ def read_verified(marks: Iterable[str], found: Sequence[Cluster]) -> dict[str, t
         if strangers := [student for student in students if student not in known[name].students]:
             raise ValueError(f"{', '.join(strangers)} not in cluster {name}: its students are {', '.join(known[name].students)}")
         if len(students) < VERIFIED_BY:
-            raise ValueError(f"cluster {name} was verified against {len(students)} students; a comment goes out after {VERIFIED_BY}")
+            raise ValueError(
+                f"cluster {name} was verified against {len(students)} students; a comment goes out after {VERIFIED_BY}")
         verified[name] = students
     return verified
 

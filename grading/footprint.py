@@ -71,7 +71,10 @@ def _resident_by_ps(pid: int) -> int:
 
 
 def bytes_in(folder: Path, enough: int) -> int:
-    """What takes room in a folder, up to a bit more than `enough`. Empty files and folders count a page; one too deep to be seen, all."""
+    """What takes room in a folder, up to a bit more than `enough`.
+
+    Empty files and folders count a page; one too deep to be seen, all.
+    """
     total, pending = 0, [str(folder)]
     while pending and total <= enough:
         if len(pending[-1]) > LONGEST_PATH:

@@ -59,7 +59,8 @@ def run(root: Path) -> Entry:
     with grader_of(lab, settings_of(chosen, root / "source" / "term_secret")) as grader:
         report = grader.grade(submission)
     entry = Entry(report, handed_in.submitted, 0.0, report.score)
-    write(root / "results" / "results.json", gradescope.results(entry, chosen["hidden"], time.monotonic() - begin).encode("utf-8"))
+    write(root / "results" / "results.json",
+          gradescope.results(entry, chosen["hidden"], time.monotonic() - begin).encode("utf-8"))
     return entry
 
 

@@ -10,11 +10,14 @@ from grading import small_machine
 from grading.intake import ALLOWED
 
 METADATA = {
-    "id": 1, "created_at": "2027-02-01T10:00:00.000000-05:00", "assignment": {"due_date": "2027-02-08T23:59:00.000000-05:00", "title": "Lab"},
-    "submission_method": "upload", "users": [{"email": "student@example.com", "id": 1234, "name": "A Student"}], "previous_submissions": []}
+    "id": 1, "created_at": "2027-02-01T10:00:00.000000-05:00",
+    "assignment": {"due_date": "2027-02-08T23:59:00.000000-05:00", "title": "Lab"}, "submission_method": "upload",
+    "users": [{"email": "student@example.com", "id": 1234, "name": "A Student"}], "previous_submissions": []}
 
 
-def run(archive: Path, submission: Path, root: Path, cpus: float = 0.5, memory_bytes: int = 768 << 20) -> tuple[small_machine.Used, dict]:
+def run(
+    archive: Path, submission: Path, root: Path, cpus: float = 0.5, memory_bytes: int = 768 << 20
+) -> tuple[small_machine.Used, dict]:
     """What it took, and `results.json`; empty if there is none. Raises `small_machine.NoGroups` where nothing can be limited."""
     lay_out(archive, submission, root)
     used = small_machine.run([str(root / "run_autograder")], environment(root), cpus, memory_bytes)

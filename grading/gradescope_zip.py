@@ -108,6 +108,7 @@ def _below(folder: Path, where: str) -> Iterator[tuple[str, Path]]:
 
 def requirements(index: str | None = None) -> str:
     """The course's own dependencies, pinned to what is installed here: a score depends on them."""
-    names = [re.match(r"[\w.-]+", one)[0] for one in requires("nano-qwen3-serving") or [] if "extra ==" not in one]
+    needed = [one for one in requires("nano-qwen3-serving") or [] if "extra ==" not in one]
+    names = [found[0] for one in needed if (found := re.match(r"[\w.-]+", one))]
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(names)]
     return "\n".join([*([f"--extra-index-url {index}"] if index else []), *pinned]) + "\n"

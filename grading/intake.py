@@ -14,8 +14,9 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from grading.model import digest_of
@@ -32,7 +33,8 @@ MOST_UNPACKED = 128 << 20
 SHOWN = 5
 """Names of files that were not taken."""
 UNREADABLE = (
-    OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError, struct.error, zlib.error)
+    OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError,
+    struct.error, zlib.error)
 """What a damaged, encrypted or strange archive raises."""
 _LAB_FOLDER = re.compile(r"lab\d\d_\w+")
 
@@ -244,10 +246,15 @@ def _in_tar(content: bytes) -> Iterator[_Entry]:
             if number >= MOST_ENTRIES:
                 return
             if not info.isdir():
-                yield _member(info.name, not info.isreg(), info.size, lambda info=info: archive.extractfile(info).read(MOST_BYTES + 1))
+                yield _member(info.name, not info.isreg(), info.size, partial(_content, archive, info))
 
 
-def _member(name: str, link: bool, size: int, read) -> _Entry:
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(info)
+    return file.read(MOST_BYTES + 1) if file else b""
+
+
+def _member(name: str, link: bool, size: int, read: Callable[..., bytes]) -> _Entry:
     """One member of an archive. A path that climbs is a fault of its own, whatever it is called."""
     name = _name(name)
     inside = PurePosixPath(name.replace("\\", "/"))

@@ -66,10 +66,14 @@ def confinement() -> tuple[int, bool]:
 
 @functools.cache
 def other_user() -> int | None:
-    """Who submissions are where the judge is root and there are no namespaces: nobody, if root may be that here and read this Python."""
+    """Who submissions are where the judge is root and there are no namespaces.
+
+    Nobody, if root may be that here and read this Python.
+    """
     if os.name != "posix" or os.geteuid() != 0:
         return None
-    given = [sys.executable, "-I", "-S", confine.__file__, str(NOBODY), os.__file__, os.path.join(sysconfig.get_path("purelib"), "torch", "__init__.py")]
+    given = [sys.executable, "-I", "-S", confine.__file__, str(NOBODY), os.__file__,
+             os.path.join(sysconfig.get_path("purelib"), "torch", "__init__.py")]
     return NOBODY if subprocess.run(given, capture_output=True, timeout=60).returncode == 0 else None
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grading.late import Terms, read_policy, settle
+from grading.late import Late, Terms, read_policy, settle
 from grading.model import Report
 
 SCHEMA = 1
@@ -22,19 +22,27 @@ _APPLICATION = 0x67726164
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS attempts (
-    id INTEGER PRIMARY KEY, student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, submitted TEXT NOT NULL, source TEXT NOT NULL,
-    UNIQUE (student, lab, digest, submitted));
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, submitted TEXT NOT NULL,
+    source TEXT NOT NULL, UNIQUE (student, lab, digest, submitted));
 CREATE TABLE IF NOT EXISTS results (
-    key TEXT PRIMARY KEY, student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, score REAL NOT NULL, report TEXT NOT NULL);
+    key TEXT PRIMARY KEY, student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, score REAL NOT NULL,
+    report TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS standing (
-    student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, key TEXT NOT NULL REFERENCES results (key), PRIMARY KEY (student, lab, digest));
+    student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, key TEXT NOT NULL REFERENCES results (key),
+    PRIMARY KEY (student, lab, digest));
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
-_LAST = "SELECT id, digest, submitted, source FROM attempts WHERE student = ? AND lab = ? ORDER BY submitted DESC, id DESC LIMIT 1"
+_LAST = """
+SELECT id, digest, submitted, source FROM attempts WHERE student = ? AND lab = ? ORDER BY submitted DESC, id DESC LIMIT 1
+"""
+_STANDING = """
+SELECT report FROM standing JOIN results USING (key) WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)
+"""
 _ALL = """
 SELECT attempts.student, attempts.lab, attempts.digest, attempts.submitted, attempts.source, results.report FROM attempts
-LEFT JOIN standing USING (student, lab, digest) LEFT JOIN results USING (key) ORDER BY attempts.lab, attempts.student, attempts.submitted, attempts.id
+LEFT JOIN standing USING (student, lab, digest) LEFT JOIN results USING (key)
+ORDER BY attempts.lab, attempts.student, attempts.submitted, attempts.id
 """
 
 
@@ -116,7 +124,8 @@ class Journal:
         tables = self._value("SELECT COUNT(*) FROM sqlite_master")
         if tables and (mark, version) != (_APPLICATION, SCHEMA):
             raise ValueError(f"{self._path} is no grading journal of this version: " + (
-                f"its version is {version}, and this course has {SCHEMA}" if mark == _APPLICATION else "it is another SQLite file"))
+                f"its version is {version}, and this course has {SCHEMA}" if mark == _APPLICATION
+                else "it is another SQLite file"))
         self._do("PRAGMA journal_mode = WAL")
         self._do("PRAGMA synchronous = FULL")
         if not tables:
@@ -140,13 +149,15 @@ class Journal:
 
     def _note(self, one: Attempt) -> None:
         submitted, whose = one.submitted or "", (one.student, one.lab)
-        if self._do("SELECT id FROM attempts WHERE (student, lab, digest, submitted) = (?, ?, ?, ?)", *whose, one.digest, submitted):
+        if self._do("SELECT id FROM attempts WHERE (student, lab, digest, submitted) = (?, ?, ?, ?)", *whose, one.digest,
+                    submitted):
             self._do("UPDATE attempts SET source = ? WHERE (student, lab, digest, submitted) = (?, ?, ?, ?) AND source = 'mtime'",
                      one.source, *whose, one.digest, submitted)
             return
         last = self._do(_LAST, *whose)
         if not last or last[0][1] != one.digest:
-            self._do("INSERT INTO attempts (student, lab, digest, submitted, source) VALUES (?, ?, ?, ?, ?)", *whose, one.digest, submitted, one.source)
+            self._do("INSERT INTO attempts (student, lab, digest, submitted, source) VALUES (?, ?, ?, ?, ?)", *whose, one.digest,
+                     submitted, one.source)
             return
         number, _, known, source = last[0]
         if one.source == "times" or (source == "mtime" and submitted and submitted < known):
@@ -162,7 +173,8 @@ class Journal:
         with self._transaction():
             self._insert(key, report)
             now = self._do("SELECT results.key, results.score FROM standing JOIN results USING (key) "
-                             "WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)", report.student, report.lab, report.digest)
+                           "WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)", report.student, report.lab,
+                           report.digest)
             stands = not now or allow_lower or now[0][0] == key or now[0][1] <= report.score
             if stands and (not now or now[0][0] != key):
                 self._do("INSERT OR REPLACE INTO standing (student, lab, digest, key) VALUES (?, ?, ?, ?)",
@@ -207,8 +219,7 @@ class Journal:
 
     def standing(self, student: str, lab: str, digest: str) -> Report | None:
         """The result that stands for a hand-in."""
-        rows = self._do("SELECT report FROM standing JOIN results USING (key) WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)",
-                          student, lab, digest)
+        rows = self._do(_STANDING, student, lab, digest)
         return Report.from_json(rows[0][0]) if rows else None
 
     def counting(self, student: str, lab: str) -> Attempt | None:
@@ -218,7 +229,8 @@ class Journal:
 
     def attempts(self) -> list[tuple[Attempt, bool]]:
         """Every hand-in and whether it has a result, by lab, student and time."""
-        return [(Attempt(*row[:3], row[3] or None, row[4]), row[5] is not None) for row in self._do(_ALL)]
+        return [(Attempt(student, lab, digest, submitted or None, source), report is not None)
+                for student, lab, digest, submitted, source, report in self._do(_ALL)]
 
     def results(self) -> int:
         """How many are stored, those that do not stand any more or never did among them."""
@@ -262,13 +274,14 @@ class Journal:
         return self._do(statement)[0][0]
 
 
-def _lateness(terms: Terms, last: dict[tuple[str, str], tuple]) -> dict[tuple[str, str], object]:
+def _lateness(terms: Terms, last: dict[tuple[str, str], tuple]) -> dict[tuple[str, str], Late]:
     """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
     policy, labs_of = read_policy(terms.policy), defaultdict(list)
     for lab, student in sorted(last):
         labs_of[student].append(lab)
-    found = {}
+    found: dict[tuple[str, str], Late] = {}
     for student, labs in labs_of.items():
-        given = [(terms.late(student, lab, last[lab, student][0]), report.score if (report := last[lab, student][1]) else 0.0) for lab in labs]
+        given = [(terms.late(student, lab, last[lab, student][0]), report.score if (report := last[lab, student][1]) else 0.0)
+                 for lab in labs]
         found |= {(lab, student): late for lab, late in zip(labs, settle(policy, given), strict=True)}
     return found

@@ -51,7 +51,7 @@ class Settings:
     seed_mode: str = "student"
     seed: str | None = None
     level: str = field(default_factory=strongest_level)
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     predictions: bool = True
 
 
@@ -82,7 +82,7 @@ class Grader:
         results: list[CheckResult] = []
         text = submission.text()
         problem = "there is no starter.py to grade" if text is None else self._unusable(text)
-        if problem:
+        if text is None or problem:
             notes += [problem] if problem not in notes else []
             results = [_result(check, problem) for check in self.checks]
         else:
@@ -166,7 +166,8 @@ def with_ours(text: str, solution: str, todos: Sequence[int]) -> str:
         return regions.put_back(text, solution, names)
     except Exception as error:
         which = ", ".join(map(str, todos))
-        raise LabError(f"our code for TODO {which}, which lost points, could not be put in its place: {shorter(str(error))}") from None
+        raise LabError(
+            f"our code for TODO {which}, which lost points, could not be put in its place: {shorter(str(error))}") from None
 
 
 def sayable(text: str, most: int = MESSAGE) -> str:
@@ -203,7 +204,9 @@ def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
     """The judge, the lab's checks and what they use of the lab, and the engine."""
     here = Path(__file__).parent
     files = [here / f"{name}.py" for name in ("answers", "checks", "judge", "runtime")]
-    files += sorted([*(here / "worker").glob("*.py"), *(here / "scenarios").glob(f"lab{lab.id}*.py"), here / "scenarios" / "engines.py"])
-    files += [path for path in (lab.solution, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py", lab.folder / "predict.toml") if path.is_file()]
+    files += sorted([*(here / "worker").glob("*.py"), *(here / "scenarios").glob(f"lab{lab.id}*.py"),
+                     here / "scenarios" / "engines.py"])
+    files += [path for path in (lab.solution, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py",
+                                lab.folder / "predict.toml") if path.is_file()]
     for path in [*files, *sorted(PACKAGE.rglob("*.py"))]:
         yield path.relative_to(here if path.is_relative_to(here) else path.parents[1]).as_posix(), path.read_bytes()

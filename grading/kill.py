@@ -65,17 +65,18 @@ class Result:
 
 def run(jobs: Sequence[Job], parallel: int | None = None, done: Callable[[], None] = lambda: None) -> list[Result]:
     """Every job's result, in order; `parallel` processes at a time (default: one per core), `done()` after each."""
-    results: list[Result | None] = [None] * len(jobs)
+    results: dict[int, Result] = {}
     with tempfile.TemporaryDirectory(prefix="kill-") as name, _stopped_at_exit() as running:
         waiting = iter(enumerate(jobs))
         while True:
             while len(running) < (parallel or os.cpu_count() or 1):
-                index, job = next(waiting, (None, None))
-                if job is None:
+                following = next(waiting, None)
+                if following is None:
                     break
+                index, job = following
                 running.append(_Run(index, job, Path(name) / str(index)))
             if not running:
-                return results
+                return [results[index] for index in range(len(jobs))]
             limit = max(0.0, min(one.deadline for one in running) - time.monotonic())
             wait([one.process.sentinel for one in running], timeout=limit)
             for one in [one for one in running if one.is_over()]:
@@ -111,7 +112,7 @@ class _Run:
 
     def kill(self) -> None:
         """End the process and what it started."""
-        if hasattr(os, "killpg"):
+        if hasattr(os, "killpg") and self.process.pid is not None:
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
             except OSError:  # it had not become a group's leader yet, or is gone
@@ -135,13 +136,13 @@ class _Run:
         return Result((), "hung" if hung else "crashed", "".join(during), seconds, said)
 
 
-def _start(*arguments) -> BaseProcess:
+def _start(folder: str, tests: str, select: str, stop_first: bool) -> BaseProcess:
     if sys.platform == "linux":
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["grading.warm"])
     else:
         context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_work, args=arguments)
+    process = context.Process(target=_work, args=(folder, tests, select, stop_first))
     process.start()
     return process
 
@@ -176,10 +177,10 @@ class _Journal:
     def __init__(self, path: Path):
         self.path = path
 
-    def pytest_runtest_logstart(self, nodeid: str, location) -> None:
+    def pytest_runtest_logstart(self, nodeid: str, location: object) -> None:
         self.path.write_text(nodeid, encoding="utf-8")
 
-    def pytest_sessionfinish(self, session, exitstatus) -> None:
+    def pytest_sessionfinish(self, session: object, exitstatus: object) -> None:
         self.path.write_text("", encoding="utf-8")
 
 
@@ -191,5 +192,6 @@ def baseline(lab: Lab, result: Result) -> float:
     if result.ended or not result.outcomes:
         raise LabError(f"Lab {lab.id}: the suite {result.ended or 'ran no test'} on the solution itself:\n{result.said}")
     if failing := result.failing():
-        raise LabError(f"Lab {lab.id}: the solution itself fails {', '.join(failing)}; before that is mended no mutant means anything.")
+        raise LabError(
+            f"Lab {lab.id}: the solution itself fails {', '.join(failing)}; before that is mended no mutant means anything.")
     return max(60.0, 8 * result.seconds)

@@ -68,7 +68,8 @@ def judge(
     found = kill.run(bases, parallel, done)
     limits = {job.lab.id: kill.baseline(job.lab, result) for job, result in zip(bases, found, strict=True)}
     results = kill.run([job_of(one, by_id[one.lab], limits[one.lab], quick(one)) for one in mutants], parallel, done)
-    return [verdict(by_id[mutant.lab], mutant, result, limits[mutant.lab]) for mutant, result in zip(mutants, results, strict=True)]
+    return [verdict(by_id[mutant.lab], mutant, result, limits[mutant.lab])
+            for mutant, result in zip(mutants, results, strict=True)]
 
 
 def job_of(mutant: Mutant, lab: Lab, seconds: float, quick: bool, without: str = "") -> kill.Job:
@@ -116,9 +117,9 @@ def print_table(console: Console, labs: Sequence[Lab], verdicts: Sequence[Verdic
         if one.spilled:
             where = ", ".join(f"TODO {todo} ({', '.join(one.elsewhere[todo])})" for todo in one.spilled)
             _say(console, f"Lab {one.mutant.lab} {one.mutant.name}: loses points elsewhere, at {where}")
-    survivors = [one for one in verdicts if not one.caught]
-    for one in survivors:
-        _say(console, f"Lab {one.mutant.lab}, TODO {one.mutant.todo}, {one.mutant.kind}: {one.mutant.name} SURVIVES. {one.mutant.story.strip()}")
+    survivors = [one.mutant for one in verdicts if not one.caught]
+    for mutant in survivors:
+        _say(console, f"Lab {mutant.lab}, TODO {mutant.todo}, {mutant.kind}: {mutant.name} SURVIVES. {mutant.story.strip()}")
     if not survivors:
         _say(console, f"{len(verdicts)} mutants, all caught by a test of their TODO.")
 

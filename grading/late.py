@@ -9,9 +9,10 @@ what is left costs `penalty` of the score each, and `most` at most.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 DAY = timedelta(days=1)
 _UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
@@ -102,8 +103,8 @@ def settle(policy: Policy, labs: Sequence[tuple[timedelta, float]]) -> list[Late
 
 def read_policy(text: str) -> Policy:
     """What `--late` says. Raises `ValueError` that names the part that is not understood."""
-    readers = {"grace": _duration, "penalty": _per_day, "max": _share, "tokens": _whole}
-    found: dict[str, object] = {}
+    readers: dict[str, Callable[[str], Any]] = {"grace": _duration, "penalty": _per_day, "max": _share, "tokens": _whole}
+    found: dict[str, Any] = {}
     for part in filter(None, map(str.strip, text.split(","))):
         name, _, value = part.partition("=")
         if name not in readers or name in found:
@@ -172,7 +173,9 @@ def read_due(dates: Iterable[str], lab_of: Mapping[str, str]) -> dict[str, datet
     return due
 
 
-def extensions(rows: Iterable[tuple[str, dict[str, str]]], due: Mapping[str, datetime], lab_of: Mapping[str, str]) -> dict[tuple[str, str], datetime]:
+def extensions(
+    rows: Iterable[tuple[str, dict[str, str]]], due: Mapping[str, datetime], lab_of: Mapping[str, str]
+) -> dict[tuple[str, str], datetime]:
     """Deadlines of their own: rows with student, lab, and days or until.
 
     Args:
@@ -185,7 +188,8 @@ def extensions(rows: Iterable[tuple[str, dict[str, str]]], due: Mapping[str, dat
     for where, row in rows:
         lab = lab_of.get(row["lab"])
         if lab is None or lab not in due:
-            raise ValueError(f"{where}: " + (f"there is no lab {row['lab']!r}" if lab is None else f"lab {lab} has no --due to extend"))
+            raise ValueError(f"{where}: "
+                             + (f"there is no lab {row['lab']!r}" if lab is None else f"lab {lab} has no --due to extend"))
         if (row["student"], lab) in found:
             raise ValueError(f"{where}: {row['student']} has an extension for lab {lab} already; leave one of the two")
         try:

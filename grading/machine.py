@@ -16,6 +16,7 @@ import ast
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from grading.mutants import HERE, Mutant
@@ -40,7 +41,9 @@ def machine_mutants(lab: Lab) -> dict[Key, Mutant]:
     if cosmic-ray is not installed.
     """
     source = lab.solution.read_text(encoding="utf-8")
-    seen, found, met = {ast.dump(ast.parse(source))}, {}, Counter()
+    seen = {ast.dump(ast.parse(source))}
+    found: dict[Key, Mutant] = {}
+    met: Counter[tuple[str, str]] = Counter()
     for name, line, todo, text in _mutations(source):
         key = (name, line, met[name, line])
         met[name, line] += 1
@@ -61,7 +64,8 @@ def equivalents(lab: Lab, mutants: dict[Key, Mutant], home: Path = HERE) -> dict
     """What the lab's `equivalent.toml` lists, with the reasons. Raises `LabError` for an entry that fits none of `mutants`."""
     listed = read_equivalents(lab, home)
     if stale := [key for key in listed if key not in mutants]:
-        raise LabError(f"lab{lab.id}/equivalent.toml: stale: {stale[0][0]} makes nothing number {stale[0][2]} of a line {stale[0][1]!r}.")
+        raise LabError(
+            f"lab{lab.id}/equivalent.toml: stale: {stale[0][0]} makes nothing number {stale[0][2]} of a line {stale[0][1]!r}.")
     return listed
 
 
@@ -82,7 +86,7 @@ def read_equivalents(lab: Lab, home: Path = HERE) -> dict[Key, str]:
     return found
 
 
-def _mutations(source: str):
+def _mutations(source: str) -> Iterator[tuple[str, str, int, str]]:
     """(operator, text of the line, TODO, the mutated source), for every place in a region."""
     try:
         from cosmic_ray.ast import ast_nodes, get_ast

@@ -12,12 +12,12 @@ import math
 import random
 import textwrap
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from labs.harness.catalog import Lab, LabError
-from labs.harness.regions import END, definitions, functions_of
+from labs.harness.regions import END, definitions, functions_of, span
 
 HERE = Path(__file__).parent
 KINDS = ("author", "blind", "machine")
@@ -155,9 +155,9 @@ def _with_function(text: str, name: str, new: str) -> str:
     if name not in found:
         raise LabError(f"the solution has no function {name}.")
     node = found[name]
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     fresh = textwrap.indent(textwrap.dedent(new).strip("\n"), " " * node.col_offset)
-    lines, last = text.splitlines(), node.end_lineno
+    lines = text.splitlines()
+    first, last = span(node)
     if lines[last : last + 1] and lines[last].strip() == END:
         last += 1
     lines[first - 1 : last] = fresh.splitlines()
@@ -197,7 +197,7 @@ def _about(solution: str) -> _About:
     return _About(functions_of(solution), arguments, {name: ast.dump(node) for name, node in functions.items()})
 
 
-def _is_public(name: str, functions: dict[str, ast.AST]) -> bool:
+def _is_public(name: str, functions: Container[str]) -> bool:
     """Whether callers know the function; one inside another, or whose name begins with one `_`, is its writer's own."""
     outer, _, last = name.rpartition(".")
     return outer not in functions and (not last.startswith("_") or last.endswith("__"))

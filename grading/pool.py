@@ -10,11 +10,11 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from grading.sandbox import processes_of, resident_bytes
 
@@ -62,8 +62,11 @@ class Outcome:
     seconds: float = 0.0
 
 
+W = TypeVar("W", bound=Worker)
+
+
 @dataclass
-class Crew:
+class Crew(Generic[W]):
     """Workers of one kind.
 
     Attributes:
@@ -74,14 +77,17 @@ class Crew:
     """
 
     count: int
-    hire: Callable[[], Worker]
-    ready: Callable[[Sequence[Worker]], Sequence[Worker]]
+    hire: Callable[[], W]
+    ready: Callable[[Sequence[W]], Sequence[W]]
     seconds: float
 
 
-def schedule(units: Sequence[Any], crew: Crew) -> Iterator[Outcome]:
+def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[Outcome, None, None]:
     """Outcomes, as they come. Whatever ends it, closing the iterator included, stops every worker."""
-    waiting, idle, busy, began = deque(map(Outcome, units)), [], {}, {}
+    waiting = deque(map(Outcome, units))
+    idle: list[W] = []
+    busy: dict[W, Outcome] = {}
+    began: dict[W, float] = {}
     try:
         while waiting or busy:
             while waiting and len(busy) < crew.count:
@@ -160,7 +166,7 @@ class Process:
         self.process.join()
 
 
-def processes(count: int, make: Make, seconds: float, memory: "Memory") -> Crew:
+def processes(count: int, make: Make, seconds: float, memory: "Memory") -> Crew[Process]:
     """`count` processes; while they work `memory` is looked after."""
 
     def ready(workers: Sequence[Process]) -> list[Process]:

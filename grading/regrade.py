@@ -53,20 +53,24 @@ class Change:
 
 def _difference(old: CheckResult | None, new: CheckResult | None) -> Difference:
     either = new or old
+    assert either is not None
     gained = round((new.earned if new else 0.0) - (old.earned if old else 0.0), 2)
     return Difference(either.todo, either.name, gained, _reason(old, new))
 
 
 def _reason(old: CheckResult | None, new: CheckResult | None) -> str:
     if new is None:
+        assert old is not None
         return f"the check is gone; it gave {points(old.earned)}"
     if old is None:
-        return f"the check is new; passed, {points(new.points)}" if new.passed else f"the check is new, and fails: {shorter(new.message)}"
+        return (f"the check is new; passed, {points(new.points)}" if new.passed
+                else f"the check is new, and fails: {shorter(new.message)}")
     if old.passed and new.passed:
         return f"it is worth {points(new.points)} now; it was {points(old.points)}"
     if new.passed:
         return f"passes now; it failed: {shorter(old.message)}"
-    return f"fails now: {shorter(new.message)}" if old.passed else f"{points(new.earned)} now; it was {points(old.earned)}: {shorter(new.message)}"
+    return (f"fails now: {shorter(new.message)}" if old.passed
+            else f"{points(new.earned)} now; it was {points(old.earned)}: {shorter(new.message)}")
 
 
 @dataclass
@@ -93,7 +97,8 @@ class Regraded:
 
 
 def run_regrade(
-    journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, dry: bool, allow_lower: bool = False, done: Callable[[], None] = lambda: None
+    journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, dry: bool, allow_lower: bool = False,
+    done: Callable[[], None] = lambda: None
 ) -> Regraded:
     """Grade every hand-in that has a result under the present checks; a dry run changes nothing in the journal.
 
@@ -125,21 +130,23 @@ def _comparable(journal: Journal, plan: Plan, cohort: Cohort) -> list[tuple]:
         if standing := journal.standing(attempt.student, attempt.lab, attempt.digest):
             found.append((plan.unit(one), standing))
         else:
-            cohort.say("not graded yet", "it is not in the journal; python -m grading batch grades it", attempt.student, attempt.lab)
+            cohort.say("not graded yet", "it is not in the journal; python -m grading batch grades it", attempt.student,
+                       attempt.lab)
     return found
 
 
 def to_regrade(journal: Journal, plan: Plan, cohort: Cohort) -> int:
     """Runs that `run_regrade` is going to make."""
-    units = {plan.unit(one).key for one in cohort.handed_in if journal.standing(one.attempt.student, one.attempt.lab, one.attempt.digest)}
+    units = {plan.unit(one).key for one in cohort.handed_in
+             if journal.standing(one.attempt.student, one.attempt.lab, one.attempt.digest)}
     return len([key for key in units if journal.result(key) is None])
 
 
 def change_table(changes: Sequence[Change], title: str) -> Table:
     """A row for each check that is worth something else now."""
     table = Table(title=title, title_justify="left")
-    for name, justify in (("student", "left"), ("lab", "left"), ("score", "right"), ("TODO", "right"), ("points", "right"), ("check, and why", "left")):
-        table.add_column(name, justify=justify, overflow="fold")
+    for name in ("student", "lab", "score", "TODO", "points", "check, and why"):
+        table.add_column(name, justify="right" if name in ("score", "TODO", "points") else "left", overflow="fold")
     for change in changes:
         whose = [plain(change.after.student), change.after.lab, f"{points(change.before.score)} → {points(change.after.score)}"]
         for number, one in enumerate(change.differences):

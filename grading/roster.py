@@ -102,13 +102,16 @@ def _odd(name: str, data: bytes) -> list[str]:
 def read_roster(path: Path) -> Roster:
     """The roster in a CSV file. Only the column `student` is needed. Raises `ValueError` as `table` does."""
     rows, odd = table(path, ["student"])
-    students, seen, lines = {}, {}, [Line("roster", "", "", said) for said in odd]
+    students: dict[str, dict[str, str]] = {}
+    seen: dict[str, str] = {}
+    lines = [Line("roster", "", "", said) for said in odd]
     for where, row in rows:
         student = row["student"]
         if not student:
             lines.append(Line("roster", "", "", f"{where} has no student"))
         elif student in students:
-            lines.append(Line("roster", student, "", f"{where} has {student} again, who stands in {seen[student]}; the first row counts"))
+            lines.append(Line("roster", student, "",
+                              f"{where} has {student} again, who stands in {seen[student]}; the first row counts"))
         else:
             students[student], seen[student] = row, where
     if not students:
@@ -117,7 +120,11 @@ def read_roster(path: Path) -> Roster:
 
 
 def read_times(path: Path, lab_of: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """(student, lab) → when it was handed in, from a CSV file with student, lab, submitted. Raises `ValueError` naming a bad row."""
+    """(student, lab) → when it was handed in, from a CSV file with student, lab, submitted.
+
+    Raises:
+        ValueError: naming a bad row.
+    """
     times: dict[tuple[str, str], str] = {}
     for where, row in table(path, ["student", "lab", "submitted"])[0]:
         if (lab := lab_of.get(row.get("lab", ""))) is None:
@@ -131,7 +138,9 @@ def read_times(path: Path, lab_of: Mapping[str, str]) -> dict[tuple[str, str], s
     return times
 
 
-def read_cohort(folder: Path, labs: Sequence[Lab], roster: Roster | None = None, times: Mapping[tuple[str, str], str] | None = None) -> Cohort:
+def read_cohort(
+    folder: Path, labs: Sequence[Lab], roster: Roster | None = None, times: Mapping[tuple[str, str], str] | None = None
+) -> Cohort:
     """Every submission in `folder`, for each of `labs`, by student and time, and a line for all that is odd.
 
     Raises:
@@ -159,7 +168,8 @@ def _by_student(folder: Path, cohort: Cohort) -> dict[str, list[Path]]:
         if path.name.startswith(".") or path.name == "__MACOSX":
             continue
         if path.name in ALLOWED:
-            cohort.say("not a submission", f"{path.name} lies in the folder of submissions itself; put it into a folder called by its student")
+            cohort.say("not a submission",
+                       f"{path.name} lies in the folder of submissions itself; put it into a folder called by its student")
         elif ending or path.is_dir() or path.is_symlink():
             found[path.name if path.is_dir() else path.name.removesuffix(ending)].append(path)
         else:
@@ -169,12 +179,16 @@ def _by_student(folder: Path, cohort: Cohort) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def _hand_in(cohort: Cohort, student: str, paths: Sequence[Path], lab: Lab, several: bool, times: Mapping[tuple[str, str], str]) -> None:
+def _hand_in(
+    cohort: Cohort, student: str, paths: Sequence[Path], lab: Lab, several: bool, times: Mapping[tuple[str, str], str]
+) -> None:
     """What a student handed in for one lab, the earliest first; the last has the time that the instructor's file says."""
-    mine = sorted((path for path in paths if not _is_of_others(path, lab, several, student, cohort)), key=lambda path: (_changed(path, lab), path.name))
+    mine = sorted((path for path in paths if not _is_of_others(path, lab, several, student, cohort)),
+                  key=lambda path: (_changed(path, lab), path.name))
     if len(mine) > 1:
         names = " and ".join(path.name for path in mine)
-        cohort.say("two submissions", f"{names} are all {student}'s; all are graded, and {mine[-1].name}, the latest, counts", student, lab.id)
+        cohort.say("two submissions", f"{names} are all {student}'s; all are graded, and {mine[-1].name}, the latest, counts",
+                   student, lab.id)
     said = times.get((student, lab.id))
     for path in mine:
         submission = read_submission(path, student, lab.folder.name)
@@ -193,9 +207,11 @@ def _is_of_others(path: Path, lab: Lab, several: bool, student: str, cohort: Coh
     if folders is None or any(name.startswith(f"lab{lab.id}_") for name in folders) or not (folders or several):
         return False
     if folders:
-        cohort.say("no submission", f"{path.name} has nothing in a folder {lab.folder.name}; it has {', '.join(sorted(folders))}", student, lab.id)
+        cohort.say("no submission", f"{path.name} has nothing in a folder {lab.folder.name}; it has {', '.join(sorted(folders))}",
+                   student, lab.id)
     else:
-        cohort.say("no submission", f"{path.name} does not say which lab it is of, and several are graded; its files belong into a folder "
+        cohort.say("no submission",
+                   f"{path.name} does not say which lab it is of, and several are graded; its files belong into a folder "
                    f"{lab.folder.name}", student, lab.id)
     return True
 

@@ -68,7 +68,7 @@ class Sandbox:
         self.peak_bytes = 0
         self._user = other_user() if level == "limits" else None
         self._runtime, self._hidden = runtime, hidden
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
     def __enter__(self) -> "Sandbox":
@@ -117,12 +117,15 @@ class Sandbox:
         finally:
             theirs.close()
         try:
-            self._answer("ready")
+            self._answer(self._control, "ready")
         except Stopped as stopped:
             raise SetupError(f"a worker could not be started at the isolation level {self.level}: {stopped}") from None
 
     def _fork(self) -> tuple[socket.socket, int]:
-        """The judge's ends of a new child's wire and output. A worker that does not answer, which no new child can help, is replaced."""
+        """The judge's ends of a new child's wire and output.
+
+        A worker that does not answer, which no new child can help, is replaced.
+        """
         for _ in range(TRIES):
             if self._process is None:
                 self._start()
@@ -141,17 +144,19 @@ class Sandbox:
         raise SetupError(f"a worker at the isolation level {self.level} does not answer, {TRIES} times")
 
     def _order(self, order: dict, descriptors: Sequence[int] = ()) -> dict:
+        if self._control is None:
+            raise self._lost()
         try:
             socket.send_fds(self._control, [json.dumps(order).encode()], list(descriptors))
         except OSError:
             raise self._lost() from None
-        return self._answer("started" if "fork" in order else "ended")
+        return self._answer(self._control, "started" if "fork" in order else "ended")
 
-    def _answer(self, expected: str) -> dict:
+    def _answer(self, control: socket.socket, expected: str) -> dict:
         data = b""
         while not data.endswith(b"\n"):
             try:
-                piece = self._control.recv(4096)
+                piece = control.recv(4096)
             except OSError:
                 piece = b""
             if not piece:
@@ -165,8 +170,8 @@ class Sandbox:
     def _lost(self) -> Stopped:
         said = b""
         if self._process is not None:
-            self._kill()
-            said = self._process.stderr.read()[-500:]
+            _kill(self._process)
+            said = self._process.stderr.read()[-500:] if self._process.stderr else b""
         self._stop()
         return Stopped("its process was lost" + (f": {said.decode(errors='replace')}" if said else ""), costly=True)
 
@@ -189,24 +194,11 @@ class Sandbox:
         if self._process is not None and not clear(self._folder):
             self._stop()
 
-    def _kill(self) -> None:
-        """All that comes from the worker, and it last: while it lives, what loses its parent becomes its own."""
-        deadline = time.monotonic() + KILL_SECONDS
-        while (pids := list(filter(lives, processes_of(self._process.pid)[1:]))) and time.monotonic() < deadline:
-            for pid in pids:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.002)
-            self._process.poll()
-        with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-
     def _stop(self) -> None:
-        if self._process is not None:
-            self._kill()
-            self._process.stderr.close()
+        if self._process is not None and self._control is not None:
+            _kill(self._process)
+            if self._process.stderr is not None:
+                self._process.stderr.close()
             self._control.close()
             clear(self._folder)
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -252,7 +244,7 @@ class Child:
         """Exactly `count` bytes of the wire, while clock, watchdog and what is printed are looked after."""
         data = bytearray()
         while len(data) < count:
-            sources = [connection, *([] if self._silent else [self._output])]
+            sources: list[socket.socket | int] = [connection, *([] if self._silent else [self._output])]
             ready, _, _ = select.select(sources, [], [], SECONDS_BETWEEN_LOOKS)
             if self._output in ready:
                 self._drain()
@@ -321,6 +313,21 @@ class Child:
             self._dropped += len(piece) - len(kept)
             if self._dropped > 10 * limit:
                 raise Stopped(f"it printed more than {10 * limit >> 10} KiB")
+
+
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    """All that comes from a worker, and it last: while it lives, what loses its parent becomes its own."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while (pids := [pid for pid in processes_of(worker.pid)[1:] if lives(pid)]) and time.monotonic() < deadline:
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)
+        worker.poll()
+    with contextlib.suppress(OSError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.kill()
+    worker.wait()
 
 
 def _how(status: int | None) -> str:

@@ -15,7 +15,9 @@ def read_secret(path: Path | None) -> str:
         return PUBLIC_SECRET
     secret = path.read_text(encoding="utf-8").strip()
     if len(secret) < 16:
-        raise ValueError(f"{path} has {len(secret)} characters; a term secret has 16 or more. One is made by: python -c \"import secrets; print(secrets.token_hex(16))\"")
+        raise ValueError(
+            f"{path} has {len(secret)} characters; a term secret has 16 or more. One is made by: "
+            'python -c "import secrets; print(secrets.token_hex(16))"')
     return secret
 
 

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from grading.model import CheckResult, Report
 
-CHECKED_AT = {"namespaces": "in namespaces of its own", "limits": "under limits, without namespaces", "none": "in a plain process"}
+CHECKED_AT = {"namespaces": "in namespaces of its own", "limits": "under limits, without namespaces",
+              "none": "in a plain process"}
 
 
 def plain(text: str, most: int = 500) -> str:
@@ -33,8 +34,8 @@ def points(value: float) -> str:
 def print_report(report: Report, console: Console, as_student: bool = False) -> None:
     """Points per TODO, then a line for each lost point."""
     table = Table(title=f"Lab {report.lab}, {plain(report.student)}", title_justify="left")
-    for name, justify in (("TODO", "left"), ("points", "right"), ("state", "left")):
-        table.add_column(name, justify=justify)
+    for name in ("TODO", "points", "state"):
+        table.add_column(name, justify="right" if name == "points" else "left")
     for row in report.todos():
         table.add_row("predictions" if row.todo == 0 else str(row.todo), f"{points(row.earned)}/{points(row.points)}", row.state)
     table.add_section()
@@ -49,4 +50,6 @@ def print_report(report: Report, console: Console, as_student: bool = False) -> 
                 console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
     for note in report.notes:
         console.print(Text(f"note: {plain(note)}"))
-    console.print(Text(f"Graded {CHECKED_AT[report.isolation]} ({report.isolation}); seed {report.seed}; checks {report.versions['checks']}.", style="dim"))
+    console.print(Text(
+        f"Graded {CHECKED_AT[report.isolation]} ({report.isolation}); seed {report.seed}; checks {report.versions['checks']}.",
+        style="dim"))

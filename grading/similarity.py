@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import nano_qwen3_serving
 from grading.intake import Submission, read_submission
@@ -20,8 +21,9 @@ ENGINE = Path(nano_qwen3_serving.__file__).parent
 LENGTH = 25
 """Characters of a piece that two files have in common, after names have become one letter each."""
 ALIKE = 0.8
-"""The share from which on a pair is listed, unless another is asked for. Renamed copies share all; honest solutions of the labs' alternatives
-share 10 to 70 % of each other, now and then 90 %."""
+"""The share from which on a pair is listed, unless another is asked for.
+
+Renamed copies share all; honest solutions of the labs' alternatives share 10 to 70 % of each other, now and then 90 %."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def _of_engine(name: str) -> list[Source]:
     path = ENGINE.joinpath(*name.split(".")[1:])
     if path.is_dir():
         paths = [one for one in sorted(path.rglob("*.py")) if one.name != "__init__.py"]
-        return [Source(".".join((name, *one.relative_to(path).with_suffix("").parts)), one.read_text(encoding="utf-8"), ours=True) for one in paths]
+        return [Source(".".join((name, *one.relative_to(path).with_suffix("").parts)), one.read_text(encoding="utf-8"), ours=True)
+                for one in paths]
     if path.with_suffix(".py").is_file():
         return [Source(name, path.with_suffix(".py").read_text(encoding="utf-8"), ours=True)]
     text = path.parent.with_suffix(".py").read_text(encoding="utf-8")
@@ -99,7 +102,7 @@ def pairs(sources: Sequence[Source], starter: str, least: float = ALIKE) -> list
     return sorted((pair for pair in found if pair.share >= least), key=lambda pair: (-pair.share, pair.one, pair.other))
 
 
-def _print_of(source: Source, given: set[int]):
+def _print_of(source: Source, given: set[int]) -> Any:
     """A file's fingerprint: every piece of it, less those that everybody was given."""
     copydetect = _copydetect()
     made = copydetect.CodeFingerprint(source.name, LENGTH, 1, language="python", fp=io.StringIO(source.text))
@@ -109,9 +112,9 @@ def _print_of(source: Source, given: set[int]):
     return made
 
 
-def _pair(one: Source, its_print, other: Source, others_print) -> Pair:
+def _pair(one: Source, its_print: Any, other: Source, others_print: Any) -> Pair:
     _, shares, slices = _copydetect().compare_files(its_print, others_print)
-    parts = tuple(_lines(source.text, part) for source, part in ((one, slices[0]), (other, slices[1])))
+    parts = _lines(one.text, slices[0]), _lines(other.text, slices[1])
     first, second = (min(1.0, float(share)) for share in shares)
     share = second if one.ours else first if other.ours else max(first, second)
     return Pair(one.name, other.name, (first, second), share, parts)
@@ -130,7 +133,7 @@ def _lines(text: str, slices: Iterable) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def _copydetect():
+def _copydetect() -> Any:
     try:
         import copydetect
         import copydetect.utils

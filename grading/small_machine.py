@@ -47,7 +47,12 @@ class NoGroups(Exception):
 def run(
     command: Sequence[str], environment: dict[str, str], cpus: float = 0.5, memory_bytes: int = 768 << 20, timeout: float = 600.0
 ) -> Used:
-    """Run a command to its end. Raises `NoGroups` where that cannot be limited, `subprocess.TimeoutExpired` after `timeout` seconds."""
+    """Run a command to its end.
+
+    Raises:
+        NoGroups: what it uses cannot be limited here.
+        subprocess.TimeoutExpired: after `timeout` seconds.
+    """
     with _group(cpus, memory_bytes) as group:
         begin, ended, peak = time.monotonic(), threading.Event(), [0]
 
@@ -64,7 +69,8 @@ def run(
         finally:
             ended.set()
             watcher.join()
-        return Used(done.returncode, done.stdout, time.monotonic() - begin, group.cpu_seconds(), peak[0], group.charged(), group.killed())
+        return Used(done.returncode, done.stdout, time.monotonic() - begin, group.cpu_seconds(), peak[0], group.charged(),
+                    group.killed())
 
 
 class _One:
@@ -133,7 +139,9 @@ def _group(cpus: float, memory_bytes: int) -> Iterator[_One | _Two]:
     try:
         group = kind(name, cpus, memory_bytes)
     except OSError as error:
-        raise NoGroups(f"no control group can be made here ({error}); as root, or with docker run --cpus 0.5 --memory 768m, one can") from None
+        raise NoGroups(
+            f"no control group can be made here ({error}); "
+            "as root, or with docker run --cpus 0.5 --memory 768m, one can") from None
     try:
         yield group
     finally:

@@ -59,13 +59,13 @@ class Concept:
 
 def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HERE) -> dict[str, Concept]:
     """Mutant -> its concept. Raises `LabError` for an entry that names no mutant of its TODO."""
-    mutants = {mutant.name: mutant for mutant in mutants}
-    found = {name: Concept(mutant.todo, mutant.symptom.strip(), mutant.hint or 1) for name, mutant in mutants.items()}
+    named = {mutant.name: mutant for mutant in mutants}
+    found = {name: Concept(mutant.todo, mutant.symptom.strip(), mutant.hint or 1) for name, mutant in named.items()}
     path = home / "concepts" / f"lab{lab.id}.toml"
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("concept", []) if path.is_file() else []
     for entry in entries:
         for name in entry["mutants"]:
-            if name not in mutants or mutants[name].todo != entry["todo"]:
+            if name not in named or named[name].todo != entry["todo"]:
                 raise LabError(f"{path}: lab {lab.id} has no mutant {name} of TODO {entry['todo']}.")
             found[name] = Concept(entry["todo"], entry["says"], entry["hint"])
     return found
@@ -254,7 +254,7 @@ def carried_over(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str) -> l
     solution = lab.solution.read_text(encoding="utf-8")
     candidates = [(one, mutant) for one in read_alternatives(lab) for mutant in mutants]
     random.Random(f"{seed}:{lab.id}").shuffle(candidates)
-    found = []
+    found: list[tuple[Mutant, Mutant]] = []
     for alternative, mutant in candidates:
         names = _changed(solution, mutant.text)
         if len(found) < most and names and _fits(alternative.text, solution, names):

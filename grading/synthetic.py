@@ -1,4 +1,7 @@
-"""Submissions of nobody, to measure a batch with: solutions, starters, mutants, cheats, and mixtures of them. The same seed makes the same."""
+"""Submissions of nobody, to measure a batch with: solutions, starters, mutants, cheats, and mixtures of them.
+
+The same seed makes the same.
+"""
 
 import ast
 import csv
@@ -101,7 +104,8 @@ def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
         else:
             with zipfile.ZipFile(home / f"{one.student}.zip", "w") as archive:
                 archive.writestr(zipfile.ZipInfo(f"{lab.folder.name}/starter.py"), one.text)
-    roster = [(one.student, f"Student {number}", f"{one.student}@example.org", f"sis-{number}", "AB"[number % 2]) for number, one in enumerate(made, 1)]
+    roster = [(one.student, f"Student {number}", f"{one.student}@example.org", f"sis-{number}", "AB"[number % 2])
+              for number, one in enumerate(made, 1)]
     write_atomically(folder / "roster.csv", _csv(("student", "name", "email", "sis_id", "section"), roster))
     write_atomically(folder / "truth.csv", _csv(("student", "kind"), [(one.student, one.kind) for one in made]))
 

@@ -10,11 +10,11 @@ import sys
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402, F401
-import torch  # noqa: E402
+import pytest  # noqa: F401
+import torch
 
-from labs.harness.ahead import import_plugins, import_what_is_imported_by  # noqa: E402
-from labs.harness.catalog import all_labs  # noqa: E402
+from labs.harness.ahead import import_plugins, import_what_is_imported_by
+from labs.harness.catalog import all_labs
 
 torch.set_num_threads(1)
 

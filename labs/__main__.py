@@ -11,5 +11,5 @@ if __name__ == "__main__":
         try:
             from labs.harness.cli import main
         except ImportError as error:
-            sys.exit("{}. What to do about it: python -m labs doctor".format(error))
+            sys.exit(f"{error}. What to do about it: python -m labs doctor")
     sys.exit(main())

@@ -50,7 +50,7 @@ def fill(data: bytes, assignment: str, entries: Sequence[Entry]) -> Filled:
 
 def _column(sheet: Sheet, wanted: str) -> int:
     there = assignments(sheet)
-    hits = [name for name in there if wanted in (name, *_TITLED.fullmatch(name).groups())]
+    hits = [name for name in there if wanted == name or ((titled := _TITLED.fullmatch(name)) and wanted in titled.groups())]
     if len(hits) != 1 or sheet.heading.count(hits[0]) != 1:
         which = "no assignment" if not hits else "more than one assignment"
         raise ValueError(f"the gradebook has {which} {wanted!r}; it has: {'; '.join(there) or 'none'}")
@@ -62,4 +62,5 @@ def _wrong_points(sheet: Sheet, column: int, entries: Sequence[Entry]) -> list[s
     row = next((row for row in range(1, len(sheet)) if sheet.value(row, 0).strip() == "Points Possible"), None)
     there = None if row is None else number(sheet.value(row, column))
     most = {entry.report.max_score for entry in entries}
-    return [f"in Canvas the assignment is worth {points(there)} points, here {points(one)}" for one in sorted(most) if there not in (None, one)]
+    return [f"in Canvas the assignment is worth {points(there)} points, here {points(one)}" for one in sorted(most)
+            if there not in (None, one)]

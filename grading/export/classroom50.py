@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from grading.export.lines import lines_of, name_of
 from grading.journal import Entry
+
 SCHEMA = "classroom50/result/v1"
 TYPES = ("individual", "group")
 LINKS = ("submission", "commit", "release", "review")
@@ -39,7 +40,8 @@ def read_places(text: str) -> dict[str, Place]:
         common = {name: facts[name] for name in ("classroom", "assignment", "assignment_type")}
         submissions = facts["submissions"].items()
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"the file about Classroom 50 needs classroom, assignment, assignment_type and submissions: {error}") from None
+        raise ValueError(
+            f"the file about Classroom 50 needs classroom, assignment, assignment_type and submissions: {error}") from None
     if common["assignment_type"] not in TYPES:
         raise ValueError(f"assignment_type is {' or '.join(TYPES)}, not {common['assignment_type']!r}")
     found = {}

@@ -1,4 +1,7 @@
-"""JUnit XML as pytest writes it: a suite for each submission, a case for each check. Durations are not known, so none are given."""
+"""JUnit XML as pytest writes it: a suite for each submission, a case for each check.
+
+Durations are not known, so none are given.
+"""
 
 from collections.abc import Sequence
 from xml.etree import ElementTree
@@ -27,6 +30,7 @@ def _suite(root: ElementTree.Element, entry: Entry, lines: Sequence[Line]) -> No
         case = ElementTree.SubElement(suite, "testcase", classname=where, name=f"{line.number} {line.title}")
         if not line.passed:
             first = line.said.splitlines()[0] if line.said else "failed"
-            ElementTree.SubElement(case, "failure", message=first).text = line.said + (f"\nREADME: {line.section}" if line.section else "")
+            section = f"\nREADME: {line.section}" if line.section else ""
+            ElementTree.SubElement(case, "failure", message=first).text = line.said + section
         if line.printed:
             ElementTree.SubElement(case, "system-out").text = line.printed

@@ -10,7 +10,8 @@ from grading.show import plain, points
 def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:
     """The report of one submission; `with_seed` where it may be known."""
     report = entry.report
-    lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student), ""]
+    lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student),
+             ""]
     if entry.final_score != report.score:
         lines += [f"{points(report.score)} points, {days(entry.late_days)} late: {points(entry.final_score)} count.", ""]
     lines += ["| | points | state |", "| --- | ---: | --- |"]
@@ -26,7 +27,8 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
 
 def _told(line: Line) -> list[str]:
     """One lost point's heading, what was said, what was printed."""
-    found = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "", fenced(f"{line.number} {line.title}\n{line.said}")]
+    found = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "",
+             fenced(f"{line.number} {line.title}\n{line.said}")]
     if line.section:
         found += ["", f"README: {coded(line.section)}"]
     if line.printed:

@@ -41,7 +41,7 @@ def fill_worksheet(data: bytes, entries: Sequence[Entry]) -> Filled:
     sheet = Sheet(data)
     if missing := [name for name in NEEDED if name not in sheet.heading]:
         raise ValueError(f"that is no grading worksheet of Moodle: it has no column {' and no '.join(missing)}")
-    column, said = sheet.column("Grade"), sheet.column("Feedback comments")
+    column, said = sheet.heading.index("Grade"), sheet.column("Feedback comments")
     keys = [(name, sheet.column(name)) for name in KEYS]
     rows = [row for row in range(1, len(sheet)) if sheet.value(row, keys[0][1]).strip()]
     placed, unplaced, notes = place(sheet, entries, keys, rows)

@@ -40,8 +40,8 @@ class Sheet:
             text = data.removeprefix(BOM).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"the CSV file is not in UTF-8 (byte {error.start}); export it anew") from None
-        first = re.match(r'(?:"(?:[^"]|"")*"|[^,;\r\n"])*', text).end()
-        self._separator = ";" if text[first : first + 1] == ";" else ","
+        first = re.match(r'(?:"(?:[^"]|"")*"|[^,;\r\n"])*', text)
+        self._separator = ";" if first and text.startswith(";", first.end()) else ","
         self._rows = list(_rows(text, self._separator))
         if not self._rows:
             raise ValueError("the CSV file is empty")
@@ -77,9 +77,9 @@ class Sheet:
 def _rows(text: str, separator: str) -> Iterable[list[tuple[str, str]]]:
     """Rows of cells as they stand there, each with what ends it."""
     cell = re.compile(rf'("(?:[^"]|"")*"[^{separator}\r\n]*|[^{separator}\r\n]*)({separator}|\r\n|\n|\r|\Z)')
-    row, at = [], 0
-    while at < len(text) or row:
-        found = cell.match(text, at)
+    row: list[tuple[str, str]] = []
+    at = 0
+    while (at < len(text) or row) and (found := cell.match(text, at)):  # it always does: a cell may be empty
         row.append((found[1], found[2]))
         at = found.end()
         if found[2] != separator:

@@ -11,21 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from grading.checks import Wrong, expect, kept, ours, shown
+from grading.worker.parts import row_facts
+from grading.worker.peer import Remote
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.components import Components
 
-from grading.checks import expect, kept, ours, shown
-from grading.worker.parts import row_facts
-from grading.worker.peer import Remote
-
-SMALL = {"device": "cpu", "num_gpu_blocks_override": 129}
+SMALL: dict[str, Any] = {"device": "cpu", "num_gpu_blocks_override": 129}
 """2048 tokens of KV cache: what a check needs."""
 POOL_BYTES = 16 << 20
 """Of an engine that a submission builds: more than the longest request that a model takes."""
 PAUSE = 0.2
 """Seconds for which a step is held back."""
-WORDS = ["moon", "road", "wind", "tree", "boat", "door", "star", "rain", "key", "map", "story", "engine", "queue", "memory", "night",
-         "letter", "server", "string", "stream", "batch"]
+WORDS = ["moon", "road", "wind", "tree", "boat", "door", "star", "rain", "key", "map", "story", "engine", "queue", "memory",
+         "night", "letter", "server", "string", "stream", "batch"]
 """Each a token, behind a space."""
 
 
@@ -173,7 +172,7 @@ class HereSampler:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def sample(self, logits: Any, rows: Sequence[Any]) -> tuple[list[int], list[None]]:
+    def sample(self, logits: Any, rows: Sequence[Any]) -> tuple[list[int], list[Any]]:
         return self._ledger.choose([row_facts(row) for row in rows]), [None] * len(rows)
 
 
@@ -222,8 +221,9 @@ def expect_served(ledger: Ledger, outputs: Sequence[Any], prompts: Sequence[str]
         expect(output.prompt == prompt, f"the output of prompt {place}, {prompt!r}, says that it is of {shown(output.prompt)}")
         found, read = tokens_of(output), tokenizer().encode(prompt)
         own = next((one for one in left if one.prompt == read and one.tokens == found), None)
-        expect(own is not None, f"prompt {place}, {prompt!r}, came back with {shown(text_of(output))} ({len(found)} tokens); that is not what this "
-                                "engine generated for it, or it stands there twice")
+        if own is None:
+            raise Wrong(f"prompt {place}, {prompt!r}, came back with {shown(text_of(output))} ({len(found)} tokens); "
+                        "that is not what this engine generated for it, or it stands there twice")
         left.remove(own)
 
 
@@ -251,7 +251,7 @@ def clear_prompts(dice: random.Random, count: int, num_tokens: int = 6) -> list[
 def answers_with_margins(model: str, prompts: Sequence[str], num_tokens: int) -> list[tuple[list[int], float]]:
     """The tokens of greedy answers, and by how much, in nats, the closest of all choices was made."""
     outputs = judges_llm(model).generate(prompts, exactly(num_tokens, logprobs=2), use_tqdm=False)
-    return [(one.token_ids, min(map(margin, one.logprobs))) for one in (output.outputs[0] for output in outputs)]
+    return [(one.token_ids, min(map(margin, one.logprobs or ()))) for one in (output.outputs[0] for output in outputs)]
 
 
 def margin(position: dict[int, Any]) -> float:

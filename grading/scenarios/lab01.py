@@ -4,17 +4,12 @@
 the judge saw, has other tokens than the judge chose.
 """
 
-import importlib.util
 import math
 import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
-
-from nano_qwen3_serving import CompletionOutput, RequestOutput, SamplingParams
-from nano_qwen3_serving.outputs import RequestMetrics
+from typing import Any, get_args
 
 from grading.checks import check, expect, hold, look, ours, refusal, shown
 from grading.scenarios.engines import (
@@ -37,7 +32,10 @@ from grading.scenarios.engines import (
 )
 from grading.worker.parts import params_facts
 from grading.worker.peer import Remote
+from labs.harness import loading
 from labs.harness.catalog import find_lab
+from nano_qwen3_serving import CompletionOutput, RequestOutput, SamplingParams
+from nano_qwen3_serving.outputs import FinishReason, RequestMetrics
 
 OPENINGS = [
     "Once upon a time", "The password was", "The map showed", "The robot opened the door and", "In my bag there is",
@@ -67,13 +65,13 @@ def expect_model(llm: Remote, model: str, dice: random.Random, how: str) -> None
 
 
 @check(todo=1, points=4, section=LOAD, concept="which model is served")
-def loads_the_course_model_and_it_answers(lab, dice):
+def loads_the_course_model_and_it_answers(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     expect_model(loaded(lab), "course", dice, "load_llm()")
 
 
 @check(todo=1, points=3, section=LOAD, concept="the model and the length that were asked for")
-def hands_on_the_model_and_the_length(lab, dice):
+def hands_on_the_model_and_the_length(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     for model in dice.sample(["course", "course-draft"], 2):
         most = dice.randrange(20, 60)
@@ -85,7 +83,7 @@ def hands_on_the_model_and_the_length(lab, dice):
 
 
 @check(todo=1, points=2, section=LOAD, concept="how long prompt and output may be together", hidden=True)
-def prompt_and_output_share_the_length(lab, dice):
+def prompt_and_output_share_the_length(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     most = dice.randrange(24, 48)
     prompt = [dice.randrange(300, 2000) for _ in range(dice.randrange(4, 20))]
@@ -96,10 +94,11 @@ def prompt_and_output_share_the_length(lab, dice):
 
 
 @check(todo=1, points=1, section=LOAD, concept="a model that is not there", hidden=True)
-def lets_the_error_of_a_wrong_model_through(lab, dice):
+def lets_the_error_of_a_wrong_model_through(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     name = f"/no/such/model/{dice.randrange(10**6)}"
-    refusal("ModelLoadError", lambda: lab.load_llm(name), f"there is no model {name!r}, and the engine's own error has to come through")
+    refusal("ModelLoadError", lambda: lab.load_llm(name),
+            f"there is no model {name!r}, and the engine's own error has to come through")
 
 
 # TODO 2: what the functions return is rebuilt here, value by value, and used here
@@ -127,7 +126,7 @@ def story(lab: Remote, seed: int) -> SamplingParams:
 def answers(prompts: Sequence[str], params: Sequence[SamplingParams], limit: int | None = None) -> list[list[int]]:
     """What the course model generates with each, all in one batch; nothing depends on the batch."""
     if limit is not None:
-        params = [replace(one, max_tokens=min(limit, one.max_tokens)) for one in params]
+        params = [replace(one, max_tokens=min(limit, one.max_tokens or limit)) for one in params]
     return [output.outputs[0].token_ids for output in judges_llm("course", True).generate(prompts, params, use_tqdm=False)]
 
 
@@ -145,27 +144,29 @@ def expect_likeliest(mine: SamplingParams, what: str) -> None:
     prompts = OPENINGS * 2
     found, right = answers(prompts, [mine] * len(prompts), 8), answers(prompts, [greedy] * len(prompts), 8)
     differ = sorted({prompt for prompt, got, best in zip(prompts, found, right, strict=True) if got != best[: len(got)]})
-    expect(not differ, f"{what}: {len(differ)} of {len(OPENINGS)} texts were not made of the likeliest tokens, {differ[:1]} for one. "
-                       "temperature=1.0 draws at random; a fixed seed only repeats the same luck")
+    expect(not differ,
+           f"{what}: {len(differ)} of {len(OPENINGS)} texts were not made of the likeliest tokens, {differ[:1]} for one. "
+           "temperature=1.0 draws at random; a fixed seed only repeats the same luck")
 
 
 @check(todo=2, points=5, section=PARAMS, concept="which token a fact takes")
-def a_fact_takes_the_likeliest_token_every_time(lab, dice):
+def a_fact_takes_the_likeliest_token_every_time(lab: Remote, dice: random.Random) -> None:
     expect_likeliest(rebuilt(lab, lab.fact_params()), "fact_params()")
 
 
 @check(todo=2, points=3, section=PARAMS, concept="where a fact ends")
-def a_fact_is_said_to_its_end(lab, dice):
+def a_fact_is_said_to_its_end(lab: Remote, dice: random.Random) -> None:
     mine = rebuilt(lab, lab.fact_params())
     for count in (dice.randrange(12, 20), dice.randrange(20, 32)):
         answer = f"It is 2.{count}. {words(dice, count)}?\n\nSo, {words(dice, 5)}! "
         found = said(answer, mine)
-        expect((found.text, found.finish_reason) == (answer, "stop"), f"a model that said {answer!r} and ended was heard to say {found.text!r}, "
+        expect((found.text, found.finish_reason) == (answer, "stop"),
+               f"a model that said {answer!r} and ended was heard to say {found.text!r}, "
                f"finish reason {found.finish_reason!r}. What is max_tokens if nobody says it?")
 
 
 @check(todo=2, points=4, section=PARAMS, concept="another seed")
-def another_seed_tells_another_story(lab, dice):
+def another_seed_tells_another_story(lab: Remote, dice: random.Random) -> None:
     openings, seeds = dice.sample(OPENINGS, 4), dice.sample(range(10**6), 16)
     params = [story(lab, seed) for seed in seeds]
     told = {(prompt, *tokens) for prompt in openings for tokens in answers([prompt] * 16, params)}
@@ -175,7 +176,7 @@ def another_seed_tells_another_story(lab, dice):
 
 
 @check(todo=2, points=4, section=PARAMS, concept="the same seed")
-def the_same_seed_tells_the_same_story_alone_or_in_company(lab, dice):
+def the_same_seed_tells_the_same_story_alone_or_in_company(lab: Remote, dice: random.Random) -> None:
     seeds = dice.sample(range(10**6), len(OPENINGS))
     twice = [story(lab, seed) for seed in seeds * 2]
     told = answers(OPENINGS * 2, twice)
@@ -189,12 +190,13 @@ def the_same_seed_tells_the_same_story_alone_or_in_company(lab, dice):
 
 
 @check(todo=2, points=2, section=PARAMS, concept="what a story is drawn from", hidden=True)
-def a_story_is_drawn_from_what_the_contract_says(lab, dice):
+def a_story_is_drawn_from_what_the_contract_says(lab: Remote, dice: random.Random) -> None:
     seed = dice.randrange(10**6)
     mine, plain = story(lab, seed), SamplingParams()
     expect(math.isclose(mine.temperature, 0.8, rel_tol=1e-6) and math.isclose(mine.top_p, 0.9, rel_tol=1e-6),
            f"temperature {mine.temperature} and top_p {mine.top_p}; the contract says 0.8, and 90 % of the probability")
-    rules = ["top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words"]
+    rules = ["top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids",
+             "bad_words"]
     more = {rule: getattr(mine, rule) for rule in rules if getattr(mine, rule) != getattr(plain, rule)}
     expect(not more, f"temperature, top_p and the seed choose the token, says the contract; here {more} does, too")
     answer = f"{words(dice, 3)}. {words(dice, 8)}!\n{words(dice, 4)}"
@@ -203,7 +205,7 @@ def a_story_is_drawn_from_what_the_contract_says(lab, dice):
 
 
 @check(todo=2, points=2, section=PARAMS, concept="a sentence of the likeliest tokens")
-def one_sentence_is_made_of_the_likeliest_tokens_and_ends_with_its_full_stop(lab, dice):
+def one_sentence_is_made_of_the_likeliest_tokens_and_ends_with_its_full_stop(lab: Remote, dice: random.Random) -> None:
     mine = rebuilt(lab, lab.sentence_params())
     expect_likeliest(mine, "sentence_params()")
     first = words(dice, dice.randrange(3, 9))
@@ -211,7 +213,7 @@ def one_sentence_is_made_of_the_likeliest_tokens_and_ends_with_its_full_stop(lab
 
 
 @check(todo=2, points=2, section=PARAMS, concept="where a sentence ends", hidden=True)
-def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab, dice):
+def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab: Remote, dice: random.Random) -> None:
     mine = rebuilt(lab, lab.sentence_params())
     number = dice.randrange(10, 99)
     expect_sentence(mine, f"It takes {number}.{number} seconds, {words(dice, 4)}.", f"It takes {number}.")
@@ -222,12 +224,14 @@ def expect_sentence(mine: SamplingParams, answer: str, sentence: str | None) -> 
     sentence = sentence or answer[: answer.index(".") + 1]
     found = said(answer, mine)
     expect((found.text, found.finish_reason) == (sentence, "stop"),
-           f"of {answer!r}, up to the first '.' and with it, {sentence!r} is right; there came {found.text!r}, finish reason {found.finish_reason!r}")
+           f"of {answer!r}, up to the first '.' and with it, {sentence!r} is right; "
+           f"there came {found.text!r}, finish reason {found.finish_reason!r}")
 
 
 @check(todo=2, points=3, section=PARAMS, concept="how long a text may become", hidden=True)
-def nobody_speaks_longer_than_the_contract_allows(lab, dice):
-    mine = {"fact_params": lab.fact_params(), "story_params": lab.story_params(dice.randrange(99)), "sentence_params": lab.sentence_params()}
+def nobody_speaks_longer_than_the_contract_allows(lab: Remote, dice: random.Random) -> None:
+    mine = {"fact_params": lab.fact_params(), "story_params": lab.story_params(dice.randrange(99)),
+            "sentence_params": lab.sentence_params()}
     endless = f"{words(dice, 12)},"
     found = {name: said(endless, rebuilt(lab, params), ends=False) for name, params in mine.items()}
     used = {name: len(completion.token_ids) for name, completion in found.items()}
@@ -239,26 +243,30 @@ def nobody_speaks_longer_than_the_contract_allows(lab, dice):
 BATCH = "TODO 3: A batch in one call"
 
 
-def batch(lab: Remote, llm: Remote, prompts: list[str], params: SamplingParams | list[SamplingParams]) -> list[tuple[str, Remote]]:
+def batch(
+    lab: Remote, llm: Remote, prompts: list[str], params: SamplingParams | list[SamplingParams]
+) -> list[tuple[str, Remote]]:
     """What complete_batch() returns, which must be a list of pairs."""
     pairs = as_it_is(lab, lab.complete_batch, llm, prompts, params)
     expect(isinstance(pairs, list),
            f"complete_batch() returned {shown(pairs)}; expected a list of pairs (prompt, RequestOutput)")
     for pair in pairs:
-        fits = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and is_a(lab, pair[1], "nano_qwen3_serving", "RequestOutput")
+        fits = (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+                and is_a(lab, pair[1], "nano_qwen3_serving", "RequestOutput"))
         expect(fits, f"complete_batch() returned {shown(pair)} among others; expected pairs (prompt, RequestOutput)")
     return pairs
 
 
 def expect_from(ledger: Ledger, pairs: Sequence[tuple[str, Remote]], prompts: Sequence[str]) -> None:
     """Every prompt stands beside what the judge had the engine say to it, each request in one place."""
-    expect([prompt for prompt, _ in pairs] == list(prompts),
-           f"the prompts must come back in the order given, repeated ones too: {prompts}; there came {[prompt for prompt, _ in pairs]}")
+    found = [prompt for prompt, _ in pairs]
+    expect(found == list(prompts),
+           f"the prompts must come back in the order given, repeated ones too: {prompts}; there came {found}")
     expect_served(ledger, [output for _, output in pairs], prompts)
 
 
 @check(todo=3, points=6, section=BATCH, concept="one batch for all prompts")
-def all_prompts_share_the_steps_of_one_batch(lab, dice):
+def all_prompts_share_the_steps_of_one_batch(lab: Remote, dice: random.Random) -> None:
     ledger = Ledger(dice)
     prompts, count = some_prompts(dice, dice.randrange(6, 10)), dice.randrange(5, 9)
     pairs = batch(lab, llm_beside(lab, ledger), prompts, exactly(count))
@@ -270,7 +278,7 @@ def all_prompts_share_the_steps_of_one_batch(lab, dice):
 
 
 @check(todo=3, points=4, section=BATCH, concept="which output belongs to which prompt")
-def each_prompt_comes_back_with_its_own_output_in_order(lab, dice):
+def each_prompt_comes_back_with_its_own_output_in_order(lab: Remote, dice: random.Random) -> None:
     ledger = Ledger(dice)
     prompts = some_prompts(dice, 9)
     prompts.insert(dice.randrange(5, 9), prompts[1])
@@ -283,7 +291,7 @@ def each_prompt_comes_back_with_its_own_output_in_order(lab, dice):
 
 
 @check(todo=3, points=1, section=BATCH, concept="a prompt that comes twice", hidden=True)
-def a_prompt_that_comes_twice_is_two_requests(lab, dice):
+def a_prompt_that_comes_twice_is_two_requests(lab: Remote, dice: random.Random) -> None:
     ledger = Ledger(dice)
     one, other = some_prompts(dice, 2)
     prompts = [one, one, other, one]
@@ -296,20 +304,22 @@ def a_prompt_that_comes_twice_is_two_requests(lab, dice):
 
 
 @check(todo=3, points=2, section=BATCH, concept="whose parameters are used", hidden=True)
-def uses_the_parameters_it_is_given(lab, dice):
-    one = SamplingParams(temperature=dice.choice([0.3, 0.7]), top_p=0.5, max_tokens=dice.randrange(2, 6), ignore_eos=True, seed=dice.randrange(999))
+def uses_the_parameters_it_is_given(lab: Remote, dice: random.Random) -> None:
+    one = SamplingParams(temperature=dice.choice([0.3, 0.7]), top_p=0.5, max_tokens=dice.randrange(2, 6), ignore_eos=True,
+                         seed=dice.randrange(999))
     several = [one.clone(max_tokens=limit, top_k=limit, seed=7 + limit) for limit in dice.sample(range(2, 9), 2)]
     names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
     for params, each in ((one, [one, one]), (several, several)):
         ledger, prompts = Ledger(dice), some_prompts(dice, 2)
         batch(lab, llm_beside(lab, ledger), prompts, params)
-        asked = {tokenizer().decode(served.prompt): {name: served.params.get(name) for name in names} for served in ledger.requests}
+        asked = {tokenizer().decode(served.prompt): {name: served.params.get(name) for name in names}
+                 for served in ledger.requests}
         right = {prompt: {name: getattr(given, name) for name in names} for prompt, given in zip(prompts, each, strict=True)}
         expect(asked == right, f"the parameters given are {right}; the engine was asked for {asked}")
 
 
 @check(todo=3, points=1, section=BATCH, concept="a prompt that the engine refuses")
-def the_error_of_a_wrong_prompt_reaches_the_caller(lab, dice):
+def the_error_of_a_wrong_prompt_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
     ledger = Ledger(dice)
     llm, prompts = llm_beside(lab, ledger), some_prompts(dice, 3)
     prompts.insert(dice.randrange(1, 4), "")
@@ -319,11 +329,12 @@ def the_error_of_a_wrong_prompt_reaches_the_caller(lab, dice):
 
 
 @check(todo=3, points=1, section=BATCH, concept="parameters that do not fit the prompts", hidden=True)
-def the_error_of_a_wrong_number_of_parameters_reaches_the_caller(lab, dice):
+def the_error_of_a_wrong_number_of_parameters_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
     for number in (2, 4):
         ledger = Ledger(dice)
         llm, prompts = llm_beside(lab, ledger), some_prompts(dice, 3)
-        refusal("InvalidParametersError", lambda llm=llm, prompts=prompts, number=number: batch(lab, llm, prompts, [exactly(2)] * number),
+        refusal("InvalidParametersError",
+                lambda llm=llm, prompts=prompts, number=number: batch(lab, llm, prompts, [exactly(2)] * number),
                 f"there are {number} parameters for 3 prompts")
         expect(not ledger.requests,
                f"{len(ledger.requests)} prompts were computed, and there were {number} parameters for 3")
@@ -344,7 +355,9 @@ def conversation(dice: random.Random, turns: int) -> list[dict[str, str]]:
     return [message("system", f"You are a {words(dice, 2)}."), *said]
 
 
-def turn(lab: Remote, llm: Remote, ledger: Ledger, history: list[dict] | Remote, question: str, params: SamplingParams) -> tuple[Any, Served]:
+def turn(
+    lab: Remote, llm: Remote, ledger: Ledger, history: list[dict] | Remote, question: str, params: SamplingParams
+) -> tuple[Any, Served]:
     """What chat_turn() returns, and the one request that it made."""
     before = len(ledger.requests)
     longer = lab.chat_turn(llm, history, question, params)
@@ -363,7 +376,7 @@ def expect_read(served: Served, messages: list[dict], template: str | None = Non
 
 
 @check(todo=4, points=3, section=CHAT, concept="what the model reads")
-def the_model_reads_the_whole_conversation_through_its_template(lab, dice):
+def the_model_reads_the_whole_conversation_through_its_template(lab: Remote, dice: random.Random) -> None:
     for turns in (1, 3):
         ledger, history, question = Ledger(dice), conversation(dice, turns), f"{words(dice, 3)}?"
         _, served = turn(lab, llm_beside(lab, ledger), ledger, history, question, exactly(2))
@@ -371,7 +384,7 @@ def the_model_reads_the_whole_conversation_through_its_template(lab, dice):
 
 
 @check(todo=4, points=3, section=CHAT, concept="whose template is used", hidden=True)
-def the_model_reads_the_whole_conversation_through_another_template(lab, dice):
+def the_model_reads_the_whole_conversation_through_another_template(lab: Remote, dice: random.Random) -> None:
     mark = f"{dice.choice('XYZ')}{dice.randrange(100, 999)}"
     template = ("{% for m in messages %}[" + mark + " {{ m.role }}: {{ m.content }}]\n{% endfor %}"
                 "{% if add_generation_prompt %}[" + mark + " answer: {% endif %}")
@@ -383,10 +396,11 @@ def the_model_reads_the_whole_conversation_through_another_template(lab, dice):
 
 
 @check(todo=4, points=4, section=CHAT, concept="a conversation of several turns")
-def every_turn_makes_the_conversation_two_messages_longer(lab, dice):
+def every_turn_makes_the_conversation_two_messages_longer(lab: Remote, dice: random.Random) -> None:
     spoken = [f"{words(dice, 4)}, {n}." for n in range(3)]
     ledger = Ledger(dice, lambda prompt, params: tokenizer().encode(spoken[len(ledger.requests)]))
-    llm, history = llm_beside(lab, ledger), []
+    llm = llm_beside(lab, ledger)
+    history: list[dict[str, str]] = []
     for place, answer in enumerate(spoken, start=1):
         question = f"{words(dice, 3)}?"
         history = [*history, message("user", question)]
@@ -397,7 +411,7 @@ def every_turn_makes_the_conversation_two_messages_longer(lab, dice):
 
 
 @check(todo=4, points=1, section=CHAT, concept="what becomes of the answer", hidden=True)
-def the_answer_is_what_the_model_said_unchanged(lab, dice):
+def the_answer_is_what_the_model_said_unchanged(lab: Remote, dice: random.Random) -> None:
     answer = f"{dice.choice([' ', '  ', chr(10)])}{words(dice, 3)}{dice.choice(['  ', chr(10) * 2, ' ' + chr(10)])}"
     ledger = Ledger(dice, lambda prompt, params: tokenizer().encode(answer))
     longer, _ = turn(lab, llm_beside(lab, ledger), ledger, [], "Hello!", SamplingParams(temperature=0.0, max_tokens=40))
@@ -406,7 +420,7 @@ def the_answer_is_what_the_model_said_unchanged(lab, dice):
 
 
 @check(todo=4, points=2, section=CHAT, concept="whose list the history is")
-def the_callers_history_stays_as_it_was(lab, dice):
+def the_callers_history_stays_as_it_was(lab: Remote, dice: random.Random) -> None:
     ledger, history = Ledger(dice), conversation(dice, 2)
     theirs = hold(lab, history)
     longer, _ = turn(lab, llm_beside(lab, ledger), ledger, theirs, f"{words(dice, 3)}?", exactly(2))
@@ -417,7 +431,7 @@ def the_callers_history_stays_as_it_was(lab, dice):
 
 
 @check(todo=4, points=2, section=CHAT, concept="whose engine and parameters are used", hidden=True)
-def uses_the_engine_and_the_parameters_it_is_given_for_chat(lab, dice):
+def uses_the_engine_and_the_parameters_it_is_given_for_chat(lab: Remote, dice: random.Random) -> None:
     ledger, count = Ledger(dice), dice.randrange(5, 12)
     params = exactly(count).clone(temperature=0.5, top_p=0.75, seed=dice.randrange(99))
     _, served = turn(lab, llm_beside(lab, ledger), ledger, [], f"{words(dice, 3)}?", params)
@@ -433,17 +447,24 @@ def uses_the_engine_and_the_parameters_it_is_given_for_chat(lab, dice):
 OUTPUTS = "TODO 5: Read the outputs"
 
 
-def finished(dice: random.Random, tokens: int, reason: str = "stop", arrival: float | None = None) -> RequestOutput:
+def finished(dice: random.Random, tokens: int, reason: FinishReason = "stop", arrival: float | None = None) -> RequestOutput:
     """A finished output of a request that waited, and was cut into tokens before that."""
     times = [dice.uniform(0, 50) if arrival is None else arrival]
     for _ in range(4):
         times.append(times[-1] + dice.uniform(0.25, 2.0))
     if tokens == 1:
         times[4] = times[3]
-    completion = CompletionOutput(0, words(dice, tokens + dice.randrange(1, 5)), [dice.randrange(2000) for _ in range(tokens)], finish_reason=reason)
+    completion = CompletionOutput(0, words(dice, tokens + dice.randrange(1, 5)), [dice.randrange(2000) for _ in range(tokens)],
+                                  finish_reason=reason)
     prompt = [dice.randrange(2000) for _ in range(dice.randrange(2, 9))]
-    metrics = RequestMetrics(*times, num_generation_tokens=tokens)
+    arrived, queued, scheduled, first, last = times
+    metrics = RequestMetrics(arrived, queued, scheduled, first, last, num_generation_tokens=tokens)
     return RequestOutput(str(dice.randrange(99)), words(dice, 20), prompt, None, [completion], True, metrics)
+
+
+def times_of(output: RequestOutput) -> RequestMetrics:
+    assert output.metrics is not None  # as `finished` made it
+    return output.metrics
 
 
 def near(found: Any, right: float) -> bool:
@@ -452,14 +473,15 @@ def near(found: Any, right: float) -> bool:
 
 def story_of(output: RequestOutput) -> str:
     """What is known of an output, for a message."""
-    at, completion = output.metrics, output.outputs[0]
-    return (f"{len(completion.token_ids)} tokens, {completion.finish_reason!r}, arrived at {at.arrival_time:.3f}, queued {at.queued_ts:.3f}, "
-            f"scheduled {at.scheduled_ts:.3f}, first token {at.first_token_ts:.3f}, last {at.last_token_ts:.3f}")
+    at, completion = times_of(output), output.outputs[0]
+    return (f"{len(completion.token_ids)} tokens, {completion.finish_reason!r}, arrived at {at.arrival_time:.3f}, "
+            f"queued {at.queued_ts:.3f}, scheduled {at.scheduled_ts:.3f}, first token {at.first_token_ts:.3f}, "
+            f"last {at.last_token_ts:.3f}")
 
 
 def expect_times(lab: Remote, output: RequestOutput) -> None:
     """TTFT, mean ITL and speed of a request, by its times."""
-    m, at, count = lab.measure(output), output.metrics, len(output.outputs[0].token_ids)
+    m, at, count = lab.measure(output), times_of(output), len(output.outputs[0].token_ids)
     ttft, speed = at.first_token_ts - at.arrival_time, count / (at.last_token_ts - at.arrival_time)
     expect(near(m.ttft, ttft),
            f"{story_of(output)}: ttft is {ttft:.6f}, from arrival to the first token; measure() said {shown(m.ttft)}")
@@ -479,19 +501,19 @@ def expect_times(lab: Remote, output: RequestOutput) -> None:
 
 
 @check(todo=5, points=6, section=OUTPUTS, concept="tokens and times of a request")
-def tokens_and_times_of_a_request(lab, dice):
+def tokens_and_times_of_a_request(lab: Remote, dice: random.Random) -> None:
     for count in (2, dice.randrange(3, 9), dice.randrange(20, 60)):
         expect_times(lab, finished(dice, count))
 
 
 @check(todo=5, points=3, section=OUTPUTS, concept="a request without a gap", hidden=True)
-def a_single_token_has_no_gap(lab, dice):
+def a_single_token_has_no_gap(lab: Remote, dice: random.Random) -> None:
     expect_times(lab, finished(dice, 1, "length"))
 
 
 @check(todo=5, points=3, section=OUTPUTS, concept="which end is a cut")
-def only_length_means_cut_off(lab, dice):
-    for reason in dice.sample(["stop", "length", "abort", "error"], 4):
+def only_length_means_cut_off(lab: Remote, dice: random.Random) -> None:
+    for reason in dice.sample(get_args(FinishReason), 4):
         m = lab.measure(finished(dice, dice.randrange(2, 30), reason))
         expect(m.finish_reason == reason, f"the output's finish_reason is {reason!r}, not {shown(m.finish_reason)}")
         expect(m.cut_off == (reason == "length"),
@@ -500,27 +522,28 @@ def only_length_means_cut_off(lab, dice):
 
 def expect_throughput(lab: Remote, outputs: list[RequestOutput]) -> None:
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    seconds = max(output.metrics.last_token_ts for output in outputs) - min(output.metrics.arrival_time for output in outputs)
+    seconds = max(times_of(output).last_token_ts for output in outputs) - min(times_of(output).arrival_time for output in outputs)
     found = lab.throughput(outputs)
-    expect(near(found, tokens / seconds), f"{'; '.join(map(story_of, outputs))}: {tokens} tokens in {seconds:.3f} s are {tokens / seconds:.6f} "
-                                          f"per second, one division for all; throughput() said {shown(found)}")
+    expect(near(found, tokens / seconds),
+           f"{'; '.join(map(story_of, outputs))}: {tokens} tokens in {seconds:.3f} s are {tokens / seconds:.6f} "
+           f"per second, one division for all; throughput() said {shown(found)}")
 
 
 @check(todo=5, points=2, section=OUTPUTS, concept="the speed of all together")
-def throughput_counts_the_time_once_for_all(lab, dice):
+def throughput_counts_the_time_once_for_all(lab: Remote, dice: random.Random) -> None:
     expect_throughput(lab, [finished(dice, dice.randrange(2, 40), arrival=10 + dice.random()) for _ in range(3)])
     expect_throughput(lab, [finished(dice, dice.randrange(2, 40))])
 
 
 @check(todo=5, points=2, section=OUTPUTS, concept="outputs in any order", hidden=True)
-def throughput_does_not_depend_on_the_order(lab, dice):
+def throughput_does_not_depend_on_the_order(lab: Remote, dice: random.Random) -> None:
     outputs = [finished(dice, dice.randrange(2, 40), arrival=float(arrival)) for arrival in dice.sample(range(30), 4)]
-    expect_throughput(lab, sorted(outputs, key=lambda output: output.metrics.arrival_time))
-    expect_throughput(lab, sorted(outputs, key=lambda output: -output.metrics.arrival_time))
+    expect_throughput(lab, sorted(outputs, key=lambda output: times_of(output).arrival_time))
+    expect_throughput(lab, sorted(outputs, key=lambda output: -times_of(output).arrival_time))
 
 
 def script_of(salt: int) -> Callable[[list[int], dict[str, Any]], list[int]]:
-    """Answers that depend on the prompt and, where tokens are drawn, on which of the seeds it is that came, and on nothing else."""
+    """Answers that depend on the prompt and, where tokens are drawn, on which of the seeds came, and on nothing else."""
     seeds: list[int | None] = []
 
     def script(prompt: list[int], params: dict[str, Any]) -> list[int]:
@@ -534,12 +557,9 @@ def script_of(salt: int) -> Callable[[list[int], dict[str, Any]], list[int]]:
     return script
 
 
-def solution() -> ModuleType:
+def solution() -> Any:
     """The lab's own, for the words that its program prints."""
-    spec = importlib.util.spec_from_file_location("_lab01_solution_of_the_judge", find_lab("01").solution)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loading.run_file(find_lab("01").solution, "_lab01_solution_of_the_judge")
 
 
 def printed_here(salt: int) -> str:
@@ -558,7 +578,7 @@ def without_times(text: str) -> list[str]:
 
 
 @check(todo=5, points=4, section=OUTPUTS, concept="the whole program")
-def the_whole_program_loads_once_and_prints_what_the_readme_shows(lab, dice):
+def the_whole_program_loads_once_and_prints_what_the_readme_shows(lab: Remote, dice: random.Random) -> None:
     salt, loads = dice.randrange(10**9), []
     script = script_of(salt)
 
@@ -572,8 +592,9 @@ def the_whole_program_loads_once_and_prints_what_the_readme_shows(lab, dice):
            f"the program loaded {len(loads)} models in main(); expected exactly one, for everything it does")
     for place, line in enumerate(right):
         there = found[place] if place < len(found) else "nothing"
-        expect(there == line, f"README.md, Expected Output, shows how main() prints. With this model, whose words are not the course model's, "
-                              f"line {place + 1} should be {line!r} (times as #), and it is {there!r}")
+        expect(there == line,
+               f"README.md, Expected Output, shows how main() prints. With this model, whose words are not the course model's, "
+               f"line {place + 1} should be {line!r} (times as #), and it is {there!r}")
     expect(len(found) == len(right),
            f"main() should print {len(right)} lines, and it printed {len(found)}; the next is "
            f"{shown(found[len(right):][:1])}")

@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nano_qwen3_serving import LLM, RequestOutput, SamplingParams
-
-from grading.checks import check, expect, ours, refusal, shown
+from grading.checks import Wrong, check, expect, ours, refusal, shown
 from grading.scenarios.engines import (
     SMALL,
     PatientLedger,
@@ -32,6 +30,7 @@ from grading.scenarios.engines import (
     words,
 )
 from grading.worker.peer import Remote
+from nano_qwen3_serving import LLM, RequestOutput, SamplingParams
 
 ID = r"req-[0-9A-Za-z-]{4,}"
 
@@ -81,17 +80,18 @@ def expect_model(lab: Remote, engine: Remote, model: str, dice: random.Random) -
     for known in clear_prompts(dice, 2):
         last = engine.generate(known["prompt"], exactly(6), f"req-{dice.randrange(10**6)}")[-1]
         expect(last.finished, "the engine's last output says that it is not finished")
-        expect(tokens_of(last) == known[model], f"an engine that serves {model!r} answers {known['prompt']!r} with the tokens {known[model]}; "
-                                                f"this one answered with {shown(tokens_of(last))}")
+        expect(tokens_of(last) == known[model],
+               f"an engine that serves {model!r} answers {known['prompt']!r} with the tokens {known[model]}; "
+               f"this one answered with {shown(tokens_of(last))}")
 
 
 @check(todo=1, points=5, section=CREATE, concept="an engine that answers")
-def creates_an_engine_that_answers(lab, dice):
+def creates_an_engine_that_answers(lab: Remote, dice: random.Random) -> None:
     expect_model(lab, created(lab), "course", dice)
 
 
 @check(todo=1, points=4, section=CREATE, concept="how many requests run at once")
-def hands_on_how_many_requests_may_run_at_once(lab, dice):
+def hands_on_how_many_requests_may_run_at_once(lab: Remote, dice: random.Random) -> None:
     most = dice.randrange(1, 4)
     engine, ledger = created(lab, "course-draft", max_num_seqs=most), PatientLedger(dice, most)
     engine.engine.model_runner.sampler = parts(lab).asking_sampler(ours(ledger.choose))(None)
@@ -105,14 +105,15 @@ def hands_on_how_many_requests_may_run_at_once(lab, dice):
 
 
 @check(todo=1, points=2, section=CREATE, concept="a model that is not there")
-def lets_the_error_of_a_wrong_model_through(lab, dice):
+def lets_the_error_of_a_wrong_model_through(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     name = f"/no/such/model/{dice.randrange(10**6)}"
-    refusal("ModelLoadError", lambda: lab.create_engine(name), f"there is no model {name!r}, and the engine's own error has to come through")
+    refusal("ModelLoadError", lambda: lab.create_engine(name),
+            f"there is no model {name!r}, and the engine's own error has to come through")
 
 
 @check(todo=1, points=4, section=CREATE, concept="which model is served", hidden=True)
-def serves_the_model_that_was_asked_for(lab, dice):
+def serves_the_model_that_was_asked_for(lab: Remote, dice: random.Random) -> None:
     for model in dice.sample(["course", "course-draft"], 2):
         expect_model(lab, created(lab, model, max_num_seqs=dice.randrange(2, 9)), model, dice)
 
@@ -140,12 +141,12 @@ def repeated(ids: list[Any]) -> int:
 
 
 @check(todo=2, points=4, section=IDS, concept="how an id looks")
-def ids_look_like_ids(lab, dice):
+def ids_look_like_ids(lab: Remote, dice: random.Random) -> None:
     expect_ids([lab.new_request_id() for _ in range(3)])
 
 
 @check(todo=2, points=6, section=IDS, concept="ids that never come again")
-def ten_thousand_calls_give_ten_thousand_ids(lab, dice):
+def ten_thousand_calls_give_ten_thousand_ids(lab: Remote, dice: random.Random) -> None:
     """Of random ids of 48 bits two are the same once in five million times, so who repeats himself is asked again."""
     count = dice.randrange(10_100, 11_000)
     again = repeated(ids_of(lab, count)) and repeated(ids_of(lab, count))
@@ -154,15 +155,16 @@ def ten_thousand_calls_give_ten_thousand_ids(lab, dice):
 
 
 @check(todo=2, points=1, section=IDS, concept="how an id looks, later", hidden=True)
-def ids_look_like_ids_after_many_calls(lab, dice):
+def ids_look_like_ids_after_many_calls(lab: Remote, dice: random.Random) -> None:
     expect_ids(ids_of(lab, dice.randrange(1100, 1200))[-50:])
 
 
 @check(todo=2, points=4, section=IDS, concept="who may ask for an id", hidden=True)
-def threads_never_get_the_same_id(lab, dice):
+def threads_never_get_the_same_id(lab: Remote, dice: random.Random) -> None:
     each = dice.randrange(110, 130)
     ids = [one for mine in parts(lab).called_by_threads(lab.new_request_id, lab_file(lab), 4, each) for one in mine]
-    expect(len(ids) == 4 * each and repeated(ids) == 0, f"4 threads asked for {each} ids each and got {len(set(map(str, ids)))} different ones. "
+    expect(len(ids) == 4 * each and repeated(ids) == 0,
+           f"4 threads asked for {each} ids each and got {len(set(map(str, ids)))} different ones. "
            "Between reading a counter and raising it, another thread may read it too.")
 
 
@@ -187,7 +189,7 @@ def submitted(lab: Remote, engine: Any, prompt: str, params: SamplingParams, req
 
 
 @check(todo=3, points=5, section=SUBMIT, concept="a stream comes back")
-def returns_a_stream_at_once(lab, dice):
+def returns_a_stream_at_once(lab: Remote, dice: random.Random) -> None:
     [known], request_id = clear_prompts(dice, 1), f"req-{dice.randrange(10**6)}"
     [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab), known["prompt"], exactly(6), request_id))
     expect(bool(outputs), "the stream ended without an output")
@@ -198,7 +200,7 @@ def returns_a_stream_at_once(lab, dice):
 
 
 @check(todo=3, points=3, section=SUBMIT, concept="prompt, parameters and id arrive")
-def hands_on_prompt_parameters_and_id_unchanged(lab, dice):
+def hands_on_prompt_parameters_and_id_unchanged(lab: Remote, dice: random.Random) -> None:
     engine = engine_beside(lab)
     for known in clear_prompts(dice, 2):
         count, request_id = dice.randrange(2, 6), f"{words(dice, 1)}-{dice.randrange(10**6)}"
@@ -208,16 +210,20 @@ def hands_on_prompt_parameters_and_id_unchanged(lab, dice):
                f"the output must carry the id that the caller chose, {request_id!r}; it carries {shown(last.request_id)}")
         expect(last.prompt == known["prompt"],
                f"the prompt was {known['prompt']!r}, and the output is of {shown(last.prompt)}")
-        expect(tokens_of(last) == known["course-draft"][:count], f"{known['prompt']!r} with max_tokens={count} has the tokens {known['course-draft'][:count]}; "
-                                                                 f"there came {shown(tokens_of(last))}")
+        expect(tokens_of(last) == known["course-draft"][:count],
+               f"{known['prompt']!r} with max_tokens={count} has the tokens {known['course-draft'][:count]}; "
+               f"there came {shown(tokens_of(last))}")
 
 
 @check(todo=3, points=2, section=SUBMIT, concept="whose parameters are used", hidden=True)
-def hands_on_every_parameter(lab, dice):
+def hands_on_every_parameter(lab: Remote, dice: random.Random) -> None:
     ledger = PatientLedger(dice, 1)
-    given = SamplingParams(temperature=0.5, top_p=0.75, top_k=dice.randrange(5, 50), seed=dice.randrange(99), max_tokens=dice.randrange(17, 30), ignore_eos=True)
-    [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab, ledger), *some_prompts(dice, 1), given, "req-parameters"))
-    used, names = ledger.requests[0].params if ledger.requests else {}, ("temperature", "top_p", "top_k", "seed", "max_tokens", "ignore_eos")
+    given = SamplingParams(temperature=0.5, top_p=0.75, top_k=dice.randrange(5, 50), seed=dice.randrange(99),
+                           max_tokens=dice.randrange(17, 30), ignore_eos=True)
+    [prompt] = some_prompts(dice, 1)
+    [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab, ledger), prompt, given, "req-parameters"))
+    used, names = (ledger.requests[0].params if ledger.requests else {},
+                   ("temperature", "top_p", "top_k", "seed", "max_tokens", "ignore_eos"))
     wrong = {name: used.get(name) for name in names if used.get(name) != getattr(given, name)}
     expect(not wrong,
            f"the parameters given are {({name: getattr(given, name) for name in names})}; the engine was asked for {wrong}")
@@ -264,7 +270,7 @@ def stepwise(prompt: str, num_tokens: int, request_id: str) -> Iterator[RequestO
 
 
 @check(todo=3, points=5, section=SUBMIT, concept="text while it grows")
-def the_stream_shows_text_while_it_grows(lab, dice):
+def the_stream_shows_text_while_it_grows(lab: Remote, dice: random.Random) -> None:
     [prompt], count = some_prompts(dice, 1), dice.randrange(25, 40)
     handed = Handed(lab, stepwise(prompt, count, "req-growing"))
     stream = submitted(lab, ours(handed, "generate"), prompt, exactly(count), "req-growing")
@@ -313,7 +319,7 @@ def collected(lab: Remote, handed: Handed, *heard: Any) -> Remote:
 
 
 @check(todo=4, points=5, section=COLLECT, concept="to the end of the stream")
-def reads_to_the_end(lab, dice):
+def reads_to_the_end(lab: Remote, dice: random.Random) -> None:
     [known], count = clear_prompts(dice, 1, 12), dice.randrange(9, 13)
     output = lab.collect_output(as_it_is(lab, engine_beside(lab).generate, known["prompt"], exactly(count), "req-end"))
     expect_output(output, lab, "what collect_output() returned")
@@ -323,7 +329,7 @@ def reads_to_the_end(lab, dice):
 
 
 @check(todo=4, points=4, section=COLLECT, concept="with a listener and without")
-def returns_the_whole_text_with_or_without_a_listener(lab, dice):
+def returns_the_whole_text_with_or_without_a_listener(lab: Remote, dice: random.Random) -> None:
     for given in ([], [None], [listener(lab, lambda piece: None)]):
         [prompt], count = some_prompts(dice, 1), dice.randrange(8, 20)
         collected(lab, Handed(lab, stepwise(prompt, count, f"req-{count}")), *given)
@@ -343,12 +349,12 @@ def expect_heard(lab: Remote, texts: list[str]) -> None:
 
 
 @check(todo=4, points=4, section=COLLECT, concept="new text as it arrives")
-def passes_new_text_on_as_it_arrives(lab, dice):
+def passes_new_text_on_as_it_arrives(lab: Remote, dice: random.Random) -> None:
     expect_heard(lab, growing(dice, dice.randrange(5, 12)))
 
 
 @check(todo=4, points=3, section=COLLECT, concept="what is new in a text", hidden=True)
-def passes_on_what_repeats_and_nothing_empty(lab, dice):
+def passes_on_what_repeats_and_nothing_empty(lab: Remote, dice: random.Random) -> None:
     again = words(dice, 1)
     texts = ["", again, again, again * 2, again * 2, f"{again * 2}!", f"{again * 2}!{again * 2}!"]
     for place in sorted(dice.sample(range(1, len(texts)), 2), reverse=True):
@@ -357,7 +363,7 @@ def passes_on_what_repeats_and_nothing_empty(lab, dice):
 
 
 @check(todo=4, points=4, section=COLLECT, concept="an error in the middle", hidden=True)
-def lets_an_error_in_the_middle_through(lab, dice):
+def lets_an_error_in_the_middle_through(lab: Remote, dice: random.Random) -> None:
     text, texts = f"the engine lost its {words(dice, 2)}", growing(dice, dice.randrange(2, 6))
     error = lab._peer.root.package("nano_qwen3_serving.exceptions").EngineError(text)
     handed = Handed(lab, iter([*list(saying([*texts, "never"], "req-error"))[:-1], error]))
@@ -383,19 +389,20 @@ def served(lab: Remote, engine: Remote, prompts: list[str], params: SamplingPara
 
 
 @check(todo=5, points=5, section=MANY, concept="requests that share steps")
-def the_requests_share_one_step(lab, dice):
+def the_requests_share_one_step(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     prompts = some_prompts(dice, 3) * 2
     dice.shuffle(prompts)
     ledger = PatientLedger(dice, len(prompts))
     outputs = served(lab, engine_beside(lab, ledger), prompts, exactly(dice.randrange(20, 30)))
-    expect(ledger.most == 6, f"at most {ledger.most} of the 6 requests were ever computed in one step of this engine. Each was awaited before "
-                             "the next was submitted, or another engine was used: start them all, then wait for all.")
+    expect(ledger.most == 6,
+           f"at most {ledger.most} of the 6 requests were ever computed in one step of this engine. Each was awaited before "
+           "the next was submitted, or another engine was used: start them all, then wait for all.")
     expect_served(ledger, outputs, prompts)
 
 
 @check(todo=5, points=2, section=MANY, concept="whose id is whose", hidden=True)
-def every_request_has_an_id_of_its_own(lab, dice):
+def every_request_has_an_id_of_its_own(lab: Remote, dice: random.Random) -> None:
     engine, ids = engine_beside(lab), []
     for count in dice.sample(range(2, 6), 2):
         prompts = some_prompts(dice, count)
@@ -407,10 +414,11 @@ def every_request_has_an_id_of_its_own(lab, dice):
 
 
 @check(todo=5, points=3, section=MANY, concept="in which order outputs come")
-def returns_outputs_in_the_order_of_the_prompts(lab, dice):
+def returns_outputs_in_the_order_of_the_prompts(lab: Remote, dice: random.Random) -> None:
     prompts = some_prompts(dice, 5)
     lengths = dict(zip(prompts, [30, *dice.sample([3, 8, 13, 18], 4)], strict=True))
-    answers = {tuple(tokenizer().encode(prompt)): [dice.randrange(300, 2000) for _ in range(lengths[prompt])] for prompt in prompts}
+    answers = {tuple(tokenizer().encode(prompt)): [dice.randrange(300, 2000) for _ in range(lengths[prompt])]
+               for prompt in prompts}
     ledger = PatientLedger(dice, len(prompts), script=lambda prompt, params: answers.get(tuple(prompt), []))
     outputs = served(lab, engine_beside(lab, ledger), prompts, SamplingParams(temperature=0.0, max_tokens=64))
     found = [output.prompt for output in outputs]
@@ -422,10 +430,11 @@ def returns_outputs_in_the_order_of_the_prompts(lab, dice):
 
 
 @check(todo=5, points=3, section=MANY, concept="a request that fails", hidden=True)
-def the_error_of_one_request_reaches_the_caller(lab, dice):
+def the_error_of_one_request_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
     engine, prompts = engine_beside(lab), some_prompts(dice, 3)
     prompts[dice.randrange(3)] = ""
-    refusal("InvalidParametersError", lambda: lab.serve_many(engine, prompts, exactly(3)), f"the engine refuses the empty prompt among {prompts}")
+    refusal("InvalidParametersError", lambda: lab.serve_many(engine, prompts, exactly(3)),
+            f"the engine refuses the empty prompt among {prompts}")
 
 
 class WatchfulLedger(PatientLedger):
@@ -450,7 +459,7 @@ class WatchfulLedger(PatientLedger):
 
 
 @check(todo=5, points=3, section=MANY, concept="what else runs on the event loop", hidden=True)
-def leaves_the_event_loop_free(lab, dice):
+def leaves_the_event_loop_free(lab: Remote, dice: random.Random) -> None:
     neighbour = parts(lab).Neighbour()
     ledger, prompts = WatchfulLedger(dice, neighbour), some_prompts(dice, 2)
     outputs = neighbour.beside(lab.serve_many, engine_beside(lab, ledger), prompts, exactly(24))
@@ -464,7 +473,7 @@ def leaves_the_event_loop_free(lab, dice):
 
 
 @check(todo=5, points=4, section=MANY, concept="the whole program")
-def the_whole_program_prints_what_the_readme_shows(lab, dice):
+def the_whole_program_prints_what_the_readme_shows(lab: Remote, dice: random.Random) -> None:
     answer, loads = f"{words(dice, 9)}, {words(dice, 5)}.", []
     ledger = PatientLedger(dice, 1, script=lambda prompt, params: tokenizer().encode(f" {answer}"))
 
@@ -483,8 +492,8 @@ def the_whole_program_prints_what_the_readme_shows(lab, dice):
         rf"Request 1 \(({ID})\): Complete\nRequest 2 \(({ID})\): Complete\nRequest 3 \(({ID})\): Complete\n\n"
         r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n")
     found = re.fullmatch(shape, said)
-    expect(found is not None,
-           f"README.md, Expected Output, shows another shape than this, of a model that always says {answer!r}:\n{said}")
+    if found is None:
+        raise Wrong(f"README.md, Expected Output, shows another shape than this, of a model that always says {answer!r}:\n{said}")
     expect(len(set(found.groups())) == 4, f"two of the four requests had the same id: {found.groups()}")
     expect(len(loads) == 1 and len(ledger.requests) == 4,
            f"main() makes one engine, and 4 requests to it; it made {len(loads)}, and {len(ledger.requests)}")

@@ -67,7 +67,7 @@ def row_of_five(dice: random.Random) -> list[int]:
 
 
 @check(todo=1, points=2, section=NORM, concept="a row and its root mean square")
-def a_row_whose_root_mean_square_is_5_is_divided_by_5(lab, dice):
+def a_row_whose_root_mean_square_is_5_is_divided_by_5(lab: Remote, dice: random.Random) -> None:
     times = dice.randrange(2, 20)
     rows = [row_of_five(dice), [0, 0, 0, 0], [times * number for number in row_of_five(dice)]]
     weight = torch.tensor([dice.choice([0.5, 1.0, 1.5, -2.0]) for _ in range(4)])
@@ -78,7 +78,7 @@ def a_row_whose_root_mean_square_is_5_is_divided_by_5(lab, dice):
 
 
 @check(todo=1, points=2, section=NORM, concept="every row by itself")
-def every_row_follows_the_formula(lab, dice):
+def every_row_follows_the_formula(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for leading in ((1,), (5,), (3, 4), (2, 3, 5)):
         size = (*leading, dice.randrange(7, 65))
@@ -89,7 +89,7 @@ def every_row_follows_the_formula(lab, dice):
 
 
 @check(todo=1, points=3, section=NORM, concept="what is computed in float32")
-def the_root_is_computed_in_float32_when_bfloat16_comes_in(lab, dice):
+def the_root_is_computed_in_float32_when_bfloat16_comes_in(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     size = dice.randrange(48, 80)
     x, weight = noise(512, size).bfloat16(), (1 + 0.5 * noise(size)).bfloat16()
@@ -100,7 +100,7 @@ def the_root_is_computed_in_float32_when_bfloat16_comes_in(lab, dice):
 
 
 @check(todo=1, points=2, section=NORM, concept="what eps is added to", hidden=True)
-def eps_counts_in_rows_that_are_as_small(lab, dice):
+def eps_counts_in_rows_that_are_as_small(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for eps in (1e-6, 0.03, dice.uniform(1e-4, 1e-2)):
         x, weight = eps**0.5 * dice.uniform(0.5, 2) * noise(6, 24), 1 + 0.5 * noise(24)
@@ -108,7 +108,7 @@ def eps_counts_in_rows_that_are_as_small(lab, dice):
 
 
 @check(todo=1, points=1, section=NORM, concept="numbers whose square float16 cannot hold", hidden=True)
-def float16_can_hold_the_row_and_not_its_square(lab, dice):
+def float16_can_hold_the_row_and_not_its_square(lab: Remote, dice: random.Random) -> None:
     x = torch.tensor([[dice.choice([1, -1]) * dice.uniform(290, 4000) for _ in range(12)] for _ in range(3)]).half()
     weight = torch.tensor([dice.uniform(0.5, 2) for _ in range(12)]).half()
     truth = norm(x.double(), weight, 1e-6)
@@ -142,7 +142,7 @@ def expect_turned(lab: Remote, noise: Noise, positions: list[int], heads: int, h
 
 
 @check(todo=2, points=2, section=ROTARY, concept="a pair and its angle")
-def four_numbers_are_two_pairs_that_turn_by_their_angles(lab, dice):
+def four_numbers_are_two_pairs_that_turn_by_their_angles(lab: Remote, dice: random.Random) -> None:
     place = dice.randrange(1, 10)
     row, places = [1.0, 1.0, 0.0, 0.0], dice.sample([place, 0, 10], 3)
     got = asked(lab, lab.RotaryEmbedding(4, theta=100.0), "x positions", torch.tensor([[row]] * 3), torch.tensor(places))
@@ -151,7 +151,7 @@ def four_numbers_are_two_pairs_that_turn_by_their_angles(lab, dice):
 
 
 @check(todo=2, points=4, section=ROTARY, concept="every pair's own angle")
-def every_pair_turns_by_its_own_angle(lab, dice):
+def every_pair_turns_by_its_own_angle(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for head_dim, heads in ((2, 1), (2 * dice.randrange(3, 12), 3), (128, 2)):
         for theta in (100.0, 1e6, dice.uniform(1e3, 1e5)):
@@ -159,12 +159,12 @@ def every_pair_turns_by_its_own_angle(lab, dice):
 
 
 @check(todo=2, points=1, section=ROTARY, concept="the device of what is made")
-def angles_are_made_on_the_device_of_x(lab, dice):
+def angles_are_made_on_the_device_of_x(lab: Remote, dice: random.Random) -> None:
     elsewhere(lab, lab.RotaryEmbedding(8, theta=100.0), Noise(dice)(3, 2, 8), torch.arange(3))
 
 
 @check(todo=2, points=3, section=ROTARY, concept="what is computed in float32")
-def angles_are_computed_in_float32_when_bfloat16_comes_in(lab, dice):
+def angles_are_computed_in_float32_when_bfloat16_comes_in(lab: Remote, dice: random.Random) -> None:
     theta = dice.uniform(5e3, 5e4)
     places = torch.tensor([0, 257, 2 * dice.randrange(300, 900) + 1, 4097, 2 * dice.randrange(2100, 2500) + 1])
     x = Noise(dice)(len(places), 3, 32).bfloat16()
@@ -176,7 +176,7 @@ def angles_are_computed_in_float32_when_bfloat16_comes_in(lab, dice):
 
 
 @check(todo=2, points=2, section=ROTARY, concept="any positions in any order", hidden=True)
-def positions_come_in_any_order_repeat_and_may_be_far(lab, dice):
+def positions_come_in_any_order_repeat_and_may_be_far(lab: Remote, dice: random.Random) -> None:
     far = dice.sample(range(100, 40_000), 5)
     places = [*far, far[0], 0, 1, 1, dice.randrange(30_000, 40_000)]
     for theta in (1e4, 1e6):
@@ -184,7 +184,7 @@ def positions_come_in_any_order_repeat_and_may_be_far(lab, dice):
 
 
 @check(todo=2, points=2, section=ROTARY, concept="what a score depends on", hidden=True)
-def the_score_of_a_query_and_a_key_depends_on_their_distance_alone(lab, dice):
+def the_score_of_a_query_and_a_key_depends_on_their_distance_alone(lab: Remote, dice: random.Random) -> None:
     noise, theta, apart = Noise(dice), dice.uniform(1e3, 1e5), dice.randrange(1, 9)
     q, k, rotary = noise(1, 1, 16), noise(1, 1, 16), lab.RotaryEmbedding(16, theta)
     for distance in (apart, -apart, 0):
@@ -217,7 +217,7 @@ def three(got: Any) -> tuple[Any, Any, Any]:
 
 
 @check(todo=3, points=4, section=OF_HEADS, concept="projected, cut, normalised, turned")
-def q_and_k_follow_the_formula_head_by_head(lab, dice):
+def q_and_k_follow_the_formula_head_by_head(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
         layer, truth, noise = attention_layer(lab, dice, config)
         x, far = noise(7, config.hidden_size), dice.randrange(50, 150)
@@ -229,7 +229,7 @@ def q_and_k_follow_the_formula_head_by_head(lab, dice):
 
 
 @check(todo=3, points=2, section=OF_HEADS, concept="what is normalised together")
-def each_head_is_normalised_by_itself(lab, dice):
+def each_head_is_normalised_by_itself(lab: Remote, dice: random.Random) -> None:
     config = config_of(dice, hidden_size=8, num_attention_heads=2, num_key_value_heads=2, head_dim=4)
     weights = {f"{name}_proj.weight": torch.eye(8) for name in "qkv"}  # each is x itself
     weights |= {"q_norm.weight": torch.ones(4), "k_norm.weight": torch.full((4,), 2.0)}
@@ -243,7 +243,7 @@ def each_head_is_normalised_by_itself(lab, dice):
 
 
 @check(todo=3, points=3, section=OF_HEADS, concept="what happens to v")
-def values_are_projected_and_nothing_else(lab, dice):
+def values_are_projected_and_nothing_else(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
         layer, truth, noise = attention_layer(lab, dice, config)
         x, places = noise(3, config.hidden_size), torch.tensor([dice.randrange(5, 50) for _ in range(3)])
@@ -253,7 +253,7 @@ def values_are_projected_and_nothing_else(lab, dice):
 
 
 @check(todo=3, points=2, section=OF_HEADS, concept="a token alone and in company", hidden=True)
-def a_token_has_the_same_heads_alone_and_in_any_company(lab, dice):
+def a_token_has_the_same_heads_alone_and_in_any_company(lab: Remote, dice: random.Random) -> None:
     config = dice.choice(shapes(dice))
     layer, truth, noise = attention_layer(lab, dice, config)
     x, places = noise(5, config.hidden_size), torch.tensor([dice.randrange(60) for _ in range(5)])
@@ -264,7 +264,7 @@ def a_token_has_the_same_heads_alone_and_in_any_company(lab, dice):
 
 
 @check(todo=3, points=3, section=OF_HEADS, concept="the dtype of what came in", hidden=True)
-def bfloat16_stays_bfloat16(lab, dice):
+def bfloat16_stays_bfloat16(lab: Remote, dice: random.Random) -> None:
     config = config_of(dice, head_dim=20, attention_bias=True)
     layer, truth, noise = attention_layer(lab, dice, config, torch.bfloat16)
     x, places = noise(4, config.hidden_size).bfloat16(), torch.arange(4)
@@ -289,7 +289,7 @@ def queries(
 
 
 @check(todo=4, points=2, section=ATTENTION, concept="weights by hand")
-def a_few_tokens_by_hand(lab, dice):
+def a_few_tokens_by_hand(lab: Remote, dice: random.Random) -> None:
     count = dice.randrange(3, 6)
     weights, numbers = [dice.randrange(1, 6) for _ in range(count)], [dice.randrange(1, 13) for _ in range(count)]
     q, k = torch.tensor([2.0, 0.0, 0.0, 0.0]).repeat(count, 1, 1), torch.zeros(count, 1, 4)
@@ -302,7 +302,7 @@ def a_few_tokens_by_hand(lab, dice):
 
 
 @check(todo=4, points=3, section=ATTENTION, concept="the formula at every length")
-def attention_follows_the_formula_at_every_length(lab, dice):
+def attention_follows_the_formula_at_every_length(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for heads, kv_heads, dim in ((3, 3, 8), (4, 2, 2 * dice.randrange(6, 12)), (8, 2, 12), (4, 1, 2)):
         for length in (1, 2, 3, dice.randrange(4, 8), dice.randrange(14, 20)):
@@ -318,12 +318,12 @@ def attention_follows_the_formula_at_every_length(lab, dice):
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="the device of what is made")
-def what_attention_makes_lies_on_the_device_of_q(lab, dice):
+def what_attention_makes_lies_on_the_device_of_q(lab: Remote, dice: random.Random) -> None:
     elsewhere(lab, lab.causal_attention, *queries(Noise(dice), 2, 5, 4, 2, 8))
 
 
 @check(todo=4, points=2, section=ATTENTION, concept="whose queries they are")
-def queries_are_those_of_the_last_tokens(lab, dice):
+def queries_are_those_of_the_last_tokens(lab: Remote, dice: random.Random) -> None:
     noise, keys = Noise(dice), dice.randrange(7, 14)
     for num_queries, num_keys in ((1, 4), (1, keys), (2, keys), (keys // 2, keys), (keys - 1, keys)):
         q, k, v = queries(noise, num_queries, num_keys, 4, 2, 8)
@@ -332,7 +332,7 @@ def queries_are_those_of_the_last_tokens(lab, dice):
 
 
 @check(todo=4, points=2, section=ATTENTION, concept="which KV head a query head reads")
-def neighbouring_query_heads_share_a_kv_head(lab, dice):
+def neighbouring_query_heads_share_a_kv_head(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for heads, kv_heads in ((2, 2), (4, 2), (8, 2), (6, 3), (dice.randrange(3, 7), 1)):
         q, k, _ = queries(noise, 3, 3, heads, kv_heads, 4)
@@ -346,7 +346,7 @@ def neighbouring_query_heads_share_a_kv_head(lab, dice):
 
 
 @check(todo=4, points=3, section=ATTENTION, concept="the layer and its core")
-def the_layer_writes_then_attends_through_the_core_it_was_given(lab, dice):
+def the_layer_writes_then_attends_through_the_core_it_was_given(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
         noise, core, count = Noise(dice), Core(config), dice.randrange(5, 8)
         weights = random_weights(attention_sizes(config), noise)
@@ -361,7 +361,7 @@ def the_layer_writes_then_attends_through_the_core_it_was_given(lab, dice):
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="who sees whom", hidden=True)
-def no_token_sees_the_future(lab, dice):
+def no_token_sees_the_future(lab: Remote, dice: random.Random) -> None:
     q, k, v = queries(Noise(dice), 6, 6, 4, 2, 8)
     known = dice.randrange(2, 5)
     before = lab.causal_attention(q, k, v)
@@ -373,7 +373,7 @@ def no_token_sees_the_future(lab, dice):
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="large scores", hidden=True)
-def scores_of_a_thousand(lab, dice):
+def scores_of_a_thousand(lab: Remote, dice: random.Random) -> None:
     q, k, v = queries(Noise(dice), 5, 5, 4, 2, 8, scale=30.0)
     q, k = q.sign() * (q.abs() + 20), k.sign() * (k.abs() + 20)  # none small, so that some score is of a thousand
     k[0] = q[-1, ::2]  # and this one is for certain
@@ -385,7 +385,7 @@ def scores_of_a_thousand(lab, dice):
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="what is computed in float32", hidden=True)
-def scores_and_weights_of_bfloat16_are_computed_in_float32(lab, dice):
+def scores_and_weights_of_bfloat16_are_computed_in_float32(lab: Remote, dice: random.Random) -> None:
     # One key scores 0 and the others about -8.03, which would be -8.0 in bfloat16, and their weights larger by 0.03.
     others, more = dice.randrange(35, 50), dice.uniform(0.052, 0.06)
     q, k, v = torch.ones(1, 2, 4), torch.zeros(others + 1, 1, 4), torch.ones(others + 1, 1, 4)
@@ -408,7 +408,7 @@ def expect_as_near_as_can_be(lab: Remote, q: Tensor, k: Tensor, v: Tensor, what:
 
 
 @check(todo=4, points=2, section=ATTENTION, concept="a request in chunks", hidden=True)
-def a_request_computed_in_chunks_gives_what_it_gives_at_once(lab, dice):
+def a_request_computed_in_chunks_gives_what_it_gives_at_once(lab: Remote, dice: random.Random) -> None:
     config = dice.choice(shapes(dice)[1:])
     noise, length = Noise(dice), dice.randrange(7, 12)
     weights, x = random_weights(attention_sizes(config), noise), noise(length, config.hidden_size)
@@ -431,7 +431,7 @@ LAYER = "TODO 5: SwiGLU and the decoder layer"
 
 
 @check(todo=5, points=2, section=LAYER, concept="two gates by hand")
-def swiglu_by_hand(lab, dice):
+def swiglu_by_hand(lab: Remote, dice: random.Random) -> None:
     config = config_of(dice, hidden_size=4, intermediate_size=2)
     matrices = {  # gate: the numbers 0 and 1 of x; up: the numbers 2 and 3
         "gate_proj.weight": torch.eye(4)[:2], "up_proj.weight": torch.eye(4)[2:],
@@ -443,7 +443,7 @@ def swiglu_by_hand(lab, dice):
 
 
 @check(todo=5, points=3, section=LAYER, concept="the feed-forward network")
-def swiglu_follows_the_formula(lab, dice):
+def swiglu_follows_the_formula(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice), Noise(dice)
     weights = random_weights(mlp_sizes(config), noise)
     mlp, truth = filled(lab.MLP(config), weights), Network(config, weights)
@@ -462,7 +462,7 @@ def decoder_layer(lab: Remote, config: ModelConfig, weights: dict[str, Tensor]) 
 
 
 @check(todo=5, points=3, section=LAYER, concept="what is added to what")
-def a_layer_adds_attention_then_the_mlp(lab, dice):
+def a_layer_adds_attention_then_the_mlp(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
         noise, count = Noise(dice), dice.randrange(5, 9)
         weights = random_weights(layer_sizes(config), noise)
@@ -474,7 +474,7 @@ def a_layer_adds_attention_then_the_mlp(lab, dice):
 
 
 @check(todo=5, points=2, section=LAYER, concept="a layer that has nothing to add", hidden=True)
-def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab, dice):
+def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice), Noise(dice)
     weights = random_weights(layer_sizes(config), noise)
     for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
@@ -486,7 +486,7 @@ def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab, dice):
 
 
 @check(todo=5, points=2, section=LAYER, concept="a layer of several requests", hidden=True)
-def a_layer_computes_several_requests_at_once(lab, dice):
+def a_layer_computes_several_requests_at_once(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice, attention_bias=True), Noise(dice)
     weights = random_weights(layer_sizes(config), noise)
     layer, core, cache = decoder_layer(lab, config, weights)
@@ -539,7 +539,7 @@ class Model:
 
 
 @check(todo=6, points=3, section=OF_LOGITS, concept="from rows to logits")
-def rows_are_normalised_then_given_to_the_head(lab, dice):
+def rows_are_normalised_then_given_to_the_head(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for config in (config_of(dice), config_of(dice, rms_norm_eps=0.03)):
         model, count = Model(lab, config, noise), dice.randrange(3, 7)
@@ -551,7 +551,7 @@ def rows_are_normalised_then_given_to_the_head(lab, dice):
 
 
 @check(todo=6, points=3, section=OF_LOGITS, concept="whose row is whose")
-def logits_follow_the_last_token_of_each_request(lab, dice):
+def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice, layers=2), Noise(dice)
     for padding in (0, dice.randrange(1, 5)):
         model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6)]
@@ -566,7 +566,7 @@ def logits_follow_the_last_token_of_each_request(lab, dice):
 
 
 @check(todo=6, points=2, section=OF_LOGITS, concept="how many rows the head computes")
-def only_the_rows_that_are_returned_pass_the_head(lab, dice):
+def only_the_rows_that_are_returned_pass_the_head(lab: Remote, dice: random.Random) -> None:
     config, noise, count = config_of(dice), Noise(dice), dice.randrange(20, 40)
     model, rows = Model(lab, config, noise), []
     watch = ours(lambda module, inputs, output: rows.append(output.numel() // config.vocab_size))
@@ -577,7 +577,7 @@ def only_the_rows_that_are_returned_pass_the_head(lab, dice):
 
 
 @check(todo=6, points=4, section=OF_LOGITS, concept="the whole network")
-def the_network_gives_the_logits_of_the_formulas(lab, dice):
+def the_network_gives_the_logits_of_the_formulas(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice, layers=3):
         noise = Noise(dice)
         model = Model(lab, config, noise, attend=lab.causal_attention)
@@ -588,7 +588,7 @@ def the_network_gives_the_logits_of_the_formulas(lab, dice):
 
 
 @check(todo=6, points=2, section=OF_LOGITS, concept="the network in bfloat16", hidden=True)
-def bfloat16_is_as_near_as_it_can_be(lab, dice):
+def bfloat16_is_as_near_as_it_can_be(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice, layers=2, head_dim=20, attention_bias=True), Noise(dice)
     model = Model(lab, config, noise, attend=lab.causal_attention, dtype=torch.bfloat16)
     rounded, got, theirs, truth = Network(config, model.weights, torch.bfloat16), [], [], []
@@ -605,7 +605,7 @@ def bfloat16_is_as_near_as_it_can_be(lab, dice):
 
 
 @check(todo=6, points=3, section=OF_LOGITS, concept="the network in an engine", hidden=True)
-def chunks_of_many_requests_give_what_each_gives_alone(lab, dice):
+def chunks_of_many_requests_give_what_each_gives_alone(lab: Remote, dice: random.Random) -> None:
     config, noise = dice.choice(shapes(dice, layers=2)), Noise(dice)
     model, lengths = Model(lab, config, noise), [dice.randrange(1, 13) for _ in range(4)]
     texts, places, done = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths), [0] * 4

@@ -64,7 +64,7 @@ def strided(lab: Remote, tensor: Tensor, first: int, second: int) -> Remote:
     return kept(hold(lab, tensor.transpose(first, second).contiguous()).transpose, first, second)
 
 
-def elsewhere(lab: Remote, call: Callable, *given: Tensor) -> None:
+def elsewhere(lab: Remote, call: Remote, *given: Tensor) -> None:
     """`call` with tensors of the device "meta", which has shapes and no numbers: it may not bring others."""
     there = [kept(hold(lab, tensor).to, "meta") for tensor in given]
     try:

@@ -86,7 +86,7 @@ class Core:
         self.config, self.attend, self.dtype = config, attend, dtype
         self.caches = [LayerCache() for _ in range(config.num_hidden_layers)]
         self.calls: list[str] = []
-        self.step: Step | None = None
+        self.step: Step  # set while one is computed
         self.problem: Exception | None = None
 
     def exported(self) -> tuple[Any, list]:

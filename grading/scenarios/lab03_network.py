@@ -125,7 +125,7 @@ def attention_sizes(config: ModelConfig, part: str = "") -> Sizes:
     hidden, dim = config.hidden_size, config.head_dim
     q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
     rows = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": hidden}
-    sizes = {f"{part}{name}.weight": (count, q if name == "o_proj" else hidden) for name, count in rows.items()}
+    sizes: Sizes = {f"{part}{name}.weight": (count, q if name == "o_proj" else hidden) for name, count in rows.items()}
     if config.attention_bias:
         sizes |= {f"{part}{name}.bias": (count,) for name, count in rows.items()}
     return sizes | {f"{part}{name}.weight": (dim,) for name in ("q_norm", "k_norm")}

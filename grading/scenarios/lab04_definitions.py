@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def filtered(logits: Sequence[float], p: SamplingParams, steps: Sequence[Step] =
     return set(kept)
 
 
-def clear(logits: Sequence[float], **wishes) -> bool:
+def clear(logits: Sequence[float], **wishes: Any) -> bool:
     """Whether rounding cannot change what is kept: a little more or less keeps the same. The README promises it."""
     def with_share(share: float) -> set[int]:
         changed = {name: wishes[name] * share for name in ("top_p", "min_p") if wishes.get(name, 1.0) < 1}
@@ -81,9 +82,10 @@ def where_order_matters(dice: random.Random, *wrong: Step) -> tuple[list[int], l
     while True:
         shares = percents(dice)
         logits = logits_of(shares, dice)
-        wishes = {"top_p": round(dice.uniform(0.3, 0.95), 4)}
+        wishes: dict[str, Any] = {"top_p": round(dice.uniform(0.3, 0.95), 4)}
         wishes |= {"top_k": dice.randrange(2, 6)} if wrong[-1] is by_top_k else {"min_p": round(dice.uniform(0.1, 0.9), 4)}
-        if clear(logits, **wishes) and filtered(logits, SamplingParams(**wishes)) != filtered(logits, SamplingParams(**wishes), wrong):
+        params = SamplingParams(**wishes)
+        if clear(logits, **wishes) and filtered(logits, params) != filtered(logits, params, wrong):
             return shares, logits, wishes
 
 
@@ -142,7 +144,7 @@ def distance(one: dict[int, float], other: dict[int, float], order: Sequence[int
 def wishes_where_order_matters(dice: random.Random, logits: list[float], everything: bool) -> SamplingRow:
     """A row whose draws would be off by 0.08 and more if its steps ran in a wrong order (without penalties: in the first)."""
     while True:
-        wishes = {"temperature": dice.uniform(1.4, 2), "top_p": dice.uniform(0.6, 0.9)}
+        wishes: dict[str, Any] = {"temperature": dice.uniform(1.4, 2), "top_p": dice.uniform(0.6, 0.9)}
         if everything:
             wishes |= {"top_k": dice.choice([4, 5]), "min_p": dice.uniform(0.1, 0.4), "frequency_penalty": dice.uniform(0.3, 1),
                        "presence_penalty": dice.uniform(-0.5, 0.5), "repetition_penalty": dice.uniform(1.2, 1.8),

@@ -21,6 +21,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def expect_frequencies(drawn: list[int], chances: Sequence[float], what: str) ->
            f"{[round(shares.get(token, 0.0), 3) for token in right]}")
 
 
-def called_with_rows(lab: Remote, call: Remote, logits: object, places: Sequence[Place], like: SamplingRow) -> object:
+def called_with_rows(lab: Remote, call: Remote, logits: object, places: Sequence[Place], like: SamplingRow) -> Any:
     """What `call(logits, rows)` returns for rows at these places that are `like` this one.
 
     The rows are made where the submission is: thousands of them take long on the wire. Their prompt is
@@ -68,7 +69,8 @@ def called_with_rows(lab: Remote, call: Remote, logits: object, places: Sequence
     seeds, indices, positions = (list(column) for column in zip(*places, strict=True))
     zeros = every(operator.mul, kept(always, [0]), [position - len(prompt) - len(output) for position in positions])
     outputs = every(operator.add, kept(always, output), zeros)
-    rows = every(package("nano_qwen3_serving.interfaces").SamplingRow, kept(always, hold(lab, like.params)), kept(always, prompt), outputs, seeds, indices)
+    rows = every(package("nano_qwen3_serving.interfaces").SamplingRow, kept(always, hold(lab, like.params)), kept(always, prompt),
+                 outputs, seeds, indices)
     (result,) = builtins.list(every(call, [logits], every(builtins.list, [rows])))
     return result
 
@@ -80,7 +82,7 @@ def drawn(lab: Remote, logits: object, places: Sequence[Place], like: SamplingRo
     return as_tokens(called_with_rows(lab, lab.draw, logits, places, like or row()), len(places))
 
 
-def as_tokens(found: object, num_rows: int) -> list[int]:
+def as_tokens(found: Any, num_rows: int) -> list[int]:
     """What draw() returned, which must be so many tokens."""
     expect(isinstance(found, Tensor) and found.dtype == torch.int64 and found.shape == (num_rows,),
            f"draw() of {num_rows} rows: expected a tensor of shape [{num_rows}], int64; got {shown(found)}")
@@ -108,7 +110,11 @@ def stepped(dice: random.Random, first: Place, second: Place) -> list[tuple[Plac
     """NUM_PAIRS pairs of places, each these two steps away from a start of its own."""
     seed = dice.getrandbits(31)
     starts = [(seed + 10 * k, k % 3, 3 + k % 5) for k in range(NUM_PAIRS)]
-    return [tuple(tuple(map(sum, zip(start, step, strict=True))) for step in (first, second)) for start in starts]
+    return [(moved(start, first), moved(start, second)) for start in starts]
+
+
+def moved(place: Place, step: Place) -> Place:
+    return place[0] + step[0], place[1] + step[1], place[2] + step[2]
 
 
 def pairs_of_places(dice: random.Random) -> dict[str, list[tuple[Place, Place]]]:
@@ -130,5 +136,6 @@ def pairs_of_places(dice: random.Random) -> dict[str, list[tuple[Place, Place]]]
     return {name: stepped(dice, *steps) for name, steps in names.items()} | {
         "a seed and its negative": [((s, 0, p), (-s, 0, p)) for s in short for p in range(3, 8)],
         "places with the same digits, seed first": [((s, 1, 10 + p), (10 * s + 1, 1, p)) for s in short for p in range(3, 8)],
-        "places with the same digits, position first": [((s, 1, 10 * p + 1), (1000 + s, 1, p)) for s in short for p in range(3, 8)],
+        "places with the same digits, position first": [
+            ((s, 1, 10 * p + 1), (1000 + s, 1, p)) for s in short for p in range(3, 8)],
     }

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ CANCELLED = 1e-5
 HALF = (torch.bfloat16, torch.float16)
 
 
-def row(seed: int = 0, *, prompt: Sequence[int] = (1, 2, 3), output: Sequence[int] = (), index: int = 0, **params) -> SamplingRow:
+def row(
+    seed: int = 0, *, prompt: Sequence[int] = (1, 2, 3), output: Sequence[int] = (), index: int = 0, **params: Any
+) -> SamplingRow:
     """A row of logits that wants `params`."""
     return SamplingRow(SamplingParams(**params), list(prompt), list(output), seed, index)
 
@@ -55,7 +58,7 @@ def numbers(logits: Tensor) -> str:
     return f"[{', '.join(f'{x:.3f}' for x in logits.tolist())}]"
 
 
-def expect_logits(found: object, expected: object, what: str) -> None:
+def expect_logits(found: Any, expected: Any, what: str) -> None:
     """`found` is float32 and `expected` (nested lists or float64) up to float32's rounding."""
     expected = torch.as_tensor(expected, dtype=torch.float64)
     right = isinstance(found, Tensor) and found.dtype == torch.float32 and found.shape == expected.shape

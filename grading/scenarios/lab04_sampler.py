@@ -1,6 +1,8 @@
 """What Lab 04's `logprobs_of` and `Sampler.sample` answer, checked as it comes; and the sampler in the judge's engine."""
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -8,13 +10,14 @@ from grading.checks import expect, shown
 from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.interfaces import SamplingRow
-from nano_qwen3_serving.outputs import Logprob
+from nano_qwen3_serving.outputs import CompletionOutput, Logprob
+from nano_qwen3_serving.prompts import Prompt
 
 CLOSE = 1e-5
 """log_softmax of few logits in float32: some terms, each rounded by 2**-24, of values up to 20."""
 
 
-def entries(found: object, what: str) -> dict[int, tuple[float, int]]:
+def entries(found: Any, what: str) -> dict[int, tuple[float, int]]:
     """The log-probabilities and ranks that logprobs_of() returned."""
     expect(isinstance(found, dict), f"{what}: expected a dict from token id to Logprob, got {shown(found)}")
     values = {}
@@ -22,17 +25,19 @@ def entries(found: object, what: str) -> dict[int, tuple[float, int]]:
         expect(type(token) is int, f"{what}: a key of the dict is {shown(token)}; expected a token id, an int")
         expect(getattr(value, "_kind", "") == "Logprob", f"{what}: token {token} has {shown(value)}; expected a Logprob")
         values[token] = (value.logprob, value.rank)
-        expect(type(values[token][0]) is float, f"{what}: the logprob of token {token} is {shown(values[token][0])}; expected a Python float")
+        expect(type(values[token][0]) is float,
+               f"{what}: the logprob of token {token} is {shown(values[token][0])}; expected a Python float")
         expect(type(values[token][1]) is int, f"{what}: the rank of token {token} is {shown(values[token][1])}; expected an int")
     return values
 
 
 def expect_logprobs(found: object, logits: Tensor, chosen: int, count: int, what: str) -> None:
-    """`found` has the chosen token and then the `count` best, equal ones in any order, with what log_softmax and counting give."""
+    """`found` has the chosen token, then the `count` best, equal ones in any order, with what log_softmax and counting give."""
     exact, scores = logits.double().log_softmax(dim=0).tolist(), logits.tolist()
     values = entries(found, what)
     tokens = list(values)
-    expect(all(0 <= token < len(scores) for token in tokens), f"{what}: there are {len(scores)} tokens, and these were named: {shown(tokens)}")
+    expect(all(0 <= token < len(scores) for token in tokens),
+           f"{what}: there are {len(scores)} tokens, and these were named: {shown(tokens)}")
     expect(tokens[:1] == [chosen], f"{what}: the chosen token, {chosen}, comes first; the tokens were {shown(tokens)}")
     best = sorted(scores, reverse=True)[: len(scores) if count == -1 else count]
     for others in (tokens, tokens[1:]):  # the chosen token may be one of the best, and then stands there once
@@ -41,22 +46,27 @@ def expect_logprobs(found: object, logits: Tensor, chosen: int, count: int, what
     else:
         expect(False, f"{what}: expected token {chosen} and the best {len(best)}; the tokens were {shown(tokens)}")
     after = [scores[t] for t in tokens[1:]]
-    expect(after == sorted(after, reverse=True), f"{what}: after the chosen token the likeliest come first; the tokens were {shown(tokens)}")
+    expect(after == sorted(after, reverse=True),
+           f"{what}: after the chosen token the likeliest come first; the tokens were {shown(tokens)}")
     for token, (logprob, rank) in values.items():
-        expect(abs(logprob - exact[token]) <= CLOSE, f"{what}: token {token} has log-probability {exact[token]:.5f}, not {logprob:.5f}")
+        expect(abs(logprob - exact[token]) <= CLOSE,
+               f"{what}: token {token} has log-probability {exact[token]:.5f}, not {logprob:.5f}")
         right = 1 + sum(other > scores[token] for other in scores)
-        expect(rank == right, f"{what}: the logits of {right - 1} tokens are above that of token {token}, so its rank is {right}, not {rank}")
+        expect(rank == right,
+               f"{what}: the logits of {right - 1} tokens are above that of token {token}, so its rank is {right}, not {rank}")
 
 
-def sampled(sampler: Remote, logits: object, rows: list[SamplingRow]) -> tuple[list[int], list]:
+def sampled(sampler: Remote, logits: object, rows: Sequence[SamplingRow]) -> tuple[list[int], list]:
     """What sample() returns, which must be a token for each row, and a dict or None."""
     answer = sampler.sample(logits, rows)
-    expect(isinstance(answer, tuple) and len(answer) == 2, f"sample() returned {shown(answer)}; expected the tokens and their log-probabilities")
+    expect(isinstance(answer, tuple) and len(answer) == 2,
+           f"sample() returned {shown(answer)}; expected the tokens and their log-probabilities")
     tokens, logprobs = answer
     expect(isinstance(tokens, list) and len(tokens) == len(rows) and all(type(token) is int for token in tokens),
            f"sample() of {len(rows)} rows gave the tokens {shown(tokens)}; expected a list of ints, one per row")
-    expect(isinstance(logprobs, list) and len(logprobs) == len(rows),
-           f"sample() of {len(rows)} rows gave the log-probabilities {shown(logprobs)}; expected a list with a dict or None per row")
+    expect(
+        isinstance(logprobs, list) and len(logprobs) == len(rows),
+        f"sample() of {len(rows)} rows gave the log-probabilities {shown(logprobs)}; expected a list with a dict or None per row")
     return tokens, logprobs
 
 
@@ -66,7 +76,7 @@ class Wired:
     def __init__(self, lab: Remote) -> None:
         self.sampler = lab.Sampler()
 
-    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> tuple[list[int], list[dict[int, Logprob] | None]]:
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], list[dict[int, Logprob] | None]]:
         tokens, logprobs = sampled(self.sampler, logits, rows)
         return tokens, [None if found is None else self._values(found) for found in logprobs]
 
@@ -74,7 +84,9 @@ class Wired:
         return {token: Logprob(*entry) for token, entry in entries(found, "in the engine").items()}
 
 
-def generated(lab: Remote | None, prompts: list[dict], params: list[SamplingParams], **options) -> list:
+def generated(
+    lab: Remote | None, prompts: Sequence[Prompt], params: list[SamplingParams], **options: Any
+) -> list[list[CompletionOutput]]:
     """What the course's model writes with this sampler (or the engine's own), in the judge's process: each request's samples."""
     from nano_qwen3_serving import LLM
     from nano_qwen3_serving.components import Components
@@ -84,5 +96,5 @@ def generated(lab: Remote | None, prompts: list[dict], params: list[SamplingPara
     return [output.outputs for output in llm.generate(prompts, params, use_tqdm=False)]
 
 
-def prompts_from(dice: random.Random) -> list[dict]:
+def prompts_from(dice: random.Random) -> list[Prompt]:
     return [{"prompt_token_ids": [dice.randrange(300, 500) for _ in range(dice.randrange(4, 12))]} for _ in range(3)]

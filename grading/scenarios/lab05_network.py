@@ -31,7 +31,8 @@ def a_shape(dice: random.Random) -> ModelConfig:
 def words(shape: ModelConfig) -> str:
     """The numbers that costs depend on."""
     return (f"{shape.num_hidden_layers} layers, hidden size {shape.hidden_size}, {shape.num_attention_heads} query heads and "
-            f"{shape.num_key_value_heads} KV heads of {shape.head_dim}, an MLP of {shape.intermediate_size}, a vocabulary of {shape.vocab_size}")
+            f"{shape.num_key_value_heads} KV heads of {shape.head_dim}, an MLP of {shape.intermediate_size}, "
+            f"a vocabulary of {shape.vocab_size}")
 
 
 def numbers_from(dice: random.Random) -> torch.Generator:
@@ -90,12 +91,14 @@ class Network:
     def _attend(self, layer: int, start: int, append: Callable[[int, Tensor, Tensor], Pair]) -> None:
         last = len(self._text) - 1
         fresh = self._new(last + 1 - start), self._new(last + 1 - start)
-        self._held[layer] = tuple(torch.cat([old[:start], new]) for old, new in zip(self._held[layer], fresh, strict=True))
+        kept_keys, kept_values = (old[:start] for old in self._held[layer])
+        self._held[layer] = torch.cat([kept_keys, fresh[0]]), torch.cat([kept_values, fresh[1]])
         keys, values = append(layer, *fresh)
         for name, got, right in zip(("keys", "values"), (keys, values), self._held[layer], strict=True):
             if not isinstance(got, Tensor) or got.shape != right.shape or got.dtype != right.dtype:
-                raise ValueError(f"layer {layer}: append returned, as {name}, {shown(got)}; this call computes positions {start} to "
-                                 f"{last}, so attention needs {shown(right)}")
+                raise ValueError(
+                    f"layer {layer}: append returned, as {name}, {shown(got)}; this call computes positions {start} to "
+                    f"{last}, so attention needs {shown(right)}")
             if wrong := others(got, right):
                 self.fault = self.fault or (
                     f"layer {layer}, when positions {start} to {last} were computed: append returned other {name} than those "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, kept, look, shown
+from grading.checks import Wrong, check, expect, hold, kept, look, shown
 from grading.scenarios.lab07_engine import expect_same_tokens, generated, item, metadata_there, pairs_of, part, random_network
 from grading.scenarios.lab07_pool import (
     VAST_BLOCK,
@@ -69,8 +69,10 @@ def expect_layout(layout: Any, pieces: Sequence[Piece], size: int, **wanted: Any
     """The named fields are as wanted."""
     for name, want in wanted.items():
         got = getattr(layout, name, None)
-        expect(name not in TENSORS or isinstance(got, Tensor) and got.dtype == torch.long, f"{name}: expected a torch.long tensor, and {shown(got)} came")
-        expect(numbers(got) == want, f"chunks {list(pieces)}, blocks of {size}: expected {name} {shown(want)}, got {shown(numbers(got))}")
+        expect(name not in TENSORS or (isinstance(got, Tensor) and got.dtype == torch.long),
+               f"{name}: expected a torch.long tensor, and {shown(got)} came")
+        expect(numbers(got) == want,
+               f"chunks {list(pieces)}, blocks of {size}: expected {name} {shown(want)}, got {shown(numbers(got))}")
 
 
 def place_of(table: Sequence[int], position: int, size: int) -> int:
@@ -79,17 +81,19 @@ def place_of(table: Sequence[int], position: int, size: int) -> int:
 
 
 @check(todo=1, points=3, section=LAY_OUT, concept="from a position to its slot")
-def a_slot_is_block_id_times_block_size_plus_offset(lab, dice):
+def a_slot_is_block_id_times_block_size_plus_offset(lab: Remote, dice: random.Random) -> None:
     for size in (1, 4, dice.randrange(2, 20), 16):
         table = dice.sample(range(1, 60), 4)
         for first, last in ((0, size), (size - 1, size + 1), (dice.randrange(2 * size), 4 * size), (size, size)):
             found = lab.slots_of(table, range(first, last), size)
             right = [place_of(table, position, size) for position in range(first, last)]
-            expect(numbers(found) == right, f"blocks of {size}, block table {table}, positions {shown(list(range(first, last)))}: expected slots {shown(right)}, got {shown(numbers(found))}")
+            expect(numbers(found) == right,
+                   f"blocks of {size}, block table {table}, positions {shown(list(range(first, last)))}: "
+                   f"expected slots {shown(right)}, got {shown(numbers(found))}")
 
 
 @check(todo=1, points=3, section=LAY_OUT, concept="a decode beside a chunk of a prompt")
-def lays_out_a_decode_beside_a_chunk(lab, dice):
+def lays_out_a_decode_beside_a_chunk(lab: Remote, dice: random.Random) -> None:
     size, blocks, tokens = dice.randrange(3, 8), dice.sample(range(1, 60), 4), dice.sample(range(10, 999), 4)
     computed = dice.randrange(size, 2 * size)
     a = Piece(lab, tokens[:1], computed, blocks[:2])
@@ -103,27 +107,31 @@ def lays_out_a_decode_beside_a_chunk(lab, dice):
 
 
 @check(todo=1, points=3, section=LAY_OUT, concept="the order of the chunks")
-def chunks_of_one_token_come_first_and_otherwise_the_order_stays(lab, dice):
+def chunks_of_one_token_come_first_and_otherwise_the_order_stays(lab: Remote, dice: random.Random) -> None:
     longest = dice.randrange(3, 6)
     lengths = [longest, 1, dice.randrange(2, longest), 1, 1, dice.randrange(2, 9)]
     pieces = [Piece(lab, [100 * i + j for j in range(n)], 0, [i + 1, i + 21]) for i, n in enumerate(lengths)]
     layout = lab.lay_out([piece.there for piece in pieces], 8)
     order = [facts_of(chunk)[0] for chunk in layout.chunks]
     right = [pieces[i].facts for i in (1, 3, 4, 0, 2, 5)]
-    expect(order == [tokens for tokens, _, _ in right], f"chunks of {lengths} tokens, those of chunk i being 100 i, 100 i + 1, ...: expected the order 1, 3, 4, 0, 2, 5; chunks have the tokens {shown(order)}")
+    expect(order == [tokens for tokens, _, _ in right],
+           f"chunks of {lengths} tokens, those of chunk i being 100 i, 100 i + 1, ...: "
+           f"expected the order 1, 3, 4, 0, 2, 5; chunks have the tokens {shown(order)}")
     expect_layout(
         layout, pieces, 8, token_ids=[token for tokens, _, _ in right for token in tokens],
         block_tables=[table for _, _, table in right], num_decodes=3)
 
 
 @check(todo=1, points=1, section=LAY_OUT, concept="whose the chunks are")
-def leaves_the_chunks_as_they_are(lab, dice):
+def leaves_the_chunks_as_they_are(lab: Remote, dice: random.Random) -> None:
     size, blocks = dice.randrange(3, 8), dice.sample(range(1, 60), 5)
-    pieces = [Piece(lab, [3, 4, dice.randrange(99)], 0, blocks[:1]), Piece(lab, [dice.randrange(99)], size, blocks[1:4]), Piece(lab, [5], 1, blocks[4:])]
+    pieces = [Piece(lab, [3, 4, dice.randrange(99)], 0, blocks[:1]), Piece(lab, [dice.randrange(99)], size, blocks[1:4]),
+              Piece(lab, [5], 1, blocks[4:])]
     given = hold(lab, [piece.there for piece in pieces])
     lab.lay_out(given, size)
     now = [facts_of(chunk) for chunk in look(given)]
-    expect(now == [piece.facts for piece in pieces], f"the chunks {pieces} belong to the scheduler, which uses them again; after lay_out the list held {shown(now)}")
+    expect(now == [piece.facts for piece in pieces],
+           f"the chunks {pieces} belong to the scheduler, which uses them again; after lay_out the list held {shown(now)}")
 
 
 def scheduled(dice: random.Random, count: int, size: int, spare: int) -> Any:
@@ -146,15 +154,17 @@ def by_the_engine(chunks: Sequence[Any], size: int) -> dict[str, Any]:
 
     cpu = torch.device("cpu")
     attention = TorchPagedAttention(model_config(), size, torch.float32, cpu)
-    inputs = ModelRunner(None, attention, None, num_blocks=2, block_size=size, device=cpu).lay_out(ScheduledBatch(list(chunks)))
+    none: Any = None  # laying out needs neither a model nor a sampler
+    runner = ModelRunner(none, attention, none, num_blocks=2, block_size=size, device=cpu)
+    inputs = runner.lay_out(ScheduledBatch(list(chunks)))
     lens, rest = inputs.metadata.query_lens, inputs.metadata
-    return {"token_ids": inputs.token_ids.tolist(), "positions": inputs.positions.tolist(), "slot_mapping": rest.slot_mapping.tolist(),
-            "query_starts": [sum(lens[:i]) for i in range(len(lens) + 1)], "seq_lens": rest.seq_lens,
-            "block_tables": rest.block_tables.tolist(), "num_decodes": rest.num_decodes}
+    return {"token_ids": inputs.token_ids.tolist(), "positions": inputs.positions.tolist(),
+            "slot_mapping": rest.slot_mapping.tolist(), "query_starts": [sum(lens[:i]) for i in range(len(lens) + 1)],
+            "seq_lens": rest.seq_lens, "block_tables": rest.block_tables.tolist(), "num_decodes": rest.num_decodes}
 
 
 @check(todo=1, points=4, section=LAY_OUT, concept="any chunks", hidden=True)
-def is_what_the_engines_model_runner_lays_out(lab, dice):
+def is_what_the_engines_model_runner_lays_out(lab: Remote, dice: random.Random) -> None:
     for size in (1, 4, 16):
         for case in range(6):
             counts = [dice.choice([1, 1, 2, 5, size, size + 1]) for _ in range(dice.randrange(1, 6))]
@@ -186,23 +196,24 @@ def expect_written(lab: Remote, cache: Tensor, slots: list[int], k: Tensor, v: T
         begins = cache.shape[1] if but_block_0 else 0
         wrong = ((bits(got) != bits(want)).flatten(1).any(dim=1).nonzero().flatten()).tolist()
         wrong = [slot for slot in wrong if slot >= begins]
-        expect(not wrong, wrong and (
-            f"{name} after writing slots {slots}: slots {shown(wrong)} are wrong; slot {wrong[0]} should begin with "
-            f"{want[wrong[0], 0, 0].item()} and begins with {got[wrong[0], 0, 0].item()}"))
+        if wrong:
+            raise Wrong(f"{name} after writing slots {slots}: slots {shown(wrong)} are wrong; slot {wrong[0]} should begin with "
+                        f"{want[wrong[0], 0, 0].item()} and begins with {got[wrong[0], 0, 0].item()}")
 
 
 @check(todo=2, points=3, section=WRITE, concept="each token into its slot")
-def every_token_lands_in_its_slot_and_nothing_else_changes(lab, dice):
+def every_token_lands_in_its_slot_and_nothing_else_changes(lab: Remote, dice: random.Random) -> None:
     for dtype in DTYPES:
         size = dice.randrange(3, 7)
         one, two, three = dice.sample(range(1, 7), 3)
         slots = [one * size + size - 1, two * size, 8 * size - 1, three * size + 1]
         first = dice.randrange(10, 50)
-        expect_written(lab, torch.full((8, size, 2, 4), -1.0, dtype=dtype), slots, rows_of(first, 4, dtype), rows_of(first + 50, 4, dtype))
+        expect_written(lab, torch.full((8, size, 2, 4), -1.0, dtype=dtype), slots, rows_of(first, 4, dtype),
+                       rows_of(first + 50, 4, dtype))
 
 
 @check(todo=2, points=2, section=WRITE, concept="k and v of any strides")
-def takes_keys_and_values_of_any_strides(lab, dice):
+def takes_keys_and_values_of_any_strides(lab: Remote, dice: random.Random) -> None:
     for heads in (1, 3):
         generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
         k, v = (torch.randn(3, heads, 8, generator=generator) for _ in "kv")
@@ -217,7 +228,7 @@ def takes_keys_and_values_of_any_strides(lab, dice):
 
 
 @check(todo=2, points=2, section=WRITE, concept="padding rows")
-def padding_goes_into_the_null_block(lab, dice):
+def padding_goes_into_the_null_block(lab: Remote, dice: random.Random) -> None:
     cache, first = torch.zeros(4, 4, 2, 4), dice.randrange(10, 50)
     slot, other = dice.sample(range(4, 16), 2)
     expect_written(lab, cache, [slot], rows_of(first, 1), rows_of(first + 50, 1))
@@ -225,15 +236,16 @@ def padding_goes_into_the_null_block(lab, dice):
 
 
 @check(todo=2, points=2, section=WRITE, concept="slots that were used before", hidden=True)
-def what_was_in_a_slot_before_is_overwritten_whatever_it_was(lab, dice):
+def what_was_in_a_slot_before_is_overwritten_whatever_it_was(lab: Remote, dice: random.Random) -> None:
     for before in GARBAGE.values():
         for dtype in DTYPES:
             slots = dice.sample(range(4, 32), 5)
-            expect_written(lab, torch.full((8, 4, 3, 4), before, dtype=dtype), slots, rows_of(3, 5, dtype, heads=3), rows_of(60, 5, dtype, heads=3))
+            expect_written(lab, torch.full((8, 4, 3, 4), before, dtype=dtype), slots, rows_of(3, 5, dtype, heads=3),
+                           rows_of(60, 5, dtype, heads=3))
 
 
 @check(todo=2, points=1, section=WRITE, concept="the pool is not copied")
-def does_not_copy_the_cache(lab, dice):
+def does_not_copy_the_cache(lab: Remote, dice: random.Random) -> None:
     for dtype in DTYPES:
         vast = Vast(lab, dice, (0, 3), dtype=dtype)
         k, v = (torch.randn(3, *VAST_HEADS[1:]).to(dtype) for _ in "kv")
@@ -264,7 +276,7 @@ def expect_decode(lab: Remote, pool: Pool, what: str) -> None:
 
 
 @check(todo=3, points=3, section=DECODE, concept="a request's keys in the order of its positions")
-def gather_follows_the_block_table_and_stops_at_the_last_token(lab, dice):
+def gather_follows_the_block_table_and_stops_at_the_last_token(lab: Remote, dice: random.Random) -> None:
     size = dice.randrange(3, 6)
     a, b, c, other = dice.sample(range(1, 8), 4)
     cache, keys = torch.full((8, size, 2, 4), -1.0), rows_of(10, 3 * size)
@@ -280,13 +292,14 @@ def gather_follows_the_block_table_and_stops_at_the_last_token(lab, dice):
 
 
 @check(todo=3, points=2, section=DECODE, concept="an example that can be worked out by hand")
-def an_example_by_hand_five_tokens_four_heads(lab, dice):
+def an_example_by_hand_five_tokens_four_heads(lab: Remote, dice: random.Random) -> None:
     w, base, (first, second, null) = dice.choice([4, 9]), dice.choice([30, 60, 90]), dice.sample(range(8), 3)
     k_cache, v_cache = (torch.zeros(8, 4, 2, 4) for _ in "kv")
     k_cache[second, :, :, 0] = math.log(w)
     v_cache[second, 0], v_cache[second, 1:] = base, 2 * base
     v_cache[:, :, 1] += 300
-    got = lab.decode_attention(torch.tensor([2.0, 0, 0, 0]).repeat(4, 1), k_cache, v_cache, torch.tensor([first, second, null]), 5)
+    got = lab.decode_attention(torch.tensor([2.0, 0, 0, 0]).repeat(4, 1), k_cache, v_cache, torch.tensor([first, second, null]),
+                               5)
     # A score is 2 * log(w) / sqrt(4): the tokens weigh 1, 1, 1, 1, w, and their values are 0, 0, 0, 0, base.
 
     def mean(weight: float, more: int = 0, count: int = 4) -> float:
@@ -311,28 +324,28 @@ def an_example_by_hand_five_tokens_four_heads(lab, dice):
 
 
 @check(todo=3, points=3, section=DECODE, concept="lengths at the edges of blocks")
-def decode_reads_all_its_keys_and_no_other_at_every_block_edge(lab, dice):
+def decode_reads_all_its_keys_and_no_other_at_every_block_edge(lab: Remote, dice: random.Random) -> None:
     size = dice.randrange(3, 7)
     for length in (1, 2, *edges(size)):
         expect_decode(lab, Pool(dice, (length - 1, 1), (6, 1), block_size=size), f"decode over {length} tokens, blocks of {size}")
 
 
 @check(todo=3, points=2, section=DECODE, concept="query heads that share KV heads", hidden=True)
-def query_head_i_reads_kv_head_i_over_group_size(lab, dice):
+def query_head_i_reads_kv_head_i_over_group_size(lab: Remote, dice: random.Random) -> None:
     for heads in ((4, 4, 16), (4, 2, 8), (8, 2, 16), (6, 3, 4), (6, 1, 32), (1, 1, 2)):
         pool = Pool(dice, (dice.randrange(5, 12), 1), heads=heads)
         expect_decode(lab, pool, pool.described())
 
 
 @check(todo=3, points=2, section=DECODE, concept="slots that nobody wrote", hidden=True)
-def decode_what_nobody_wrote_never_reaches_the_result(lab, dice):
+def decode_what_nobody_wrote_never_reaches_the_result(lab: Remote, dice: random.Random) -> None:
     for name, garbage in GARBAGE.items():
         pool = Pool(dice, (4 * dice.randrange(1, 4), 1), garbage=garbage)  # three slots of the last block are free
         expect_decode(lab, pool, f"{name} in every slot that nobody wrote")
 
 
 @check(todo=3, points=1, section=DECODE, concept="exactness in bfloat16", hidden=True)
-def bfloat16_is_as_exact_as_bfloat16_can_be(lab, dice):
+def bfloat16_is_as_exact_as_bfloat16_can_be(lab: Remote, dice: random.Random) -> None:
     for spread, what in ((1.0, "keys that differ"), (0.01, "keys almost alike")):
         pool = Pool(dice, (dice.randrange(560, 640), 1), dtype=torch.bfloat16, block_size=16)
         request = pool.requests[0]
@@ -342,7 +355,7 @@ def bfloat16_is_as_exact_as_bfloat16_can_be(lab, dice):
 
 
 @check(todo=3, points=1, section=DECODE, concept="large scores", hidden=True)
-def decode_large_scores_do_not_overflow(lab, dice):
+def decode_large_scores_do_not_overflow(lab: Remote, dice: random.Random) -> None:
     for times in (100.0, -100.0):
         pool = Pool(dice, (dice.randrange(20, 30), 1))
         pool.requests[0].q *= times  # scores of some hundreds; e^89 is more than float32 can hold
@@ -350,7 +363,7 @@ def decode_large_scores_do_not_overflow(lab, dice):
 
 
 @check(todo=3, points=1, section=DECODE, concept="arguments of any strides, none of them changed")
-def decode_reads_a_view_and_changes_nothing(lab, dice):
+def decode_reads_a_view_and_changes_nothing(lab: Remote, dice: random.Random) -> None:
     pool = Pool(dice, (dice.randrange(4, 8), 1), (2, 1))
     request, table = pool.requests[0], pool.table()
     q = kept(cut_out(lab, request.q).select, 0, 0)
@@ -358,11 +371,12 @@ def decode_reads_a_view_and_changes_nothing(lab, dice):
     got = lab.decode_attention(q, k_cache, v_cache, table_there, request.seq_len)
     expect_tensor(got, request.q[0].shape, "q cut out of a wider tensor")
     request.expect_attended(got[None], "q cut out of a wider tensor")
-    expect_unchanged(q=(q, request.q[0]), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache), block_table=(table_there, table))
+    expect_unchanged(q=(q, request.q[0]), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),
+                     block_table=(table_there, table))
 
 
 @check(todo=3, points=1, section=DECODE, concept="only the blocks that hold its tokens")
-def gather_fetches_only_the_blocks_that_hold_its_tokens(lab, dice):
+def gather_fetches_only_the_blocks_that_hold_its_tokens(lab: Remote, dice: random.Random) -> None:
     entries, head_dim = 1 << 20, 1 << 15  # blocks of 512 KiB: whoever fetches them all needs 512 GiB
     generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
     cache, blocks = torch.randn(6, 4, 1, head_dim, generator=generator), dice.sample(range(6), 4)
@@ -370,18 +384,21 @@ def gather_fetches_only_the_blocks_that_hold_its_tokens(lab, dice):
     kept(table.index_copy_, 0, torch.arange(3), torch.tensor(blocks[:3]))
     length = dice.randrange(9, 13)
     got = within_memory(
-        f"the block table of a request with 3 blocks has {entries:,} entries: what stands after those 3 means nothing, and is not fetched",
+        f"the block table of a request with 3 blocks has {entries:,} entries: "
+        "what stands after those 3 means nothing, and is not fetched",
         lab.gather, cache, table, length)
     expect_tensor(got, (length, 1, head_dim), f"gather of {length} tokens")
-    expect(torch.equal(got, cache[torch.tensor(blocks[:3])].flatten(0, 1)[:length]), f"gather of {length} tokens in blocks {blocks[:3]} of 4: other keys came")
+    expect(torch.equal(got, cache[torch.tensor(blocks[:3])].flatten(0, 1)[:length]),
+           f"gather of {length} tokens in blocks {blocks[:3]} of 4: other keys came")
 
 
 @check(todo=3, points=1, section=DECODE, concept="the pool is not copied")
-def decode_copies_no_more_than_the_requests_own_blocks(lab, dice):
+def decode_copies_no_more_than_the_requests_own_blocks(lab: Remote, dice: random.Random) -> None:
     for dtype in DTYPES:
         vast = Vast(lab, dice, (dice.randrange(250, 500), 1), dtype=dtype)
         request = vast.pool.requests[0]
-        got = vast.within_its_blocks(lab.decode_attention, request.q[0], vast.k_cache, vast.v_cache, vast.tables[0], request.seq_len)
+        got = vast.within_its_blocks(lab.decode_attention, request.q[0], vast.k_cache, vast.v_cache, vast.tables[0],
+                                     request.seq_len)
         expect_tensor(got, request.q[0].shape, vast.what)
         request.expect_attended(got[None], vast.what)
 
@@ -402,7 +419,7 @@ def expect_chunk(lab: Remote, pool: Pool, what: str) -> None:
 
 
 @check(todo=4, points=3, section=CHUNKS, concept="an example that can be worked out by hand")
-def an_example_by_hand_two_rows_after_one_token(lab, dice):
+def an_example_by_hand_two_rows_after_one_token(lab: Remote, dice: random.Random) -> None:
     weights, values = dice.sample([1, 2, 3, 4, 5], 3), dice.sample([30.0, 60.0, 90.0, 120.0, 150.0], 3)
     block, spare = dice.sample(range(8), 2)
     k_cache, v_cache = (torch.full((8, 4, 1, 1), 50.0) for _ in "kv")
@@ -428,17 +445,18 @@ def an_example_by_hand_two_rows_after_one_token(lab, dice):
 
 
 @check(todo=4, points=4, section=CHUNKS, concept="which keys a row sees")
-def row_j_reads_the_keys_up_to_computed_plus_j(lab, dice):
+def row_j_reads_the_keys_up_to_computed_plus_j(lab: Remote, dice: random.Random) -> None:
     size = dice.randrange(3, 6)
-    spans = [(0, 2), (0, size), (0, size + 1), (0, 2 * size + 1), (1, 2), (size - 1, 2), (size - 1, size + 1), (size, size), (size + 1, size - 1),
-             (2 * size - 1, 2), (2 * size, 3), (2 * size, 2 * size), (4 * size - 1, size + 2), (5 * size, 2), (dice.randrange(1, 40), dice.randrange(2, 12))]
+    spans = [(0, 2), (0, size), (0, size + 1), (0, 2 * size + 1), (1, 2), (size - 1, 2), (size - 1, size + 1), (size, size),
+             (size + 1, size - 1), (2 * size - 1, 2), (2 * size, 3), (2 * size, 2 * size), (4 * size - 1, size + 2),
+             (5 * size, 2), (dice.randrange(1, 40), dice.randrange(2, 12))]
     for computed, count in spans:
         pool = Pool(dice, (computed, count), (5, 2), block_size=size)
         expect_chunk(lab, pool, f"a chunk of {count} after {computed} computed tokens, blocks of {size}")
 
 
 @check(todo=4, points=2, section=CHUNKS, concept="a prompt cut into chunks")
-def a_prompt_cut_into_chunks_gives_what_it_gives_whole(lab, dice):
+def a_prompt_cut_into_chunks_gives_what_it_gives_whole(lab: Remote, dice: random.Random) -> None:
     length = dice.randrange(9, 14)
     for cuts in ([], [1], [4], sorted(dice.sample(range(1, length), 3)), list(range(1, length))):
         pool = Pool(dice, (0, length), block_size=3)
@@ -451,13 +469,13 @@ def a_prompt_cut_into_chunks_gives_what_it_gives_whole(lab, dice):
 
 
 @check(todo=4, points=1, section=CHUNKS, concept="a chunk of one token", hidden=True)
-def a_chunk_of_one_token_is_a_decode(lab, dice):
+def a_chunk_of_one_token_is_a_decode(lab: Remote, dice: random.Random) -> None:
     for computed in (0, 3, 4, dice.randrange(5, 30)):
         expect_chunk(lab, Pool(dice, (computed, 1)), f"a chunk of 1 after {computed} computed tokens")
 
 
 @check(todo=4, points=2, section=CHUNKS, concept="slots that nobody wrote", hidden=True)
-def chunk_what_nobody_wrote_never_reaches_the_result(lab, dice):
+def chunk_what_nobody_wrote_never_reaches_the_result(lab: Remote, dice: random.Random) -> None:
     for name, garbage in GARBAGE.items():
         computed = dice.randrange(3, 7)
         pool = Pool(dice, (computed, 4 * dice.randrange(2, 4) + 1 - computed), garbage=garbage)
@@ -465,18 +483,19 @@ def chunk_what_nobody_wrote_never_reaches_the_result(lab, dice):
 
 
 @check(todo=4, points=1, section=CHUNKS, concept="arguments of any strides, none of them changed")
-def chunk_reads_a_view_and_changes_nothing(lab, dice):
+def chunk_reads_a_view_and_changes_nothing(lab: Remote, dice: random.Random) -> None:
     pool = Pool(dice, (dice.randrange(3, 9), dice.randrange(3, 9)), heads=(8, 2, 16))
     request, table = pool.requests[0], pool.table()
     q = cut_out(lab, request.q)
     k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
     got = lab.chunk_attention(q, k_cache, v_cache, table_there, request.start)
     request.expect_attended(got, "q cut out of a wider tensor")
-    expect_unchanged(q=(q, request.q), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache), block_table=(table_there, table))
+    expect_unchanged(q=(q, request.q), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),
+                     block_table=(table_there, table))
 
 
 @check(todo=4, points=1, section=CHUNKS, concept="query heads that share KV heads, in both dtypes", hidden=True)
-def chunks_with_grouped_heads_in_both_dtypes(lab, dice):
+def chunks_with_grouped_heads_in_both_dtypes(lab: Remote, dice: random.Random) -> None:
     for heads in ((4, 4, 8), (8, 2, 16), (6, 1, 32), (14, 2, 2)):
         for dtype in DTYPES:
             pool = Pool(dice, (6, dice.randrange(2, 9)), heads=heads, dtype=dtype)
@@ -484,7 +503,7 @@ def chunks_with_grouped_heads_in_both_dtypes(lab, dice):
 
 
 @check(todo=4, points=1, section=CHUNKS, concept="large scores", hidden=True)
-def chunk_large_scores_do_not_overflow(lab, dice):
+def chunk_large_scores_do_not_overflow(lab: Remote, dice: random.Random) -> None:
     for times in (100.0, -100.0):
         pool = Pool(dice, (dice.randrange(10, 20), dice.randrange(10, 15)))
         pool.requests[0].q *= times  # scores of some hundreds; e^89 is more than float32 can hold
@@ -492,7 +511,7 @@ def chunk_large_scores_do_not_overflow(lab, dice):
 
 
 @check(todo=4, points=1, section=CHUNKS, concept="the pool is not copied")
-def chunk_copies_no_more_than_the_requests_own_blocks(lab, dice):
+def chunk_copies_no_more_than_the_requests_own_blocks(lab: Remote, dice: random.Random) -> None:
     for dtype in DTYPES:
         vast = Vast(lab, dice, (dice.randrange(250, 500), 3), dtype=dtype)
         request = vast.pool.requests[0]
@@ -520,7 +539,7 @@ def batches(dice: random.Random) -> dict[str, list[tuple[int, int]]]:
 
 
 @check(todo=5, points=4, section=BATCH, concept="every request and its own tokens")
-def every_request_attends_to_its_own_tokens(lab, dice):
+def every_request_attends_to_its_own_tokens(lab: Remote, dice: random.Random) -> None:
     for size in (1, 4, 16):
         for name, spans in batches(dice).items():
             pool = Pool(dice, *spans, block_size=size)
@@ -528,7 +547,7 @@ def every_request_attends_to_its_own_tokens(lab, dice):
 
 
 @check(todo=5, points=3, section=BATCH, concept="nothing of a neighbour")
-def nothing_of_a_neighbour_reaches_a_request(lab, dice):
+def nothing_of_a_neighbour_reaches_a_request(lab: Remote, dice: random.Random) -> None:
     for clean in range(4):
         pool = Pool(dice, (7, 1), (2, 1), (0, 4), (5, 3), garbage=math.nan)
         for i, request in enumerate(pool.requests):
@@ -538,7 +557,7 @@ def nothing_of_a_neighbour_reaches_a_request(lab, dice):
 
 
 @check(todo=5, points=1, section=BATCH, concept="two requests that begin alike", hidden=True)
-def two_requests_may_share_a_block(lab, dice):
+def two_requests_may_share_a_block(lab: Remote, dice: random.Random) -> None:
     pool = Pool(dice, (dice.randrange(4, 12), 1), (6, 3))
     first, second = pool.requests
     second.table[0] = first.table[0]  # the same first four tokens, stored once
@@ -547,16 +566,17 @@ def two_requests_may_share_a_block(lab, dice):
 
 
 @check(todo=5, points=1, section=BATCH, concept="any batch", hidden=True)
-def random_batches(lab, dice):
+def random_batches(lab: Remote, dice: random.Random) -> None:
     for _ in range(6):
         decodes = [(dice.randrange(40), 1) for _ in range(dice.randrange(4))]
         chunks = [(dice.randrange(20), dice.randrange(2, 15)) for _ in range(dice.randrange(not decodes, 4))]
-        pool = Pool(dice, *decodes, *chunks, block_size=dice.choice([1, 3, 4, 16]), heads=dice.choice([(4, 4, 16), (4, 2, 8), (8, 2, 16), (3, 1, 4)]))
+        pool = Pool(dice, *decodes, *chunks, block_size=dice.choice([1, 3, 4, 16]),
+                    heads=dice.choice([(4, 4, 16), (4, 2, 8), (8, 2, 16), (3, 1, 4)]))
         pool.expect_attended(attended(lab, pool), f"blocks of {pool.block_size}, {pool.described()}")
 
 
 @check(todo=5, points=2, section=BATCH, concept="arguments of any strides, none of them changed", hidden=True)
-def any_strides_longer_tables_and_nothing_changed(lab, dice):
+def any_strides_longer_tables_and_nothing_changed(lab: Remote, dice: random.Random) -> None:
     for dtype in DTYPES:
         pool = Pool(dice, (3, 1), (dice.randrange(4, 9), 1), (6, 5), dtype=dtype)
         starts, lens, tables = pool.query_starts(), pool.seq_lens(), pool.tables(spare=3)
@@ -565,13 +585,14 @@ def any_strides_longer_tables_and_nothing_changed(lab, dice):
             hold(lab, one) for one in (pool.k_cache, pool.v_cache, starts, lens, tables))
         got = lab.batch_attention(q, k_cache, v_cache, starts_there, lens_there, tables_there)
         pool.expect_attended(got, f"{dtype}, q cut out of a wider tensor, tables with three spare entries")
-        expect_unchanged(q=(q, pool.q()), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache), block_tables=(tables_there, tables))
+        expect_unchanged(q=(q, pool.q()), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),
+                         block_tables=(tables_there, tables))
         now = look(starts_there), look(lens_there)
         expect(now == (starts, lens), f"query_starts and seq_lens were {(starts, lens)}, and afterwards {shown(now)}")
 
 
 @check(todo=5, points=1, section=BATCH, concept="the pool is not copied")
-def batch_copies_no_more_than_the_requests_own_blocks(lab, dice):
+def batch_copies_no_more_than_the_requests_own_blocks(lab: Remote, dice: random.Random) -> None:
     for dtype in DTYPES:
         vast = Vast(lab, dice, (dice.randrange(250, 500), 1), (9, 1), (dice.randrange(250, 500), 5), (5, 6), dtype=dtype)
         pool = vast.pool
@@ -594,11 +615,12 @@ def unset_memory_is_nan(lab: Remote) -> None:
 def metadata_of(lab: Remote, pool: Pool) -> Remote:
     return metadata_there(
         lab, query_lens=[one.count for one in pool.requests], seq_lens=pool.seq_lens(), block_tables=pool.tables(),
-        slot_mapping=torch.tensor(pool.slots()), num_decodes=sum(one.count == 1 for one in pool.requests), block_size=pool.block_size)
+        slot_mapping=torch.tensor(pool.slots()), num_decodes=sum(one.count == 1 for one in pool.requests),
+        block_size=pool.block_size)
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="the tensors of the cache")
-def a_cache_of_two_tensors_per_layer_each_its_own(lab, dice):
+def a_cache_of_two_tensors_per_layer_each_its_own(lab: Remote, dice: random.Random) -> None:
     unset_memory_is_nan(lab)
     for dtype in DTYPES:
         layers, blocks = dice.randrange(2, 5), dice.randrange(4, 9)
@@ -614,23 +636,27 @@ def a_cache_of_two_tensors_per_layer_each_its_own(lab, dice):
             expect(bool((now == 0).all()), "the cache begins with zeros")
         for i, tensor in enumerate(tensors):
             kept(tensor.fill_, i + 1)
-        expect([look(tensor).max().item() for tensor in tensors] == list(range(1, 2 * layers + 1)), f"two of the {2 * layers} tensors are one and the same")
+        expect([look(tensor).max().item() for tensor in tensors] == list(range(1, 2 * layers + 1)),
+               f"two of the {2 * layers} tensors are one and the same")
     elsewhere = kept(part(lab, model_config(), device="meta").make_cache, 2)  # has shapes and no memory
     found = {item(lab, pair, which).device.type for pair in pairs_of(lab, elsewhere) for which in (0, 1)}
     expect(found == {"meta"}, f"self.device was 'meta', so the whole cache is there; it was made on {shown(sorted(found))}")
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="the bytes of a block")
-def bytes_per_block_is_what_a_block_takes(lab, dice):
-    for layers, kv_heads, head_dim, size in ((1, 1, 2, 1), (3, 2, 8, 4), (dice.randrange(2, 9), 2, dice.randrange(4, 40), dice.randrange(2, 20))):
+def bytes_per_block_is_what_a_block_takes(lab: Remote, dice: random.Random) -> None:
+    for layers, kv_heads, head_dim, size in ((1, 1, 2, 1), (3, 2, 8, 4),
+                                             (dice.randrange(2, 9), 2, dice.randrange(4, 40), dice.randrange(2, 20))):
         for dtype in DTYPES:
             got = part(lab, model_config(4, kv_heads, head_dim, layers), size, dtype).bytes_per_block
             want = sum(torch.empty(size, kv_heads, head_dim, dtype=dtype).nbytes for _ in range(2 * layers))
-            expect(got == want, f"{layers} layers, blocks of {size}, {kv_heads} KV heads of {head_dim}, {dtype}: expected {want} bytes, got {shown(got)}")
+            expect(got == want,
+                   f"{layers} layers, blocks of {size}, {kv_heads} KV heads of {head_dim}, {dtype}: "
+                   f"expected {want} bytes, got {shown(got)}")
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="attention of a step")
-def forward_attends_each_request_to_its_own_tokens(lab, dice):
+def forward_attends_each_request_to_its_own_tokens(lab: Remote, dice: random.Random) -> None:
     attention = part(lab, model_config(num_heads=8, num_kv_heads=2))
     for name, spans in batches(dice).items():
         pool = Pool(dice, *spans, heads=(8, 2, 16))
@@ -638,20 +664,21 @@ def forward_attends_each_request_to_its_own_tokens(lab, dice):
 
 
 @check(todo=6, points=1, section=SWAP_IN, concept="whose the metadata are", hidden=True)
-def forward_changes_nothing(lab, dice):
+def forward_changes_nothing(lab: Remote, dice: random.Random) -> None:
     pool = Pool(dice, (dice.randrange(3, 9), 1), (9, 1), (2, 5))
     q, metadata, fresh = cut_out(lab, pool.q()), metadata_of(lab, pool), metadata_of(lab, pool)
     k_cache, v_cache = hold(lab, pool.k_cache), hold(lab, pool.v_cache)
     got = part(lab, model_config()).forward(q, (k_cache, v_cache), metadata)
     for name in LISTS:
         was, now = numbers(getattr(fresh, name)), numbers(getattr(metadata, name))
-        expect(now == was, f"forward changed metadata.{name}: the next layer uses the same one. Before {shown(was)}, after {shown(now)}")
+        expect(now == was,
+               f"forward changed metadata.{name}: the next layer uses the same one. Before {shown(was)}, after {shown(now)}")
     expect_unchanged(q=(q, pool.q()), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache))
     pool.expect_attended(got, "q cut out of a wider tensor")
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="rows of padding")
-def padding_rows_come_back_as_zeros(lab, dice):
+def padding_rows_come_back_as_zeros(lab: Remote, dice: random.Random) -> None:
     unset_memory_is_nan(lab)
     for padding, dtype in ((1, torch.float32), (dice.randrange(2, 14), torch.float32), (3, torch.bfloat16)):
         pool = Pool(dice, (6, 1), (4, 1), (2, 5), garbage=math.nan, dtype=dtype)
@@ -666,7 +693,7 @@ def padding_rows_come_back_as_zeros(lab, dice):
 
 
 @check(todo=6, points=3, section=SWAP_IN, concept="in the engine, on random weights")
-def in_the_engine_logits_of_random_weights_are_those_of_its_own_attention(lab, dice):
+def in_the_engine_logits_of_random_weights_are_those_of_its_own_attention(lab: Remote, dice: random.Random) -> None:
     kept(part(lab, model_config()).make_cache, 2)
     prompts = [{"prompt_token_ids": [dice.randrange(2000) for _ in range(n)]} for n in (1, 4, 9, dice.randrange(15, 22))]
     with random_network(dice) as model:
@@ -685,7 +712,7 @@ PROMPTS = [
 
 
 @check(todo=6, points=4, section=SWAP_IN, concept="in the engine, any blocks and steps", hidden=True)
-def in_the_engine_greedy_tokens_are_those_of_its_own_attention(lab, dice):
+def in_the_engine_greedy_tokens_are_those_of_its_own_attention(lab: Remote, dice: random.Random) -> None:
     kept(part(lab, model_config()).make_cache, 2)
     prompts = dice.sample(PROMPTS, 4)
     right = generated("course", prompts, 6)

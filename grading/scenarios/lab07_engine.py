@@ -4,7 +4,6 @@ The caches stay where the submission is; queries, keys, values and results cross
 """
 
 import functools
-import importlib.util
 import json
 import random
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor
 from grading.checks import expect, hold, kept, shown
 from grading.scenarios.lab07_pool import expect_tensor, module_there, numbers
 from grading.worker.peer import Remote
+from labs.harness import loading
 from labs.harness.catalog import find_lab
 from nano_qwen3_serving.config import ModelConfig
 
@@ -53,7 +53,9 @@ class There:
         faults: gets the first exception, for the engine tries what fails again, one request at a time.
     """
 
-    def __init__(self, lab: Remote, faults: list[Exception], config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, lab: Remote, faults: list[Exception], config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._lab, self._faults, self._layers = lab, faults, config.num_hidden_layers
         self._part = part(lab, config, size, dtype, device.type)
         self._slots: tuple = (None, None)
@@ -88,7 +90,8 @@ class There:
 
     def _slots_of(self, block_table: Sequence[int], positions: range) -> list[int]:
         slots = numbers(self._part.slots(block_table, positions))
-        expect(isinstance(slots, list) and len(slots) == len(positions), f"slots of {positions} in the engine: {shown(slots)} came")
+        expect(isinstance(slots, list) and len(slots) == len(positions),
+               f"slots of {positions} in the engine: {shown(slots)} came")
         return slots
 
     def _write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
@@ -108,10 +111,7 @@ class There:
 @functools.cache
 def seam() -> Any:
     """How the engine uses the part: the lab's own `seam.py`."""
-    spec = importlib.util.spec_from_file_location("_lab07_seam_of_the_judge", find_lab("07").seam)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loading.run_file(find_lab("07").seam, "_lab07_seam_of_the_judge")
 
 
 def keeps_logits() -> Any:
@@ -131,18 +131,21 @@ def keeps_logits() -> Any:
     return sampler
 
 
-def generated(model: str, prompts: Sequence[Any], max_tokens: int, lab: Remote | None = None, **arguments: Any) -> tuple[list[Any], dict]:
+def generated(
+    model: str, prompts: Sequence[Any], max_tokens: int, lab: Remote | None = None, **arguments: Any
+) -> tuple[list[Any], dict]:
     """Greedy outputs and all rows of logits of the judge's engine; with the submission's attention if `lab` is given."""
     from nano_qwen3_serving import LLM, SamplingParams
     from nano_qwen3_serving.components import Components
 
-    sampler, faults = keeps_logits(), []
+    sampler = keeps_logits()
+    faults: list[Exception] = []
     components = Components(sampler=lambda config: sampler)
     if lab is not None:
         classes = SimpleNamespace(PagedAttention=functools.partial(There, lab, faults))
         components = components.using(attention=functools.partial(seam().attention, classes))
-    llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True, max_num_seqs=4,
-              num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
+    llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True,
+              max_num_seqs=4, num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
     greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
     try:
         return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
@@ -184,7 +187,8 @@ def random_network(dice: random.Random) -> Iterator[str]:
         shutil.copytree(BUNDLED / "course-draft", folder)
         weights = {
             key.replace("layers.0.", f"layers.{layer}."): random_weight(key, like, generator).float()
-            for key, like in load_file(folder / "model.safetensors").items() for layer in range(layers if "layers.0." in key else 1)}
+            for key, like in load_file(folder / "model.safetensors").items()
+            for layer in range(layers if "layers.0." in key else 1)}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config |= {"num_hidden_layers": layers, "layer_types": config["layer_types"] * layers, "dtype": "float32"}

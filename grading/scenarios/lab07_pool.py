@@ -16,7 +16,6 @@ from torch import Tensor
 from grading.checks import Wrong, expect, hold, kept, look, shorter, shown
 from grading.worker.peer import Raised, Remote
 
-
 # What is right, and how far from it rounding may lead.
 
 
@@ -64,7 +63,9 @@ def first_of(row: Tensor) -> str:
 class Asked:
     """One request: q stands at positions start, ...; keys and values are those of all its tokens."""
 
-    def __init__(self, start: int, count: int, heads: tuple[int, int, int], dtype: torch.dtype, generator: torch.Generator) -> None:
+    def __init__(
+        self, start: int, count: int, heads: tuple[int, int, int], dtype: torch.dtype, generator: torch.Generator
+    ) -> None:
         num_heads, num_kv_heads, head_dim = heads
 
         def noise(*shape: int) -> Tensor:
@@ -194,7 +195,8 @@ def bits(tensor: Tensor) -> Tensor:
 
 def same(one: Any, other: Tensor) -> bool:
     """Whether one is a tensor with the other's dtype, shape and bits."""
-    return isinstance(one, Tensor) and one.dtype == other.dtype and one.shape == other.shape and torch.equal(bits(one), bits(other))
+    return isinstance(one, Tensor) and one.dtype == other.dtype and one.shape == other.shape and torch.equal(
+        bits(one), bits(other))
 
 
 def expect_unchanged(**pairs: tuple[Remote, Tensor]) -> None:

@@ -35,13 +35,15 @@ def some_cases(lab: Lab) -> list[Case]:
 @pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.id)
 def test_the_judge_says_what_the_labs_tests_say(lab: Lab):
     settings = Settings(level=strongest_level(), seed=f"commit {commit()}", predictions=False)
-    wrong = [f"{one.case.kind} {one.case.name}: {one.wrong}" for one in findings(lab, some_cases(lab), settings, jobs=2) if one.wrong]
+    wrong = [f"{one.case.kind} {one.case.name}: {one.wrong}" for one in findings(lab, some_cases(lab), settings, jobs=2)
+             if one.wrong]
     assert not wrong, "\n".join(wrong)
 
 
 def report(*lost: int) -> Report:
     """Two TODOs of 10 points, of which those named are lost."""
-    checks = [CheckResult(todo, f"check {todo}", 10, 0 if todo in lost else 10, False, "x" if todo in lost else "") for todo in (1, 2)]
+    checks = [CheckResult(todo, f"check {todo}", 10, 0 if todo in lost else 10, False, "x" if todo in lost else "")
+              for todo in (1, 2)]
     return Report("a", "06", "", "none", "", {}, tuple(checks))
 
 

@@ -29,7 +29,9 @@ from labs.harness.catalog import find_lab
 
 LAB = find_lab("06")
 PROJECT = Path(__file__).parents[2]
-COMMAND = "import typer; from grading import cli_batch; app = typer.Typer(); app.command()(cli_batch.batch); app.command()(cli_batch.status); app()"
+COMMAND = (
+    "import typer; from grading import cli_batch; app = typer.Typer(); "
+    "app.command()(cli_batch.batch); app.command()(cli_batch.status); app()")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -128,7 +130,8 @@ def test_what_is_unchanged_is_not_graded_again_and_what_changed_is(tmp_path):
             return run_batch(base, plan(**settings), cohort_in(tmp_path / "submissions", 4), crew_here(tmp_path / "log")).graded
 
     assert [graded(), graded()] == [4, 0]
-    assert [graded(checks="v2"), graded(checks="v2"), graded(checks="v1")] == [4, 0, 0], "other checks are another result, kept beside the first"
+    assert [graded(checks="v2"), graded(checks="v2"), graded(checks="v1")] == [4, 0, 0], (
+        "other checks are another result, kept beside the first")
     (tmp_path / "submissions" / "s04").mkdir()
     (tmp_path / "submissions" / "s04" / "starter.py").write_text("new = 1\n")
     assert graded() == 1
@@ -137,8 +140,8 @@ def test_what_is_unchanged_is_not_graded_again_and_what_changed_is(tmp_path):
 def test_every_setting_that_matters_is_in_the_key(tmp_path):
     one, = cohort_in(tmp_path, 1).handed_in
     base = Settings(level="none")
-    others = [replace(base, secret="another secret 123"), replace(base, seed="5"), replace(base, level="limits"), replace(base, predictions=False),
-              replace(base, limits=Limits(wall_seconds=1.0)), replace(base, seed_mode="cohort")]
+    others = [replace(base, secret="another secret 123"), replace(base, seed="5"), replace(base, level="limits"),
+              replace(base, predictions=False), replace(base, limits=Limits(wall_seconds=1.0)), replace(base, seed_mode="cohort")]
     keys = {Plan({"06": LAB}, settings, {"06": {"checks": "v1"}}).unit(one).key for settings in [base, *others]}
     assert len(keys) == len(others) + 1
     assert plan().unit(one).key == plan().unit(one).key != plan(checks="v2").unit(one).key
@@ -207,12 +210,12 @@ def test_a_process_that_crashes_costs_a_second_try_and_nobody_elses_result(tmp_p
     with Journal(tmp_path / "journal", create=True) as base:
         summary = run_batch(base, plan(), cohort, processes(2, Bumpy(tmp_path), 120.0, memory))
         assert [entry.report.student for entry in base.latest()] == ["s01", "s03", "s04", "s05"]
-    killed = "its process ended, killed by SIGKILL"
+    killed, bug = "its process ended, killed by SIGKILL", "RuntimeError: the judge has a bug"
     said = {(line.kind, line.student): line.text for line in summary.lines}
     assert said == {
         ("error", "s00"): f"not graded: {killed}; {killed}; the same command tries again",
         ("crash", "s01"): f"{killed}; graded at the second try",
-        ("error", "s02"): "not graded: RuntimeError: the judge has a bug; RuntimeError: the judge has a bug; the same command tries again"}
+        ("error", "s02"): f"not graded: {bug}; {bug}; the same command tries again"}
     assert (summary.found, summary.graded, summary.failed, summary.is_good) == (6, 4, 2, False)
     assert memory.peak > 50 << 20
 
@@ -255,9 +258,11 @@ def dozen(folder: Path) -> None:
 
 
 def command(tmp_path: Path, journal: str, *more: str) -> list[str]:
-    (tmp_path / "roster.csv").write_text("student\n" + "\n".join(sorted(path.name.partition(".")[0] for path in (tmp_path / "submissions").iterdir())))
-    return [sys.executable, "-c", COMMAND, "batch", str(tmp_path / "submissions"), "--labs", "06", "--roster", str(tmp_path / "roster.csv"), "--jobs", "2",
-            "--no-predictions", "--journal", str(tmp_path / journal), "--json", str(tmp_path / f"{journal}.json"), *more]
+    students = sorted(path.name.partition(".")[0] for path in (tmp_path / "submissions").iterdir())
+    (tmp_path / "roster.csv").write_text("student\n" + "\n".join(students))
+    return [sys.executable, "-c", COMMAND, "batch", str(tmp_path / "submissions"), "--labs", "06",
+            "--roster", str(tmp_path / "roster.csv"), "--jobs", "2", "--no-predictions",
+            "--journal", str(tmp_path / journal), "--json", str(tmp_path / f"{journal}.json"), *more]
 
 
 def wait_for_results(journal: Path, count: int, process: subprocess.Popen) -> int:
@@ -282,7 +287,8 @@ def test_a_real_dozen_killed_interrupted_and_resumed_has_every_score_once(tmp_pa
     dozen(tmp_path / "submissions")
     journal, environment = tmp_path / "j", {**os.environ, "OMP_NUM_THREADS": "1"}
     for number, blow in ((2, signal.SIGKILL), (5, signal.SIGINT)):
-        process = subprocess.Popen(command(tmp_path, "j"), cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(command(tmp_path, "j"), cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True,
+                                   start_new_session=True)
         wait_for_results(journal, number, process)
         if blow == signal.SIGKILL:
             process.kill()
@@ -298,7 +304,8 @@ def test_a_real_dozen_killed_interrupted_and_resumed_has_every_score_once(tmp_pa
     summary, found = json.loads((tmp_path / "j.json").read_text()), scores(journal)
     assert (summary["known"], summary["graded"], summary["found"]) == (known, len(found) - known, len(found)) and known >= 5
     assert set(found) == {path.name.partition(".")[0] for path in (tmp_path / "submissions").iterdir()}
-    assert found["solution"] == 85 and all(found[name] == 0 for name in ("starter", "exits", "empty", "binary", "broken", "syntax", "import"))
+    assert found["solution"] == 85
+    assert all(found[name] == 0 for name in ("starter", "exits", "empty", "binary", "broken", "syntax", "import"))
     assert all(0 < found[name] < 85 for name in found if name.startswith("mutant"))
     assert {line["student"] for line in summary["lines"]} == {"empty", "binary", "broken"} and summary["peak_bytes"] > 100 << 20
     assert_as_uninterrupted(tmp_path, found)
@@ -311,7 +318,8 @@ def assert_as_uninterrupted(tmp_path: Path, found: dict[str, float]) -> None:
     settings = Settings(predictions=False)
     cohort = read_cohort(tmp_path / "submissions", [LAB])
     with grader_of(LAB, settings) as grader, grader.sandbox() as shared:
-        reports = {one.submission.student: grader.grade(one.submission, shared=shared) for one in cohort.handed_in[::-1] if "mutant" in one.submission.student}
+        reports = {one.submission.student: grader.grade(one.submission, shared=shared) for one in cohort.handed_in[::-1]
+                   if "mutant" in one.submission.student}
     with Journal(tmp_path / "j") as base:
         assert {entry.report.student: entry.report.to_json() for entry in base.latest() if entry.report.student in reports} == {
             student: report.to_json() for student, report in reports.items()}
@@ -341,6 +349,7 @@ def test_synthetic_submissions_are_the_same_for_the_same_seed_and_can_be_read(tm
     synthetic.write(tmp_path / "out", LAB, made)
     cohort = read_cohort(tmp_path / "out" / "submissions", [LAB], read_roster(tmp_path / "out" / "roster.csv"))
     assert [one.submission.student for one in cohort.handed_in] == [one.student for one in made]
-    assert all(handed_in.submission.text() == one.text for handed_in, one in zip(cohort.handed_in, made, strict=True) if not one.cheat)
+    assert all(handed_in.submission.text() == one.text for handed_in, one in zip(cohort.handed_in, made, strict=True)
+               if not one.cheat)
     with pytest.raises(ValueError, match="is not empty"):
         synthetic.write(tmp_path / "out", LAB, made)

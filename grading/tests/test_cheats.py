@@ -31,11 +31,12 @@ HONEST = (1, 4)
 """TODOs that are graded of every cheat, whatever it cheats at; `python -m grading cheats` grades all."""
 MARK = Path("/tmp/nano-qwen3-cheat-was-unpickled")
 VECTORS = (
-    "os._exit", "sys.exit", "pytest.exit", "pytest.skip", "torch.allclose", "builtins", "json.dumps", "safetensors", "__eq__", "__torch_function__",
-    "__reduce__", "_getframe", "gc.get_objects", "/proc", "os.read", "import solution", "importlib", "sys.path", "conftest.py", "pytest.ini", "torch.py",
-    ".pyc", "print(FORGED)", "sendall", "x1b", "<script>", "while True", "SIG_IGN", "SIGXFSZ", "time.sleep", "os.fork", "os.setsid", "bytearray",
-    "os.truncate", "os.mkdir", "sys.stdout.write", "setrecursionlimit", "nan", "inf", "__str__", "connect", "SIGKILL", "SIGSTOP", "ptrace", "threading",
-    "module.Peer", "symlink_to", "zipfile", "tarfile",
+    "os._exit", "sys.exit", "pytest.exit", "pytest.skip", "torch.allclose", "builtins", "json.dumps", "safetensors", "__eq__",
+    "__torch_function__", "__reduce__", "_getframe", "gc.get_objects", "/proc", "os.read", "import solution", "importlib",
+    "sys.path", "conftest.py", "pytest.ini", "torch.py", ".pyc", "print(FORGED)", "sendall", "x1b", "<script>", "while True",
+    "SIG_IGN", "SIGXFSZ", "time.sleep", "os.fork", "os.setsid", "bytearray", "os.truncate", "os.mkdir", "sys.stdout.write",
+    "setrecursionlimit", "nan", "inf", "__str__", "connect", "SIGKILL", "SIGSTOP", "ptrace", "threading", "module.Peer",
+    "symlink_to", "zipfile", "tarfile",
 )  # fmt: skip
 
 
@@ -60,9 +61,11 @@ def whole_run(level: str) -> Outcome:
     found = {one.cheat.name: one for one in verdicts(read_cheats(), level, limits=LIMITS, besides=HONEST)}
     slow = [one.cheat for one in found.values() if _was_too_slow(one)]
     found |= {one.cheat.name: one for one in verdicts(slow, level, limits=PATIENT, besides=HONEST)}
-    mine = [path for path in sorted(set(os.listdir(tempfile.gettempdir())) - before) if re.match(r"submission-|runtime-|cheat", path)]
+    mine = [path for path in sorted(set(os.listdir(tempfile.gettempdir())) - before)
+            if re.match(r"submission-|runtime-|cheat", path)]
     left = [f"process {pid}" for pid in processes_of(os.getpid())[1:]] + [path for path in mine if _is_of(path)]
-    return Outcome(tuple(map(_in_words, found.values())), tuple(left), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) * (1 if sys.platform == "darwin" else 1024))
+    return Outcome(tuple(map(_in_words, found.values())), tuple(left),
+                   (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) * (1 if sys.platform == "darwin" else 1024))
 
 
 def _was_too_slow(one: Verdict) -> bool:
@@ -92,7 +95,8 @@ def outcomes() -> dict[str, Outcome]:
 def test_every_cheat_gets_what_its_honest_part_is_worth(outcomes: dict[str, Outcome], level: str):
     if level not in outcomes:
         pytest.skip(f"this machine does not have the isolation level {level}; its strongest is {strongest_level()}")
-    wrong = [f"{name}, worth {worth} of {MOST}: {happened}" for name, worth, right, happened, _ in outcomes[level].found if not right]
+    wrong = [f"{name}, worth {worth} of {MOST}: {happened}" for name, worth, right, happened, _ in outcomes[level].found
+             if not right]
     assert not wrong, "\n".join(wrong)
 
 
@@ -134,8 +138,11 @@ def test_they_cover_every_vector_that_is_known():
 
 def test_a_cheat_replaces_functions_of_the_solution_and_leaves_the_others():
     base = find_lab("06").solution.read_text(encoding="utf-8")
-    text = composed(base, '"""x"""\nimport zlib\n\ndef helper():\n    return 1\n\nclass FreeList:\n    def take(self, count):\n        return helper()\n')
-    assert "return helper()" in text and "popitem" not in text and "def give_back" in text and text.index("def helper") > text.index("def main")
+    text = composed(
+        base, '"""x"""\nimport zlib\n\ndef helper():\n    return 1\n\n'
+        "class FreeList:\n    def take(self, count):\n        return helper()\n")
+    assert ("return helper()" in text and "popitem" not in text and "def give_back" in text
+            and text.index("def helper") > text.index("def main"))
 
 
 def test_the_command_shows_each_and_fails_if_one_gets_more(monkeypatch: pytest.MonkeyPatch):

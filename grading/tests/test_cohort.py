@@ -1,4 +1,7 @@
-"""A cohort's page: the same failures are one cluster, no comment goes out that three students have not verified, and everybody can read it."""
+"""A cohort's page: the same failures are one cluster, and everybody can read it.
+
+No comment goes out that three students have not verified.
+"""
 
 import json
 import re
@@ -29,7 +32,8 @@ def entry(student, *checks, late=0.0, final=None):
 
 def wrong_list(student, size):
     """Fails one check of TODO 1, in words that differ from student to student in their numbers only."""
-    return entry(student, check(1, "every_block_is_free", f"FreeList({size}) lacks [{size}], and has 'x{size}' too many"), check(1, "takes_all_or_none"), check(2, "rounds_up"))
+    return entry(student, check(1, "every_block_is_free", f"FreeList({size}) lacks [{size}], and has 'x{size}' too many"),
+                 check(1, "takes_all_or_none"), check(2, "rounds_up"))
 
 
 def right(student):
@@ -41,9 +45,12 @@ def untouched(student):
                             ((1, "every_block_is_free"), (1, "takes_all_or_none"), (2, "rounds_up"))))
 
 
-COHORT = [wrong_list("ada", 7), wrong_list("ben", 12), wrong_list("cem", 30), wrong_list("dora", 9), right("eli"), untouched("fay"),
-          entry("gus", check(1, "every_block_is_free", "another message"), check(1, "takes_all_or_none"), check(2, "rounds_up", "off by 1")),
-          entry("<script>alert('x')</script>", check(1, "every_block_is_free"), check(1, "takes_all_or_none"), check(2, "rounds_up", "<img src=x>"), final=2.5)]
+COHORT = [
+    wrong_list("ada", 7), wrong_list("ben", 12), wrong_list("cem", 30), wrong_list("dora", 9), right("eli"), untouched("fay"),
+    entry("gus", check(1, "every_block_is_free", "another message"), check(1, "takes_all_or_none"),
+          check(2, "rounds_up", "off by 1")),
+    entry("<script>alert('x')</script>", check(1, "every_block_is_free"), check(1, "takes_all_or_none"),
+          check(2, "rounds_up", "<img src=x>"), final=2.5)]
 LIST = Symptom(1, "The free list does not begin with every block.", 1, ({"test_todo_1_every_block_is_free": ["00000000"]},))
 NAMES = {1: {"every_block_is_free", "takes_all_or_none"}, 2: {"rounds_up"}}
 
@@ -59,7 +66,8 @@ def first():
 def test_the_same_checks_and_words_are_one_cluster_whatever_the_numbers():
     got = [(one.todo, one.students, one.unwritten) for one in cohort.clusters(COHORT)]
     assert got[0] == (1, ("ada", "ben", "cem", "dora"), False)
-    assert sorted(got[1:]) == sorted([(1, ("fay",), True), (1, ("gus",), False), (2, ("fay",), True), (2, ("gus",), False), (2, ("<script>alert('x')</script>",), False)])
+    assert sorted(got[1:]) == sorted([(1, ("fay",), True), (1, ("gus",), False), (2, ("fay",), True), (2, ("gus",), False),
+                                      (2, ("<script>alert('x')</script>",), False)])
 
 
 def test_a_cluster_has_the_same_name_in_every_report():
@@ -91,15 +99,17 @@ def test_only_a_comment_verified_against_three_students_of_the_cluster_goes_out(
     out = cohort.comments(cohort.marked(found(), marks))
     assert out == [(student, 1, LIST.says) for student in ("ada", "ben", "cem", "dora")]
     silent = found()[1].id
-    for mark, told in ((f"{name}=ada,ben", "verified against 2 students; a comment goes out after 3"), (f"{name}=ada,ada,ada", "against 1 students"),
-                       (f"{name}=ada,ben,eli", "eli not in cluster"), ("9-000000=a,b,c", "not '9-000000=a,b,c'"), (name, "CLUSTER=student"),
-                       (f"{silent}=fay,gus,ada", "no comment that could be verified")):
+    for mark, told in ((f"{name}=ada,ben", "verified against 2 students; a comment goes out after 3"),
+                       (f"{name}=ada,ada,ada", "against 1 students"),
+                       (f"{name}=ada,ben,eli", "eli not in cluster"), ("9-000000=a,b,c", "not '9-000000=a,b,c'"),
+                       (name, "CLUSTER=student"), (f"{silent}=fay,gus,ada", "no comment that could be verified")):
         with pytest.raises(ValueError, match=told):
             cohort.read_verified([mark], found())
 
 
 def test_scores_are_counted_in_tenths_the_full_score_in_the_last():
-    assert [(one.low, one.high, one.count) for one in cohort.distribution(COHORT) if one.count] == [(0, 10, 1), (20, 30, 1), (30, 40, 1), (60, 70, 4), (90, 100, 1)]
+    assert [(one.low, one.high, one.count) for one in cohort.distribution(COHORT) if one.count] == [
+        (0, 10, 1), (20, 30, 1), (30, 40, 1), (60, 70, 4), (90, 100, 1)]
 
 
 # the page
@@ -128,7 +138,8 @@ class Tags(HTMLParser):
 def test_the_page_needs_nothing_else_and_runs_nothing():
     tags = Tags(page())
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in tags.seen}
-    assert not [value for _, attributes in tags.seen for name, value in attributes.items() if name in ("src", "action", "onclick")]
+    assert not [value for _, attributes in tags.seen for name, value in attributes.items()
+                if name in ("src", "action", "onclick")]
     assert all(attributes["href"].startswith("#") for tag, attributes in tags.seen if tag == "a")
     assert "url(" not in page() and "@import" not in page()
     assert "<script>alert('x')</script>" in tags.text and "<img src=x>" in tags.text
@@ -137,7 +148,8 @@ def test_the_page_needs_nothing_else_and_runs_nothing():
 def test_states_are_figures_and_words_and_links_lead_to_their_cluster():
     tags = Tags(page())
     words = {"solved", "partly", "failing", "not started"}
-    cells = [attributes["class"] for tag, attributes in tags.seen if tag == "td" and attributes.get("class", "").startswith("state ")]
+    cells = [attributes["class"] for tag, attributes in tags.seen
+             if tag == "td" and attributes.get("class", "").startswith("state ")]
     assert len(cells) == 2 * len(COHORT) and {name.split()[1].replace("-", " ") for name in cells} <= words
     assert tags.text.count(", partly") == 5 and tags.text.count(", not started") == 2
     targets = {attributes["id"] for _, attributes in tags.seen if "id" in attributes}
@@ -154,16 +166,24 @@ def test_the_page_says_what_goes_out_and_what_does_not():
 
 def test_the_same_journal_gives_the_same_page():
     clusters = found()
-    assert cohort.page("06", "x", COHORT, clusters) == cohort.page("06", "x", COHORT[::-1], cohort.with_comments(cohort.clusters(COHORT[::-1]), (LIST,), NAMES))
+    others = cohort.with_comments(cohort.clusters(COHORT[::-1]), (LIST,), NAMES)
+    assert cohort.page("06", "x", COHORT, clusters) == cohort.page("06", "x", COHORT[::-1], others)
     with pytest.raises(ValueError, match="no results of lab 07"):
         cohort.page("07", "x", [], [])
 
 
 PROBE = """<script>
-const shade = name => { const [r, g, b] = name.match(/[\\d.]+/g).map(Number).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-                        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-const under = one => { while (one) { const c = getComputedStyle(one).backgroundColor; if (!/, 0\\)$/.test(c) && c !== 'transparent') return c; one = one.parentElement; } };
-const found = [...document.querySelectorAll('h1, h2, h3, p, .soft, a, th, td, dt, dd, summary, li, caption, code, .state span')].filter(one => one.innerText).map(one => {
+const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const shade = name => {
+  const [r, g, b] = name.match(/[\\d.]+/g).map(Number).map(v => linear(v / 255));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const under = one => {
+  while (one) {
+    const c = getComputedStyle(one).backgroundColor;
+    if (!/, 0\\)$/.test(c) && c !== 'transparent') return c;
+    one = one.parentElement; } };
+const texts = document.querySelectorAll('h1, h2, h3, p, .soft, a, th, td, dt, dd, summary, li, caption, code, .state span');
+const found = [...texts].filter(one => one.innerText).map(one => {
   const [a, b] = [shade(getComputedStyle(one).color), shade(under(one))];
   return [one.tagName + '.' + one.className, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]; });
 document.body.innerHTML = '';
@@ -174,8 +194,8 @@ document.title = JSON.stringify({page: getComputedStyle(document.body).backgroun
 
 def chromium(file, *options):
     """What headless Chromium makes of a page; its own requests are switched off."""
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", f"--user-data-dir={file.parent / 'profile'}", "--dump-dom"]
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={file.parent / 'profile'}", "--dump-dom"]
     done = subprocess.run([CHROMIUM, *quiet, *options, file.as_uri()], capture_output=True, text=True, timeout=60)
     assert "<html" in done.stdout, done.stderr[-500:]
     return done.stdout

@@ -20,11 +20,12 @@ CANVAS = (
     b'"Twin, Dora",104,s-4,dora,B,,"",\r\n'
     b'"Twin, Dora",105,s-5,dora2,B,,,\r\n'
     b'"Student, Test",199,,4f2a,A,,,')
-"""With what real exports have: a mark of byte order, quotation marks, lines of their own, somebody excused, a last line without an end."""
+"""What real exports have: a byte-order mark, quotation marks, lines of their own, somebody excused, no end of the last line."""
 
 
 def entry(student, score, late=0.0):
-    report = Report(student, "06", "0" * 64, "limits", "5eed", {"checks": "abc"}, (CheckResult(1, "x", 10, score, False, "", "s", "c"),))
+    report = Report(student, "06", "0" * 64, "limits", "5eed", {"checks": "abc"},
+                    (CheckResult(1, "x", 10, score, False, "", "s", "c"),))
     return Entry(report, None, late, score)
 
 
@@ -33,7 +34,8 @@ def cells(data: bytes) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("data", [
-    CANVAS, CANVAS + b"\r\n", CANVAS.replace(b"\r\n", b"\n"), CANVAS.removeprefix(b"\xef\xbb\xbf"), b"a", b'"a;b";c\n1;"x,""y"\n\n2;3\n', b'a,b\n"li\r\nne",2\n', b"a,\n,\n"])
+    CANVAS, CANVAS + b"\r\n", CANVAS.replace(b"\r\n", b"\n"), CANVAS.removeprefix(b"\xef\xbb\xbf"), b"a",
+    b'"a;b";c\n1;"x,""y"\n\n2;3\n', b'a,b\n"li\r\nne",2\n', b"a,\n,\n"])
 def test_a_sheet_that_is_read_and_not_changed_is_the_same_bytes(data):
     sheet = Sheet(data)
     assert sheet.data() == data
@@ -53,7 +55,8 @@ def test_a_cell_keeps_its_quotation_marks_and_a_short_row_gets_its_cells():
 def test_canvas_fills_the_column_and_nothing_else():
     entries = [entry("101", 9.5), entry("s-2", 10), entry("dora", 7), entry("dora2", 2.25)]
     filled = canvas.fill(CANVAS, "Lab 06", entries)
-    expected = CANVAS.replace(b'88.00,,91.2', b'88.00,9.5,91.2').replace(b'A,,3,"4"', b'A,,10,"4"').replace(b'dora,B,,"",', b'dora,B,,"7",')
+    expected = CANVAS.replace(b'88.00,,91.2', b'88.00,9.5,91.2').replace(b'A,,3,"4"', b'A,,10,"4"').replace(
+        b'dora,B,,"",', b'dora,B,,"7",')
     expected = expected.replace(b"dora2,B,,,", b"dora2,B,,2.25,")
     assert filled.data == expected
     assert filled.unplaced == ()
@@ -76,7 +79,8 @@ def test_canvas_ids_go_before_sis_ids_and_the_doubt_is_said():
 
 
 def test_canvas_lists_whom_it_does_not_find_for_certain_and_enters_nobody():
-    entries = [entry("stranger", 4), entry("Twin, Dora", 5), entry("101", 6), entry("s-1", 7), entry("ADA@example.com", 3), entry("cem", 8), entry("Points Possible", 1)]
+    entries = [entry("stranger", 4), entry("Twin, Dora", 5), entry("101", 6), entry("s-1", 7), entry("ADA@example.com", 3),
+               entry("cem", 8), entry("Points Possible", 1)]
     filled = canvas.fill(CANVAS, "4712", entries)
     assert filled.data == CANVAS
     assert set(filled.unplaced) == {
@@ -88,31 +92,36 @@ def test_canvas_lists_whom_it_does_not_find_for_certain_and_enters_nobody():
 
 def test_canvas_says_lower_grades_and_other_points():
     filled = canvas.fill(CANVAS.replace(b",100,10,", b",100,20,"), "4712", [entry("ben", 2)])
-    assert "ben: was 3, is 2 now, lower" in filled.notes and "in Canvas the assignment is worth 20 points, here 10" in filled.notes
+    assert ("ben: was 3, is 2 now, lower" in filled.notes
+            and "in Canvas the assignment is worth 20 points, here 10" in filled.notes)
 
 
 @pytest.mark.parametrize("data, assignment, told", [
-    (CANVAS, "Lab 07", "no assignment 'Lab 07'; it has: Lab 05 .4711.; Lab 06 .4712."), (CANVAS.replace(b"Lab 05", b"Lab 06"), "Lab 06", "more than one"),
-    (CANVAS, "Section", "no assignment"), (b"Name,Grade\nada,1\n", "x", "no column Student and no ID"), (b"", "x", "empty"), (b"\xff\xfe", "x", "not in UTF-8")])
+    (CANVAS, "Lab 07", "no assignment 'Lab 07'; it has: Lab 05 .4711.; Lab 06 .4712."),
+    (CANVAS.replace(b"Lab 05", b"Lab 06"), "Lab 06", "more than one"), (CANVAS, "Section", "no assignment"),
+    (b"Name,Grade\nada,1\n", "x", "no column Student and no ID"), (b"", "x", "empty"), (b"\xff\xfe", "x", "not in UTF-8")])
 def test_canvas_says_what_it_cannot_fill(data, assignment, told):
     with pytest.raises(ValueError, match=told):
         canvas.fill(data, assignment, [entry("101", 4)])
 
 
 WORKSHEET = (
-    'Identifier,"Full name","Email address",Status,Grade,"Maximum Grade","Grade can be changed","Last modified (submission)","Last modified (grade)","Feedback comments"\n'
+    'Identifier,"Full name","Email address",Status,Grade,"Maximum Grade","Grade can be changed",'
+    '"Last modified (submission)","Last modified (grade)","Feedback comments"\n'
     'Participant 7,"Ada Lovelace",ada@example.com,Submitted,,10.00,Yes,"Monday, 1 February 2027, 10:00 AM",-,\n'
     'Participant 8,"Ben Babbage",ben@example.com,Submitted,3.00,10.00,Yes,-,"Tuesday, 2 February 2027, 8:00 AM",old\n'
     'Participant 9,"Cem König",cem@example.com,Submitted,,10.00,No,-,-,\n').encode()
 
 
 def test_moodles_worksheet_is_filled_and_keeps_when_grades_were_changed():
-    filled = moodle.fill_worksheet(WORKSHEET, [entry("ada@example.com", 9.5), entry("Participant 8", 2), entry("Cem König", 1), entry("nobody", 1)])
+    filled = moodle.fill_worksheet(WORKSHEET, [entry("ada@example.com", 9.5), entry("Participant 8", 2), entry("Cem König", 1),
+                                               entry("nobody", 1)])
     before, after = cells(WORKSHEET), cells(filled.data)
     assert [row[4] for row in after] == ["Grade", "9.5", "2", ""]
     assert [row[9] for row in after] == ["Feedback comments", "TODO 1 9.5/10; total 9.5/10", "TODO 1 2/10; total 2/10", ""]
     assert [row[:4] + row[5:9] for row in after] == [row[:4] + row[5:9] for row in before]
-    assert set(filled.unplaced) == {"Cem König: the grade is locked in Moodle", "nobody: no row has it as Identifier, Email address, Full name"}
+    assert set(filled.unplaced) == {"Cem König: the grade is locked in Moodle",
+                                    "nobody: no row has it as Identifier, Email address, Full name"}
     assert "Participant 8: was 3.00, is 2 now, lower" in filled.notes
 
 

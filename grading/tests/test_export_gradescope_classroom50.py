@@ -9,21 +9,26 @@ from grading.export import classroom50, gradescope
 from grading.journal import Entry
 from grading.model import CheckResult, Report
 
-PREDICTED = CheckResult(0, "predictions", 15, 12.4, False, "83% of the answers of the best attempt are right", "Predict first", "what happens")
+PREDICTED = CheckResult(0, "predictions", 15, 12.4, False, "83% of the answers of the best attempt are right", "Predict first",
+                        "what happens")
 RIGHT = CheckResult(1, "a_block_is_free_once", 3, 3, False, "", "TODO 1: Free list", "what is free")
-WRONG = CheckResult(1, "takes_all_or_none", 2, 0, False, "expected 4 blocks, 3 came", "TODO 1: Free list", "taking", (), False, "hello")
+WRONG = CheckResult(1, "takes_all_or_none", 2, 0, False, "expected 4 blocks, 3 came", "TODO 1: Free list", "taking", (), False,
+                    "hello")
 HIDDEN = CheckResult(2, "pools_are_apart", 5, 0, True, "secret", "TODO 2", "pools")
 REPORT = Report("ada@example.com", "06", "ab" * 32, "limits", "5eed", {"checks": "abc"}, (PREDICTED, RIGHT, WRONG, HIDDEN))
 ENTRY = Entry(REPORT, "2027-02-01T12:00:00+02:00", 1.0, 13.86)
 LATE_FREE = Entry(REPORT, None, 0.0, REPORT.score)
 
-GRADESCOPE = {"score", "execution_time", "output", "output_format", "visibility", "stdout_visibility", "extra_data", "tests", "leaderboard"}
-GRADESCOPE_TEST = {"score", "max_score", "status", "name", "number", "output", "output_format", "tags", "visibility", "extra_data"}
+GRADESCOPE = {"score", "execution_time", "output", "output_format", "visibility", "stdout_visibility", "extra_data", "tests",
+              "leaderboard"}
+GRADESCOPE_TEST = {"score", "max_score", "status", "name", "number", "output", "output_format", "tags", "visibility",
+                   "extra_data"}
 VISIBILITY = {"hidden", "after_due_date", "after_published", "visible"}
-CLASSROOM50 = {"schema", "classroom", "assignment", "assignment_type", "owner", "submission", "commit", "release", "review", "datetime", "score",
-               "max-score", "tests"}
-PLACES = json.dumps({"classroom": "serving", "assignment": "lab06", "assignment_type": "individual", "submissions": {"ada@example.com": {
-    "submission": "submit/2027-02-01T10-00-00Z-0a1b2c3", "commit": "a link", "release": "another", "review": "a third"}}})
+CLASSROOM50 = {"schema", "classroom", "assignment", "assignment_type", "owner", "submission", "commit", "release", "review",
+               "datetime", "score", "max-score", "tests"}
+PLACES = json.dumps({"classroom": "serving", "assignment": "lab06", "assignment_type": "individual", "submissions": {
+    "ada@example.com": {
+        "submission": "submit/2027-02-01T10-00-00Z-0a1b2c3", "commit": "a link", "release": "another", "review": "a third"}}})
 
 
 def check_gradescope(facts: dict) -> None:
@@ -80,7 +85,8 @@ def test_classroom50_gets_whole_numbers_and_the_time_in_utc():
     check_classroom50(facts)
     assert (facts["score"], facts["max-score"], facts["datetime"]) == (14, 25, "2027-02-01T10:00:00Z")
     assert (facts["owner"], facts["classroom"], facts["review"]) == ("ada@example.com", "serving", "a third")
-    assert [(test["passed"], test["score"], test["max-score"]) for test in facts["tests"]] == [(False, 12, 15), (True, 3, 3), (False, 0, 2), (False, 0, 5)]
+    assert [(test["passed"], test["score"], test["max-score"]) for test in facts["tests"]] == [
+        (False, 12, 15), (True, 3, 3), (False, 0, 2), (False, 0, 5)]
     assert len({test["test-name"] for test in facts["tests"]}) == 4
 
 
@@ -88,8 +94,10 @@ def test_classroom50_says_what_it_lacks():
     place = classroom50.read_places(PLACES)["ada@example.com"]
     with pytest.raises(ValueError, match="not known when ada@example.com handed in"):
         classroom50.result(LATE_FREE, place)
-    for broken, told in ((PLACES.replace('"review"', '"revue"'), "'ada@example.com' has no review"), (PLACES.replace("individual", "pair"), "not 'pair'"),
-                         (PLACES.replace("submit/", "tag/"), "begin with submit/"), ('{"classroom": "x"}', "assignment"), ("[", "needs classroom"), ("[]", "needs")):
+    for broken, told in ((PLACES.replace('"review"', '"revue"'), "'ada@example.com' has no review"),
+                         (PLACES.replace("individual", "pair"), "not 'pair'"),
+                         (PLACES.replace("submit/", "tag/"), "begin with submit/"), ('{"classroom": "x"}', "assignment"),
+                         ("[", "needs classroom"), ("[]", "needs")):
         with pytest.raises(ValueError, match=told):
             classroom50.read_places(broken)
 

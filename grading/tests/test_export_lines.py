@@ -11,16 +11,20 @@ from grading.journal import Entry
 from grading.model import CheckResult, Report
 
 PLACE = classroom50.Place("serving", "lab06", "individual", "submit/2027-02-01T10-00-00Z-0a1b2c3", "commit", "release", "review")
-SECRETS = ("the_name_that_tells", "the name that tells", "words that tell", "a section that tells", "prints that tell", "5eed5eed5eed5eed")
+SECRETS = ("the_name_that_tells", "the name that tells", "words that tell", "a section that tells", "prints that tell",
+           "5eed5eed5eed5eed")
 
 
 def entry_of(*checks, student="ada", final=None, late=0.0):
-    report = Report(student, "06", "0" * 64, "limits", "5eed5eed5eed5eed", {"checks": "abc", "python": "3.12.1", "torch": "2.13.0"}, checks, ("a note",))
+    report = Report(student, "06", "0" * 64, "limits", "5eed5eed5eed5eed",
+                    {"checks": "abc", "python": "3.12.1", "torch": "2.13.0"}, checks, ("a note",))
     return Entry(report, "2027-02-01T10:00:00Z", late, report.score if final is None else final)
 
 
-OPEN = CheckResult(1, "a_block_is_free_once", 3, 0, False, "expected 4 blocks, 3 came", "TODO 1: Free list", "what is free", (), False, "my print")
-HIDDEN = CheckResult(1, "the_name_that_tells", 2, 0, True, "words that tell", "a section that tells", "pools", (), False, "prints that tell")
+OPEN = CheckResult(1, "a_block_is_free_once", 3, 0, False, "expected 4 blocks, 3 came", "TODO 1: Free list", "what is free", (),
+                   False, "my print")
+HIDDEN = CheckResult(1, "the_name_that_tells", 2, 0, True, "words that tell", "a section that tells", "pools", (), False,
+                     "prints that tell")
 HIDDEN_PASSED = CheckResult(2, "the_name_that_tells", 4, 4, True, "", "a section that tells", "all or nothing")
 ENTRY = entry_of(OPEN, HIDDEN, HIDDEN_PASSED)
 
@@ -45,14 +49,17 @@ def test_a_student_learns_of_a_hidden_check_its_todo_and_concept_only(form):
 @pytest.mark.parametrize("form", [junit.document, markdown.summary, html.page])
 def test_instructors_see_hidden_checks_in_full(form):
     said = form([ENTRY] if form is junit.document else ENTRY, as_student=False)
-    assert all(secret in said for secret in ("the name that tells", "words that tell", "a section that tells", "prints that tell"))
+    assert all(secret in said
+               for secret in ("the name that tells", "words that tell", "a section that tells", "prints that tell"))
 
 
 def test_control_sequences_and_marks_of_direction_do_not_get_through():
-    nasty = CheckResult(1, "x", 1, 0, False, "\x1b[31mred\x1b[0m \x00 \u202edesrever \x9b31m \ud800", "s", "c", (), False, "\x1b]0;title\x07")
+    nasty = CheckResult(1, "x", 1, 0, False, "\x1b[31mred\x1b[0m \x00 \u202edesrever \x9b31m \ud800", "s", "c", (), False,
+                        "\x1b]0;title\x07")
     line = lines_of(entry_of(nasty).report)[0]
     assert not [character for character in line.said + line.printed if ord(character) < 32 or character in "\u202e\x9b\ud800"]
-    for text in (junit.document([entry_of(nasty)]), markdown.summary(entry_of(nasty)), html.page(entry_of(nasty)), gradescope.results(entry_of(nasty))):
+    for text in (junit.document([entry_of(nasty)]), markdown.summary(entry_of(nasty)), html.page(entry_of(nasty)),
+                 gradescope.results(entry_of(nasty))):
         assert "\x1b" not in text and "\u202e" not in text
         text.encode("utf-8")
 

@@ -14,7 +14,9 @@ from grading.export import csv_table, html, junit, markdown
 from grading.journal import Entry
 from grading.model import CheckResult, Report
 
-NASTY = "``` \n~~~\n````\n# heading\n<script>alert(1)</script> </pre></textarea> ]]> &amp; ::stop-commands::x\n::error::y | [l](javascript:1) @team `x``y`"
+NASTY = (
+    "``` \n~~~\n````\n# heading\n<script>alert(1)</script> </pre></textarea> ]]> &amp; "
+    "::stop-commands::x\n::error::y | [l](javascript:1) @team `x``y`")
 
 
 def entry_of(*checks, student="ada", notes=()):
@@ -49,8 +51,9 @@ def shape(element: ElementTree.Element, found: dict | None = None) -> dict[str, 
 
 def test_junit_has_the_elements_and_attributes_that_pytest_writes(tmp_path):
     (tmp_path / "test_it.py").write_text(SUITE)
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path), "-o", "junit_logging=system-out",
-                    "--junitxml", str(tmp_path / "out.xml"), str(tmp_path)], capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path),
+                    "-o", "junit_logging=system-out", "--junitxml", str(tmp_path / "out.xml"), str(tmp_path)],
+                   capture_output=True, timeout=60)
     theirs = shape(ElementTree.parse(tmp_path / "out.xml").getroot())
     ours = shape(ElementTree.fromstring(junit.document([HOSTILE, entry_of(RIGHT)])))
     assert set(ours) == set(theirs), "testsuites, testsuite, testcase, failure, system-out"
@@ -58,7 +61,8 @@ def test_junit_has_the_elements_and_attributes_that_pytest_writes(tmp_path):
         assert attributes <= theirs[tag][0], f"pytest's {tag} has no {attributes - theirs[tag][0]}"
         assert children <= theirs[tag][1], f"pytest has no {children - theirs[tag][1]} in a {tag}"
     unknown_here = {"time", "timestamp", "hostname"}
-    assert all(theirs[tag][0] - unknown_here <= ours[tag][0] for tag in ("testsuite", "testcase")), "all but what is not known, or the machine's, is there"
+    assert all(theirs[tag][0] - unknown_here <= ours[tag][0] for tag in ("testsuite", "testcase")), (
+        "all but what is not known, or the machine's, is there")
 
 
 def test_junit_says_each_check_once_and_nothing_gets_out_of_its_place():
@@ -81,10 +85,13 @@ def test_csv_cells_that_a_spreadsheet_would_run_are_text(text):
 
 
 def test_the_table_has_a_row_for_each_submission_and_a_column_for_each_todo():
-    other = entry_of(CheckResult(0, "predictions", 15, 12.5, False, "", "", ""), CheckResult(3, "x", 4, 4, True), student="ben, \"b\"", notes=("=n",))
+    other = entry_of(CheckResult(0, "predictions", 15, 12.5, False, "", "", ""), CheckResult(3, "x", 4, 4, True),
+                     student='ben, "b"', notes=("=n",))
     rows = list(csv.DictReader(io.StringIO(csv_table.table([HOSTILE, other]), newline="")))
-    assert [(row["student"], row["final_score"], row["max_score"]) for row in rows] == [("<b>`ada`</b>|", "3", "5"), ('ben, "b"', "16.5", "19")]
-    assert [[row[name] for name in ("predictions", "TODO 1", "TODO 2", "TODO 3")] for row in rows] == [["", "3", "0", ""], ["12.5", "", "", "4"]]
+    assert [(row["student"], row["final_score"], row["max_score"]) for row in rows] == [
+        ("<b>`ada`</b>|", "3", "5"), ('ben, "b"', "16.5", "19")]
+    assert [[row[name] for name in ("predictions", "TODO 1", "TODO 2", "TODO 3")] for row in rows] == [
+        ["", "3", "0", ""], ["12.5", "", "", "4"]]
     assert rows[1]["notes"] == "'=n" and rows[0]["submitted"] == "2027-02-01T10:00:00Z"
 
 

@@ -1,4 +1,7 @@
-"""The zip for Gradescope, unpacked and started as its container starts it, with half a core and 768 MiB where groups can be made."""
+"""The zip for Gradescope, unpacked and started as its container starts it.
+
+With half a core and 768 MiB where control groups can be made.
+"""
 
 import io
 import json
@@ -46,7 +49,8 @@ def ran(archive, mutant):
         try:
             used, results = gradescope_try.run(archive, mutant, root)
         except small_machine.NoGroups:
-            done = subprocess.run([root / "run_autograder"], env=gradescope_try.environment(root), capture_output=True, text=True, timeout=MOST_SECONDS)
+            done = subprocess.run([root / "run_autograder"], env=gradescope_try.environment(root), capture_output=True, text=True,
+                                  timeout=MOST_SECONDS)
             assert done.returncode == 0, done.stderr
             used, results = None, gradescope_try.results(root)
         yield used, results, root
@@ -64,7 +68,8 @@ def test_the_zip_has_one_lab_and_nothing_that_only_authors_need(archive):
     with zipfile.ZipFile(archive) as opened:
         names = opened.namelist()
     assert {name.split("/")[2] for name in names if name.startswith("course/labs/lab")} == {LAB.folder.name}
-    assert not [name for name in names if any(part in name for part in ("mutants/", "alternatives/", "cheats/", "tests/", ".pyc", "/.", "predictions.json"))]
+    assert not [name for name in names if any(part in name for part in (
+        "mutants/", "alternatives/", "cheats/", "tests/", ".pyc", "/.", "predictions.json"))]
     assert f"course/labs/{LAB.folder.name}/solution.py" in names and "course/grading/scenarios/lab06.py" in names
 
 
@@ -98,8 +103,9 @@ def test_a_submission_is_graded_from_the_unpacked_zip_alone(ran):
     assert {test["visibility"] for test in results["tests"]} == {"visible", "after_published"}
     facts = results["extra_data"]
     assert facts["student"] == "student@example.com" and facts["seed"] == seed_for(SECRET, "06", "student@example.com")
+    code = "import grading, labs, nano_qwen3_serving as n; print(grading.__file__, labs.__file__, n.__file__)"
     where = subprocess.run(
-        [sys.executable, "-c", "import grading, labs, nano_qwen3_serving as n; print(grading.__file__, labs.__file__, n.__file__)"],
+        [sys.executable, "-c", code],
         cwd=root / "source" / "course", capture_output=True, text=True, timeout=120).stdout.split()
     assert len(where) == 3 and all(path.startswith(str(root)) for path in where), f"modules came from {where}"
 
@@ -108,14 +114,16 @@ def test_a_submission_is_graded_from_the_unpacked_zip_alone(ran):
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can look as another user")
 def test_another_user_finds_neither_checks_nor_secret_nor_submissions(ran):
     _, _, root = ran
-    hidden = ["source/term_secret", "source/course/grading/scenarios/lab06.py", f"source/course/labs/{LAB.folder.name}/solution.py",
-              "submission/starter.py", "results/results.json", "submission_metadata.json"]
+    hidden = ["source/term_secret", "source/course/grading/scenarios/lab06.py",
+              f"source/course/labs/{LAB.folder.name}/solution.py", "submission/starter.py", "results/results.json",
+              "submission_metadata.json"]
     assert all((root / name).is_file() for name in hidden)
     for name in [*hidden, "source", "submission", "results"]:
-        seen = subprocess.run(["ls" if "." not in name and name != "source/term_secret" else "cat", str(root / name)], user=NOBODY, group=NOBODY, extra_groups=[],
-                              cwd="/", capture_output=True)
+        seen = subprocess.run(["ls" if "." not in name and name != "source/term_secret" else "cat", str(root / name)],
+                              user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", capture_output=True)
         assert seen.returncode != 0, f"nobody can read {name}"
-    assert subprocess.run(["cat", str(root / "run_autograder")], user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", capture_output=True).returncode == 0
+    assert (subprocess.run(["cat", str(root / "run_autograder")], user=NOBODY, group=NOBODY, extra_groups=[], cwd="/",
+                           capture_output=True).returncode == 0)
 
 
 @pytest.mark.slow
@@ -125,9 +133,11 @@ def test_judge_and_worker_fit_half_a_core_and_768_mib(ran):
         pytest.skip("no control group can be made here, so nothing can be limited; `gradescope-zip --try` measures where one can")
     assert used.returncode == 0 and results, used.output
     assert used.killed == 0
-    assert 0 < used.peak_bytes <= MOST_BYTES, f"judge and worker took {used.peak_bytes >> 20} MiB; {MOST_BYTES >> 20} are planned for"
+    assert 0 < used.peak_bytes <= MOST_BYTES, (
+        f"judge and worker took {used.peak_bytes >> 20} MiB; {MOST_BYTES >> 20} are planned for")
     assert used.seconds <= MOST_SECONDS
-    assert used.cpu_seconds <= 0.55 * used.seconds + 0.5, f"{used.cpu_seconds:.1f} s of a core in {used.seconds:.1f} s: that is more than half a core"
+    assert used.cpu_seconds <= 0.55 * used.seconds + 0.5, (
+        f"{used.cpu_seconds:.1f} s of a core in {used.seconds:.1f} s: that is more than half a core")
 
 
 def test_a_command_that_wants_more_memory_than_it_may_have_is_ended():
@@ -140,7 +150,8 @@ def test_a_command_that_wants_more_memory_than_it_may_have_is_ended():
 
 def test_metadata_say_who_handed_in_and_when(tmp_path):
     path = tmp_path / "submission_metadata.json"
-    facts = {"created_at": "2018-07-01T14:22:32.365935-07:00", "users": [{"email": "b@x", "id": 2, "name": "B"}, {"email": "a@x", "id": 1, "name": "A"}]}
+    facts = {"created_at": "2018-07-01T14:22:32.365935-07:00",
+             "users": [{"email": "b@x", "id": 2, "name": "B"}, {"email": "a@x", "id": 1, "name": "A"}]}
     path.write_text(json.dumps(facts))
     assert gradescope_run.read_metadata(path) == gradescope_run.HandedIn("a@x+b@x", "2018-07-01T21:22:32Z")
     assert gradescope_run.read_metadata(path, "id").student == "1+2"
@@ -157,5 +168,6 @@ def test_a_submission_that_is_a_folder_is_laid_out_with_its_predictions(archive,
     for name in ("starter.py", "predictions.json", "conftest.py"):
         (work / name).write_text(name)
     gradescope_try.lay_out(archive, work, root)
-    assert {path.name: path.read_text() for path in (root / "submission").iterdir()} == {"starter.py": "starter.py", "predictions.json": "predictions.json"}
+    assert {path.name: path.read_text() for path in (root / "submission").iterdir()} == {
+        "starter.py": "starter.py", "predictions.json": "predictions.json"}
     assert zipfile.is_zipfile(io.BytesIO(archive.read_bytes())) and os.access(root / "run_autograder", os.X_OK)

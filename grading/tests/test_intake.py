@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import stat
 import tarfile
 import tracemalloc
@@ -45,7 +46,8 @@ def test_a_folder_gives_its_two_files_and_names_the_others(tmp_path: Path):
     (home / "pytest.ini").write_text("[pytest]")
     submission = read_submission(home)
     assert (submission.student, submission.files) == ("ada", {"starter.py": GOOD, "predictions.json": b"{}"})
-    assert submission.notes == ("not taken: conftest.py, pytest.ini, torch.py, x/solution.py (only starter.py and predictions.json are)",)
+    assert submission.notes == (
+        "not taken: conftest.py, pytest.ini, torch.py, x/solution.py (only starter.py and predictions.json are)",)
 
 
 @pytest.mark.parametrize("make", ["zip", "tar", "tar.gz", "tgz"])
@@ -113,8 +115,9 @@ def test_what_is_missing_is_said(tmp_path: Path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"x = 1\0\n", "binary"), (os.urandom(64) + b"\0", "binary"), ("x = 'ä'\n".encode("latin-1"), "not text in UTF-8 (byte 5)"),
-        ("x = 1\n".encode("utf-16"), "binary"), (b"# \xed\xa0\x80\n", "not text in UTF-8"), (b"#" * (MOST_BYTES + 1), "256 KiB are allowed"),
+        (b"x = 1\0\n", "binary"), (random.Random(0).randbytes(64) + b"\0", "binary"),
+        ("x = 'ä'\n".encode("latin-1"), "not text in UTF-8 (byte 5)"), ("x = 1\n".encode("utf-16"), "binary"),
+        (b"# \xed\xa0\x80\n", "not text in UTF-8"), (b"#" * (MOST_BYTES + 1), "256 KiB are allowed"),
     ],
 )  # fmt: skip
 def test_a_starter_that_is_no_text_of_a_lab_is_not_taken(tmp_path: Path, content: bytes, words: str):
@@ -256,10 +259,12 @@ def damaged(path: Path) -> None:
 @pytest.mark.parametrize(
     "build, ending, words",
     [
-        (bomb_in_zip, "zip", "256 KiB are allowed"), (zip_that_lies_about_sizes, "zip", "cannot be read"), (zip_of_a_long_list, "zip", "more than 10000 files"),
-        (zip_of_many_files, "zip", "more than 10000 files"), (zip_of_many_starters, "zip", f"more than {MOST_COPIES} files called starter.py"),
-        (zip_in_a_strange_packing, "zip", "zip it anew"), (encrypted_zip, "zip", "encrypted"), (bomb_in_tar, "tar.gz", "more than 128 MiB in it"),
-        (header_bomb_in_tar, "tgz", "more than 128 MiB in it"), (damaged, "zip", "no zip, tar or tar.gz archive"),
+        (bomb_in_zip, "zip", "256 KiB are allowed"), (zip_that_lies_about_sizes, "zip", "cannot be read"),
+        (zip_of_a_long_list, "zip", "more than 10000 files"), (zip_of_many_files, "zip", "more than 10000 files"),
+        (zip_of_many_starters, "zip", f"more than {MOST_COPIES} files called starter.py"),
+        (zip_in_a_strange_packing, "zip", "zip it anew"), (encrypted_zip, "zip", "encrypted"),
+        (bomb_in_tar, "tar.gz", "more than 128 MiB in it"), (header_bomb_in_tar, "tgz", "more than 128 MiB in it"),
+        (damaged, "zip", "no zip, tar or tar.gz archive"),
     ],
 )  # fmt: skip
 def test_a_strange_archive_costs_little_and_says_what_is_wrong(tmp_path: Path, build, ending: str, words: str):

@@ -124,7 +124,8 @@ def test_what_counts_comes_by_lab_and_student_whatever_the_order_of_grading(tmp_
                 for lab in ("06", "07"):
                     base.record(student + lab, report(student, "x", 50, lab))
             texts.append([(entry.report.to_json(), entry.submitted, entry.final_score) for entry in base.latest()])
-            assert [(entry.report.lab, entry.report.student) for entry in base.latest()] == [(lab, name) for lab in ("06", "07") for name in sorted(people)]
+            assert [(entry.report.lab, entry.report.student) for entry in base.latest()] == [
+                (lab, name) for lab in ("06", "07") for name in sorted(people)]
     assert texts[0] == texts[1]
 
 
@@ -194,7 +195,8 @@ def test_killed_before_or_after_any_statement_it_loses_and_doubles_nothing(tmp_p
             with Journal(path, create=True) as base:
                 graded = {key for key in ("alice-1", "alice-2", "bob-1") if base.result(key)}
                 assert len(base.attempts()) in (0, 3), f"killed at {count}: half of a step's hand-ins"
-                assert {one.digest for one, has in base.attempts() if has} == {{"alice-1": "a", "alice-2": "c", "bob-1": "b"}[key] for key in graded}, (
+                standing = {one.digest for one, has in base.attempts() if has}
+                assert standing == {{"alice-1": "a", "alice-2": "c", "bob-1": "b"}[key] for key in graded}, (
                     f"killed at {count}: a result without its standing, or the other way round")
         write_all(path)
         assert contents(path) == wanted, f"killed at {count} and done again it has something else"

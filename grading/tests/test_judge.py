@@ -46,7 +46,8 @@ def with_slots(body: str) -> str:
 
 def lost(report: Report) -> dict[int, list[str]]:
     """TODO → the messages of its checks that failed."""
-    return {row.todo: [check.message for check in report.checks if check.todo == row.todo and not check.passed] for row in report.todos()}
+    return {row.todo: [check.message for check in report.checks if check.todo == row.todo and not check.passed]
+            for row in report.todos()}
 
 
 def test_the_solution_gets_every_point_and_no_message(grader: Grader, box: Sandbox):
@@ -58,7 +59,8 @@ def test_the_solution_gets_every_point_and_no_message(grader: Grader, box: Sandb
     "body",
     [
         "raise type('TodoError', (Exception,), {})('\\n \\n')", "exec(\"raise type('', (Exception,), {})()\")",
-        "exec(\"raise type(' ', (Exception,), {})('\\\\t')\")", "raise type('TodoError', (Exception,), {})()", "raise AssertionError",
+        "exec(\"raise type(' ', (Exception,), {})('\\\\t')\")", "raise type('TodoError', (Exception,), {})()",
+        "raise AssertionError",
     ],
 )  # fmt: skip
 def test_a_failure_that_says_nothing_is_a_failure(grader: Grader, box: Sandbox, body: str):
@@ -92,16 +94,19 @@ def test_what_is_printed_is_kept_in_part_and_can_be_written(grader: Grader, box:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("def slots(:\n", "line 1 is not Python"), ("x = 1\x00", "not Python"), ("(" * 5000, "not Python"), ("-" * 100_000 + "1", "not Python"),
-        ("x = " + "9" * 5000, "not Python"), ("import solution", "imports solution"), ("from labs.lab06_block_manager.solution import slots", "imports"),
-        ("import nano_qwen3_serving.scheduling.block_manager", "imports"), ("", "FreeList"), ("class FreeList: pass", "FreeList"),
-        ("# -*- coding: rot13 -*-\nvzcbeg bf", "not Python"), ("raise SystemExit", "SystemExit"),
+        ("def slots(:\n", "line 1 is not Python"), ("x = 1\x00", "not Python"), ("(" * 5000, "not Python"),
+        ("-" * 100_000 + "1", "not Python"), ("x = " + "9" * 5000, "not Python"), ("import solution", "imports solution"),
+        ("from labs.lab06_block_manager.solution import slots", "imports"),
+        ("import nano_qwen3_serving.scheduling.block_manager", "imports"), ("", "FreeList"),
+        ("class FreeList: pass", "FreeList"), ("# -*- coding: rot13 -*-\nvzcbeg bf", "not Python"),
+        ("raise SystemExit", "SystemExit"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_solution_gets_nothing_and_a_reason(grader: Grader, box: Sandbox, text: str, words: str):
     report = graded(grader, box, text)
     assert report.score == 0 and len(report.checks) == len(grader.checks)
-    assert all(check.message for check in report.checks) and any(words in check.message for check in report.checks), report.checks[0].message
+    assert all(check.message for check in report.checks)
+    assert any(words in check.message for check in report.checks), report.checks[0].message
 
 
 def test_a_submission_that_is_none_gets_nothing_and_a_reason(grader: Grader):
@@ -122,7 +127,8 @@ def test_a_mistake_is_paid_for_once_also_where_the_text_is_strange(grader: Grade
 
 
 def test_where_ours_cannot_stand_in_that_is_said(grader: Grader, box: Sandbox):
-    strange = SOLUTION.replace("class FreeList:", "class Free:\n    pass\n\n\nFreeList = Free\n\n\nclass Other:") + f"\nNUMBER = 0x{'f' * 5000}\n"
+    strange = SOLUTION.replace("class FreeList:", "class Free:\n    pass\n\n\nFreeList = Free\n\n\nclass Other:")
+    strange += f"\nNUMBER = 0x{'f' * 5000}\n"
     report = graded(grader, box, strange)
     assert all("could not be put in its place" in message for message in lost(report)[3]) and not lost(report)[4]
 
@@ -135,9 +141,9 @@ def test_a_stand_in_is_the_solutions_text():
 
 things = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["attempts", "seed", "answers", "x"]), inner, max_size=3)),
-    max_leaves=10,
-)
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["attempts", "seed", "answers", "x"]), inner, max_size=3)),
+    max_leaves=10)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -150,8 +156,8 @@ def test_whatever_predictions_are_handed_in_there_is_one_result(content: bytes):
 
 @pytest.mark.parametrize(
     "attempt",
-    [{"seed": 10**400, "answers": {}}, {"seed": -1, "answers": {"no such question": 1}}, {"seed": 0, "answers": {"peak": "1" * 5000}},
-     {"seed": 3, "answers": dict.fromkeys(map(str, range(5000)), 1)}],
+    [{"seed": 10**400, "answers": {}}, {"seed": -1, "answers": {"no such question": 1}},
+     {"seed": 0, "answers": {"peak": "1" * 5000}}, {"seed": 3, "answers": dict.fromkeys(map(str, range(5000)), 1)}],
 )  # fmt: skip
 def test_strange_attempts_earn_nothing(attempt: dict):
     (result,) = answers.judge(LAB, json.dumps({"attempts": [attempt] * 3}).encode())

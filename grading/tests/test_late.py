@@ -24,7 +24,8 @@ def test_handing_in_later_never_gives_more_for_any_lab(policy, labs, data):
     later[which] = (labs[which][0] + data.draw(delays), labs[which][1])
     before, after = settle(policy, labs), settle(policy, later)
     assert after[which].score <= before[which].score
-    assert all(one.score <= other.score for one, other in zip(after, before, strict=True)), "a later hand-in leaves no more tokens for others"
+    assert all(one.score <= other.score for one, other in zip(after, before, strict=True)), (
+        "a later hand-in leaves no more tokens for others")
 
 
 @given(policies, courses)
@@ -67,7 +68,8 @@ def test_tokens_pay_for_the_first_labs_late_days():
     assert [(one.tokens, one.charged, one.score) for one in settled] == [(2, 0, 50.0), (1, 1, 45.0), (0, 1, 45.0)]
 
 
-@pytest.mark.parametrize("text", ["grace=2", "penalty=10%", "penalty=110%/day", "max=half", "tokens=-1", "tokens=1.5", "fee=3", "grace=1d,grace=2d", "2d"])
+@pytest.mark.parametrize("text", ["grace=2", "penalty=10%", "penalty=110%/day", "max=half", "tokens=-1", "tokens=1.5", "fee=3",
+                                  "grace=1d,grace=2d", "2d"])
 def test_a_part_of_the_policy_that_is_not_understood_is_named(text):
     with pytest.raises(ValueError, match=r"--late: .*grace=2d,penalty=10%/day,max=50%,tokens=3"):
         read_policy(text)
@@ -96,7 +98,8 @@ def test_due_dates_name_the_lab_that_is_not_there_or_comes_twice():
 def test_extensions_are_days_after_the_due_date_or_a_date():
     rows = [("line 2", {"student": "alice", "lab": "6", "days": "1.5", "until": ""}),
             ("line 3", {"student": "bob", "lab": "06", "until": "2027-03-09T12:00+00:00"})]
-    assert extensions(rows, DUE, LABS) == {("alice", "06"): datetime(2027, 3, 3, 10, 59, tzinfo=UTC), ("bob", "06"): datetime(2027, 3, 9, 12, tzinfo=UTC)}
+    assert extensions(rows, DUE, LABS) == {("alice", "06"): datetime(2027, 3, 3, 10, 59, tzinfo=UTC),
+                                           ("bob", "06"): datetime(2027, 3, 9, 12, tzinfo=UTC)}
 
 
 @pytest.mark.parametrize(("row", "said"), [

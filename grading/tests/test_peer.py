@@ -1,4 +1,4 @@
-"""The judge's end: a submission touches nothing that was not handed out, by no name that was not, and forges no end of a check."""
+"""The judge's end: a submission touches nothing that was not handed out, and forges no end of a check."""
 
 import builtins
 import json
@@ -151,7 +151,8 @@ def test_number_0_of_the_judge_is_nothing():
         _ = answering(message(do="get", on=0, name="__class__", values=None)).root.anything
 
 
-@pytest.mark.parametrize("node", [{"make": "os:system", "of": {"dict": [["command", "true"]]}}, {"make": "builtins:eval", "of": {"dict": []}}])
+@pytest.mark.parametrize("node", [{"make": "os:system", "of": {"dict": [["command", "true"]]}},
+                                  {"make": "builtins:eval", "of": {"dict": []}}])
 def test_the_judge_makes_nothing_that_it_is_told_to_make(node: dict):
     with pytest.raises(Garbled):
         _ = answering(message(answer=True, values=node)).root.anything
@@ -198,7 +199,8 @@ def test_every_exception_arrives_as_raised_with_its_name(name: str):
     assert caught.value.kinds[0] == {"EnvironmentError": "OSError", "IOError": "OSError"}.get(name, name)
 
 
-@pytest.mark.parametrize("name", ["KeyError", "IndexError", "ValueError", "TypeError", "RuntimeError", "OSError", "NotImplementedError"])
+@pytest.mark.parametrize("name",
+                         ["KeyError", "IndexError", "ValueError", "TypeError", "RuntimeError", "OSError", "NotImplementedError"])
 def test_the_builtin_class_catches_it_too(name: str):
     with pair() as judge, pytest.raises(getattr(builtins, name)):
         judge.root.raises(name)
@@ -207,7 +209,7 @@ def test_the_builtin_class_catches_it_too(name: str):
 @pytest.mark.parametrize("name", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
 def test_no_exception_ends_a_loop_of_the_judges(name: str):
     with pair() as judge:
-        asked = map(lambda _: judge.root.raises(name), range(3))
+        asked = map(judge.root.raises, [name] * 3)
         with pytest.raises(Raised):
             list(asked)
 
@@ -217,7 +219,7 @@ def test_an_object_is_neither_true_nor_false_nor_equal_to_anything():
         thing = judge.root.an_object()
         with pytest.raises(TypeError, match="neither true nor false"):
             bool(thing)
-        assert thing != 1 and not thing == judge.root.an_object()
+        assert thing != 1 and (thing == judge.root.an_object()) is False
 
 
 class Unsendable:
@@ -240,20 +242,22 @@ def test_what_cannot_be_sent_is_an_error_of_the_call_and_not_the_end(make: Any):
 
 
 replies = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.text(max_size=5), st.sampled_from(["get", "call", "keep", "len", "set", "KeyError"])),
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.text(max_size=5),
+              st.sampled_from(["get", "call", "keep", "len", "set", "KeyError"])),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["do", "on", "name", "values", "answer", "raise", "kinds", "text", "line", "object", "kind", "looks",
-                                         "yours", "make", "of", "tuple", "dict", "named", "arguments"]), inner, max_size=5)),
-    max_leaves=12,
-)
+        st.dictionaries(st.sampled_from([
+            "do", "on", "name", "values", "answer", "raise", "kinds", "text", "line", "object", "kind", "looks", "yours", "make",
+            "of", "tuple", "dict", "named", "arguments"]), inner, max_size=5)),
+    max_leaves=12)
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(replies, min_size=1, max_size=3))
 def test_whatever_is_answered_is_a_value_an_error_of_the_submission_or_the_end(answers: list):
     """Also where an object of the judge's has been handed out."""
-    judge = answering(*(message(**one) if isinstance(one, dict) else LENGTHS.pack(len(json.dumps(one)), 0) + json.dumps(one).encode() for one in answers))
+    judge = answering(*(message(**one) if isinstance(one, dict)
+                        else LENGTHS.pack(len(json.dumps(one)), 0) + json.dumps(one).encode() for one in answers))
     try:
         judge.ask("call", 0, "", [ours(Ledger(), "add")])
     except (Garbled, Ended, Raised):

@@ -77,7 +77,8 @@ class Course:
 
     def regrade(self, table: dict, version: str, dry: bool = False, allow_lower: bool = False):
         with Journal(self.journal) as base:
-            return run_regrade(base, self.plan(version), read_cohort(self.home, [LAB]), self.crew(table, version), dry, allow_lower)
+            return run_regrade(base, self.plan(version), read_cohort(self.home, [LAB]), self.crew(table, version), dry,
+                               allow_lower)
 
     def scores(self) -> dict[str, float]:
         with Journal(self.journal) as base:
@@ -102,7 +103,8 @@ def test_a_dry_run_names_who_gains_and_loses_with_todo_and_reason_and_changes_no
     assert [(one.after.student, one.points) for one in found.changes] == [("alice", 3), ("bob", -3), ("carol", 0)]
     assert [(one.todo, one.check, one.points, one.reason) for one in found.winners[0].differences] == [
         (1, "a", 3, "passes now; it failed: a: expected more")]
-    assert [(one.todo, one.check, one.points, one.reason) for one in found.losers[0].differences] == [(1, "a", -3, "fails now: a: expected more")]
+    assert [(one.todo, one.check, one.points, one.reason) for one in found.losers[0].differences] == [
+        (1, "a", -3, "fails now: a: expected more")]
 
 
 def test_without_dry_run_winners_gain_and_losers_keep_what_they_have(course):
@@ -160,9 +162,10 @@ def report(*checks: CheckResult) -> Report:
 
 
 def test_new_gone_and_revalued_checks_have_reasons_of_their_own():
-    old = report(CheckResult(2, "gone", 2, 2, False), CheckResult(1, "revalued", 2, 2, False), CheckResult(0, "predictions", 15, 5, False, "some"))
-    new = report(CheckResult(1, "revalued", 3, 3, False), CheckResult(1, "fresh", 1, 1, False), CheckResult(2, "hard", 4, 0, False, "no"),
-                 CheckResult(0, "predictions", 15, 7.5, False, "more"))
+    old = report(CheckResult(2, "gone", 2, 2, False), CheckResult(1, "revalued", 2, 2, False),
+                 CheckResult(0, "predictions", 15, 5, False, "some"))
+    new = report(CheckResult(1, "revalued", 3, 3, False), CheckResult(1, "fresh", 1, 1, False),
+                 CheckResult(2, "hard", 4, 0, False, "no"), CheckResult(0, "predictions", 15, 7.5, False, "more"))
     change = Change(old, new)
     assert [(one.todo, one.check, one.points, one.reason) for one in change.differences] == [
         (0, "predictions", 2.5, "7.5 now; it was 5: more"), (1, "revalued", 1, "it is worth 3 now; it was 2"),

@@ -24,7 +24,8 @@ def run(command: list[str], folder: Path, course: Path | None = None, **more: st
     paths = os.pathsep.join([str(course), str(course / "reference_engine")])
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "NANO_"))}
     return subprocess.run(
-        command, cwd=folder, env={**environment, "PYTHONPATH": paths, "COLUMNS": "200", **more}, capture_output=True, text=True, timeout=300)
+        command, cwd=folder, env={**environment, "PYTHONPATH": paths, "COLUMNS": "200", **more}, capture_output=True, text=True,
+        timeout=300)
 
 
 def labs(edition: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
@@ -51,7 +52,8 @@ def edition(course: Path) -> Path:
 
 def test_nothing_in_it_tells_how_a_todo_is_done(edition: Path):
     files = [path.relative_to(edition).as_posix() for path in edition.rglob("*") if path.is_file()]
-    assert not [name for name in files if "solution" in name or name.startswith("grading/") or "/tests/" in name or ".git/" in name]
+    assert not [name for name in files
+                if "solution" in name or name.startswith("grading/") or "/tests/" in name or ".git/" in name]
     for lab in all_labs(COURSE / "labs"):
         text = lab.solution.read_text(encoding="utf-8")
         lines = text.splitlines()
@@ -99,7 +101,8 @@ def test_a_todo_is_solved_updated_reset_and_regraded_under_the_terms_tag(edition
     assert starter.read_text(encoding="utf-8") == solved, "an update must not touch what the learner wrote"
     assert (folder / "hints.md").read_text(encoding="utf-8") == "# newer hints\n"
 
-    graded = run([sys.executable, "-m", "grading", "--term", "2027S", "grade", "06", str(folder), "--student", "ada", "--json"], course)
+    graded = run([sys.executable, "-m", "grading", "--term", "2027S", "grade", "06", str(folder), "--student", "ada", "--json"],
+                 course)
     report = json.loads(graded.stdout)
     assert report["lab"] == "06" and report["score"] == 12 and report["max_score"] == 100, graded.stderr
 

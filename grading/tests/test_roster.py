@@ -70,7 +70,8 @@ def test_several_labs_come_from_the_folders_of_their_names(home):
         ("alice", "06", "six = 6\n"), ("alice", "07", "seven = 7\n"), ("bob", "06", "six = 6\n")]
     assert said(cohort, "no submission") == [
         f"bob: bob has nothing in a folder {OTHER.folder.name}; it has {LAB.folder.name}",
-        *(f"carol: carol does not say which lab it is of, and several are graded; its files belong into a folder {lab.folder.name}" for lab in (LAB, OTHER))]
+        *("carol: carol does not say which lab it is of, and several are graded; "
+          f"its files belong into a folder {lab.folder.name}" for lab in (LAB, OTHER))]
 
 
 def test_another_labs_starter_is_never_graded_for_this_one(home):
@@ -84,10 +85,13 @@ def test_another_labs_starter_is_never_graded_for_this_one(home):
     (lambda home: put(home / "alice" / "starter.py", "#" * (MOST_BYTES + 1)), "starter.py: it has 256 KiB; 256 KiB are allowed"),
     (lambda home: put(home / "alice" / "starter.py", b"\x7fELF\0\0"), "starter.py: it is binary, not text"),
     (lambda home: put(home / "alice" / "starter.py", b"caf\xe9 = 1"), "starter.py: it is not text in UTF-8 (byte 3)"),
-    (lambda home: (home / "alice").mkdir() or os.symlink("/etc/passwd", home / "alice" / "starter.py"), "it is a symbolic link, and links are not followed"),
+    (lambda home: (home / "alice").mkdir() or os.symlink("/etc/passwd", home / "alice" / "starter.py"),
+     "it is a symbolic link, and links are not followed"),
     (lambda home: os.symlink("/etc", home / "alice"), "alice cannot be read: it is a symbolic link"),
-    (lambda home: zipped(home / "alice.zip", **{"..__..__starter_py": GOOD}), "its path in the archive, '../../starter.py', climbs out of it"),
-    (lambda home: put(home / "alice.zip", b"PK\3\4 broken"), "alice.zip cannot be read: it is no zip, tar or tar.gz archive, or a damaged one"),
+    (lambda home: zipped(home / "alice.zip", **{"..__..__starter_py": GOOD}),
+     "its path in the archive, '../../starter.py', climbs out of it"),
+    (lambda home: put(home / "alice.zip", b"PK\3\4 broken"),
+     "alice.zip cannot be read: it is no zip, tar or tar.gz archive, or a damaged one"),
     (lambda home: put(home / "alice.zip", b""), "alice.zip cannot be read"),
 ])  # fmt: skip
 @pytest.mark.parametrize("labs", [[LAB], [LAB, OTHER]], ids=["one lab", "two labs"])
@@ -95,7 +99,8 @@ def test_a_submission_that_cannot_be_used_is_there_with_a_line_that_says_why(hom
     make(home)
     cohort = read_cohort(home, labs)
     lines = said(cohort, "submission") + (said(cohort, "no submission") if len(labs) > 1 else [])
-    assert any(wanted in line for line in lines) or len(labs) > 1 and lines, f"expected a line with {wanted!r}, found {cohort.lines}"
+    assert any(wanted in line for line in lines) or (len(labs) > 1 and lines), (
+        f"expected a line with {wanted!r}, found {cohort.lines}")
     assert all(one.submission.text() is None for one in cohort.handed_in)
     assert len(labs) > 1 or [one.submission.student for one in cohort.handed_in] == ["alice"]
 
@@ -106,16 +111,19 @@ def test_two_submissions_of_one_student_are_both_attempts_and_the_later_counts(h
     cohort = read_cohort(home, [LAB])
     assert [one.submission.text() for one in cohort.handed_in] == ["first = 1\n", "second = 2\n"]
     assert [one.attempt.submitted for one in cohort.handed_in] == ["2027-01-15T08:01:40Z", "2027-01-15T08:08:20Z"]
-    assert said(cohort, "two submissions") == ["alice: alice.zip and alice are all alice's; all are graded, and alice, the latest, counts"]
+    assert said(cohort, "two submissions") == [
+        "alice: alice.zip and alice are all alice's; all are graded, and alice, the latest, counts"]
     timed = read_cohort(home, [LAB], times={("alice", "06"): "2027-01-15T08:00:00Z"})
-    assert [one.attempt.submitted for one in timed.handed_in] == ["2027-01-15T08:00:00Z"] * 2, "the earlier is not later than the instructor's time"
+    assert [one.attempt.submitted for one in timed.handed_in] == ["2027-01-15T08:00:00Z"] * 2, (
+        "the earlier is not later than the instructor's time")
 
 
 def test_what_is_no_submission_is_said(home):
     put(home / "starter.py")
     put(home / "grades.xlsx")
     put(home / ".DS_Store")
-    assert [line.partition(": ")[2].split()[0] for line in said(read_cohort(home, [LAB]), "not a submission")] == ["grades.xlsx", "starter.py", str(home)]
+    assert [line.partition(": ")[2].split()[0] for line in said(read_cohort(home, [LAB]), "not a submission")] == [
+        "grades.xlsx", "starter.py", str(home)]
     with pytest.raises(ValueError, match="there is no folder of submissions"):
         read_cohort(home / "none", [LAB])
 
@@ -133,7 +141,8 @@ def test_roster_and_submissions_are_compared_both_ways(home):
 
 @pytest.mark.parametrize(("content", "students", "line"), [
     (b"student\n", [], "has no students; every submission is graded"),
-    (b"student\nalice\nbob\nalice\n", ["alice", "bob"], "roster.csv line 4 has alice again, who stands in roster.csv line 2; the first row counts"),
+    (b"student\nalice\nbob\nalice\n", ["alice", "bob"],
+     "roster.csv line 4 has alice again, who stands in roster.csv line 2; the first row counts"),
     (b"\xef\xbb\xbfstudent,name\nalice,A\n", ["alice"], "begins with a byte-order mark"),
     (b"student,name\r\nalice,A\r\n", ["alice"], "lines that end in CRLF"),
     (b"student,name\n,Nobody\nalice,A\n", ["alice"], "roster.csv line 2 has no student"),
@@ -161,7 +170,8 @@ def test_a_roster_that_cannot_be_read_is_an_error_that_says_why(tmp_path, conten
 def test_times_come_from_the_instructors_file_and_what_lacks_is_said(home):
     for student in ("alice", "bob"):
         put(home / student / "starter.py")
-    times = read_times(csv_file(home.parent / "times.csv", "student,lab,submitted\nalice,06,2027-03-01T12:00+01:00\ncarol,06,2027-03-01T12:00Z\n"), NAMES)
+    times = read_times(csv_file(home.parent / "times.csv",
+                                "student,lab,submitted\nalice,06,2027-03-01T12:00+01:00\ncarol,06,2027-03-01T12:00Z\n"), NAMES)
     cohort = read_cohort(home, [LAB], times=times)
     assert [(one.attempt.submitted, one.attempt.source) for one in cohort.handed_in] == [
         ("2027-03-01T11:00:00Z", "times"), ("2027-01-15T08:00:00Z", "mtime")]
@@ -170,8 +180,9 @@ def test_times_come_from_the_instructors_file_and_what_lacks_is_said(home):
 
 
 @pytest.mark.parametrize(("row", "wanted"), [
-    ("alice,12,2027-03-01T12:00Z", "times.csv line 2: there is no lab '12'"), ("alice,06,noon", "times.csv line 2: 'noon' is no time"),
-    ("alice,06,2027-03-01T12:00", "has no time zone"), ("alice,06,2027-03-01T12:00Z\nalice,06,2027-03-02T12:00Z", "line 3: alice has a time for lab 06 already"),
+    ("alice,12,2027-03-01T12:00Z", "times.csv line 2: there is no lab '12'"),
+    ("alice,06,noon", "times.csv line 2: 'noon' is no time"), ("alice,06,2027-03-01T12:00", "has no time zone"),
+    ("alice,06,2027-03-01T12:00Z\nalice,06,2027-03-02T12:00Z", "line 3: alice has a time for lab 06 already"),
     ("alice", "there is no lab ''"),
 ])  # fmt: skip
 def test_a_row_of_times_that_cannot_be_used_is_an_error_naming_it(tmp_path, row, wanted):

@@ -21,6 +21,7 @@ from grading.isolation import Limits, confinement, other_user, strongest_level, 
 from grading.judge import Settings, grader_of
 from grading.runtime import make_runtime
 from grading.sandbox import Sandbox, Stopped
+from grading.worker import main as worker
 from labs.harness.catalog import Lab, all_labs, find_lab
 
 PROJECT = Path(__file__).parents[2]
@@ -83,7 +84,8 @@ def loops():
 def levels() -> list:
     """Each level as a parameter; one that this machine lacks is skipped, and says so."""
     lacks = {"namespaces": strongest_level() != "namespaces", "limits": os.name != "posix"}
-    return [pytest.param(level, marks=pytest.mark.skipif(lacking, reason=f"this machine does not have the isolation level {level}"))
+    return [pytest.param(level,
+                         marks=pytest.mark.skipif(lacking, reason=f"this machine does not have the isolation level {level}"))
             for level, lacking in lacks.items()]
 
 
@@ -106,7 +108,8 @@ def tried_all(box: Sandbox, *attempts: tuple) -> list[str]:
         return [tools.attempt(*what) for what in attempts]
 
 
-needs_landlock = pytest.mark.skipif(not confinement()[0], reason="this kernel has no Landlock, and reports say that files can be read")
+needs_landlock = pytest.mark.skipif(not confinement()[0],
+                                    reason="this kernel has no Landlock, and reports say that files can be read")
 
 
 # files
@@ -114,8 +117,9 @@ needs_landlock = pytest.mark.skipif(not confinement()[0], reason="this kernel ha
 
 def secrets() -> list[Path]:
     """What a submission would like to read: solutions, tests, checks, the judge."""
-    return [PROJECT / "labs/lab06_block_manager/solution.py", PROJECT / "labs/lab06_block_manager/test_lab.py", PROJECT / "grading/scenarios/lab06.py",
-            PROJECT / "grading/judge.py", PROJECT / "reference_engine/nano_qwen3_serving/scheduling/block_manager.py", Path("/etc/passwd")]
+    return [PROJECT / "labs/lab06_block_manager/solution.py", PROJECT / "labs/lab06_block_manager/test_lab.py",
+            PROJECT / "grading/scenarios/lab06.py", PROJECT / "grading/judge.py",
+            PROJECT / "reference_engine/nano_qwen3_serving/scheduling/block_manager.py", Path("/etc/passwd")]
 
 
 @needs_landlock
@@ -135,7 +139,8 @@ def test_nothing_of_other_processes_can_be_read(box: Sandbox):
 
 @needs_landlock
 def test_nothing_can_be_written_but_its_own_folder(box: Sandbox):
-    attempts = [("write", f"{folder}/from-a-submission") for folder in ("/tmp", "/dev/shm", "/var/tmp", "/", "/usr/lib", str(box._runtime))]
+    attempts = [("write", f"{folder}/from-a-submission")
+                for folder in ("/tmp", "/dev/shm", "/var/tmp", "/", "/usr/lib", str(box._runtime))]
     *elsewhere, mine = tried_all(box, *attempts, ("write", "mine"))
     assert set(elsewhere) <= {"PermissionError", "FileNotFoundError", "OSError"} and mine == "'written'"
 
@@ -144,16 +149,19 @@ def test_what_the_lab_refuses_cannot_be_imported_nor_found_on_the_disk():
     """Lab 03 refuses transformers, which is installed."""
     for level in (param.values[0] for param in levels() if not param.marks[0].args[0]):
         with grader_of(find_lab("03"), Settings(level=level, limits=LIMITS)) as grader, grader.sandbox() as box:
-            path = next(Path(place, "transformers", "__init__.py") for place in sys.path if Path(place, "transformers", "__init__.py").is_file())
+            path = next(Path(place, "transformers", "__init__.py") for place in sys.path
+                        if Path(place, "transformers", "__init__.py").is_file())
             refused, model, read, other = tried_all(
-                box, ("imports_as_it_is", "transformers"), ("imports", "transformers.models.qwen3"), ("content", str(path)), ("imports", "safetensors"))
+                box, ("imports_as_it_is", "transformers"), ("imports", "transformers.models.qwen3"), ("content", str(path)),
+                ("imports", "safetensors"))
             assert refused == "ModuleNotFoundError" and model in ("ModuleNotFoundError", "PermissionError")
             assert read in ("PermissionError", "FileNotFoundError")
             assert "module" in other, "what is not refused can be imported"
 
 
 def test_nothing_that_knows_an_answer_can_be_imported(box: Sandbox):
-    names = ["solution", "labs.lab06_block_manager.solution", "labs.harness.predictions", "grading", "grading.scenarios.lab06", "test_lab"]
+    names = ["solution", "labs.lab06_block_manager.solution", "labs.harness.predictions", "grading", "grading.scenarios.lab06",
+             "test_lab"]
     assert set(tried_all(box, *(("imports", name) for name in names))) == {"ModuleNotFoundError"}
 
 
@@ -166,21 +174,24 @@ def test_no_runtime_holds_what_its_lab_refuses_nor_any_answer(lab: Lab, tmp_path
         for path in _files_of(tmp_path.joinpath(top, *rest)) if top == "nano_qwen3_serving" else ():
             assert not _bodies(path), f"{path.name} still says how {_bodies(path)} is done"
     kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    told = {"solution.py", "test_lab.py", "starter.py", "reference.py", "seam.py", "predict.py", "symptoms.json", "judge.py", "checks.py", "hints.md"}
+    told = {"solution.py", "test_lab.py", "starter.py", "reference.py", "seam.py", "predict.py", "symptoms.json", "judge.py",
+            "checks.py", "hints.md"}
     assert not {path for path in kept if Path(path).name in told and not path.startswith("nano_qwen3_serving/")}
     assert not any("scenarios" in path or "__pycache__" in path or path.endswith((".pyc", ".so")) for path in kept)
 
 
 def _files_of(target: Path) -> list[Path]:
     if target.is_dir():
-        assert not [path for path in target.rglob("*") if path.is_file() and path.suffix != ".py"], f"{target.name} has more than Python left"
+        others = [path for path in target.rglob("*") if path.is_file() and path.suffix != ".py"]
+        assert not others, f"{target.name} has more than Python left"
         return list(target.rglob("*.py"))
     return [path for path in [target.with_suffix(".py")] if path.is_file()]
 
 
 def _bodies(path: Path) -> list[str]:
     """Functions of a module that do more than say that they are not there."""
-    functions = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     return [node.name for node in functions if not (len(node.body) == 1 and isinstance(node.body[0], ast.Raise))]
 
 
@@ -204,14 +215,16 @@ def test_under_limits_roots_submissions_are_somebody_else(box: Sandbox):
 def test_nothing_goes_out_over_the_network(box: Sandbox):
     if any("network" in said for said in weaknesses(box.level)):
         pytest.skip(f"at the level {box.level} this machine cannot keep a submission from the network, and reports say so")
-    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, tempfile.TemporaryDirectory() as folder:
+    with (socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+          tempfile.TemporaryDirectory() as folder):
         udp.bind(("127.0.0.1", 0))
         os.chmod(folder, 0o777)
         local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         local.bind(f"{folder}/socket")
         local.listen()
         inet, stream, datagram = int(socket.AF_INET), int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
-        talks = tried_all(box, ("talks", inet, stream, list(tcp.getsockname())), ("talks", inet, datagram, list(udp.getsockname())),
+        talks = tried_all(box, ("talks", inet, stream, list(tcp.getsockname())),
+                          ("talks", inet, datagram, list(udp.getsockname())),
                           ("talks", int(socket.AF_UNIX), stream, f"{folder}/socket"))
         assert set(talks) <= {"PermissionError", "ConnectionRefusedError", "FileNotFoundError", "OSError"}
         for listener in (tcp, udp, local):
@@ -272,7 +285,9 @@ def test_a_submission_that_does_not_read_holds_nobody_up(box: Sandbox, monkeypat
     assert tried(box, "who").isdigit(), "the next check runs"
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_start_takes_nothing_from_a_checks_time(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_that_is_killed_is_replaced_and_its_start_takes_nothing_from_a_checks_time(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(Stopped, match="lost|ended"), box.child() as child:
         tools = child.bench.load(TOOLS)
         tools.leaves_a_daemon()
@@ -282,12 +297,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_start_takes_nothing_from_a_
     starts, start = [], Sandbox._start
     monkeypatch.setattr(Sandbox, "_start", lambda self: (start(self), starts.append(time.monotonic())))
     with box.child() as child:
-        assert len(starts) == 1 and child._deadline >= starts[0] + LIMITS.wall_seconds, "the clock starts when the worker is there"
+        assert len(starts) == 1 and child._deadline >= starts[0] + LIMITS.wall_seconds, (
+            "the clock starts when the worker is there")
         assert child.bench.load(TOOLS).attempt("who").isdigit()
     orphans = [pid for pid in before if lives(pid)]
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)
-    assert len(orphans) <= (box.level == "limits"), "only a daemon that has cut itself loose outlives a worker that is killed from outside"
+    assert len(orphans) <= (box.level == "limits"), (
+        "only a daemon that has cut itself loose outlives a worker that is killed from outside")
 
 
 JUDGE = """
@@ -303,7 +320,8 @@ with grader_of(find_lab("06"), Settings(level=sys.argv[1])) as grader, grader.sa
 
 
 def test_nothing_goes_on_when_the_judge_is_killed(box: Sandbox):
-    judge = subprocess.Popen([sys.executable, "-c", JUDGE, box.level], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    judge = subprocess.Popen([sys.executable, "-c", JUDGE, box.level], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             text=True)
     judge.stdin.write(TOOLS)
     judge.stdin.close()
     workers = processes_of(int(judge.stdout.readline()))
@@ -321,7 +339,8 @@ def test_nothing_goes_on_when_the_judge_is_killed(box: Sandbox):
 
 def deep(folder: Path, levels: int) -> None:
     """Folders in folders, by a process of its own: no path of theirs can be written."""
-    code = f"import os\nos.chdir({str(folder)!r})\nfor _ in range({levels}):\n    os.mkdir('d' * 20)\n    os.chdir('d' * 20)\n    open('file', 'w').close()\n"
+    code = (f"import os\nos.chdir({str(folder)!r})\nfor _ in range({levels}):\n"
+            "    os.mkdir('d' * 20)\n    os.chdir('d' * 20)\n    open('file', 'w').close()\n")
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
@@ -354,9 +373,15 @@ def test_what_is_in_a_folder_is_counted_until_it_is_enough(tmp_path: Path):
 def test_a_level_that_cannot_be_started_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sandboxes, "command", lambda *_: [str(tmp_path / "nothing")])
     before = set(Path(tempfile.gettempdir()).glob("submission-*"))
-    with pytest.raises(sandboxes.SetupError, match="could not be started at the isolation level limits"), Sandbox("limits", tmp_path, [], LIMITS) as one, one.child():
+    with (pytest.raises(sandboxes.SetupError, match="could not be started at the isolation level limits"),
+          Sandbox("limits", tmp_path, [], LIMITS) as one, one.child()):
         pass
     assert set(Path(tempfile.gettempdir()).glob("submission-*")) <= before
+
+
+def test_a_worker_that_has_forked_nothing_ends_nothing_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    assert worker._descendants(None) == []
 
 
 def test_weaknesses_are_told_where_there_are_any():

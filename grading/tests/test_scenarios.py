@@ -21,7 +21,8 @@ def points_of_tests(lab: Lab) -> Counter:
     for node in ast.parse(lab.tests.read_text(encoding="utf-8")).body:
         for call in getattr(node, "decorator_list", []):
             if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "todo":
-                points[ast.literal_eval(call.args[0])] += next(ast.literal_eval(k.value) for k in call.keywords if k.arg == "points")
+                points[ast.literal_eval(call.args[0])] += next(ast.literal_eval(k.value) for k in call.keywords
+                                                               if k.arg == "points")
     return points
 
 

@@ -1,4 +1,7 @@
-"""A copy with other names is found, honest solutions that are built differently are not, and what everybody was given does not count."""
+"""A copy with other names is found; honest solutions that are built differently are not.
+
+What everybody was given does not count.
+"""
 
 import ast
 import re
@@ -63,12 +66,14 @@ def test_our_solution_and_the_engines_part_are_compared_too_but_not_with_each_ot
     assert [one.name for one in ours] == ["the solution", engine] and all(one.ours for one in ours)
     solution, reference = (one.text for one in ours)
     found = pairs([Source("ada", renamed(solution)), Source("ben", reference), Source("cem", QUEUE), *ours], STARTER)
-    assert {frozenset((pair.one, pair.other)) for pair in found} == {frozenset(("ada", "the solution")), frozenset(("ben", engine))}
+    assert {frozenset((pair.one, pair.other)) for pair in found} == {frozenset(("ada", "the solution")),
+                                                                     frozenset(("ben", engine))}
 
 
 def test_an_own_line_that_our_short_function_has_too_makes_nobody_a_copier():
     """Beside our code counts what share of the submission is ours, not the other way round."""
-    text = "def size(rows, columns):\n    total = 0\n    for row in range(rows):\n        total += columns ** 2 - row * 3\n    return total // 7\n"
+    text = ("def size(rows, columns):\n    total = 0\n    for row in range(rows):\n"
+            "        total += columns ** 2 - row * 3\n    return total // 7\n")
     short = Source("ours", text, ours=True)
     found, = pairs([Source("ada", QUEUE + "\n\n" + short.text), short], STARTER, least=0.0)
     assert max(found.shares) > 0.9 > 0.2 > found.share
@@ -96,7 +101,8 @@ def test_submissions_are_read_as_they_are_for_grading(tmp_path):
     (tmp_path / "ben" / "notes.txt").write_text("nothing yet")
     (tmp_path / "cem.py").write_text("this is ( no Python")
     sources, unusable = similarity.read_sources(tmp_path, LAB)
-    assert [one.name for one in sources] == ["ada", "cem"] and len(unusable) == 1 and unusable[0].startswith("ben: there is no starter.py")
+    assert [one.name for one in sources] == ["ada", "cem"]
+    assert len(unusable) == 1 and unusable[0].startswith("ben: there is no starter.py")
     pairs(sources, STARTER)
     with pytest.raises(ValueError, match="no folder"):
         similarity.read_sources(tmp_path / "nowhere", LAB)

@@ -19,7 +19,8 @@ QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthC
 Pair = namedtuple("Pair", "first second")
 
 plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=20))
-keys = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.tuples(st.integers(), st.text()))
+keys = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(),
+                 st.tuples(st.integers(), st.text()))
 values = st.recursive(
     st.one_of(plain, st.builds(range, st.integers(-9, 9), st.integers(-99, 99), st.integers(1, 5)),
               st.sampled_from([torch.float32, torch.int64, torch.bool, torch.bfloat16])),
@@ -62,7 +63,7 @@ def same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, float):
-        return one == other and math.copysign(1, one) == math.copysign(1, other) or (one != one and other != other)
+        return (one == other and math.copysign(1, one) == math.copysign(1, other)) or (one != one and other != other)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
@@ -77,7 +78,8 @@ def test_what_is_sent_arrives_as_it_was(value: Any):
 
 
 @QUICK
-@given(st.lists(st.integers(0, 4), max_size=3), st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float64]), st.booleans())
+@given(st.lists(st.integers(0, 4), max_size=3),
+       st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float64]), st.booleans())
 def test_a_tensor_arrives_with_its_shape_dtype_and_bits(shape: list[int], dtype: torch.dtype, turned: bool):
     tensor = torch.randint(-9, 9, shape).to(dtype)
     tensor = tensor.T if turned and len(shape) == 2 else tensor
@@ -110,10 +112,11 @@ class Liar:
     __repr__ = __str__
 
 
-@pytest.mark.parametrize("kind, content", [(list, [1, 2]), (tuple, (1, 2)), (str, "ab"), (int, 5), (float, 2.5), (dict, {"a": 1}), (set, {1})])
+@pytest.mark.parametrize("kind, content",
+                         [(list, [1, 2]), (tuple, (1, 2)), (str, "ab"), (int, 5), (float, 2.5), (dict, {"a": 1}), (set, {1})])
 def test_a_subclass_of_a_plain_type_arrives_as_the_plain_type(kind: type, content: Any):
     arrived = there_and_back(type("Lying", (Liar, kind), {})(content))
-    assert type(arrived) is kind and arrived == content and not arrived == "something else"
+    assert type(arrived) is kind and arrived == content and (arrived == "something else") is False
 
 
 @settings(QUICK, max_examples=300)
@@ -122,12 +125,15 @@ def test_arbitrary_bytes_are_garbled_or_the_end(data: bytes):
     only_expected_errors(data)
 
 
-tags = st.sampled_from(["tensor", "tuple", "named", "dict", "set", "range", "bytes", "dtype", "object", "yours", "make", "of", "kind", "looks"])
+tags = st.sampled_from(["tensor", "tuple", "named", "dict", "set", "range", "bytes", "dtype", "object", "yours", "make", "of",
+                        "kind", "looks"])
 nodes = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(["0", "1", "float32", "load", "compile", "os:system"])),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(tags, inner, max_size=3), st.builds(lambda tag, value: {tag: value}, tags, inner)),
-    max_leaves=15,
-)
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+              st.sampled_from(["0", "1", "float32", "load", "compile", "os:system"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(tags, inner, max_size=3),
+        st.builds(lambda tag, value: {tag: value}, tags, inner)),
+    max_leaves=15)
 
 
 @settings(QUICK, max_examples=300)
@@ -163,7 +169,8 @@ def framed(text: bytes, blob: bytes = b"") -> bytes:
 
 
 def many_tensors() -> bytes:
-    header = json.dumps({str(number): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(40_000)}).encode()
+    header = json.dumps({str(number): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+                         for number in range(40_000)}).encode()
     return framed(b'{"values": {"tensor": "0"}}', len(header).to_bytes(8, "little") + header)
 
 
@@ -174,12 +181,14 @@ TOO_MUCH = {
     "a range of 10**18 numbers": framed(b'{"values": {"range": [0, 1000000000000000000, 1]}}'),
     "a number of a million digits": framed(b'{"values": ' + b"9" * 1_000_000 + b"}"),
     "numbers of one hash": framed(json.dumps({"values": [((1 << 61) - 1) * number for number in range(1, 50_000)]}).encode()),
-    "keys of one hash": framed(json.dumps({"values": {"set": [((1 << 61) - 1) * number for number in range(1, 50_000)]}}).encode()),
+    "keys of one hash": framed(
+        json.dumps({"values": {"set": [((1 << 61) - 1) * number for number in range(1, 50_000)]}}).encode()),
     "tensors by the thousand": many_tensors(),
     "a header of gigabytes": framed(b'{"values": {"tensor": "0"}}', (1 << 40).to_bytes(8, "little") + b"{}"),
     "a tensor larger than its bytes": framed(
         b'{"values": {"tensor": "0"}}',
-        (lambda header: len(header).to_bytes(8, "little") + header)(b'{"0":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}')),
+        (lambda header: len(header).to_bytes(8, "little") + header)(
+            b'{"0":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}')),
 }  # fmt: skip
 
 
@@ -205,7 +214,8 @@ def test_what_a_message_becomes_is_at_most_eighty_times_its_bytes():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 80 * len(text), f"{len(text) >> 10} KiB became {peak >> 10} KiB; the longest of {wire.MOST_TEXT_BYTES >> 20} MiB is too long then"
+    assert peak < 80 * len(text), (
+        f"{len(text) >> 10} KiB became {peak >> 10} KiB; the longest of {wire.MOST_TEXT_BYTES >> 20} MiB is too long then")
 
 
 def test_what_is_too_long_to_be_read_is_not_sent_either():
@@ -215,7 +225,8 @@ def test_what_is_too_long_to_be_read_is_not_sent_either():
         frame({"values": None}, {"0": torch.zeros(17 << 20)})
 
 
-@pytest.mark.parametrize("node", [{"named": []}, {"named": [["a"], [1, 2]]}, {"range": [0, 1, 0]}, {"range": [1e9]}, {"set": [[]]}, {"tensor": "7"}, {"dict": [1]}, {"bytes": "x"}])
+@pytest.mark.parametrize("node", [{"named": []}, {"named": [["a"], [1, 2]]}, {"range": [0, 1, 0]}, {"range": [1e9]},
+                                  {"set": [[]]}, {"tensor": "7"}, {"dict": [1]}, {"bytes": "x"}])
 def test_a_value_that_is_none_is_garbled(node: dict):
     with pytest.raises(Garbled):
         decode(node, {}, refuse)

@@ -52,7 +52,9 @@ class Confinement:
         OSError: the kernel refuses.
     """
 
-    def __init__(self, landlock: int, filters: bool, readable: Iterable[str], writable: Iterable[str], hidden: Iterable[str]) -> None:
+    def __init__(
+        self, landlock: int, filters: bool, readable: Iterable[str], writable: Iterable[str], hidden: Iterable[str]
+    ) -> None:
         there = {os.path.realpath(path) for path in hidden if os.path.exists(path)}
         self._rules = _rules(landlock, readable, writable, there) if landlock else None
         self._filters = filters
@@ -195,9 +197,10 @@ def _program(column: int, architecture: int, fcntl: int) -> bytes:
     """Instructions of the kernel's packet filter: a refused call gets EPERM."""
     refused, allowed, own = _do(0x06, 0x00050001), _do(0x06, 0x7FFF0000), os.getpid()
     lines = [_load(4), _do(0x15, architecture, 1, 0), refused, _load(0), _do(0x35, 0x40000000, 0, 1), refused]
-    for numbers in CALLS.values():
-        lines += _for_call(numbers[column], numbers[2], own, refused, allowed)
-    lines += [_do(0x15, fcntl, 0, 5), _load(24), _do(0x15, 8, 1, 0), _do(0x15, 15, 0, 1), refused, allowed]  # F_SETOWN, F_SETOWN_EX
+    for x86_64, aarch64, when in CALLS.values():
+        lines += _for_call((x86_64, aarch64)[column], when, own, refused, allowed)
+    # F_SETOWN, F_SETOWN_EX
+    lines += [_do(0x15, fcntl, 0, 5), _load(24), _do(0x15, 8, 1, 0), _do(0x15, 15, 0, 1), refused, allowed]
     return b"".join([*lines, allowed])
 
 

@@ -37,7 +37,8 @@ def main() -> None:
             child = os.fork()
             if child == 0:
                 control.close()
-                run_one(order["fork"], *descriptors, confinement)
+                wire, output = descriptors
+                run_one(order["fork"], wire, output, confinement)
             for descriptor in descriptors:
                 os.close(descriptor)
             control.sendall(b'{"started": true}\n')
@@ -52,7 +53,7 @@ def _use(site: str, runtime: str, hidden: list[str]) -> None:
     sys.path.append(site)
 
     class Hidden:
-        def find_spec(self, name, path=None, target=None):
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
             if name.split(".")[0] in hidden:
                 raise ModuleNotFoundError(f"No module named {name!r} where submissions are graded", name=name)
 
@@ -66,9 +67,10 @@ def import_ahead() -> None:
     torch.set_num_threads(1)
     torch.nn.utils.skip_init(torch.nn.Embedding, 1, 1)  # what making a module without numbers imports takes a second
     torch.ones(1).half()  # torch asks for the processor once, in /proc, which children may not read
+    from worker import bench, peer  # noqa: F401
+
     import nano_qwen3_serving
     from labs.harness import todo  # noqa: F401
-    from worker import bench, peer  # noqa: F401
 
     for name in nano_qwen3_serving.__all__:
         try:
@@ -127,8 +129,8 @@ def _limit(limits: dict) -> None:
     import resource
 
     others = _tasks() if limits["user"] is None else 0  # the kernel counts all that its user has
-    wanted = {"RLIMIT_CPU": limits["cpu_seconds"], "RLIMIT_FSIZE": limits["file_bytes"], "RLIMIT_NPROC": limits["processes"] + others,
-              "RLIMIT_NOFILE": limits["open_files"], "RLIMIT_CORE": 0}
+    wanted = {"RLIMIT_CPU": limits["cpu_seconds"], "RLIMIT_FSIZE": limits["file_bytes"],
+              "RLIMIT_NPROC": limits["processes"] + others, "RLIMIT_NOFILE": limits["open_files"], "RLIMIT_CORE": 0}
     for name, value in wanted.items():
         if value is not None and hasattr(resource, name):
             try:
@@ -184,9 +186,11 @@ def _end_all(child: int | None) -> dict:
 def _descendants(child: int | None) -> list[int]:
     """Every process that comes from this one, whoever its parent is now; elsewhere than on Linux the child and its group."""
     if not os.path.isdir("/proc/self/task"):
+        if child is None:
+            return []
         with contextlib.suppress(OSError):
             os.killpg(child, signal.SIGKILL)
-        return [child] if child else []
+        return [child]
     found, pending = [], [os.getpid()]
     while pending:
         with contextlib.suppress(OSError):

@@ -62,7 +62,7 @@ class Log(TorchDispatchMode):
         """Nothing is compiled here. By default torch would import its compiler, a second of every check."""
         return False
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         with self:  # in inference mode also operators arrive that consist of others
             out = func.decompose(*args, **kwargs)
@@ -78,8 +78,8 @@ class Log(TorchDispatchMode):
     def _pieces(self, tensors: list[Tensor]) -> list[Piece]:
         self._held += tensors
         memories = [(t, t.untyped_storage()) for t in tensors]
-        return [Piece(memory.data_ptr(), memory.nbytes(), t.data_ptr(), t.nbytes, tuple(t.shape), str(t.dtype), t.dtype.is_floating_point)
-                for t, memory in memories]
+        return [Piece(memory.data_ptr(), memory.nbytes(), t.data_ptr(), t.nbytes, tuple(t.shape), str(t.dtype),
+                      t.dtype.is_floating_point) for t, memory in memories]
 
 
 def changed_by(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:

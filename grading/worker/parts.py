@@ -14,7 +14,10 @@ from typing import Any
 
 
 class AskingSampler:
-    """Has somebody else choose every token: `ask(rows)` is told what `row_facts` says of each row, and returns a token for each."""
+    """Has somebody else choose every token.
+
+    `ask(rows)` is told what `row_facts` says of each row, and returns a token for each.
+    """
 
     def __init__(self, ask: Callable[[list], list[int]]) -> None:
         self._ask = ask

@@ -157,7 +157,7 @@ class Peer:
             return self._settled(target(*values["arguments"], **values["named"]))
         raise Garbled(f"asked to {what!r}")
 
-    def _refuse(self, what: str, name: str) -> Any:
+    def _refuse(self, what: object, name: str) -> Any:
         raise Garbled(f"asked to {what} {name!r}, which was not handed out")
 
     def _settled(self, value: Any) -> Any:
@@ -221,7 +221,8 @@ class Peer:
             module, _, name = node["make"].partition(":")
             given = decode(node["of"], {}, self._import)
             return getattr(importlib.import_module(module), name)(**given)
-        if set(node) == {"object", "kind", "looks"} and [type(node[key]) for key in ("object", "kind", "looks")] == [int, str, str]:
+        if set(node) == {"object", "kind", "looks"} and [type(node[key]) for key in ("object", "kind", "looks")] == [
+                int, str, str]:
             return Remote(self, node["object"], node["kind"][:80], node["looks"][:MOST_TEXT])
         raise Garbled("a value of no kind")
 
@@ -272,11 +273,11 @@ def _raised(facts: Any) -> Exception:
     """The exception that a message tells of, as a builtin where a stranger may not choose."""
     given = facts if isinstance(facts, dict) else {}
     kinds, text, line = given.get("kinds"), given.get("text"), given.get("line")
-    if not isinstance(kinds, list) or not kinds or not all(isinstance(one, str) for one in (*kinds, text)):
+    if not isinstance(text, str) or not isinstance(kinds, list) or not kinds or not all(isinstance(one, str) for one in kinds):
         raise Garbled("an error of no kind")
     kinds = [kind[:80] for kind in kinds[:20]]
     bases = [getattr(builtins, kind, None) for kind in kinds]
-    base = next((one for one in bases if isinstance(one, type) and issubclass(one, Exception)), Exception)
+    base: type = next((one for one in bases if isinstance(one, type) and issubclass(one, Exception)), Exception)
     said = kinds, text[:MOST_TEXT], line if type(line) is int else None
     try:
         return _raised_as(base)(*said)
@@ -289,7 +290,7 @@ _ENDS_A_LOOP = (StopIteration, StopAsyncIteration)
 
 
 @functools.cache
-def _raised_as(base: type[Exception]) -> type[Raised]:
+def _raised_as(base: type) -> type[Raised]:
     """A `Raised` that an `except` of the builtin catches, too."""
     if base is Exception or issubclass(base, _ENDS_A_LOOP):
         return Raised

@@ -58,9 +58,12 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], foreign: Callable[[Any]
         return {"bytes": bytes(value).hex()}
     if kind is range:
         return {"range": [value.start, value.stop, value.step]}
-    for plain in (str, int, float):
-        if isinstance(value, plain):  # a subclass: its own conversions are not asked
-            return plain.__str__(value) if plain is str else plain.__pos__(value) if kind is not bool else value
+    if isinstance(value, str):  # a subclass, here and below: its own conversions are not asked
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__pos__(value)
+    if isinstance(value, float):
+        return float.__pos__(value)
     return _encode_container(value, tensors, foreign)
 
 
@@ -75,8 +78,8 @@ def _encode_container(value: Any, tensors: dict[str, torch.Tensor], foreign: Cal
         pairs = [(key, dict.__getitem__(value, key)) for key in dict.__iter__(value)]
         return {"dict": [[encode(key, tensors, foreign), encode(item, tensors, foreign)] for key, item in pairs]}
     if isinstance(value, set | frozenset):
-        items = (set if isinstance(value, set) else frozenset).__iter__(value)
-        return {"set": [encode(item, tensors, foreign) for item in items]}
+        members = set.__iter__(value) if isinstance(value, set) else frozenset.__iter__(value)
+        return {"set": [encode(item, tensors, foreign) for item in members]}
     return foreign(value)
 
 

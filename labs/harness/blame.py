@@ -75,10 +75,11 @@ def blame(error: BaseException, engine: Engine) -> Blame | None:
 def causes(error: BaseException) -> Iterator[BaseException]:
     """`error`, then what it was raised from or during, to the first of all."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
 
 
 def _from_frames(error: BaseException, parts: Sequence[Part]) -> Blame | None:
@@ -154,7 +155,7 @@ def todos_called(part: Part, function: str) -> tuple[int, ...]:
     body = there.get(function)
     named = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(body)} if body else set()
     todos = {part.todo_of(found) for found in there if found != function and found.rpartition(".")[2] in named}
-    return tuple(sorted(todos - {None}))
+    return tuple(sorted(todo for todo in todos if todo is not None))
 
 
 def _definitions(part: Part) -> dict[str, regions.Function]:

@@ -49,7 +49,7 @@ def status() -> None:
     progress = Progress(labs_home())
     if progress.complaint:
         console.print(escape(progress.complaint), style="yellow", soft_wrap=True)
-    parts = {standing.YOURS: [], standing.PARTLY: [], standing.OURS: []}
+    parts: dict[str, list[str]] = {standing.YOURS: [], standing.PARTLY: [], standing.OURS: []}
     for lab in all_labs():
         console.print(f"\n[bold]Lab {lab.id}[/bold]  {escape(lab.title)}")
         for todo, names in standing.functions(lab).items():

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from labs.harness import backups, standing
-from labs.harness.catalog import LabError, all_labs, find_lab, labs_home
+from labs.harness.catalog import Lab, LabError, all_labs, find_lab, labs_home
 from labs.harness.progress import Progress
 
 app = typer.Typer()
@@ -28,10 +28,7 @@ def watch(
     """Run the tests of the TODO you work on, whenever starter.py is saved. Ctrl-C ends it."""
     from labs.harness import watch as watching
 
-    following = standing.next_todo(Progress(labs_home()))
-    if name is None and following is None:
-        raise LabError("Every TODO of every lab is solved. To watch one anyway, name it: watch 06")
-    lab = find_lab(name) if name is not None else following[0]
+    lab = find_lab(name) if name is not None else _next_lab()
     if todo is not None and todo not in standing.functions(lab):
         raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, standing.functions(lab)))}.")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a script started it in the background
@@ -39,6 +36,13 @@ def watch(
         watching.watch(lab, todo, rounds, console.print)
     except KeyboardInterrupt:
         console.print()
+
+
+def _next_lab() -> Lab:
+    following = standing.next_todo(Progress(labs_home()))
+    if following is None:
+        raise LabError("Every TODO of every lab is solved. To watch one anyway, name it: watch 06")
+    return following[0]
 
 
 @app.command()

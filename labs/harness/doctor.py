@@ -21,15 +21,15 @@ OK, NOTE, BLOCKS = "ok", "note", "BLOCKS"
 class Finding:
     """One line of the report: a level, what was found, and what to do."""
 
-    def __init__(self, level, subject, found, advice=""):
+    def __init__(self, level: str, subject: str, found: str, advice: str = "") -> None:
         self.level, self.subject, self.found, self.advice = level, subject, found, advice
 
 
-def main(root=ROOT):
+def main(root: str = ROOT) -> int:
     """Print the findings; return 1 if one of them blocks, else 0."""
     findings = examine(root)
     for finding in findings:
-        print("{:<7} {:<14} {}".format(finding.level, finding.subject, finding.found))
+        print(f"{finding.level:<7} {finding.subject:<14} {finding.found}")
         if finding.advice:
             print("        {:<14} -> {}".format("", finding.advice))
     blocking = sum(finding.level == BLOCKS for finding in findings)
@@ -41,10 +41,10 @@ def main(root=ROOT):
     return 1 if blocking else 0
 
 
-def examine(root):
+def examine(root: str) -> "list[Finding]":
     """Every finding about this machine, Python first."""
     python = check_python(sys.version_info[:2])
-    findings = [python, Finding(OK, "platform", "{} {}, {}".format(platform.system(), platform.release(), platform.machine()))]
+    findings = [python, Finding(OK, "platform", f"{platform.system()} {platform.release()}, {platform.machine()}")]
     if python.level == BLOCKS:
         return findings  # what else is there belongs to another Python
     findings.append(check_venv())
@@ -59,20 +59,22 @@ def examine(root):
     return findings
 
 
-def check_python(version):
+def check_python(version: "tuple[int, int]") -> Finding:
     """`version` is (major, minor)."""
     name = "{}.{}".format(*version)
     if version < OLDEST:
-        return Finding(BLOCKS, "Python", "Python {} is too old".format(name), "install Python 3.11, 3.12 or 3.13 from python.org")
+        return Finding(BLOCKS, "Python", f"Python {name} is too old", "install Python 3.11, 3.12 or 3.13 from python.org")
     if version > NEWEST:
-        return Finding(BLOCKS, "Python", "Python {} is newer than the course was tested with".format(name), "install Python 3.13 beside it")
-    return Finding(OK, "Python", "{} at {}".format(platform.python_version(), sys.executable))
+        return Finding(
+            BLOCKS, "Python", f"Python {name} is newer than the course was tested with", "install Python 3.13 beside it"
+        )
+    return Finding(OK, "Python", f"{platform.python_version()} at {sys.executable}")
 
 
-def check_venv():
+def check_venv() -> Finding:
     """A virtual environment in use, or the module that makes one."""
     if sys.prefix != sys.base_prefix:
-        return Finding(OK, "environment", "virtual environment {}".format(sys.prefix))
+        return Finding(OK, "environment", f"virtual environment {sys.prefix}")
     try:
         importlib.import_module("venv")
         importlib.import_module("ensurepip")
@@ -81,37 +83,49 @@ def check_venv():
             BLOCKS, "environment", "the venv module is missing",
             "Debian and Ubuntu: sudo apt install python3-venv; elsewhere install Python from python.org",
         )
-    return Finding(NOTE, "environment", "no virtual environment in use", "{} -m venv .venv, then activate it (labs/README.md)".format("py" if os.name == "nt" else "python3"))
+    return Finding(
+        NOTE,
+        "environment",
+        "no virtual environment in use",
+        "{} -m venv .venv, then activate it (labs/README.md)".format("py" if os.name == "nt" else "python3"),
+    )
 
 
-def check_write(folder):
+def check_write(folder: str) -> Finding:
     """Progress and backups are written beside the labs."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return Finding(OK, "write access", folder)
     except OSError as error:
-        return Finding(BLOCKS, "write access", "cannot write in {}: {}".format(folder, error.strerror), "copy the course to a folder of your own")
+        return Finding(
+            BLOCKS, "write access", f"cannot write in {folder}: {error.strerror}", "copy the course to a folder of your own"
+        )
 
 
-def check_disk(free_gb, installed):
+def check_disk(free_gb: float, installed: bool) -> Finding:
     """Installing needs the room; an installed course only a little."""
     needed = 0.2 if installed else DISK_GB
-    found = "{:.1f} GB free".format(free_gb)
+    found = f"{free_gb:.1f} GB free"
     if free_gb >= needed:
         return Finding(OK, "disk", found)
-    return Finding(BLOCKS, "disk", found, "free {:.1f} GB: the course needs about {:.0f} GB, and 8 GB with a CUDA build of torch".format(needed - free_gb, DISK_GB))
+    return Finding(
+        BLOCKS,
+        "disk",
+        found,
+        f"free {needed - free_gb:.1f} GB: the course needs about {DISK_GB:.0f} GB, and 8 GB with a CUDA build of torch",
+    )
 
 
-def read_pins(path):
+def read_pins(path: str) -> "list[tuple[str, str]]":
     """[(package, version)] from the lines `package==version` of a requirements file."""
     if not os.path.exists(path):
         return []
     with open(path, encoding="utf-8") as file:
         lines = [line.split("#")[0].strip() for line in file]
-    return [tuple(line.split("==", 1)) for line in lines if "==" in line]
+    return [(name, version) for name, _, version in (line.partition("==") for line in lines if "==" in line)]
 
 
-def check_packages(pins):
+def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
     """Each pinned package: there, and in the version the course was tested with?"""
     from importlib import metadata  # not there before Python 3.8
 
@@ -125,18 +139,18 @@ def check_packages(pins):
         if found.split("+")[0] == wanted:
             findings.append(Finding(OK, package, found))
         else:
-            advice = "if something fails: pip install {}=={}".format(package, wanted)
-            findings.append(Finding(NOTE, package, "{}; tested with {}".format(found, wanted), advice))
+            advice = f"if something fails: pip install {package}=={wanted}"
+            findings.append(Finding(NOTE, package, f"{found}; tested with {wanted}", advice))
     return findings
 
 
-def check_engine():
+def check_engine() -> Finding:
     """The course itself can be imported."""
     try:
         importlib.import_module("nano_qwen3_serving")
     except Exception as error:
         return Finding(
-            BLOCKS, "engine", "import nano_qwen3_serving failed: {}: {}".format(type(error).__name__, error),
+            BLOCKS, "engine", f"import nano_qwen3_serving failed: {type(error).__name__}: {error}",
             "in the course's folder: pip install -r requirements.txt",
         )
     return Finding(OK, "engine", "import nano_qwen3_serving works")

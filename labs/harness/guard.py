@@ -30,6 +30,9 @@ from nano_qwen3_serving.interfaces import (
 if TYPE_CHECKING:
     from labs.harness.parts import Part
 
+Check = Callable[[Any], str | None]
+"""An attribute's value → what is wrong with it, or None."""
+
 
 class BrokenPromise(Exception):
     """A part returned something that the engine cannot use, or lacks a method.
@@ -128,7 +131,8 @@ class BlockManagerChecks:
     """Tables of whole numbers in the pool that cover what was asked for; no refusal without need."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
-        self._inner, self._num_blocks, self._held = inner, config.cache.num_blocks, {}
+        self._inner, self._num_blocks = inner, config.cache.num_blocks
+        self._held: dict[str, int] = {}
         self._attributes = {"num_free_blocks": self._free_blocks, "block_size": self._block_size}
         self._size = config.cache.block_size
 
@@ -186,7 +190,7 @@ class SamplerChecks:
     """One token per row, from the vocabulary; log-probabilities for the rows that asked."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
-        self._attributes = {}
+        self._attributes: dict[str, Check] = {}
 
     def sample(self, result: Any, logits: Tensor, rows: Sequence[SamplingRow]) -> str | None:
         if not (isinstance(result, tuple) and len(result) == 2):
@@ -248,7 +252,7 @@ class ModelChecks:
     """Hidden states a token, logits a row."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
-        self._attributes = {}
+        self._attributes: dict[str, Check] = {}
         self._hidden, self._vocabulary = config.model.hidden_size, config.model.vocab_size
 
     def call(self, result: Any, token_ids: Tensor, positions: Tensor, cache: Any, metadata: Any) -> str | None:
@@ -262,7 +266,7 @@ class SchedulerChecks:
     """Batches and updates made of the engine's own types."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
-        self._attributes = {name: self._queue for name in ("waiting", "running")}
+        self._attributes = dict.fromkeys(("waiting", "running"), self._queue)
 
     def _queue(self, value: Any) -> str | None:
         return None if isinstance(value, list) else f"must be a list of requests, is {shown(value)}"
@@ -289,7 +293,7 @@ class DetokenizerChecks:
     """Pieces of text."""
 
     def __init__(self, inner: Any, tokenizer: Any) -> None:
-        self._attributes = {}
+        self._attributes: dict[str, Check] = {}
 
     def add(self, result: Any, token_ids: Sequence[int]) -> str | None:
         return self.finish(result)

@@ -7,12 +7,14 @@ building, but not import them.
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from labs.harness import given, regions
 from labs.harness.catalog import Lab, LabError
@@ -79,6 +81,16 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleT
     return module
 
 
+def run_file(path: Path, name: str) -> ModuleType:
+    """A file of ours as a module; one that nobody else can import."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise LabError(f"{path} is no file of Python.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
     """TODO → those of its functions that `module` does not have; TODOs of which it has all are left out.
 
@@ -93,7 +105,7 @@ def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
 
 def _has(module: ModuleType, name: str) -> bool:
     """Whether a dotted name is there; what is nested in a function is, if the function is."""
-    scope = module
+    scope: Any = module
     for part in name.split("."):
         if inspect.isfunction(scope):
             return True
@@ -115,7 +127,7 @@ def parse(path: Path) -> ast.Module:
 
 def refuse_imports(lab: Lab, tree: ast.AST, name: str) -> None:
     """Raise `ImportRefused` if `tree` imports `solution` or what `lab.toml` lists under `refuse`."""
-    for node in ast.walk(tree):
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr)):
         for imported in _imported_by(node):
             if _is_refused(imported, lab):
                 raise ImportRefused(

@@ -132,6 +132,7 @@ class Side:
     def _look(self) -> Snapshot:
         engine, runner = self.engine, self.engine.model_runner
         batch = engine.last_batch
+        assert batch is not None  # there was a step
         chunks = {chunk.request.request_id: chunk for chunk in batch.chunks}
         tables = {r.request_id: engine.block_manager.block_table(r.request_id) for r in engine.scheduler.running}
         computed = {r.request_id: r.num_computed_tokens for r in engine.scheduler.running}

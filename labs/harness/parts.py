@@ -13,7 +13,7 @@ an error can be told to the one whose code it is (`blame.py`).
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ class Part:
     @property
     def file(self) -> Path:
         """The file the part was loaded from."""
-        return Path(self.module.__file__)
+        return Path(inspect.getfile(self.module))
 
     def whose(self) -> str:
         """Such as "your starter.py (TODO 4 is ours)"."""
@@ -183,10 +183,7 @@ def load_seam(lab: Lab) -> ModuleType:
         raise LabError(
             f"Lab {lab.id} ({lab.title}) makes no part that an engine could be built with: it uses the engine, or "
             f"stands beside it. Labs that make one: {having}.")
-    spec = importlib.util.spec_from_file_location(f"_lab{lab.id}_seam_{next(_counter)}", lab.seam)
-    seam = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(seam)
-    return seam
+    return loading.run_file(lab.seam, f"_lab{lab.id}_seam_{next(_counter)}")
 
 
 def seam_fields(lab: Lab, seam: ModuleType) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ that closes a run without any.
 import ast
 import json
 from collections import Counter, defaultdict
+from collections.abc import Generator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -54,7 +56,7 @@ class LabRun:
         """Lab folder -> test id -> how it ended."""
         self.left_out: dict[Path, dict[int, list[str]]] = {}
         """Lab folder -> TODO -> functions that the reference does not have; its tests are deselected."""
-        self.modules: dict = {}
+        self.modules: dict[tuple[Path, str, tuple[int, ...]], ModuleType] = {}
         self.ran_other_tests = False
 
     # collecting
@@ -106,7 +108,7 @@ class LabRun:
 
     # running
 
-    def module_for(self, item: pytest.Item):
+    def module_for(self, item: pytest.Item) -> ModuleType:
         """The implementation under test, with our code where an earlier TODO it needs is not right yet."""
         __tracebackhide__ = True
         lab = self.lab_of(item)
@@ -127,8 +129,7 @@ class LabRun:
     def stand_ins(self, lab: Lab, chosen: Path | str, item: pytest.Item) -> tuple[int, ...]:
         """The TODOs that `item` needs and that are unwritten, or failed earlier in this run."""
         marker = item.get_closest_marker("todo")
-        ours = isinstance(chosen, str) or chosen in (lab.solution, lab.reference_file)
-        if marker is None or ours:
+        if marker is None or isinstance(chosen, str) or chosen in (lab.solution, lab.reference_file):
             return ()
         tree = loading.parse(chosen)
         loading.refuse_imports(lab, tree, chosen.name)
@@ -140,7 +141,9 @@ class LabRun:
         return tuple(todo for todo in lab.needs.get(_todo_of(marker)[0], ()) if todo in unwritten | failed)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo):
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         lab, marker = self.lab_of(item), item.get_closest_marker("todo")
         if lab is None:
@@ -165,7 +168,7 @@ class LabRun:
     # closing
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session):
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         result = yield
         if session.config.option.collectonly:
             return result
@@ -207,7 +210,7 @@ _ON_OURS = pytest.StashKey[tuple[int, ...]]()
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest):
+def lab(request: pytest.FixtureRequest) -> ModuleType:
     """The module under test: your `starter.py`, or what `--impl` names."""
     return request.config.pluginmanager.getplugin("lab-run").module_for(request.node)
 

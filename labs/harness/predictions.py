@@ -6,7 +6,6 @@ truth by running the engine. There are no stored answers.
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from labs.harness import loading
 from labs.harness.catalog import Lab, LabError
 
 KINDS = ("int", "choice")
@@ -138,7 +138,4 @@ def _question(facts: dict, numbers: dict) -> Question:
 
 
 def _load(lab: Lab) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"_lab{lab.id}_predict", lab.folder / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loading.run_file(lab.folder / "predict.py", f"_lab{lab.id}_predict")

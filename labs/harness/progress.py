@@ -7,17 +7,18 @@ that is cut off leaves the old one whole, and two that end together both count.
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
+if sys.platform == "win32":
     import msvcrt
-
-    fcntl = None
+else:
+    import fcntl
 
 FILE = ".progress.json"
 DAMAGED = ".progress.damaged.json"
@@ -121,11 +122,11 @@ class Progress:
         change(self._facts)
         self._changes.append(change)
 
-    def _lab(self, lab_id: str, key: str, default: dict | list) -> dict | list:
+    def _lab(self, lab_id: str, key: str, default: dict | list) -> Any:
         return self._facts.get("labs", {}).get(lab_id, {}).get(key, default)
 
 
-def _part(facts: dict, lab_id: str, key: str, empty: dict | list) -> dict | list:
+def _part(facts: dict, lab_id: str, key: str, empty: dict | list) -> Any:
     """What `facts` has of a lab under `key`, made if it is not there."""
     return facts.setdefault("labs", {}).setdefault(lab_id, {}).setdefault(key, empty)
 
@@ -162,7 +163,7 @@ def _sound(facts: dict) -> dict:
     return sound
 
 
-def _kind(key: str, value) -> bool:
+def _kind(key: str, value: object) -> bool:
     return isinstance(value, _KINDS.get(key, object))
 
 
@@ -182,14 +183,16 @@ def _numbers(numbers: list) -> list:
     return [number for number in numbers if isinstance(number, int)]
 
 
-def _has(row, **wanted: type) -> bool:
+def _has(row: object, **wanted: type) -> bool:
     """Whether `row` is a dictionary with these keys and types; a whole number is a float, too."""
-    kinds = {float: int | float}
+    kinds: dict[type, type | UnionType] = {float: int | float}
     return isinstance(row, dict) and all(isinstance(row.get(key), kinds.get(kind, kind)) for key, kind in wanted.items())
 
 
-_SHAPES = {"todos": _rows, "hints": _counts, "diagnoses": _counts, "predictions": _attempts, "solutions": _numbers}
-_KINDS = {"todos": dict, "hints": dict, "diagnoses": dict, "predictions": list, "solutions": list}
+_SHAPES: dict[str, Callable[[Any], Any]] = {
+    "todos": _rows, "hints": _counts, "diagnoses": _counts, "predictions": _attempts, "solutions": _numbers,
+}
+_KINDS: dict[str, type] = {"todos": dict, "hints": dict, "diagnoses": dict, "predictions": list, "solutions": list}
 
 
 def _replace(path: Path, text: str) -> None:
@@ -203,14 +206,14 @@ def _replace(path: Path, text: str) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Only one process at a time gets past this; the system opens the lock of one that dies."""
     with open(path, "a+b") as file:
-        if fcntl is not None:
+        if sys.platform != "win32":
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-            return
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # tries for ten seconds, then raises OSError
-        try:
-            yield
-        finally:
+        else:
             file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # tries for ten seconds, then raises OSError
+            try:
+                yield
+            finally:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)

@@ -99,8 +99,7 @@ def definitions(tree: ast.AST, prefix: str = "") -> dict[str, Function]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, Function):
             found[prefix + node.name] = node
-        named = isinstance(node, Function | ast.ClassDef)
-        found |= definitions(node, f"{prefix}{node.name}." if named else prefix)
+        found |= definitions(node, f"{prefix}{node.name}." if isinstance(node, Function | ast.ClassDef) else prefix)
     return found
 
 
@@ -143,17 +142,17 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
     theirs = definitions(solution)
 
     class _Swap(ast.NodeTransformer):
-        def __init__(self):
+        def __init__(self) -> None:
             self.prefix = ""
 
-        def _visit_scope(self, node):
+        def _visit_scope(self, node: Function | ast.ClassDef) -> ast.AST:
             name = self.prefix + node.name
             if name in names and isinstance(node, Function):
                 return theirs[name]
             outer, self.prefix = self.prefix, name + "."
-            node = self.generic_visit(node)
+            visited = self.generic_visit(node)
             self.prefix = outer
-            return node
+            return visited
 
         visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _visit_scope
 
@@ -174,12 +173,14 @@ def with_our_functions(work: str, solution: str, todos: Iterable[int]) -> str:
 def _missing_imports(work: ast.Module, solution: ast.Module) -> list[ast.stmt]:
     """The imports at the top of `solution` that bind a name which nothing at the top of `work` does."""
     present = {name for node in work.body for name in _bound(node)}
-    missing = []
+    missing: list[ast.stmt] = []
     for node in solution.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             kept = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) not in present]
             if kept:
-                missing.append(ast.ImportFrom(node.module, kept, node.level) if isinstance(node, ast.ImportFrom) else ast.Import(kept))
+                missing.append(
+                    ast.ImportFrom(node.module, kept, node.level) if isinstance(node, ast.ImportFrom) else ast.Import(kept)
+                )
     return missing
 
 
@@ -241,7 +242,7 @@ def _check_one_todo_per_function(regions: list[Region]) -> None:
 
 def _without_solution(source: str, regions: list[Region], lab_id: str, keep_yield: set[str]) -> str:
     lines = source.splitlines()
-    kept = set()
+    kept: set[str] = set()
     for region in reversed(regions):
         marker = lines[region.begin - 1]
         indent = marker[: len(marker) - len(marker.lstrip())]
@@ -268,6 +269,6 @@ def _importing_todo_error(source: str) -> str:
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     first_code = [node for node in ast.parse(source).body if not isinstance(node, ast.Expr)]
     lines = source.splitlines()
-    at = imports[-1].end_lineno if imports else (first_code[0].lineno - 1 if first_code else 0)
+    at = imports[-1].end_lineno or 0 if imports else (first_code[0].lineno - 1 if first_code else 0)
     lines.insert(at, "from labs.harness.todo import TodoError")
     return "\n".join(lines) + "\n"

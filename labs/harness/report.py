@@ -166,7 +166,9 @@ def naive(llm: LLM, workload: Workload, seed: int, wasted: float) -> Figures:
     """
     prompts, lengths = workload.draw(llm.llm_engine.config.model.vocab_size, seed)
     once = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
-    started, firsts, gaps = time.perf_counter(), [], []
+    started = time.perf_counter()
+    firsts: list[float] = []
+    gaps: list[float] = []
     for prompt, length in zip(prompts, lengths, strict=True):
         if firsts and time.perf_counter() - started > NAIVE_SECONDS:
             break

@@ -73,8 +73,8 @@ def _state(todo: int, outcomes: list[Outcome], tested: list[int]) -> tuple[str, 
         return SOLVED, f"solved on top of our {_todos(ours)}" if ours else "solved"
     if passed:
         return PARTLY, f"partly: {passed} of {len(outcomes)} tests pass"
-    unwritten = {outcome.unwritten for outcome in outcomes}
-    if None in unwritten:
+    unwritten = {outcome.unwritten for outcome in outcomes if outcome.unwritten is not None}
+    if any(outcome.unwritten is None for outcome in outcomes):
         return FAILING, "failing"
     if todo in unwritten:
         return NOT_STARTED, "not started"

@@ -1,6 +1,7 @@
 """The table that closes a run of a lab's tests."""
 
 import sys
+from collections.abc import Sequence
 
 from labs.harness import results
 from labs.harness.catalog import Lab
@@ -61,7 +62,7 @@ def _closing_lines(lab: Lab, rows: list[Row], progress: Progress | None) -> list
     return lines
 
 
-def _print_plain(title: str, lines: list[tuple[str, ...]]) -> None:
+def _print_plain(title: str, lines: Sequence[tuple[str, ...]]) -> None:
     table = [_HEADINGS, *(line[1:] for line in lines)]
     widths = [max(len(row[column]) for row in table) for column in range(len(_HEADINGS))]
     print(f"\n{title}")
@@ -69,7 +70,7 @@ def _print_plain(title: str, lines: list[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _print_rich(title: str, lines: list[tuple[str, ...]]) -> None:
+def _print_rich(title: str, lines: Sequence[tuple[str, ...]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -7,7 +7,8 @@ import asyncio
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 _NUMBERED = re.compile(r"TODO (\d+): *(.*)", re.DOTALL)
 
@@ -55,5 +56,5 @@ def run_lab(main: Callable) -> None:
         raise SystemExit(130) from None
 
 
-async def _wait_for(awaitable):
+async def _wait_for(awaitable: Awaitable[Any]) -> Any:
     return await awaitable

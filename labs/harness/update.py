@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeGuard
 
 from labs.harness import regions
 from labs.harness.backups import FOLDER
@@ -69,7 +70,8 @@ def plan(home: Path, source: Path) -> list[Change]:
     changes = []
     for path in _files(there):
         target = here / path.relative_to(there)
-        content, notes = path.read_bytes(), ()
+        content = path.read_bytes()
+        notes: list[str] = []
         if path in starters and target.is_file():
             merged, notes = merged_starter(lab_at(target.parent), content.decode("utf-8"))
             content = merged.encode("utf-8", "surrogateescape")
@@ -180,7 +182,7 @@ def _name(node: ast.stmt) -> str:
     return node.name if _is_definition(node) else ast.unparse(node).splitlines()[0]
 
 
-def _is_definition(node: ast.stmt) -> bool:
+def _is_definition(node: ast.stmt) -> TypeGuard[Function | ast.ClassDef]:
     return isinstance(node, Function | ast.ClassDef)
 
 

@@ -53,7 +53,7 @@ class _Saved:
     def __init__(self, path: Path):
         try:
             state = path.stat()
-            self.stamp = (state.st_mtime_ns, state.st_size, state.st_ino)
+            self.stamp: tuple[int, int, int] | None = (state.st_mtime_ns, state.st_size, state.st_ino)
             self.text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:  # an editor may take the file away for a moment
             self.stamp, self.text = None, ""
@@ -68,8 +68,6 @@ class _Saved:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Saved) and self.stamp == other.stamp
-
-    __hash__ = None
 
 
 def _one_round(lab: Lab, todo: int | None, say: Callable[[str], None]) -> _Saved:
@@ -125,7 +123,7 @@ def _changed(lab: Lab, before: _Saved, after: _Saved) -> int | None:
 
 
 def _start(lab: Lab, todo: int | None) -> BaseProcess:
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context("fork") if sys.platform == "linux" else multiprocessing.get_context("spawn")
     select = ["-k", f"test_todo_{todo}_"] if todo else []
     sys.stdout.flush()
     process = context.Process(target=_run_tests, args=([str(lab.tests), *_OPTIONS, *select],), daemon=False)
@@ -147,7 +145,7 @@ def _run_tests(arguments: list[str]) -> None:
 
 def _end(process: BaseProcess) -> None:
     """End a run and what it has started."""
-    if hasattr(os, "killpg"):
+    if hasattr(os, "killpg") and process.pid is not None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except OSError:  # it had not become a group's leader yet, or is gone

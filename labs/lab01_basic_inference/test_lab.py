@@ -110,7 +110,8 @@ def test_todo_1_hands_on_the_model_and_the_length(lab):
     assert tokens(mine.generate(FACT, exactly(12))) == tokens(draft.generate(FACT, exactly(12))), (
         'load_llm("course-draft") must load that model: it answered with other tokens'
     )
-    with raises(PromptTooLongError, "load_llm(..., max_model_len=24) accepted a prompt of 30 tokens: is max_model_len handed on?"):
+    accepted = "load_llm(..., max_model_len=24) accepted a prompt of 30 tokens: is max_model_len handed on?"
+    with raises(PromptTooLongError, accepted):
         mine.generate({"prompt_token_ids": list(range(300, 330))}, exactly(1))
 
 
@@ -228,8 +229,9 @@ def test_todo_3_each_prompt_comes_back_with_its_own_output_in_order(lab, llm):
     assert [output.prompt for output in outputs] == prompts, "an output stands beside a prompt that is not its own"
     for place, (prompt, got, own) in enumerate(zip(prompts, tokens(outputs), tokens(expected), strict=True), start=1):
         assert got == own, (
-            f"prompt {place}, {prompt!r}, came back with {len(got)} tokens, {outputs[place - 1].outputs[0].text!r}; with its own "
-            f"parameters it has {len(own)}, {expected[place - 1].outputs[0].text!r}. (One prompt comes twice, with other parameters.)"
+            f"prompt {place}, {prompt!r}, came back with {len(got)} tokens, {outputs[place - 1].outputs[0].text!r}; "
+            f"with its own parameters it has {len(own)}, {expected[place - 1].outputs[0].text!r}. "
+            "(One prompt comes twice, with other parameters.)"
         )
 
 
@@ -327,7 +329,9 @@ def test_todo_4_the_callers_history_stays_as_it_was(lab, llm):
     history = [dict(message) for message in HISTORY]
     longer = lab.chat_turn(llm, history, FACT, exactly(2))
     assert history == HISTORY, "the list that the caller passed in has changed; return a new one"
-    assert len(longer) == len(HISTORY) + 2, f"{len(HISTORY)} messages and one turn make {len(HISTORY) + 2}; it returned {len(longer)}"
+    assert len(longer) == len(HISTORY) + 2, (
+        f"{len(HISTORY)} messages and one turn make {len(HISTORY) + 2}; it returned {len(longer)}"
+    )
 
 
 @pytest.mark.todo(4, points=2)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
 from nano_qwen3_serving import AsyncLLMEngine, RequestOutput, SamplingParams
 from nano_qwen3_serving.exceptions import InvalidParametersError, RequestTimeoutError
-from pydantic import BaseModel
 
 
 async def serve_until(

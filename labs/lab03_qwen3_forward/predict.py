@@ -66,7 +66,8 @@ def scores_of_a_chunk(case: dict) -> int:
     """Each key has a value of its own direction: what reaches the output was seen."""
     end = case["start"] + case["count"]
     mask = torch.ones(end, end, dtype=torch.bool).tril()[case["start"] :]
-    seen = F.scaled_dot_product_attention(torch.randn(1, case["count"], 4), torch.randn(1, end, 4), torch.eye(end)[None], attn_mask=mask)
+    q, k, v = torch.randn(1, case["count"], 4), torch.randn(1, end, 4), torch.eye(end)[None]
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return int((seen > 0).sum())
 
 

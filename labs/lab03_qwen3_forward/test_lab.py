@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
@@ -144,7 +143,8 @@ def norm64(x, weight, eps):
 
 def angles64(positions, head_dim, theta):
     """[num_tokens, head_dim / 2]"""
-    return torch.tensor([[p * theta ** (-2 * i / head_dim) for i in range(head_dim // 2)] for p in positions.tolist()], dtype=torch.float64)
+    angles = [[p * theta ** (-2 * i / head_dim) for i in range(head_dim // 2)] for p in positions.tolist()]
+    return torch.tensor(angles, dtype=torch.float64)
 
 
 def turn64(x, positions, theta):
@@ -362,7 +362,8 @@ def test_todo_3_each_head_is_normalised_by_itself(lab):
     attention.q_proj.weight.data = torch.eye(8)  # q before anything else is x itself
     attention.q_norm.weight.data = torch.ones(4)
     q, _, _ = attention.heads(torch.tensor([[2.0, 4.0, 4.0, 8.0, 6.0, 6.0, 6.0, 6.0]]), torch.tensor([0]))
-    check(q, torch.tensor([[[0.4, 0.8, 0.8, 1.6], [1.0, 1.0, 1.0, 1.0]]]), "the heads 2 4 4 8 and 6 6 6 6, normalised", axes=HEADS)
+    expected = torch.tensor([[[0.4, 0.8, 0.8, 1.6], [1.0, 1.0, 1.0, 1.0]]])
+    check(q, expected, "the heads 2 4 4 8 and 6 6 6 6, normalised", axes=HEADS)
 
 
 @pytest.mark.todo(3, points=2)
@@ -653,7 +654,8 @@ def test_todo_6_only_the_rows_that_are_returned_pass_the_head(lab):
     rows = []
     network.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.numel() // 512))
     got = network.last_logits(some_tokens(30), torch.arange(30), core.make_cache(config, 30), lab.one_request(0, 30))
-    expect(got.shape == (1, 512), f"one request, 512 tokens in the vocabulary: expected the shape [1, 512], got {list(got.shape)}")
+    expect(got.shape == (1, 512),
+           f"one request, 512 tokens in the vocabulary: expected the shape [1, 512], got {list(got.shape)}")
     expect(sum(rows) <= 1, f"the head computed {sum(rows)} rows of logits for one request of 30 tokens; one was needed")
 
 

@@ -59,7 +59,8 @@ def after_penalties(case: dict) -> int:
 
 def same_tokens(case: dict) -> int:
     llm = LLM("course-draft", batch_invariant=True)
-    mine, other = (SamplingParams(temperature=1.5, seed=s, max_tokens=case["tokens"], ignore_eos=True) for s in (case["seed"], 1000))
+    mine, other = (
+        SamplingParams(temperature=1.5, seed=seed, max_tokens=case["tokens"], ignore_eos=True) for seed in (case["seed"], 1000))
     alone = llm.generate(["Once upon a time"], [mine], use_tqdm=False)[0].outputs[0].token_ids
     together = llm.generate(["The robot", "Once upon a time", "My"], [other, mine, other], use_tqdm=False)[1].outputs[0].token_ids
     return sum(a == b for a, b in zip(alone, together, strict=True))

@@ -513,7 +513,8 @@ class Judge:
 
     def __call__(self, work) -> float:
         self.calls += 1
-        assert callable(work), f"what is timed is a function without arguments, not {type(work).__name__}: do not call it yourself"
+        assert callable(work), (
+            f"what is timed is a function without arguments, not {type(work).__name__}: do not call it yourself")
         with self.flops, self.traffic:
             work()
         return self.seconds
@@ -573,7 +574,8 @@ def test_todo_5_matmul_rate_is_the_operations_of_a_product_by_the_seconds(lab, d
         flops = judge.flops.get_total_flops()
         assert judge.calls == 1, f"seconds_of was called {judge.calls} times; once, with the function that multiplies"
         assert flops == 2 * size**3, (
-            f"one product of {size} × {size} matrices has {2 * size**3:,} FLOPs by torch's count; the timed function had {flops:,}")
+            f"one product of {size} × {size} matrices has {2 * size**3:,} FLOPs by torch's count; "
+            f"the timed function had {flops:,}")
         made = [name for name in judge.traffic.operators if re.search("rand|normal|ones|zeros|fill|_to_copy|empty", name)]
         assert not made, f"the timed function also did {made}: make the matrices outside, in their dtype"
         assert {t.dtype for t in judge.traffic.products} == {dtype}, f"the product was to be of {dtype}"

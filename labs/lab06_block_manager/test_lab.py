@@ -191,7 +191,8 @@ def test_todo_1_takes_as_many_as_asked_for_or_none(lab):
 def test_todo_1_refuses_a_block_that_was_not_out(lab, block, why):
     free, untouched = lab.FreeList(6), lab.FreeList(6)
     before = len(free)
-    said = complaint(ValueError, lambda: free.give_back([block]), f"give_back([{block}]) was accepted, and block {block} is {why}")
+    accepted = f"give_back([{block}]) was accepted, and block {block} is {why}"
+    said = complaint(ValueError, lambda: free.give_back([block]), accepted)
     assert names(block, said), f"the error must name block {block}; it says {said!r}"
     assert len(free) == before, f"{before} blocks were free; after give_back([{block}]) was refused there are {len(free)}"
     found, expected = sorted(all_of(free)), sorted(all_of(untouched))
@@ -664,7 +665,8 @@ def test_todo_6_a_trace_that_does_not_fit_is_refused_by_name_and_leaves_nothing(
     assert_free(manager, before, f"{before} blocks were free before replay(), and it gave up in step 2")
     # the README's case that fails: two reservations of 3 blocks, and 5 there
     complaint(lab.OutOfBlocks, lambda: lab.replay(manager, EXAMPLE, reserve=12), "6 blocks were reserved, and the pool has 5")
-    assert_free(manager, before, f"{before} blocks were free before replay(), and it gave up when A had its blocks and B got none")
+    assert_free(manager, before,
+                f"{before} blocks were free before replay(), and it gave up when A had its blocks and B got none")
 
 
 # in the engine
@@ -715,7 +717,9 @@ def test_todo_6_logits_of_a_random_network_are_those_of_transformers(lab, tmp_pa
     class Keeping(Sampler):
         """The reference sampler; keeps the logits under the tokens they follow."""
 
-        kept = {}
+        def __init__(self):
+            super().__init__()
+            self.kept = {}
 
         def sample(self, logits, rows):
             for row, numbers in zip(rows, logits, strict=True):

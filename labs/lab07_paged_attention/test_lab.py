@@ -773,7 +773,8 @@ def test_todo_6_bytes_per_block_is_what_a_block_takes(lab, layers, num_kv_heads,
     pool = [torch.empty(10, block_size, num_kv_heads, head_dim, dtype=dtype) for _ in range(2 * layers)]
     want = sum(t.numel() * t.element_size() for t in pool) // 10
     assert got == want, (
-        f"{layers} layers, blocks of {block_size}, {num_kv_heads} KV heads of {head_dim}, {dtype}: expected {want} bytes, got {got}")
+        f"{layers} layers, blocks of {block_size}, {num_kv_heads} KV heads of {head_dim}, {dtype}: "
+        f"expected {want} bytes, got {got}")
 
 
 @pytest.mark.todo(6, points=2)

@@ -69,7 +69,9 @@ def refuse_unknown(call: str, names: Iterable[str], given: Iterable[str]) -> Non
 
 def names_unknown_arguments(target: F) -> F:
     """Decorator of a class or a function: an unknown keyword is an `UnknownArgumentError`."""
-    function: Callable[..., Any] = target.__init__ if isinstance(target, type) else target
+    function: Callable[..., Any] = target
+    if isinstance(target, type):
+        function = target.__init__  # type: ignore[misc]  # of this class: the only one it is called with
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.name not in ("self", "cls") and p.kind is not p.VAR_KEYWORD]
 
@@ -80,5 +82,5 @@ def names_unknown_arguments(target: F) -> F:
 
     if not isinstance(target, type):
         return cast(F, checked)
-    target.__init__ = checked  # type: ignore[misc]
+    target.__init__ = checked  # type: ignore[misc]  # a method is replaced on purpose
     return target

@@ -360,7 +360,7 @@ class AsyncLLM:
                 yield output
 
     async def _one(
-        self, prompt: Prompt, params: SamplingParams | None, priority: RequestPriority, timeout: float | None
+        self, prompt: Any, params: SamplingParams | None, priority: RequestPriority, timeout: float | None
     ) -> Result:
         outputs = self._run(prompt, params, priority, timeout, RequestOutputKind.FINAL_ONLY)
         return result_dict(await last(outputs))

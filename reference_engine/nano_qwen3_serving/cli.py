@@ -64,10 +64,10 @@ async def converse(questions: list[str] | None, params: SamplingParams, **engine
             await answer(llm, [{"role": "user", "content": question}], params)
         messages: list[dict[str, str]] = []
         while questions is None:
-            question = await asyncio.to_thread(ask)
-            if question is None:
+            typed = await asyncio.to_thread(ask)
+            if typed is None:
                 return
-            messages.append({"role": "user", "content": question})
+            messages.append({"role": "user", "content": typed})
             messages.append({"role": "assistant", "content": await answer(llm, messages, params)})
 
 

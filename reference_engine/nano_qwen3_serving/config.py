@@ -41,7 +41,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     attention_bias: bool = False
     eos_token_ids: tuple[int, ...] = ()
-    generation_defaults: dict[str, float] = field(default_factory=dict)
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:

@@ -54,7 +54,8 @@ class StructuredOutputsParams:
         given = {k: v for k, v in vars(self).items() if v is not None}
         if len(given) != 1:
             raise invalid("structured_outputs", given, "exactly one of json, regex, choice, grammar, json_object")
-        kinds = {"json": (dict, str), "regex": str, "grammar": str, "json_object": bool, "choice": list}
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "json": (dict, str), "regex": str, "grammar": str, "json_object": bool, "choice": list}
         for name, value in given.items():
             right = isinstance(value, kinds[name]) and value not in ("", [], False)
             if not right or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
@@ -215,9 +216,8 @@ class SamplingParams:
             for token_id, bias in self.logit_bias.items():
                 check_float(f"logit_bias[{token_id}]", bias, low=-100, high=100)
         words = self.bad_words
-        if words is not None:
-            if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
-                raise invalid("bad_words", words, "a list of non-empty strings")
+        if words is not None and not (isinstance(words, list) and all(isinstance(w, str) and w for w in words)):
+            raise invalid("bad_words", words, "a list of non-empty strings")
 
     def _normalise(self) -> None:
         if 0 < self.temperature < MIN_TEMPERATURE:

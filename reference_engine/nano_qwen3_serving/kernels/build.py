@@ -61,8 +61,14 @@ def key(compiler: str) -> str:
     """Changes with everything that a built library depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS).stdout
     features = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    parts = [*(source.read_text(encoding="utf-8") for source in SOURCES), " ".join(FLAGS), torch.__version__, version, platform.machine(),
-             features[1] if features else ""]
+    parts = [
+        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        " ".join(FLAGS),
+        torch.__version__,
+        version,
+        platform.machine(),
+        features[1] if features else "",
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

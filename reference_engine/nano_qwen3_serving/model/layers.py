@@ -67,13 +67,13 @@ class Attention(nn.Module):
         super().__init__()
         hidden, dim, bias = config.hidden_size, config.head_dim, config.attention_bias
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, dim
-        self.q_proj: Linear | None = Linear(hidden, self.num_heads * dim, bias, ops)
-        self.k_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias, ops)
-        self.v_proj: Linear | None = Linear(hidden, self.num_kv_heads * dim, bias, ops)
+        self.q_proj = Linear(hidden, self.num_heads * dim, bias, ops)
+        self.k_proj = Linear(hidden, self.num_kv_heads * dim, bias, ops)
+        self.v_proj = Linear(hidden, self.num_kv_heads * dim, bias, ops)
         self.o_proj = Linear(self.num_heads * dim, hidden, bias, ops)
         self.q_norm = RMSNorm(dim, config.rms_norm_eps, ops)
         self.k_norm = RMSNorm(dim, config.rms_norm_eps, ops)
-        self.qkv_proj: Linear | None = None
+        self.qkv_proj: Linear  # takes the place of the three, see `finalize_weights`
         self._rotary = [rotary]  # in a list: shared, so not this module's child
         self._core = core
         self._ops = ops
@@ -81,7 +81,7 @@ class Attention(nn.Module):
     def finalize_weights(self) -> None:
         """Makes one matrix of q, k and v: one product instead of three, over the same bytes."""
         self.qkv_proj = Linear.fused([self.q_proj, self.k_proj, self.v_proj])
-        self.q_proj = self.k_proj = self.v_proj = None
+        del self.q_proj, self.k_proj, self.v_proj
         self.qkv_proj.finalize_weights()
         self.o_proj.finalize_weights()
 
@@ -105,16 +105,16 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, ops: Operators) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj: Linear | None = Linear(hidden, inner, False, ops)
-        self.up_proj: Linear | None = Linear(hidden, inner, False, ops)
+        self.gate_proj = Linear(hidden, inner, False, ops)
+        self.up_proj = Linear(hidden, inner, False, ops)
         self.down_proj = Linear(inner, hidden, False, ops)
-        self.gate_up_proj: Linear | None = None
+        self.gate_up_proj: Linear  # takes the place of the two, see `finalize_weights`
         self._ops = ops
 
     def finalize_weights(self) -> None:
         """Makes one matrix of gate and up."""
         self.gate_up_proj = Linear.fused([self.gate_proj, self.up_proj])
-        self.gate_proj = self.up_proj = None
+        del self.gate_proj, self.up_proj
         self.gate_up_proj.finalize_weights()
         self.down_proj.finalize_weights()
 

@@ -5,11 +5,13 @@ Knows parameters; knows nothing of the network, nor of how products are computed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nano_qwen3_serving.model.operators import Operators
+from nano_qwen3_serving.model.operators import Operators, Product
 
 
 class Linear(nn.Module):
@@ -25,7 +27,7 @@ class Linear(nn.Module):
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self._ops = ops
-        self._product = None
+        self._product: Product | None = None
 
     @classmethod
     def fused(cls, parts: list[Linear]) -> Linear:
@@ -33,9 +35,7 @@ class Linear(nn.Module):
         first = parts[0]
         with torch.device("meta"):
             fused = cls(first.in_features, sum(p.out_features for p in parts), first.bias is not None, first._ops)
-        fused.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
-        if first.bias is not None:
-            fused.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
+        fused.weight, fused.bias = joined([p.weight for p in parts]), joined([p.bias for p in parts])
         for part in parts:
             part.weight = part.bias = None
         return fused
@@ -52,4 +52,13 @@ class Linear(nn.Module):
         """[num_tokens, in_features] → [num_tokens, out_features]"""
         if self._product is not None:
             return self._product(x, self.bias)
-        return F.linear(x, self.weight, self.bias)
+        weight = self.weight
+        assert weight is not None  # only a product frees it, or a fused matrix that took this one's place
+        return F.linear(x, weight, self.bias)
+
+
+def joined(rows: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
+    """Parameters one after the other; None if they are None."""
+    given: list[Tensor] = [p for p in rows if p is not None]
+    assert len(given) in (0, len(rows)), "some of the matrices have a bias and some have none"
+    return nn.Parameter(torch.cat(given), requires_grad=False) if given else None

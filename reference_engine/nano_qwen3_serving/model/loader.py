@@ -67,7 +67,7 @@ def load_weights(network: Network, config: EngineConfig) -> Network:
     tied = config.model.tie_word_embeddings
     fill(network.lm_head, "model.embed_tokens." if tied else "lm_head.", tensors, config)
     finalize(network.lm_head)
-    rotary = getattr(model, "rotary", None)
+    rotary: Any = getattr(model, "rotary", None)
     if hasattr(rotary, "finalize_weights"):  # its tables are computed, not loaded: it has to know where and as what
         rotary.finalize_weights(config.device, config.dtype)
     return network.eval()
@@ -78,8 +78,9 @@ def finalize(module: nn.Module) -> None:
 
     A module that has it answers for all that lie inside: it may be about to fuse them.
     """
-    if hasattr(module, "finalize_weights"):
-        module.finalize_weights()
+    finalize_weights = getattr(module, "finalize_weights", None)
+    if finalize_weights is not None:
+        finalize_weights()
     else:
         for child in module.children():
             finalize(child)

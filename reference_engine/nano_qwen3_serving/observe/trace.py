@@ -36,7 +36,7 @@ class Recorder:
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.steps: list[dict[str, Any]] = []
-        self._file: TextIO | None = Path(path).open("w", encoding="utf-8") if path else None
+        self._file: TextIO | None = Path(path).open("w", encoding="utf-8") if path else None  # noqa: SIM115 (close() closes it)
 
     def record(
         self,

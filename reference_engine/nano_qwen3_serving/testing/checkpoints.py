@@ -72,7 +72,9 @@ def write_random_checkpoint(
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(random_weight(name, parameter, generator))
-    network.to(dtype).save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+    network.to(dtype)  # type: ignore[arg-type]  # transformers' decorator loses `self`
+    shards: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    network.save_pretrained(folder, **shards)
     if rope_theta_at_top_level:
         move_rope_theta_to_top_level(folder / "config.json")
     for file in TOKENIZER_FILES:

@@ -113,7 +113,8 @@ async def serving(
         components: those of `double_components()` by default.
         engine_args: as for `AsyncEngineArgs`; small and checked after every step by default.
     """
-    args = {"model": "course", "num_gpu_blocks_override": 33, "block_size": 4, "check_invariants": True} | engine_args
+    args: dict[str, Any] = {
+        "model": "course", "num_gpu_blocks_override": 33, "block_size": 4, "check_invariants": True} | engine_args
     engine = AsyncLLMEngine.from_engine_args(
         AsyncEngineArgs(**args), components=components or double_components(), gate=gate, clock=clock,
         recorder=recorder, worker_count=worker_count)

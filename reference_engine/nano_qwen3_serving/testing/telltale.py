@@ -78,8 +78,8 @@ class TellTaleModel:
         if self._on_forward is not None:
             self._on_forward(contexts)
         states: list[int] = []
-        for context, (keys, values), count in zip(contexts, found, metadata.query_lens, strict=True):
-            wrong = disagreement(keys, values, means[len(states) : len(states) + count])
+        for context, (kept, values), count in zip(contexts, found, metadata.query_lens, strict=True):
+            wrong = disagreement(kept, values, means[len(states) : len(states) + count])
             states += [a + b for a, b in zip(self._states(context, count), wrong, strict=True)]
         return torch.tensor(states, device=token_ids.device)
 

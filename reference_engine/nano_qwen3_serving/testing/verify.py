@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -39,7 +40,7 @@ class RecordingSampler:
         self.sampler = sampler
         self.logits: list[Tensor] = []
 
-    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Any:
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Any:
         """Samples, and keeps a copy of the logits on the CPU."""
         self.logits.append(logits.float().cpu())
         return self.sampler.sample(logits, rows)
@@ -91,7 +92,7 @@ def load_oracle(config: EngineConfig) -> Any:
         oracle = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=config.dtype)
     except Exception as error:
         raise ModelLoadError(f"transformers cannot load {config.model_path}: {error}") from error
-    return oracle.to(config.device).eval()
+    return oracle.to(config.device).eval()  # type: ignore[arg-type]  # transformers' decorator loses `self`
 
 
 def all_prompts(llm: LLM) -> list[tuple[str, str]]:

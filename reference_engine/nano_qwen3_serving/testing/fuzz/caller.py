@@ -73,7 +73,7 @@ class Caller:
         """Gives up: cancels its task if there is one, else closes its stream or just forgets it."""
         if self.outcome is not None:
             return
-        if self.running:
+        if self.task is not None and self.running:
             self.task.cancel()
         elif how == "drop":
             self._stream, self.outcome = None, "gone"

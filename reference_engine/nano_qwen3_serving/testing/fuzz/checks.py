@@ -61,6 +61,7 @@ class Checker:
 
     def _check_error(self, caller: Caller, stopped: bool) -> None:
         error, op = caller.error, caller.op
+        assert error is not None
         too_long = len(caller.prompt_token_ids) >= self.max_model_len
         too_late = caller.deadline is not None and caller.ended_time >= caller.deadline
         allowed = (

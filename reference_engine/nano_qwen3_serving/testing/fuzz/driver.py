@@ -161,7 +161,7 @@ class Driver:
 
     async def _one_step(self) -> None:
         before = self.engine.engine.last_batch
-        done = {key for key, c in self.callers.items() if c.outcome is not None and c.ended_at < self.totals["steps"]}
+        done = {key for key, c in self.callers.items() if c.ended_at is not None and c.ended_at < self.totals["steps"]}
         self.totals["steps"] += 1
         self.gate.release()
         await self._settle()

@@ -150,7 +150,7 @@ class Maker:
             [12, 3, 1, 1.2, 2, 0.6, 0.3, 1])[0]
         if kind == "release" and self.held:
             return {"op": "release", "key": self.held.pop(rng.randrange(len(self.held)))}
-        return {
+        drawn: dict[str, Operation] = {
             "step": {"op": "step", "count": rng.choice([1, 1, 1, 2, 5])},
             "fetch": {"op": "fetch", "key": key},
             "abort": {"op": "abort", "id": rng.choice([f"r{key}"] * 5 + [f"0_r{key}", "nobody"])},
@@ -158,4 +158,5 @@ class Maker:
             "advance": {"op": "advance", "seconds": rng.randint(1, 20)},
             "fault": {"op": "fault", "kind": rng.choice(["before", "after", "oom", "step"])},
             "reset": {"op": "reset"},
-        }.get(kind, {"op": "step", "count": 1})
+        }
+        return drawn.get(kind, {"op": "step", "count": 1})

@@ -13,9 +13,9 @@ from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.testing.byte_tokenizer import END_OF_TEXT, ByteTokenizer
-from nano_qwen3_serving.testing.fuzz.params import ALPHABET
 from nano_qwen3_serving.testing.fuzz.grammars import ByteGrammarCompiler
 from nano_qwen3_serving.testing.fuzz.oracles import AloneOracle, Oracle, ToyOracle
+from nano_qwen3_serving.testing.fuzz.params import ALPHABET
 from nano_qwen3_serving.testing.telltale import TellTaleModel
 
 TOY_MODEL = ModelConfig(

@@ -58,5 +58,5 @@ def watched_engine(setup: Setup, faults: Faults, gate: Gate, clock: Callable[[],
     """An engine of the setup's parts, failing when `faults` says so."""
     inner = LLMEngine(setup.config, with_faults(setup.parts, faults), clock=clock)
     if setup.grammars is not None:  # the compiler is no component: it needs a tokenizer.json, and bytes have none
-        inner.input_processor._grammars = setup.grammars
+        inner.input_processor._grammars = setup.grammars  # type: ignore[assignment]  # stands in for it
     return WatchedEngine(inner, worker_count=HELD_AT_ONCE + 1, gate=gate)
