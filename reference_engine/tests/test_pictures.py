@@ -7,6 +7,8 @@ from matplotlib.patches import Rectangle
 
 from nano_qwen3_serving.pictures import (
     Picture,
+    Roof,
+    Work,
     attention_reads,
     attention_weights,
     batches_over_time,
@@ -234,8 +236,20 @@ def test_tokens_computed_are_drawn_by_step_and_added_up() -> None:
     assert [list(line.get_ydata()) for line in together.lines] == [[6, 7, 8], [6, 13, 21]]
 
 
+@pytest.mark.parametrize(("itemsize", "by_memory", "ridge"), [(2, 2, 3), (4, 1, 6)])
+def test_a_roof_is_what_reading_and_computing_both_allow(itemsize: int, by_memory: int, ridge: int) -> None:
+    roof = Roof.over(weights=1_000 * itemsize, itemsize=itemsize, bandwidth=4_000, rate=12_000)
+    assert roof == (by_memory, 6), "1000 weights, so a token takes 2000 FLOPs"
+    assert roof.ridge == ridge
+    assert [roof.at(batch) for batch in (1, ridge, 100)] == [by_memory, 6, 6]
+
+
+def test_intensity_is_flops_for_each_byte() -> None:
+    assert Work(flops=3_000, num_bytes=2_000).intensity == 1.5
+
+
 def test_a_roof_rises_with_memory_and_is_flat_from_the_ridge_on() -> None:
-    (axes,) = roofline({1: 80.0, 2: 150.0, 16: 600.0}, by_memory=100, by_compute=800).figure.axes
+    (axes,) = roofline({1: 80.0, 2: 150.0, 16: 600.0}, Roof(by_memory=100, by_compute=800)).figure.axes
     lines = {line.get_label(): line for line in axes.lines}
     roof = lines["roof: the lower of both"]
     assert list(roof.get_xdata()) == [0.8, 8, 20]
@@ -247,7 +261,7 @@ def test_a_roof_rises_with_memory_and_is_flat_from_the_ridge_on() -> None:
 
 @pytest.mark.parametrize(("by_memory", "by_compute", "heights"), [(100, 10_000, [80, 500]), (100, 50, [50, 50])])
 def test_a_ridge_outside_the_picture_is_not_drawn(by_memory, by_compute, heights) -> None:
-    (axes,) = roofline({1: 40.0, 4: 45.0}, by_memory, by_compute).figure.axes
+    (axes,) = roofline({1: 40.0, 4: 45.0}, Roof(by_memory, by_compute)).figure.axes
     (roof,) = [line for line in axes.lines if line.get_label() == "roof: the lower of both"]
     assert [roof.get_ydata()[0], roof.get_ydata()[-1]] == heights
     assert not axes.texts

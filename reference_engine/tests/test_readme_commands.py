@@ -353,7 +353,7 @@ def course(tmp_path: Path) -> Path:
 
 def shell(course: Path, command: str, folder: str = ".", typed: str = "") -> subprocess.CompletedProcess[str]:
     """A command line, as a reader gives it in a fresh terminal with the environment activated."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "NANO_"))}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "NANO_", "MAKE", "MFLAGS"))}
     env |= {"COLUMNS": "200", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env["PYTHONPATH"] = os.pathsep.join([str(course), str(course / "reference_engine")])

@@ -13,12 +13,14 @@ from nano_qwen3_serving.pictures.heads import attention_weights, heads_sharing, 
 from nano_qwen3_serving.pictures.latency import latencies
 from nano_qwen3_serving.pictures.memory import slots_held
 from nano_qwen3_serving.pictures.reads import blocks_read
-from nano_qwen3_serving.pictures.roofline import bytes_for_a_token, roofline
+from nano_qwen3_serving.pictures.roofline import Roof, Work, bytes_for_a_token, roofline
 from nano_qwen3_serving.pictures.schedule import batches_over_time, seats_over_time
 from nano_qwen3_serving.pictures.timeline import streams_over_time, tokens_over_time
 
 __all__ = [
     "Picture",
+    "Roof",
+    "Work",
     "attention_reads",
     "attention_weights",
     "batches_over_time",

@@ -15,7 +15,7 @@ def beside(what: str, guess: float | None, measured: float, unit: str = "") -> N
     unit = f" {unit}" if unit else ""
     shown = f"{_number(measured)}{unit}"
     if guess is None:
-        print(f"{what}: {shown}  (no guess made: write a number into the cell above and run both again)")
+        print(f"{what}: {shown}  (no guess made: write one where it says guess = None, and run from there)")
     elif guess == measured:
         print(f"{what}: {shown}, as you guessed")
     else:

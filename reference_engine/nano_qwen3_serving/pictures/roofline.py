@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -12,26 +13,71 @@ from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, Picture, canva
 READING, COMPUTING, MEASURED = COLOURS[0], COLOURS[6], COLOURS[2]
 
 
-def roofline(measured: Mapping[int, float], by_memory: float, by_compute: float) -> Picture:
-    """Throughput by batch size under the two ceilings of a machine, both axes logarithmic.
+class Work(NamedTuple):
+    """What a decode step computes, and the bytes that it reads for it."""
 
-    Args:
-        measured: tokens per second by batch size.
+    flops: int
+    num_bytes: int
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs for each byte."""
+        return self.flops / self.num_bytes
+
+
+class Roof(NamedTuple):
+    """What a machine allows a decode step, in which every weight is read once and used for each request.
+
+    Attributes:
         by_memory: decode steps per second that reading the weights allows: so many tokens per second for each
             request of the batch.
         by_compute: tokens per second that computing allows, whatever the batch.
     """
-    low, high, ridge = min(measured) / 1.25, max(measured) * 1.25, by_compute / by_memory
-    bottom, top = min(by_memory, *measured.values()) / 1.6, max(by_compute, *measured.values()) * 3
-    corner = min(max(ridge, low), high)
+
+    by_memory: float
+    by_compute: float
+
+    @classmethod
+    def over(cls, weights: int, itemsize: int, bandwidth: float, rate: float) -> Roof:
+        """The roof over a model.
+
+        Args:
+            weights: bytes of all weights.
+            itemsize: bytes of one weight.
+            bandwidth: bytes per second that the machine reads.
+            rate: floating-point operations per second that it makes.
+        """
+        flops = 2 * weights // itemsize  # for each token: every weight is multiplied, and the product added
+        return cls(bandwidth / weights, rate / flops)
+
+    @property
+    def ridge(self) -> float:
+        """The batch size, not rounded, at which both allow the same."""
+        return self.by_compute / self.by_memory
+
+    def at(self, batch: float) -> float:
+        """Tokens per second that both allow."""
+        return min(batch * self.by_memory, self.by_compute)
+
+
+def roofline(measured: Mapping[int, float], roof: Roof) -> Picture:
+    """Throughput by batch size under the two ceilings of a machine, both axes logarithmic.
+
+    Args:
+        measured: tokens per second by batch size.
+        roof: of the machine over the model.
+    """
+    low, high, ridge = min(measured) / 1.25, max(measured) * 1.25, roof.ridge
+    bottom, top = min(roof.by_memory, *measured.values()) / 1.6, max(roof.by_compute, *measured.values()) * 3
+    places = low, min(max(ridge, low), high), high
+    edge = [roof.at(batch) for batch in places]
     with canvas(4.2) as (figure, axes):
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
-        axes.plot([low, high], [low * by_memory, high * by_memory], "--", color=READING, linewidth=2,
+        axes.plot([low, high], [low * roof.by_memory, high * roof.by_memory], "--", color=READING, linewidth=2,
                   label="reading the weights allows")
-        axes.plot([low, high], [by_compute, by_compute], "-.", color=COMPUTING, linewidth=2, label="computing allows")
-        roof = [min(batch * by_memory, by_compute) for batch in (low, corner, high)]
-        axes.fill_between([low, corner, high], roof, top, facecolor="none", edgecolor=FAINT, hatch="//", linewidth=0)
-        axes.plot([low, corner, high], roof, "-", color=INK, linewidth=3, label="roof: the lower of both")
+        axes.plot([low, high], [roof.by_compute, roof.by_compute], "-.", color=COMPUTING, linewidth=2, label="computing allows")
+        axes.fill_between(places, edge, top, facecolor="none", edgecolor=FAINT, hatch="//", linewidth=0)
+        axes.plot(places, edge, "-", color=INK, linewidth=3, label="roof: the lower of both")
         axes.plot(list(measured), list(measured.values()), "o", color=MEASURED, markeredgecolor=INK, markersize=8,
                   label="measured")
         if low < ridge < high:
