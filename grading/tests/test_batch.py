@@ -27,6 +27,8 @@ from grading.pool import Crew, Memory, answer_of, processes
 from grading.roster import Line, read_cohort, read_roster
 from labs.harness.catalog import find_lab
 
+pytestmark = pytest.mark.slow
+
 LAB = find_lab("06")
 PROJECT = Path(__file__).parents[2]
 COMMAND = (

@@ -17,6 +17,8 @@ from grading.judge import Settings, grader_of
 from grading.mutants import read_mutants
 from labs.harness.catalog import find_lab
 
+pytestmark = pytest.mark.slow
+
 LAB = find_lab("06")
 WRONG = {"ben": ("rounds_down", 2), "cem": ("forgets_the_last_block", 1)}
 WHEN = "2027-02-01T10:00:00Z"

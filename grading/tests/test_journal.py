@@ -186,6 +186,7 @@ def killed_at(path: Path, count: int) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.slow
 def test_killed_before_or_after_any_statement_it_loses_and_doubles_nothing(tmp_path):
     write_all(tmp_path / "whole")
     wanted, count = contents(tmp_path / "whole"), 0

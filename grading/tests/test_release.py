@@ -17,6 +17,8 @@ from grading.release import COURSE, MARK, release, tag
 from labs.harness import regions
 from labs.harness.catalog import LabError, all_labs, find_lab
 
+pytestmark = pytest.mark.slow
+
 
 def run(command: list[str], folder: Path, course: Path | None = None, **more: str) -> subprocess.CompletedProcess:
     """A command in `folder`, with the course's packages from `course`."""

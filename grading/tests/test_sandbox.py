@@ -24,6 +24,8 @@ from grading.sandbox import Sandbox, Stopped
 from grading.worker import main as worker
 from labs.harness.catalog import Lab, all_labs, find_lab
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LIMITS = Limits(wall_seconds=20.0, cpu_seconds=5, memory_bytes=768 << 20)
 

@@ -12,6 +12,8 @@ import pytest
 from labs.harness import doctor
 from labs.harness.predictions import read_attempts
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 
 

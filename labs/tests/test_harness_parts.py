@@ -12,6 +12,8 @@ from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.exceptions import EngineError
 from nano_qwen3_serving.outputs import RequestOutput
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = '''\
 """A toy lab: the simplest block manager."""
 

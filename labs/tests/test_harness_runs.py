@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 SOLVED = {
     1: ('raise TodoError("TODO 1: return twice the number", lab="07")', "return 2 * number"),
     2: ('raise TodoError("TODO 2: yield the numbers below the limit", lab="07")', "for number in range(limit): yield number"),

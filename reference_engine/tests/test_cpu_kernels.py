@@ -257,6 +257,7 @@ def test_source_that_does_not_compile_is_reported_with_the_compilers_words_and_l
     assert list(build.cache_folder().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_library_is_built_once_and_then_used_again(kernels, fresh):
     loaded: list[str] = []
     fresh.setattr(torch.ops, "load_library", loaded.append)  # a process can load it only once

@@ -156,6 +156,8 @@ PROOFS = {
         f"{RELEASE}::test_a_todo_is_solved_updated_reset_and_regraded_under_the_terms_tag --term grade",
     r"python -m grading agreement": "grading/tests/test_agreement.py::test_the_judge_says_what_the_labs_tests_say agreement",
     r"python -m grading cheats": "grading/tests/test_cheats.py::test_the_command_shows_each_and_fails_if_one_gets_more cheats",
+    r"python -m grading gradescope-zip .+":
+        "grading/tests/test_gradescope_zip.py::test_judge_and_worker_fit_half_a_core_and_768_mib gradescope-zip --try",
     r"python -m grading starter.*": f"{STARTERS}::test_starters_are_made_checked_and_never_lost grading starter --check",
     # for minutes: the tests call what the commands call
     r"python -m grading mutants .+": f"{MUTANTS}::test_a_mutant_is_caught_by_a_test_of_its_todo mutants",
