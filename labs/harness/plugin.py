@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,8 @@ class LabRun:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
+        if hasattr(session.config, "workeroutput"):  # pytest-xdist: another process closes the run
+            session.config.workeroutput["ran_other_tests"] = self.ran_other_tests
         result = yield
         if session.config.option.collectonly:
             return result
@@ -182,6 +185,10 @@ class LabRun:
         if self.ran_other_tests and not self.labs:
             print(f"\n{NOT_YOUR_WORK}")
         return result
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.ran_other_tests |= getattr(node, "workeroutput", {}).get("ran_other_tests", False)
 
     def close_lab(self, lab: Lab, outcomes: list[Outcome]) -> None:
         rows = results.summarise(lab, outcomes)

@@ -106,6 +106,17 @@ def note(pytestconfig: pytest.Config) -> Callable[[str], None]:
     return pytestconfig.stash[NOTES].append
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With pytest-xdist this process may be one of several, and another one writes the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["notes"] = session.config.stash[NOTES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[NOTES] += getattr(node, "workeroutput", {}).get("notes", [])
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     lines = config.stash[NOTES]
     if lines:
