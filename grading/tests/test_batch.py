@@ -115,7 +115,10 @@ def test_killed_at_thirty_seeded_instants_and_resumed_it_has_what_an_uninterrupt
     dice = random.Random(6)
     for number in range(30):
         journal, log = tmp_path / f"{number}", tmp_path / f"{number}.log"
-        if not run_in_child(tmp_path / "submissions", journal, log, dice.uniform(0, took)):
+        began = time.monotonic()
+        if run_in_child(tmp_path / "submissions", journal, log, dice.uniform(0, took)):
+            took = min(took, time.monotonic() - began)  # the machine has become faster
+        else:
             interrupted += 1
         with Journal(journal, create=True) as base:
             before = base.results()
