@@ -1,4 +1,4 @@
-"""How a lab's checks are written: functions in `grading/scenarios/labNN.py` that drive a submission.
+"""How a lab's checks are written: functions in `grading/scenarios/labNN/` that drive a submission.
 
     @check(todo=1, points=3, section="TODO 1: the free list", concept="every block is free once")
     def every_block_but_the_null_block_is_free(lab, dice):
@@ -12,6 +12,7 @@ worked out here, by the judge. A check fails by raising `Wrong`, or by what the 
 """
 
 import importlib
+import pkgutil
 import random
 import reprlib
 from collections.abc import Callable
@@ -56,8 +57,11 @@ def check(todo: int, points: float, section: str, concept: str, hidden: bool = F
 
 def checks_of(lab: Lab) -> list[Check]:
     """The lab's checks, TODO by TODO, in the order of their file. Raises `ModuleNotFoundError` if it has none."""
-    module = importlib.import_module(f"grading.scenarios.lab{lab.id}")
-    found = [value.check for value in vars(module).values() if isinstance(getattr(value, "check", None), Check)]
+    package = importlib.import_module(f"grading.scenarios.lab{lab.id}")
+    found = []
+    for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        values = vars(importlib.import_module(file.name)).values()
+        found += [value.check for value in values if isinstance(getattr(value, "check", None), Check)]
     return sorted(found, key=lambda one: one.todo)
 
 

@@ -204,7 +204,7 @@ def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
     """The judge, the lab's checks and what they use of the lab, and the engine."""
     here = Path(__file__).parent
     files = [here / f"{name}.py" for name in ("answers", "checks", "judge", "runtime")]
-    files += sorted([*(here / "worker").glob("*.py"), *(here / "scenarios").glob(f"lab{lab.id}*.py"),
+    files += sorted([*(here / "worker").glob("*.py"), *(here / "scenarios" / f"lab{lab.id}").glob("*.py"),
                      here / "scenarios" / "engines.py"])
     files += [path for path in (lab.solution, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py",
                                 lab.folder / "predict.toml") if path.is_file()]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grading.checks import expect, hold, kept, shown
-from grading.scenarios.lab07_pool import expect_tensor, module_there, numbers
+from grading.scenarios.lab07.pool import expect_tensor, module_there, numbers
 from grading.worker.peer import Remote
 from labs.harness import loading
 from labs.harness.catalog import find_lab

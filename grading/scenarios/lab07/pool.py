@@ -15,6 +15,19 @@ from torch import Tensor
 
 from grading.checks import Wrong, expect, hold, kept, look, shorter, shown
 from grading.worker.peer import Raised, Remote
+from nano_qwen3_serving.config import ModelConfig
+
+DTYPES = (torch.float32, torch.bfloat16)
+GARBAGE = {"NaN": math.nan, "infinity": math.inf, "3e38": 3e38}
+"""What may be in a slot that nobody wrote."""
+
+
+def model_config(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = 16, layers: int = 1) -> ModelConfig:
+    """The shape of a model, of which only heads and layers matter here."""
+    return ModelConfig(
+        vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads, head_dim=head_dim, max_position_embeddings=1024)
+
 
 # What is right, and how far from it rounding may lead.
 

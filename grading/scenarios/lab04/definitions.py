@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.scenarios.lab04_rows import INF, row
+from grading.scenarios.lab04.rows import INF, row
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.interfaces import SamplingRow
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from grading.checks import expect, ours, shown
-from grading.scenarios.lab03_compare import HEADS, expect_tensor
-from grading.scenarios.lab03_network import attention
+from grading.scenarios.lab03.compare import HEADS, expect_tensor
+from grading.scenarios.lab03.network import attention
 from grading.worker.peer import Raised, Remote
 from nano_qwen3_serving.config import ModelConfig
 

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from grading.checks import expect, hold, kept, shown
-from grading.scenarios.lab04_definitions import distance
-from grading.scenarios.lab04_rows import repeated, row
+from grading.scenarios.lab04.definitions import distance
+from grading.scenarios.lab04.rows import repeated, row
 from grading.worker.peer import Remote
 from nano_qwen3_serving.interfaces import SamplingRow
 

@@ -1,0 +1,108 @@
+"""Lab 01, TODO 4: the judge sees what the model reads, and says what it answers."""
+
+import random
+from typing import Any
+
+from grading.checks import check, expect, hold, look, shown
+from grading.scenarios.engines import Ledger, Served, exactly, llm_beside, tokenizer, words
+from grading.worker.peer import Remote
+from nano_qwen3_serving import SamplingParams
+
+CHAT = "TODO 4: Chat"
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def conversation(dice: random.Random, turns: int) -> list[dict[str, str]]:
+    """A system message, and so many turns."""
+    said = [message(role, f"{words(dice, 4)}.") for _ in range(turns) for role in ("user", "assistant")]
+    return [message("system", f"You are a {words(dice, 2)}."), *said]
+
+
+def turn(
+    lab: Remote, llm: Remote, ledger: Ledger, history: list[dict] | Remote, question: str, params: SamplingParams
+) -> tuple[Any, Served]:
+    """What chat_turn() returns, and the one request that it made."""
+    before = len(ledger.requests)
+    longer = lab.chat_turn(llm, history, question, params)
+    made = ledger.requests[before:]
+    expect(len(made) == 1, f"one turn is one request to the engine given; it got {len(made)}")
+    expect(isinstance(longer, list), f"chat_turn() returned {shown(longer)}; expected a list of messages")
+    return longer, made[0]
+
+
+def expect_read(served: Served, messages: list[dict], template: str | None = None) -> None:
+    """The model read these messages, laid out by its template, and was to answer."""
+    wanted = tokenizer().apply_chat_template(messages, tokenize=True, add_generation_prompt=True, chat_template=template)
+    expect(served.prompt == wanted,
+           f"the model should read\n{tokenizer().decode(wanted, False)!r}\nand it "
+           f"read\n{tokenizer().decode(served.prompt, False)!r}")
+
+
+@check(todo=4, points=3, section=CHAT, concept="what the model reads")
+def the_model_reads_the_whole_conversation_through_its_template(lab: Remote, dice: random.Random) -> None:
+    for turns in (1, 3):
+        ledger, history, question = Ledger(dice), conversation(dice, turns), f"{words(dice, 3)}?"
+        _, served = turn(lab, llm_beside(lab, ledger), ledger, history, question, exactly(2))
+        expect_read(served, [*history, message("user", question)])
+
+
+@check(todo=4, points=3, section=CHAT, concept="whose template is used", hidden=True)
+def the_model_reads_the_whole_conversation_through_another_template(lab: Remote, dice: random.Random) -> None:
+    mark = f"{dice.choice('XYZ')}{dice.randrange(100, 999)}"
+    template = ("{% for m in messages %}[" + mark + " {{ m.role }}: {{ m.content }}]\n{% endfor %}"
+                "{% if add_generation_prompt %}[" + mark + " answer: {% endif %}")
+    ledger, history, question = Ledger(dice), conversation(dice, 2), f"{words(dice, 3)}?"
+    llm = llm_beside(lab, ledger)
+    llm.get_tokenizer().chat_template = template
+    _, served = turn(lab, llm, ledger, history, question, exactly(2))
+    expect_read(served, [*history, message("user", question)], template)
+
+
+@check(todo=4, points=4, section=CHAT, concept="a conversation of several turns")
+def every_turn_makes_the_conversation_two_messages_longer(lab: Remote, dice: random.Random) -> None:
+    spoken = [f"{words(dice, 4)}, {n}." for n in range(3)]
+    ledger = Ledger(dice, lambda prompt, params: tokenizer().encode(spoken[len(ledger.requests)]))
+    llm = llm_beside(lab, ledger)
+    history: list[dict[str, str]] = []
+    for place, answer in enumerate(spoken, start=1):
+        question = f"{words(dice, 3)}?"
+        history = [*history, message("user", question)]
+        longer, served = turn(lab, llm, ledger, history[:-1], question, SamplingParams(temperature=0.0, max_tokens=40))
+        expect_read(served, history)
+        history.append(message("assistant", answer))
+        expect(longer == history, f"after turn {place} the conversation should be\n{history}\nand it is\n{longer}")
+
+
+@check(todo=4, points=1, section=CHAT, concept="what becomes of the answer", hidden=True)
+def the_answer_is_what_the_model_said_unchanged(lab: Remote, dice: random.Random) -> None:
+    answer = f"{dice.choice([' ', '  ', chr(10)])}{words(dice, 3)}{dice.choice(['  ', chr(10) * 2, ' ' + chr(10)])}"
+    ledger = Ledger(dice, lambda prompt, params: tokenizer().encode(answer))
+    longer, _ = turn(lab, llm_beside(lab, ledger), ledger, [], "Hello!", SamplingParams(temperature=0.0, max_tokens=40))
+    expect(longer[-1:] == [message("assistant", answer)],
+           f"the model said {answer!r}; in the conversation stands {longer[-1:]}")
+
+
+@check(todo=4, points=2, section=CHAT, concept="whose list the history is")
+def the_callers_history_stays_as_it_was(lab: Remote, dice: random.Random) -> None:
+    ledger, history = Ledger(dice), conversation(dice, 2)
+    theirs = hold(lab, history)
+    longer, _ = turn(lab, llm_beside(lab, ledger), ledger, theirs, f"{words(dice, 3)}?", exactly(2))
+    expect(look(theirs) == history,
+           f"the list that the caller passed in has changed; it is now {look(theirs)}: return a new one")
+    expect(len(longer) == len(history) + 2,
+           f"{len(history)} messages and one turn make {len(history) + 2}; it returned {len(longer)}")
+
+
+@check(todo=4, points=2, section=CHAT, concept="whose engine and parameters are used", hidden=True)
+def uses_the_engine_and_the_parameters_it_is_given_for_chat(lab: Remote, dice: random.Random) -> None:
+    ledger, count = Ledger(dice), dice.randrange(5, 12)
+    params = exactly(count).clone(temperature=0.5, top_p=0.75, seed=dice.randrange(99))
+    _, served = turn(lab, llm_beside(lab, ledger), ledger, [], f"{words(dice, 3)}?", params)
+    expect(len(served.tokens) == count,
+           f"the parameters given ask for {count} tokens; this engine made {len(served.tokens)}")
+    used = {name: served.params.get(name) for name in ("temperature", "top_p", "seed")}
+    expect(used == {name: getattr(params, name) for name in used},
+           f"the parameters given are temperature 0.5, top_p 0.75, seed {params.seed}; the engine was given {used}")

@@ -1,0 +1,63 @@
+"""Lab 01, TODO 1: which model is loaded, what is handed on, and which errors come through."""
+
+import random
+from typing import Any
+
+from grading.checks import check, expect, refusal, shown
+from grading.scenarios.engines import clear_prompts, exactly, is_a, spare_memory, tokens_of
+from grading.worker.peer import Remote
+
+LOAD = "TODO 1: Load the model"
+
+
+def loaded(lab: Remote, *arguments: Any, **named: Any) -> Remote:
+    """What load_llm() returns, which must be an engine."""
+    llm = lab.load_llm(*arguments, **named)
+    expect(is_a(lab, llm, "nano_qwen3_serving", "LLM"), f"load_llm() returned {shown(llm)}; expected an LLM")
+    return llm
+
+
+def expect_model(llm: Remote, model: str, dice: random.Random, how: str) -> None:
+    """The tokens that an engine generates are those of this model."""
+    for known in clear_prompts(dice, 2):
+        found, right = tokens_of(llm.generate(known["prompt"], exactly(6))[0]), known[model]
+        expect(found == right,
+               f"{how} must load {model!r}, which answers {known['prompt']!r} with the tokens {right}; it answered with "
+               f"{shown(found)}")
+
+
+@check(todo=1, points=4, section=LOAD, concept="which model is served")
+def loads_the_course_model_and_it_answers(lab: Remote, dice: random.Random) -> None:
+    spare_memory(lab)
+    expect_model(loaded(lab), "course", dice, "load_llm()")
+
+
+@check(todo=1, points=3, section=LOAD, concept="the model and the length that were asked for")
+def hands_on_the_model_and_the_length(lab: Remote, dice: random.Random) -> None:
+    spare_memory(lab)
+    for model in dice.sample(["course", "course-draft"], 2):
+        most = dice.randrange(20, 60)
+        llm = loaded(lab, model, max_model_len=most)
+        expect_model(llm, model, dice, f"load_llm({model!r}, max_model_len={most})")
+        long = {"prompt_token_ids": [dice.randrange(300, 2000) for _ in range(most + dice.randrange(1, 9))]}
+        refusal("PromptTooLongError", lambda llm=llm, long=long: llm.generate(long, exactly(1)),
+                f"an engine of max_model_len={most} was given {len(long['prompt_token_ids'])} tokens: is the length handed on?")
+
+
+@check(todo=1, points=2, section=LOAD, concept="how long prompt and output may be together", hidden=True)
+def prompt_and_output_share_the_length(lab: Remote, dice: random.Random) -> None:
+    spare_memory(lab)
+    most = dice.randrange(24, 48)
+    prompt = [dice.randrange(300, 2000) for _ in range(dice.randrange(4, 20))]
+    [output] = loaded(lab, "course-draft", most).generate({"prompt_token_ids": prompt}, exactly(200))
+    room = most - len(prompt)
+    expect(len(tokens_of(output)) == room,
+           f"max_model_len={most} leaves a prompt of {len(prompt)} tokens {room}; it generated {len(tokens_of(output))}")
+
+
+@check(todo=1, points=1, section=LOAD, concept="a model that is not there", hidden=True)
+def lets_the_error_of_a_wrong_model_through(lab: Remote, dice: random.Random) -> None:
+    spare_memory(lab)
+    name = f"/no/such/model/{dice.randrange(10**6)}"
+    refusal("ModelLoadError", lambda: lab.load_llm(name),
+            f"there is no model {name!r}, and the engine's own error has to come through")

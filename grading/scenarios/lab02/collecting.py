@@ -1,0 +1,95 @@
+"""Lab 02, TODO 4: a stream is read to its end, and new text passed on as it arrives."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from grading.checks import check, expect, refusal, shown
+from grading.scenarios.engines import as_it_is, clear_prompts, exactly, judges_llm, some_prompts, text_of, tokens_of, words
+from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, listener, stepwise
+from grading.worker.peer import Remote
+from nano_qwen3_serving import RequestOutput
+
+COLLECT = "TODO 4: Process Async Results"
+
+
+def saying(texts: list[str], request_id: str) -> Iterator[RequestOutput]:
+    """Outputs with these texts, the last one finished; a real one's otherwise."""
+    for place, text in enumerate(texts, start=1):
+        [output] = judges_llm().generate("?", exactly(place), use_tqdm=False)
+        output.request_id, output.finished, output.outputs[0].text = request_id, place == len(texts), text
+        if not output.finished:
+            output.outputs[0].finish_reason = None
+        yield output
+
+
+def growing(dice: random.Random, count: int) -> list[str]:
+    """A text of so many words, a word more each time."""
+    each = [words(dice, 1) for _ in range(count)]
+    return [" ".join(each[:end]) for end in range(1, count + 1)]
+
+
+def collected(lab: Remote, handed: Handed, *heard: Any) -> Remote:
+    """What collect_output() returns, which must be the last output."""
+    output = lab.collect_output(handed.stream(), *heard)
+    expect_output(output, lab, "what collect_output() returned")
+    last = handed.outputs[-1]
+    found = (output.request_id, output.finished, tokens_of(output), text_of(output))
+    right = (last.request_id, True, tokens_of(last), text_of(last))
+    expect(last.finished and found == right,
+           f"the last output of the stream says (id, finished, tokens, text) {right}, all text so far; what came back says "
+           f"{shown(found)}")
+    return output
+
+
+@check(todo=4, points=5, section=COLLECT, concept="to the end of the stream")
+def reads_to_the_end(lab: Remote, dice: random.Random) -> None:
+    [known], count = clear_prompts(dice, 1, 12), dice.randrange(9, 13)
+    output = lab.collect_output(as_it_is(lab, engine_beside(lab).generate, known["prompt"], exactly(count), "req-end"))
+    expect_output(output, lab, "what collect_output() returned")
+    expect(output.finished, "this is not the last output: go on until the stream ends by itself")
+    expect(tokens_of(output) == known["course-draft"][:count],
+           f"the engine generated {known['course-draft'][:count]}; the output has {shown(tokens_of(output))}")
+
+
+@check(todo=4, points=4, section=COLLECT, concept="with a listener and without")
+def returns_the_whole_text_with_or_without_a_listener(lab: Remote, dice: random.Random) -> None:
+    for given in ([], [None], [listener(lab, lambda piece: None)]):
+        [prompt], count = some_prompts(dice, 1), dice.randrange(8, 20)
+        collected(lab, Handed(lab, stepwise(prompt, count, f"req-{count}")), *given)
+
+
+def expect_heard(lab: Remote, texts: list[str]) -> None:
+    """Each new piece is passed on when it arrives: before the next output is asked for."""
+    handed, heard = Handed(lab, saying(texts, "req-heard")), []
+    collected(lab, handed, listener(lab, lambda piece: heard.append((piece, len(handed.outputs)))))
+    before, right = "", []
+    for place, text in enumerate(texts, start=1):
+        right += [(text[len(before) :], place)] if text != before else []
+        before = text
+    expect(heard == right,
+           f"the outputs' texts were {texts}; on_text should get (piece, number of the output) {right}, and got "
+           f"{shown(heard)}")
+
+
+@check(todo=4, points=4, section=COLLECT, concept="new text as it arrives")
+def passes_new_text_on_as_it_arrives(lab: Remote, dice: random.Random) -> None:
+    expect_heard(lab, growing(dice, dice.randrange(5, 12)))
+
+
+@check(todo=4, points=3, section=COLLECT, concept="what is new in a text", hidden=True)
+def passes_on_what_repeats_and_nothing_empty(lab: Remote, dice: random.Random) -> None:
+    again = words(dice, 1)
+    texts = ["", again, again, again * 2, again * 2, f"{again * 2}!", f"{again * 2}!{again * 2}!"]
+    for place in sorted(dice.sample(range(1, len(texts)), 2), reverse=True):
+        texts.insert(place, texts[place])
+    expect_heard(lab, texts)
+
+
+@check(todo=4, points=4, section=COLLECT, concept="an error in the middle", hidden=True)
+def lets_an_error_in_the_middle_through(lab: Remote, dice: random.Random) -> None:
+    text, texts = f"the engine lost its {words(dice, 2)}", growing(dice, dice.randrange(2, 6))
+    error = lab._peer.root.package("nano_qwen3_serving.exceptions").EngineError(text)
+    handed = Handed(lab, iter([*list(saying([*texts, "never"], "req-error"))[:-1], error]))
+    said = refusal("EngineError", lambda: lab.collect_output(handed.stream()), f"after {len(texts)} outputs the stream raised it")
+    expect(said == text, f"the stream raised an error that says {text!r}; what reached the caller says {said!r}")

@@ -1,0 +1,146 @@
+"""Lab 02, TODO 5: many requests share the steps of one engine, and the event loop stays free."""
+
+import random
+import re
+import time
+
+from grading.checks import Wrong, check, expect, ours, refusal, shown
+from grading.scenarios.engines import (
+    PatientLedger,
+    exactly,
+    expect_served,
+    some_prompts,
+    spare_memory,
+    stdout_of,
+    tokenizer,
+    words,
+)
+from grading.scenarios.lab02.request_ids import ID, expect_ids, repeated
+from grading.scenarios.lab02.streams import engine_beside, expect_output, parts
+from grading.worker.peer import Remote
+from nano_qwen3_serving import SamplingParams
+
+MANY = "TODO 5: Handle Multiple Concurrent Requests"
+
+
+def served(lab: Remote, engine: Remote, prompts: list[str], params: SamplingParams) -> list[Remote]:
+    """What serve_many() returns, which must be an output for each prompt."""
+    outputs = lab.serve_many(engine, prompts, params)
+    expect(isinstance(outputs, list | tuple),
+           f"serve_many() returned {shown(outputs)}, not a list of outputs: is asyncio.gather() awaited?")
+    expect(len(outputs) == len(prompts),
+           f"{len(prompts)} prompts gave {len(outputs)} outputs; the same prompt twice is two requests")
+    for output in outputs:
+        expect_output(output, lab, "one of the outputs")
+    return list(outputs)
+
+
+@check(todo=5, points=5, section=MANY, concept="requests that share steps")
+def the_requests_share_one_step(lab: Remote, dice: random.Random) -> None:
+    spare_memory(lab)
+    prompts = some_prompts(dice, 3) * 2
+    dice.shuffle(prompts)
+    ledger = PatientLedger(dice, len(prompts))
+    outputs = served(lab, engine_beside(lab, ledger), prompts, exactly(dice.randrange(20, 30)))
+    expect(ledger.most == 6,
+           f"at most {ledger.most} of the 6 requests were ever computed in one step of this engine. Each was awaited before "
+           "the next was submitted, or another engine was used: start them all, then wait for all.")
+    expect_served(ledger, outputs, prompts)
+
+
+@check(todo=5, points=2, section=MANY, concept="whose id is whose", hidden=True)
+def every_request_has_an_id_of_its_own(lab: Remote, dice: random.Random) -> None:
+    engine, ids = engine_beside(lab), []
+    for count in dice.sample(range(2, 6), 2):
+        prompts = some_prompts(dice, count)
+        ids += [output.request_id for output in served(lab, engine, [*prompts, prompts[0]], exactly(3))]
+    expect_ids(ids)
+    expect(repeated(ids) == 0,
+           f"serve_many() was called twice, for {len(ids)} prompts altogether; the ids were {ids}: take each from "
+           "new_request_id()")
+
+
+@check(todo=5, points=3, section=MANY, concept="in which order outputs come")
+def returns_outputs_in_the_order_of_the_prompts(lab: Remote, dice: random.Random) -> None:
+    prompts = some_prompts(dice, 5)
+    lengths = dict(zip(prompts, [30, *dice.sample([3, 8, 13, 18], 4)], strict=True))
+    answers = {tuple(tokenizer().encode(prompt)): [dice.randrange(300, 2000) for _ in range(lengths[prompt])]
+               for prompt in prompts}
+    ledger = PatientLedger(dice, len(prompts), script=lambda prompt, params: answers.get(tuple(prompt), []))
+    outputs = served(lab, engine_beside(lab, ledger), prompts, SamplingParams(temperature=0.0, max_tokens=64))
+    found = [output.prompt for output in outputs]
+    expect(found == prompts,
+           f"the prompts were {prompts}, and the first of them was answered last; the outputs came in the order "
+           f"{shown(found)}")
+    expect_served(ledger, outputs, prompts)
+    expect(all(output.finished for output in outputs), "an output that came back is not finished")
+
+
+@check(todo=5, points=3, section=MANY, concept="a request that fails", hidden=True)
+def the_error_of_one_request_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
+    engine, prompts = engine_beside(lab), some_prompts(dice, 3)
+    prompts[dice.randrange(3)] = ""
+    refusal("InvalidParametersError", lambda: lab.serve_many(engine, prompts, exactly(3)),
+            f"the engine refuses the empty prompt among {prompts}")
+
+
+class WatchfulLedger(PatientLedger):
+    """Looks before each step whether other work on the event loop got a turn since the last one, and waits for it a while.
+
+    Attributes:
+        free: steps between which it did.
+    """
+
+    def __init__(self, dice: random.Random, neighbour: Remote, seconds: float = 5.0) -> None:
+        super().__init__(dice, 1)
+        self._neighbour, self._turns, self._left = neighbour, 0, seconds
+        self.free = 0
+
+    def choose(self, rows: list[dict]) -> list[int]:
+        while (turns := self._neighbour.turns) <= self._turns and self._left > 0:
+            time.sleep(0.005)
+            self._left -= 0.005
+        self.free += turns > self._turns
+        self._turns = turns
+        return super().choose(rows)
+
+
+@check(todo=5, points=3, section=MANY, concept="what else runs on the event loop", hidden=True)
+def leaves_the_event_loop_free(lab: Remote, dice: random.Random) -> None:
+    neighbour = parts(lab).Neighbour()
+    ledger, prompts = WatchfulLedger(dice, neighbour), some_prompts(dice, 2)
+    outputs = neighbour.beside(lab.serve_many, engine_beside(lab, ledger), prompts, exactly(24))
+    expect(isinstance(outputs, list | tuple) and len(outputs) == 2, f"serve_many() returned {shown(outputs)}")
+    expect(ledger.free >= 5,
+           f"while {len(ledger.steps)} steps were taken, other work on the event loop got a turn before {ledger.free} of "
+           "them: something blocks it")
+    expect(neighbour.sleeps == 0,
+           f"time.sleep() was called {neighbour.sleeps} times on the event loop, which stops every request: await "
+           "asyncio.sleep() instead")
+
+
+@check(todo=5, points=4, section=MANY, concept="the whole program")
+def the_whole_program_prints_what_the_readme_shows(lab: Remote, dice: random.Random) -> None:
+    answer, loads = f"{words(dice, 9)}, {words(dice, 5)}.", []
+    ledger = PatientLedger(dice, 1, script=lambda prompt, params: tokenizer().encode(f" {answer}"))
+
+    def create() -> Remote:
+        loads.append(engine_beside(lab, ledger))
+        return loads[-1]
+
+    lab.create_engine = parts(lab).as_coroutine(ours(create))
+    said = stdout_of(lab, lambda: lab.main())
+    shape = (
+        r"=== vLLM Async Online Serving Lab ===\n\n"
+        r"Initializing AsyncLLMEngine\.\.\.\nEngine initialized successfully!\n\n"
+        rf"Processing single request\.\.\.\nRequest ID: ({ID})\n"
+        rf"Prompt: Explain async programming in Python\nGenerated: {re.escape(answer)}\n\n"
+        r"Processing concurrent requests\.\.\.\n"
+        rf"Request 1 \(({ID})\): Complete\nRequest 2 \(({ID})\): Complete\nRequest 3 \(({ID})\): Complete\n\n"
+        r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n")
+    found = re.fullmatch(shape, said)
+    if found is None:
+        raise Wrong(f"README.md, Expected Output, shows another shape than this, of a model that always says {answer!r}:\n{said}")
+    expect(len(set(found.groups())) == 4, f"two of the four requests had the same id: {found.groups()}")
+    expect(len(loads) == 1 and len(ledger.requests) == 4,
+           f"main() makes one engine, and 4 requests to it; it made {len(loads)}, and {len(ledger.requests)}")

@@ -1,0 +1,73 @@
+"""Lab 02, TODO 1: an engine that answers, with what it was told."""
+
+import random
+from typing import Any
+
+from grading.checks import check, expect, ours, refusal, shown
+from grading.scenarios.engines import (
+    PatientLedger,
+    as_it_is,
+    clear_prompts,
+    exactly,
+    expect_served,
+    is_a,
+    some_prompts,
+    spare_memory,
+    tokens_of,
+)
+from grading.scenarios.lab02.streams import all_outputs, parts
+from grading.worker.peer import Remote
+
+CREATE = "TODO 1: Initialize AsyncLLMEngine"
+
+
+def created(lab: Remote, *arguments: Any, **named: Any) -> Remote:
+    """What create_engine() returns, which must be an engine."""
+    spare_memory(lab)
+    engine = lab.create_engine(*arguments, **named)
+    expect(is_a(lab, engine, "nano_qwen3_serving", "AsyncLLMEngine"),
+           f"create_engine() returned {shown(engine)}; expected an AsyncLLMEngine")
+    return engine
+
+
+def expect_model(lab: Remote, engine: Remote, model: str, dice: random.Random) -> None:
+    """The tokens that an engine generates are those of this model."""
+    for known in clear_prompts(dice, 2):
+        last = engine.generate(known["prompt"], exactly(6), f"req-{dice.randrange(10**6)}")[-1]
+        expect(last.finished, "the engine's last output says that it is not finished")
+        expect(tokens_of(last) == known[model],
+               f"an engine that serves {model!r} answers {known['prompt']!r} with the tokens {known[model]}; "
+               f"this one answered with {shown(tokens_of(last))}")
+
+
+@check(todo=1, points=5, section=CREATE, concept="an engine that answers")
+def creates_an_engine_that_answers(lab: Remote, dice: random.Random) -> None:
+    expect_model(lab, created(lab), "course", dice)
+
+
+@check(todo=1, points=4, section=CREATE, concept="how many requests run at once")
+def hands_on_how_many_requests_may_run_at_once(lab: Remote, dice: random.Random) -> None:
+    most = dice.randrange(1, 4)
+    engine, ledger = created(lab, "course-draft", max_num_seqs=most), PatientLedger(dice, most)
+    engine.engine.model_runner.sampler = parts(lab).asking_sampler(ours(ledger.choose))(None)
+    prompts = some_prompts(dice, 5)
+    streams = [as_it_is(lab, engine.generate, prompt, exactly(12), f"req-{place}") for place, prompt in enumerate(prompts)]
+    outputs = [every[-1] for every in all_outputs(lab, *streams)]
+    expect_served(ledger, outputs, prompts)
+    expect(ledger.most == most,
+           f"with max_num_seqs={most}, of 5 requests at most {most} run at once, and {most} do; here at most {ledger.most} "
+           "shared a step")
+
+
+@check(todo=1, points=2, section=CREATE, concept="a model that is not there")
+def lets_the_error_of_a_wrong_model_through(lab: Remote, dice: random.Random) -> None:
+    spare_memory(lab)
+    name = f"/no/such/model/{dice.randrange(10**6)}"
+    refusal("ModelLoadError", lambda: lab.create_engine(name),
+            f"there is no model {name!r}, and the engine's own error has to come through")
+
+
+@check(todo=1, points=4, section=CREATE, concept="which model is served", hidden=True)
+def serves_the_model_that_was_asked_for(lab: Remote, dice: random.Random) -> None:
+    for model in dice.sample(["course", "course-draft"], 2):
+        expect_model(lab, created(lab, model, max_num_seqs=dice.randrange(2, 9)), model, dice)

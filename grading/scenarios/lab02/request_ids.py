@@ -1,0 +1,63 @@
+"""Lab 02, TODO 2: ids that look like ids, and never repeat."""
+
+import random
+import re
+from typing import Any
+
+from grading.checks import check, expect, shown
+from grading.scenarios.lab02.streams import parts
+from grading.worker.peer import Remote
+
+ID = r"req-[0-9A-Za-z-]{4,}"
+
+IDS = "TODO 2: Generate Request ID"
+
+
+def ids_of(lab: Remote, count: int) -> list[str]:
+    """What so many calls return."""
+    package = lab._peer.root.package
+    calls = package("itertools").repeat((), count)
+    return package("builtins").list(package("itertools").starmap(lab.new_request_id, calls))
+
+
+def expect_ids(ids: list[Any]) -> None:
+    for one in ids:
+        expect(isinstance(one, str) and re.fullmatch(ID, one) is not None,
+               f"{shown(one)} is not 'req-' followed by at least four letters, digits or hyphens")
+
+
+def repeated(ids: list[Any]) -> int:
+    return len(ids) - len(set(map(str, ids)))
+
+
+@check(todo=2, points=4, section=IDS, concept="how an id looks")
+def ids_look_like_ids(lab: Remote, dice: random.Random) -> None:
+    expect_ids([lab.new_request_id() for _ in range(3)])
+
+
+@check(todo=2, points=6, section=IDS, concept="ids that never come again")
+def ten_thousand_calls_give_ten_thousand_ids(lab: Remote, dice: random.Random) -> None:
+    """Of random ids of 48 bits two are the same once in five million times, so who repeats himself is asked again."""
+    count = dice.randrange(10_100, 11_000)
+    again = repeated(ids_of(lab, count)) and repeated(ids_of(lab, count))
+    expect(not again, f"twice {count} calls were made, and each time ids came again, {again} the second time. "
+           "Four random digits repeat after about a hundred calls; the clock stands still between two of them.")
+
+
+@check(todo=2, points=1, section=IDS, concept="how an id looks, later", hidden=True)
+def ids_look_like_ids_after_many_calls(lab: Remote, dice: random.Random) -> None:
+    expect_ids(ids_of(lab, dice.randrange(1100, 1200))[-50:])
+
+
+@check(todo=2, points=4, section=IDS, concept="who may ask for an id", hidden=True)
+def threads_never_get_the_same_id(lab: Remote, dice: random.Random) -> None:
+    each = dice.randrange(110, 130)
+    ids = [one for mine in parts(lab).called_by_threads(lab.new_request_id, lab_file(lab), 4, each) for one in mine]
+    expect(len(ids) == 4 * each and repeated(ids) == 0,
+           f"4 threads asked for {each} ids each and got {len(set(map(str, ids)))} different ones. "
+           "Between reading a counter and raising it, another thread may read it too.")
+
+
+def lab_file(lab: Remote) -> str:
+    """Where the submission's code says that it is from."""
+    return lab._peer.root.package("builtins").getattr(lab, "__file__")

@@ -1,0 +1,80 @@
+"""Lab 02, TODO 3: what is handed on to the engine, and a stream that comes back at once."""
+
+import random
+from typing import Any
+
+from grading.checks import check, expect, ours, shown
+from grading.scenarios.engines import PatientLedger, as_it_is, clear_prompts, exactly, some_prompts, tokens_of, words
+from grading.scenarios.lab02.streams import Handed, all_outputs, engine_beside, expect_output, stepwise
+from grading.worker.peer import Remote
+from nano_qwen3_serving import SamplingParams
+
+SUBMIT = "TODO 3: Submit Async Request"
+
+
+def submitted(lab: Remote, engine: Any, prompt: str, params: SamplingParams, request_id: str) -> Remote:
+    """What submit_request() returns, which must be a stream."""
+    stream, package = as_it_is(lab, lab.submit_request, engine, prompt, params, request_id), lab._peer.root.package
+    awaited = isinstance(stream, Remote) and package("inspect").iscoroutine(stream)
+    expect(not awaited, "submit_request() returned a coroutine: it is a plain def, and generate() is not awaited")
+    iterable = isinstance(stream, Remote) and package("builtins").hasattr(stream, "__aiter__")
+    expect(iterable, f"submit_request() returned {shown(stream)}, which `async for` cannot iterate over")
+    return stream
+
+
+@check(todo=3, points=5, section=SUBMIT, concept="a stream comes back")
+def returns_a_stream_at_once(lab: Remote, dice: random.Random) -> None:
+    [known], request_id = clear_prompts(dice, 1), f"req-{dice.randrange(10**6)}"
+    [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab), known["prompt"], exactly(6), request_id))
+    expect(bool(outputs), "the stream ended without an output")
+    expect_output(outputs[-1], lab, "what the stream gave")
+    expect(tokens_of(outputs[-1]) == known["course-draft"],
+           f"the engine given answers {known['prompt']!r} with {known['course-draft']}; the stream had "
+           f"{shown(tokens_of(outputs[-1]))}")
+
+
+@check(todo=3, points=3, section=SUBMIT, concept="prompt, parameters and id arrive")
+def hands_on_prompt_parameters_and_id_unchanged(lab: Remote, dice: random.Random) -> None:
+    engine = engine_beside(lab)
+    for known in clear_prompts(dice, 2):
+        count, request_id = dice.randrange(2, 6), f"{words(dice, 1)}-{dice.randrange(10**6)}"
+        [outputs] = all_outputs(lab, submitted(lab, engine, known["prompt"], exactly(count), request_id))
+        last = outputs[-1]
+        expect(last.request_id == request_id,
+               f"the output must carry the id that the caller chose, {request_id!r}; it carries {shown(last.request_id)}")
+        expect(last.prompt == known["prompt"],
+               f"the prompt was {known['prompt']!r}, and the output is of {shown(last.prompt)}")
+        expect(tokens_of(last) == known["course-draft"][:count],
+               f"{known['prompt']!r} with max_tokens={count} has the tokens {known['course-draft'][:count]}; "
+               f"there came {shown(tokens_of(last))}")
+
+
+@check(todo=3, points=2, section=SUBMIT, concept="whose parameters are used", hidden=True)
+def hands_on_every_parameter(lab: Remote, dice: random.Random) -> None:
+    ledger = PatientLedger(dice, 1)
+    given = SamplingParams(temperature=0.5, top_p=0.75, top_k=dice.randrange(5, 50), seed=dice.randrange(99),
+                           max_tokens=dice.randrange(17, 30), ignore_eos=True)
+    [prompt] = some_prompts(dice, 1)
+    [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab, ledger), prompt, given, "req-parameters"))
+    used, names = (ledger.requests[0].params if ledger.requests else {},
+                   ("temperature", "top_p", "top_k", "seed", "max_tokens", "ignore_eos"))
+    wrong = {name: used.get(name) for name in names if used.get(name) != getattr(given, name)}
+    expect(not wrong,
+           f"the parameters given are {({name: getattr(given, name) for name in names})}; the engine was asked for {wrong}")
+    expect(len(tokens_of(outputs[-1])) == given.max_tokens,
+           f"{given.max_tokens} tokens were asked for; there came {len(tokens_of(outputs[-1]))}")
+
+
+@check(todo=3, points=5, section=SUBMIT, concept="text while it grows")
+def the_stream_shows_text_while_it_grows(lab: Remote, dice: random.Random) -> None:
+    [prompt], count = some_prompts(dice, 1), dice.randrange(25, 40)
+    handed = Handed(lab, stepwise(prompt, count, "req-growing"))
+    stream = submitted(lab, ours(handed, "generate"), prompt, exactly(count), "req-growing")
+    first = lab._peer.root.package("builtins").anext(stream)
+    expect(not handed.ended and len(tokens_of(handed.outputs[-1])) < count,
+           f"the first output came when all {count} tokens were there: hand each output on as it comes")
+    counts = [len(tokens_of(output)) for output in [first, *all_outputs(lab, stream)[0]]]
+    right = [len(tokens_of(output)) for output in handed.outputs]
+    expect(counts == right,
+           f"the engine's outputs held {right} tokens; those of the stream {counts}: hand on the engine's stream, do not "
+           "collect it first")

@@ -1,0 +1,135 @@
+"""Lab 03, TODO 6: the logits of each request's last token, and the whole network."""
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grading.checks import check, expect, ours, shown
+from grading.scenarios.lab03.compare import COLUMNS, LOGITS, NETWORK, asked, expect_tensor, near
+from grading.scenarios.lab03.core import Chunk, Core, Step, tables
+from grading.scenarios.lab03.network import Network, Noise, attention, config_of, filled, network_sizes, random_weights, shapes
+from grading.worker.peer import Remote
+from nano_qwen3_serving.config import ModelConfig
+
+OF_LOGITS = "TODO 6: Logits of the last position"
+
+
+class Model:
+    """A submission's network, the same by its formulas, and the core between them.
+
+    Args:
+        dtype: of the weights.
+        attend: see `Core`.
+    """
+
+    def __init__(
+        self, lab: Remote, config: ModelConfig, noise: Noise, attend: Callable = attention,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.lab, self.core = lab, Core(config, attend, dtype)
+        self.weights = {name: weight.to(dtype) for name, weight in random_weights(network_sizes(config), noise).items()}
+        self.truth = Network(config, self.weights)
+        given, self.cache = self.core.exported()
+        self.network = filled(lab.Qwen3ForCausalLM(config, given), self.weights)
+
+    def last_logits(self, step: Step, texts: Iterable[Tensor]) -> Any:
+        """What it says of a step; what it was given must stay as it is."""
+        metadata = step.metadata(self.lab)
+        got = self.core.during(step, asked, self.lab, self.network.last_logits, "token_ids positions",
+                               step.tokens(texts), step.positions, self.cache, metadata)
+        lens = metadata.query_lens
+        expect(lens == step.query_lens, f"metadata.query_lens was changed in place, {step.query_lens} to {shown(lens)}")
+        return got
+
+    def hidden(self, step: Step, texts: Iterable[Tensor]) -> Any:
+        """What the engine asks it for."""
+        return self.core.during(step, self.network, step.tokens(texts), step.positions, self.cache, step.metadata(self.lab))
+
+
+@check(todo=6, points=3, section=OF_LOGITS, concept="from rows to logits")
+def rows_are_normalised_then_given_to_the_head(lab: Remote, dice: random.Random) -> None:
+    noise = Noise(dice)
+    for config in (config_of(dice), config_of(dice, rms_norm_eps=0.03)):
+        model, count = Model(lab, config, noise), dice.randrange(3, 7)
+        hidden = dice.uniform(2, 5) * noise(count, config.hidden_size)
+        right, axes = model.truth.logits_of(hidden), ("row", "token id")
+        near(asked(lab, model.network.compute_logits, "hidden", hidden), right, "lm_head(norm(hidden))", NETWORK, axes=axes)
+        row = dice.randrange(count)
+        near(model.network.compute_logits(hidden[[row]]), right[[row]], f"row {row} by itself", NETWORK, axes=axes)
+
+
+@check(todo=6, points=3, section=OF_LOGITS, concept="whose row is whose")
+def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Random) -> None:
+    config, noise = config_of(dice, layers=2), Noise(dice)
+    for padding in (0, dice.randrange(1, 5)):
+        model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6)]
+        texts, places = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths)
+        cut = dice.randrange(2, 5)
+        model.last_logits(Step([Chunk(0, cut, places[1])]), [texts[1]])
+        step = Step([Chunk(*one) for one in zip((0, cut, 0), lengths, places, strict=True)], padding)
+        got = model.last_logits(step, texts)
+        right = torch.stack([model.truth.logits(text)[-1] for text in texts])
+        what = f"query_lens {step.query_lens}, {padding} rows of padding: the logits of the rows {step.rows}"
+        near(got, right, what, NETWORK, axes=LOGITS)
+
+
+@check(todo=6, points=2, section=OF_LOGITS, concept="how many rows the head computes")
+def only_the_rows_that_are_returned_pass_the_head(lab: Remote, dice: random.Random) -> None:
+    config, noise, count = config_of(dice), Noise(dice), dice.randrange(20, 40)
+    model, rows = Model(lab, config, noise), []
+    watch = ours(lambda module, inputs, output: rows.append(output.numel() // config.vocab_size))
+    model.network.lm_head.register_forward_hook(watch)
+    got = model.last_logits(Step([Chunk(0, count, *tables(dice, count))]), [noise.tokens(count, config)])
+    expect_tensor(got, "logits of one request", (1, config.vocab_size), torch.float32, LOGITS)
+    expect(sum(rows) <= 1, f"the head computed {sum(rows)} rows of logits for one request of {count} tokens; one was needed")
+
+
+@check(todo=6, points=4, section=OF_LOGITS, concept="the whole network")
+def the_network_gives_the_logits_of_the_formulas(lab: Remote, dice: random.Random) -> None:
+    for config in shapes(dice, layers=3):
+        noise = Noise(dice)
+        model = Model(lab, config, noise, attend=lab.causal_attention)
+        for length, first in ((1, 0), (dice.randrange(12, 20), 0), (dice.randrange(3, 10), dice.randrange(40, 100))):
+            text, step = noise.tokens(length, config), Step([Chunk(0, length, *tables(dice, length))], first=first)
+            right, what = model.truth.logits(text, first)[-1:], f"logits after {length} tokens, positions from {first}"
+            near(model.last_logits(step, [text]), right, what, NETWORK, axes=LOGITS)
+
+
+@check(todo=6, points=2, section=OF_LOGITS, concept="the network in bfloat16", hidden=True)
+def bfloat16_is_as_near_as_it_can_be(lab: Remote, dice: random.Random) -> None:
+    config, noise = config_of(dice, layers=2, head_dim=20, attention_bias=True), Noise(dice)
+    model = Model(lab, config, noise, attend=lab.causal_attention, dtype=torch.bfloat16)
+    rounded, got, theirs, truth = Network(config, model.weights, torch.bfloat16), [], [], []
+    for length in (1, 4, 7, 10, 13, 16):
+        text = noise.tokens(length, config)
+        got.append(model.last_logits(Step([Chunk(0, length, *tables(dice, length))]), [text]))
+        expect_tensor(got[-1], "logits in bfloat16", (1, config.vocab_size), torch.bfloat16, LOGITS)
+        theirs.append(rounded.logits(text)[-1:])
+        truth.append(model.truth.logits(text)[-1:])
+    # Two right programs round in different places, so neither is nearer. The ratio of their errors was seen between
+    # 0.7 and 1.4, its logarithm spread by 0.15: five times as much is ten times that spread.
+    error, usual = (float((torch.cat(one).double() - torch.cat(truth)).square().mean().sqrt()) for one in (got, theirs))
+    expect(error <= 5 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual")
+
+
+@check(todo=6, points=3, section=OF_LOGITS, concept="the network in an engine", hidden=True)
+def chunks_of_many_requests_give_what_each_gives_alone(lab: Remote, dice: random.Random) -> None:
+    config, noise = dice.choice(shapes(dice, layers=2)), Noise(dice)
+    model, lengths = Model(lab, config, noise), [dice.randrange(1, 13) for _ in range(4)]
+    texts, places, done = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths), [0] * 4
+    right = [model.truth.logits(text) for text in texts]
+    while waiting := [one for one in range(4) if done[one] < lengths[one]]:
+        chosen = dice.sample(waiting, dice.randint(1, len(waiting)))
+        plan = [(one, min(lengths[one], done[one] + dice.choice([1, 1, 3, 5]))) for one in chosen]
+        plan.sort(key=lambda one: one[1] - done[one[0]] > 1)  # those of one token first
+        step = Step([Chunk(done[one], end, places[one]) for one, end in plan], padding=dice.randrange(4))
+        hidden = model.hidden(step, [texts[one] for one, _ in plan])
+        expect_tensor(hidden, "hidden states", (len(step.slots), config.hidden_size), torch.float32, COLUMNS)
+        truth = torch.stack([right[one][end - 1] for one, end in plan])
+        got = model.network.compute_logits(hidden[step.rows])
+        near(got, truth, f"a step of {step.query_lens} tokens of its requests", NETWORK, axes=LOGITS)
+        for one, end in plan:
+            done[one] = end

@@ -1,0 +1,147 @@
+"""Lab 04, TODO 5: how often each token is drawn, and what a draw depends on."""
+
+import math
+import random
+
+import torch
+
+from grading.checks import check, expect, hold, shown
+from grading.scenarios.lab04.draws import (
+    NUM_DRAWS,
+    NUM_PAIRS,
+    Place,
+    as_tokens,
+    drawn,
+    equal_tokens,
+    expect_frequencies,
+    pairs_of_places,
+    seeds_from,
+    written_texts,
+)
+from grading.scenarios.lab04.rows import INF, repeated, row, weather
+from grading.worker.peer import Remote
+
+SEEDS = "TODO 5: Per-request seeds"
+
+
+@check(todo=5, points=2, section=SEEDS, concept="frequencies of a token")
+def tokens_are_as_frequent_as_their_probabilities(lab: Remote, dice: random.Random) -> None:
+    for places, who in ((seeds_from(dice, NUM_DRAWS), "the first tokens of 10,000 requests"),
+                        (written_texts(dice, 100, 50), "200 samples of 50 tokens")):
+        logits, _ = weather(dice)
+        chances = logits.double().softmax(dim=0).tolist()
+        expect_frequencies(drawn(lab, repeated(lab, logits + dice.uniform(-3, 3), NUM_DRAWS), places), chances,
+                           f"{who}, softmax(logits)")
+
+
+@check(todo=5, points=1, section=SEEDS, concept="tokens that were removed before", hidden=True)
+def removed_tokens_are_never_drawn(lab: Remote, dice: random.Random) -> None:
+    left = dice.sample(range(6), 2)
+    logits = torch.full((6,), -INF)
+    logits[left] = torch.tensor([0.0, math.log(3)]) + dice.uniform(-3, 3)
+    tokens = drawn(lab, repeated(lab, logits, NUM_DRAWS), seeds_from(dice, NUM_DRAWS))
+    expect_frequencies(tokens, [(0.0, 0.25, 0.75)[1 + left.index(t) if t in left else 0] for t in range(6)],
+                       "two tokens of six are left, one three times as likely")
+
+
+@check(todo=5, points=2, section=SEEDS, concept="draws at different places")
+def draws_at_different_places_know_nothing_of_each_other(lab: Remote, dice: random.Random) -> None:
+    logits = equal_tokens(lab, 2 * NUM_PAIRS)
+    for name, pairs in pairs_of_places(dice).items():
+        tokens = drawn(lab, logits, [place for pair in pairs for place in pair])
+        both = list(zip(tokens[::2], tokens[1::2], strict=True))
+        expect(all(0 <= token < 4 for token in tokens), f"of four equal tokens draw() took {shown(sorted(set(tokens)))}")
+        same = sum(a == b for a, b in both)
+        expect_frequencies(
+            [4 * a + b for a, b in both], [1 / 16] * 16,
+            f"four equal tokens, {name}, such as (seed, index, position) {pairs[1][0]} and {pairs[1][1]}: of {NUM_PAIRS} pairs "
+            f"{same} drew one token twice, expected about {NUM_PAIRS // 4}; for the 16 pairs of tokens")
+
+
+def some_texts(dice: random.Random) -> list[Place]:
+    """200 places: draws there agree by chance once in 4**200."""
+    return written_texts(dice, 10, 10)
+
+
+def differing(a: list, b: list) -> int:
+    return sum(x != y for x, y in zip(a, b, strict=True))
+
+
+@check(todo=5, points=3, section=SEEDS, concept="the rows beside it")
+def a_draw_does_not_depend_on_the_rows_beside_it(lab: Remote, dice: random.Random) -> None:
+    places, logits = some_texts(dice), equal_tokens(lab, 200)
+    together = drawn(lab, logits, places)
+    again = drawn(lab, logits, places)
+    expect(again == together, f"the same rows again: {differing(again, together)} of 200 draws differ")
+    backwards = drawn(lab, logits, places[::-1])[::-1]
+    expect(backwards == together, f"with the rows in reverse order {differing(backwards, together)} of 200 draws differ")
+    draw, one_row = lab.draw, hold(lab, torch.zeros(1, 4))
+    singles = [row(seed, index=index, output=[0] * (position - 3)) for seed, index, position in places[:60]]
+    alone = [as_tokens(draw(one_row, [single]), 1)[0] for single in singles]
+    expect(alone == together[:60],
+           f"drawn one at a time, {differing(alone, together[:60])} of 60 draws differ from those of the batch")
+
+
+@check(todo=5, points=2, section=SEEDS, concept="other batches", hidden=True)
+def a_draw_is_the_same_in_any_batch_and_at_any_time(lab: Remote, dice: random.Random) -> None:
+    places, part = some_texts(dice), dice.randrange(60, 140)
+    together = drawn(lab, equal_tokens(lab, 200), places)
+    parts = drawn(lab, equal_tokens(lab, part), places[:part]) + drawn(lab, equal_tokens(lab, 200 - part), places[part:])
+    expect(parts == together, f"in batches of {part} and {200 - part} rows {differing(parts, together)} of 200 draws differ")
+    order = dice.sample(range(200), 200)
+    logits, others = torch.zeros(400, 4), seeds_from(dice, 200)
+    logits[1::2] = torch.tensor([dice.uniform(-3, 3) for _ in range(4)])
+    mixed = drawn(lab, logits, [place for i, other in zip(order, others, strict=True) for place in (places[i], other)])[::2]
+    right = [together[i] for i in order]
+    expect(mixed == right,
+           f"in another order, each beside a row with other logits, {differing(mixed, right)} of 200 draws differ")
+
+
+@check(todo=5, points=1, section=SEEDS, concept="what else is in a row")
+def of_a_row_seed_index_and_position_count_and_nothing_else(lab: Remote, dice: random.Random) -> None:
+    places = [(seed, index, 9) for seed, index, _ in seeds_from(dice, 64)]  # 64 draws agree by chance once in 4**64
+    logits = equal_tokens(lab, 64)
+    first = drawn(lab, logits, places, row(prompt=[1, 2, 3]))
+    for like, what in [
+        (row(prompt=[1, 2, 3, 0, 0, 0]), "a prompt of 6 tokens and an output of 3 instead of 3 and 6, as after a preemption"),
+        (row(prompt=[dice.randrange(9) for _ in range(3)], output=[dice.randrange(9) for _ in range(6)]),
+         "other tokens in prompt and output"),
+        (row(temperature=dice.uniform(0.3, 0.9), presence_penalty=1.0, logprobs=2),
+         "other params, which the logits have in them already"),
+    ]:
+        found = drawn(lab, logits, places, like)
+        expect(found == first, f"{what}, and the same seed, index and position: {differing(found, first)} of 64 draws differ")
+
+
+@check(todo=5, points=2, section=SEEDS, concept="torch's global generator")
+def torchs_global_generator_is_neither_used_nor_changed(lab: Remote, dice: random.Random) -> None:
+    places, logits, torch_there = some_texts(dice), equal_tokens(lab, 200), lab._peer.root.package("torch")
+    torch_there.manual_seed(dice.getrandbits(31))
+    before = torch_there.get_rng_state()
+    first = drawn(lab, logits, places)
+    expect(torch.equal(torch_there.get_rng_state(), before),
+           "torch's global generator was used or seeded: whoever else draws from it now gets other numbers")
+    torch_there.manual_seed(dice.getrandbits(31))
+    second = drawn(lab, logits, places)
+    expect(second == first,
+           f"after torch.manual_seed() {differing(second, first)} of 200 draws differ: they depend on something besides the row")
+
+
+@check(todo=5, points=1, section=SEEDS, concept="which numbers a seed may be", hidden=True)
+def any_number_of_64_bits_is_a_seed(lab: Remote, dice: random.Random) -> None:
+    # among them pairs with one hash() in Python: -1 and -2, 0 and 2**61 - 1
+    special = [0, -1, -2, 7, -7, 2**31, 2**32 - 1, 2**32, 2**61 - 1, 2**63 - 1, 2**63]
+    seeds = list(dict.fromkeys([*special, *(sign * dice.getrandbits(62) for sign in (1, -1, -1))]))
+    tokens = drawn(lab, equal_tokens(lab, 32 * len(seeds)), [(seed, 0, position) for seed in seeds for position in range(3, 35)])
+    texts = {seed: tokens[32 * i : 32 * i + 32] for i, seed in enumerate(seeds)}
+    # One of at most 91 pairs of texts of 32 draws is equal by chance with probability 91 / 4**32 = 5e-18.
+    alike = [seed for seed, text in texts.items() if list(texts.values()).count(text) > 1]
+    expect(not alike, f"the seeds {alike} gave equal texts of 32 draws")
+
+
+@check(todo=5, points=1, section=SEEDS, concept="how fine the random numbers are", hidden=True)
+def random_numbers_are_fine_enough_for_a_real_vocabulary(lab: Remote, dice: random.Random) -> None:
+    # 2,000 draws from 2,048 equal tokens show about 1,277 different ones. One draw changes that number by
+    # at most 1, so by McDiarmid's inequality it is under 1,000 with probability exp(-2 * 277**2 / 2000) < 1e-33.
+    different = len(set(drawn(lab, equal_tokens(lab, 2000, 2048), seeds_from(dice, 2000))))
+    expect(different >= 1000, f"2,000 draws from 2,048 equal tokens gave {different} different ones, expected about 1,277")

@@ -1,0 +1,165 @@
+"""Lab 05, TODO 2: the cache, with a ledger of what each layer was given."""
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grading.checks import check, expect, hold, kept, refusal, shown
+from grading.scenarios.lab05.generation import (
+    a_prompt,
+    computes,
+    generated,
+    generates_nothing,
+    gives_the_best_tokens,
+    leaves_the_prompt_alone,
+)
+from grading.scenarios.lab05.network import Network, Pair, a_shape, numbers_from, others
+from grading.scenarios.lab05.traffic import Traffic, operators
+from grading.worker.peer import Remote
+
+CACHE = "TODO 2: A contiguous cache"
+
+
+class Ledger:
+    """A cache there, and here what each of its layers was given."""
+
+    def __init__(self, lab: Remote, dice: random.Random, room: int, dtype: torch.dtype = torch.float32) -> None:
+        self.config, self.room, self.dtype = a_shape(dice), room, dtype
+        self.cache = lab.ContiguousCache(self.config, room, dtype)
+        self.layers = range(self.config.num_hidden_layers)
+        self._lab, self._random = lab, numbers_from(dice)
+        self._held: dict[int, Pair] = {layer: self.new(0) for layer in self.layers}
+
+    def new(self, count: int) -> Pair:
+        """Keys and values of so many tokens."""
+        shape = (2, count, self.config.num_key_value_heads, self.config.head_dim)
+        return tuple(torch.randn(shape, generator=self._random).to(self.dtype))
+
+    def holds(self, layer: int) -> int:
+        return len(self._held[layer][0])
+
+    def append(self, layer: int, count: int, strided: bool = False) -> None:
+        """Appends new tokens; all that the layer then holds must come back."""
+        pair = self.new(count)
+        given = [self._strided(tensor) for tensor in pair] if strided else pair
+        answer = self.cache.append(layer, *given)
+        self.note(layer, pair)
+        self.compare(layer, count, answer)
+
+    def note(self, layer: int, pair: Pair) -> None:
+        """These were appended."""
+        keys, values = self._held[layer]
+        self._held[layer] = torch.cat([keys, pair[0]]), torch.cat([values, pair[1]])
+
+    def compare(self, layer: int, count: int, answer: Any) -> None:
+        """What came back, when the last `count` tokens were appended, is all that the layer holds."""
+        try:
+            keys, values = answer
+        except (TypeError, ValueError):
+            keys = values = answer
+        for name, got, right in zip(("keys", "values"), (keys, values), self._held[layer], strict=True):
+            story = f"layer {layer}, which held {len(right) - count} tokens, was given {count}"
+            expect(isinstance(got, Tensor) and got.shape == right.shape and got.dtype == right.dtype,
+                   f"{story}: expected, as {name}, {shown(right)}; {shown(got)} came")
+            wrong = others(got, right)
+            expect(not wrong, f"{story}: the {name} that came back are not those that were stored, at positions {shown(wrong)}")
+
+    def refuses(self, layer: int, count: int) -> None:
+        refusal("ValueError", lambda: self.cache.append(layer, *self.new(count)),
+                f"a cache of {self.room} tokens, of which layer {layer} holds {self.holds(layer)}, was given {count} more")
+
+    def _strided(self, tensor: Tensor) -> Remote:
+        """The same numbers, laid out so that tokens do not follow each other."""
+        return kept(hold(self._lab, tensor.permute(1, 2, 0).contiguous()).permute, 2, 0, 1)
+
+
+@check(todo=2, points=4, section=CACHE, concept="what append returns")
+def append_returns_all_keys_and_values_of_its_layer_oldest_first(lab: Remote, dice: random.Random) -> None:
+    for strided in (False, True):
+        ledger = Ledger(lab, dice, room=16)
+        for count in (dice.randrange(3, 7), 1, dice.randrange(2, 6), 1):
+            for layer in ledger.layers:
+                ledger.append(layer, count, strided)
+
+
+@check(todo=2, points=3, section=CACHE, concept="a full cache")
+def a_full_cache_refuses_and_keeps_what_it_holds(lab: Remote, dice: random.Random) -> None:
+    room = dice.randrange(4, 10)
+    ledger = Ledger(lab, dice, room)
+    ledger.append(0, room - 1)
+    for count in (2, dice.randrange(3, 9)):
+        ledger.refuses(0, count)
+    ledger.append(0, 1)
+    ledger.refuses(0, 1)
+    ledger.append(1, room)
+    ledger.refuses(1, 1)
+
+
+@check(todo=2, points=3, section=CACHE, concept="what appending one token costs")
+def old_tokens_are_never_copied(lab: Remote, dice: random.Random) -> None:
+    steps = dice.randrange(60, 80)
+    ledger, log, size = Ledger(lab, dice, steps + 1), operators(lab).Log(), 0
+    for _ in range(steps):
+        pair = ledger.new(1)
+        size += sum(tensor.nbytes for tensor in pair)
+        kept(log.watch, ledger.cache.append, 0, *pair)
+        ledger.note(0, pair)
+    written = Traffic(log.events).written
+    # Each byte once is `size`. Copying all old ones in each step is at least 30 times as much. Memory that doubles, the last time
+    # just before the end, is asked for (4 times `size` in all), and the old tokens are copied to it (2); with a copy of k and v
+    # on the way that is 8.
+    expect(written <= 10 * size,
+           f"{steps} tokens have {size:,} bytes of keys and values, but {written:,} were written to append them one by one: "
+           "write into the memory set aside in the beginning, and return views of it")
+    ledger.append(0, 1)
+
+
+@check(todo=2, points=2, section=CACHE, concept="the same tokens as without")
+def tokens_with_a_cache_are_those_without(lab: Remote, dice: random.Random) -> None:
+    gives_the_best_tokens(lab.generate_cached, dice)
+
+
+@check(todo=2, points=2, section=CACHE, concept="what each pass computes")
+def every_token_is_computed_exactly_once(lab: Remote, dice: random.Random) -> None:
+    computes(lab.generate_cached, dice, lambda length, count: [0, *range(length, length + count - 1)],
+             "The last new token is never computed: nobody asks what follows it.")
+
+
+@check(todo=2, points=2, section=CACHE, concept="whose memory a cache's is", hidden=True)
+def caches_share_nothing_and_keep_copies_in_their_own_dtype(lab: Remote, dice: random.Random) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        seed, room = dice.getrandbits(30), dice.randrange(4, 9)
+        first, second = (Ledger(lab, random.Random(seed), room, dtype) for _ in range(2))
+        pair = first.new(2)
+        given = [hold(lab, tensor) for tensor in pair]
+        answer = first.cache.append(0, *given)
+        first.note(0, pair)
+        first.compare(0, 2, answer)
+        second.append(0, 3)
+        for tensor in given:
+            tensor.zero_()  # the network's memory may be used for something else
+        first.append(0, 1)
+        second.append(0, 1)
+
+
+@check(todo=2, points=2, section=CACHE, concept="layers, each by itself", hidden=True)
+def each_layer_counts_for_itself_in_any_order(lab: Remote, dice: random.Random) -> None:
+    ledger = Ledger(lab, dice, room=dice.randrange(8, 14))
+    for _ in range(40):
+        layer, count = dice.choice(ledger.layers[:3]), dice.randrange(1, 4)
+        if ledger.holds(layer) + count > ledger.room:
+            ledger.refuses(layer, count)
+        else:
+            ledger.append(layer, count, strided=dice.random() < 0.3)
+
+
+@check(todo=2, points=2, section=CACHE, concept="one generation after another", hidden=True)
+def a_generation_leaves_nothing_for_the_next(lab: Remote, dice: random.Random) -> None:
+    network, prompt, other = Network(dice, torch.bfloat16), a_prompt(dice, 3), a_prompt(dice, 5)
+    leaves_the_prompt_alone(lab, lab.generate_cached, network, prompt)
+    for text in (other, prompt):
+        tokens, right = generated(lab.generate_cached, network, text, 5), network.continuation(text, 5)
+        expect(tokens == right, f"after other generations, and the prompt {text}, expected {right}; {tokens} came")
+    generates_nothing(lab.generate_cached, dice)

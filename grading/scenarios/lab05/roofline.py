@@ -1,0 +1,147 @@
+"""Lab 05, TODO 6: the ridge, and the measured curve."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from itertools import groupby, product
+from typing import Any
+
+import torch
+
+from grading.checks import check, expect, kept, ours, shown
+from grading.scenarios.lab05.clocks import Stopwatch
+from grading.scenarios.lab05.costs import attention_counted, matrices_counted
+from grading.scenarios.lab05.network import a_shape, words
+from grading.scenarios.lab05.quantities import DTYPES, close, number
+from grading.worker.peer import Remote
+from nano_qwen3_serving.config import ModelConfig
+
+RIDGE = "TODO 6: The ridge, and the measured curve"
+
+
+def ceilings(lab: Remote, bandwidth: float, rate: float) -> Remote:
+    return kept(lab.Ceilings, bytes_per_second=bandwidth, flops_per_second=rate)
+
+
+def predicts(
+    lab: Remote, config: ModelConfig, batch: int, context: int, dtype: torch.dtype, bandwidth: float, rate: float
+) -> None:
+    """The step takes as long as the slower of computing and reading: of the matrices, and of attention."""
+    said = number(lab.predict_step_seconds(config, batch, context, dtype, ceilings(lab, bandwidth, rate)), "predict_step_seconds")
+    parts = matrices_counted(config, batch, dtype), attention_counted(config, batch, context, dtype)
+    (m_compute, m_read), (a_compute, a_read) = [(flops / rate, num_bytes / bandwidth) for flops, num_bytes in parts]
+    right = max(m_compute, m_read) + max(a_compute, a_read)
+    expect(close(said, right),
+           f"{words(config)}; batch {batch}, context {context}, {dtype}: computing with the matrices takes {m_compute:.6g} s, "
+           f"reading them {m_read:.6g} s; attention {a_compute:.6g} s and {a_read:.6g} s. "
+           f"The slower of each pair, added: {right:.6g} s; you say {said:.6g} s")
+
+
+@check(todo=6, points=3, section=RIDGE, concept="how long a step takes")
+def a_step_takes_as_long_as_its_parts_each_at_its_ceiling(lab: Remote, dice: random.Random) -> None:
+    for dtype, balance in product(DTYPES, (0.1, 3, 30, 1000)):  # FLOPs in the time of reading a byte
+        bandwidth = dice.uniform(1e9, 1e12)
+        predicts(lab, a_shape(dice), dice.choice((1, 8, 64, 256)), dice.randrange(20, 2000), dtype, bandwidth,
+                 bandwidth * balance)
+
+
+@check(todo=6, points=3, section=RIDGE, concept="the ridge")
+def at_the_ridge_matrices_take_as_long_to_read_as_to_compute_with(lab: Remote, dice: random.Random) -> None:
+    for dtype in (*DTYPES, *DTYPES):
+        is_the_ridge(lab, dtype, dice.uniform(1e9, 1e12), dice.uniform(1e10, 1e14))
+
+
+def is_the_ridge(lab: Remote, dtype: torch.dtype, bandwidth: float, rate: float) -> None:
+    said, numbers = number(lab.ridge_batch(dtype, ceilings(lab, bandwidth, rate)), "ridge_batch"), 1_000_000  # of a matrix: any
+    compute, read = 2 * numbers * said / rate, numbers * dtype.itemsize / bandwidth
+    expect(close(compute, read),
+           f"{bandwidth:.3g} bytes and {rate:.3g} FLOPs a second: at batch {said:g} a matrix of a million {dtype} takes "
+           f"{compute:.2e} s to compute with and {read:.2e} s to read; at the ridge both take as long")
+
+
+class Decoding:
+    """What is measured: `prepare`, the steps it makes, and a timer; all that happens is in the log.
+
+    Args:
+        seconds: batch size → what the timer says of a step.
+        nap: what a step really takes, in seconds.
+    """
+
+    def __init__(self, seconds: dict[int, float], nap: float = 0.0) -> None:
+        self.log: list[tuple[str, int] | str] = []
+        self.nap = nap
+        self._seconds, self._batch = seconds, 0
+
+    def prepare(self, batch: int) -> Any:
+        self.log.append(("prepare", batch))
+        self._batch = batch
+        return ours(lambda: self._step(batch))
+
+    def _step(self, batch: int) -> None:
+        self.log.append(("step", batch))
+        time.sleep(self.nap)
+
+    def seconds_of(self, work: Callable[[], Any]) -> float:
+        if not callable(work):
+            raise TypeError(f"seconds_of gets the function that does a step, not {shown(work)}")
+        self.log.append("timer on")
+        work()
+        self.log.append("timer off")
+        return self._seconds.get(self._batch, 1.0)
+
+
+def throughput(answer: Any, batches: Sequence[int]) -> dict[int, float]:
+    """A number for each batch size."""
+    expect(isinstance(answer, dict) and set(answer) == set(batches),
+           f"expected a dict with a throughput for each of {list(batches)}; {shown(answer)} came")
+    return {batch: number(answer[batch], f"measure_throughput, for batch {batch},") for batch in batches}
+
+
+@check(todo=6, points=3, section=RIDGE, concept="tokens per second")
+def throughput_is_the_tokens_of_a_step_by_its_seconds(lab: Remote, dice: random.Random) -> None:
+    took = {batch: dice.randrange(1, 40) / 8 for batch in dice.sample(range(1, 65), 4)}
+    decoding = Decoding(took)
+    said = throughput(lab.measure_throughput(ours(decoding.prepare), list(took), ours(decoding.seconds_of)), list(took))
+    for batch, seconds in took.items():
+        expect(close(said[batch], batch / seconds),
+               f"a step of {batch} sequences took {seconds} seconds: {batch / seconds:g} tokens/s, not {said[batch]:g}")
+    right = [entry for batch in took for entry in (("prepare", batch), "timer on", ("step", batch), "timer off")]
+    expect(decoding.log == right,
+           f"expected {right}, and this happened: {decoding.log}. Prompts are computed before the timer starts, and a batch is "
+           "measured before the next is prepared, which ends it")
+
+
+@check(todo=6, points=2, section=RIDGE, concept="where the slower job is not the same for both parts", hidden=True)
+def one_part_may_compute_while_the_other_reads(lab: Remote, dice: random.Random) -> None:
+    for dtype, computing in product(DTYPES, ("matrices", "attention")):
+        config = a_shape(dice)
+        sharing = config.num_attention_heads // config.num_key_value_heads
+        batch = dice.randrange(16, 65) if computing == "matrices" else 1
+        bandwidth = dice.uniform(1e9, 1e12)
+        balance = 2 * math.sqrt(batch * sharing) / dtype.itemsize  # between the two intensities
+        predicts(lab, config, batch, dice.randrange(100, 1000), dtype, bandwidth, bandwidth * balance)
+
+
+@check(todo=6, points=1, section=RIDGE, concept="what the ridge depends on", hidden=True)
+def the_ridge_is_right_for_every_size_of_a_number(lab: Remote, dice: random.Random) -> None:
+    for dtype in (torch.float64, torch.float16, torch.float32):
+        is_the_ridge(lab, dtype, dice.uniform(1e9, 1e12), dice.uniform(1e9, 1e12))
+
+
+@check(todo=6, points=2, section=RIDGE, concept="measuring as the program does", hidden=True)
+def by_default_steps_are_timed_with_median_seconds(lab: Remote, dice: random.Random) -> None:
+    batches = dice.sample(range(1, 65), 3)
+    decoding = Decoding({}, nap=dice.randrange(2, 4) / 1000)
+    with Stopwatch() as whole:
+        said = throughput(lab.measure_throughput(ours(decoding.prepare), tuple(batches)), batches)
+    order = [entry for entry, _ in groupby(decoding.log)]
+    right = [(what, batch) for batch in batches for what in ("prepare", "step")]
+    expect(order == right,
+           f"for the batch sizes {batches} expected one preparation and then steps, of each in turn; this happened: {order}")
+    for batch, rate in said.items():
+        steps, least, most = decoding.log.count(("step", batch)), batch / whole.seconds, batch / decoding.nap
+        expect(least <= rate <= most,
+               f"a step of {batch} sequences sleeps {decoding.nap} seconds, and all steps together took {whole.seconds:g}: "
+               f"between {least:g} and {most:g} tokens/s are possible, not {rate:g}")
+        expect(steps > 1, f"a step of {batch} was done {steps} times: once to warm up, and then timed")

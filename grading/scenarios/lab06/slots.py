@@ -1,0 +1,61 @@
+"""Lab 06, TODO 4: slots of positions."""
+
+import random
+from collections.abc import Sequence
+
+from grading.checks import check, expect, refusal, shown
+from grading.scenarios.lab06.answers import names
+from grading.worker.peer import Remote
+
+SLOTS = "TODO 4: Slots of positions"
+
+
+def layout(table: list[int], block_size: int) -> list[int]:
+    """The slots of the blocks of a table, laid out one by one."""
+    return [block * block_size + offset for block in table for offset in range(block_size)]
+
+
+@check(todo=4, points=4, section=SLOTS, concept="a position's block, and its place in it")
+def a_position_is_found_by_its_block_and_its_place_in_it(lab: Remote, dice: random.Random) -> None:
+    for size in (1, 3, 4, dice.randrange(5, 33)):
+        table = dice.sample(range(1, 60), 5)
+        length = dice.randrange(4 * size + 1, 5 * size + 1)
+        found, right = lab.slots(table, range(length), size), layout(table, size)[:length]
+        expect(isinstance(found, list), f"slots() returned {shown(found)}; expected a list")
+        expect(found == right,
+               f"{length} positions in blocks {table} of {size}: expected {shown(right)}, slots() said {shown(found)}")
+
+
+@check(todo=4, points=4, section=SLOTS, concept="any positions in any order")
+def any_positions_in_any_order(lab: Remote, dice: random.Random) -> None:
+    size, table = dice.randrange(2, 9), dice.sample(range(1, 60), 3)
+    where = layout(table, size)
+    start = dice.randrange(1, size)
+    cases: list[Sequence[int]] = [range(start, 2 * size + 1), dice.sample(range(3 * size), 4), []]
+    for positions in cases:
+        found, right = lab.slots(tuple(table), positions, size), [where[position] for position in positions]
+        expect(found == right,
+               f"positions {shown(list(positions))} in blocks {table} of {size}: "
+               f"expected {shown(right)}, slots() said {shown(found)}")
+
+
+@check(todo=4, points=2, section=SLOTS, concept="positions that the table does not cover")
+def refuses_a_position_that_the_table_does_not_cover(lab: Remote, dice: random.Random) -> None:
+    size, table = dice.randrange(2, 9), dice.sample(range(1, 60), 2)
+    for position in (2 * size, 2 * size + 1, dice.randrange(300, 400)):
+        said = refusal("IndexError", lambda position=position: lab.slots(table, [0, position], size),
+                       f"2 blocks of {size} do not cover position {position}")
+        expect(names(position, said), f"the error must name position {position}; it says {said!r}")
+
+
+@check(todo=4, points=2, section=SLOTS, concept="positions that there are not", hidden=True)
+def refuses_a_negative_position_and_reads_an_iterator_once(lab: Remote, dice: random.Random) -> None:
+    size, table = dice.randrange(2, 9), dice.sample(range(1, 60), 2)
+    for position in (-1, -size, -2 * size):
+        said = refusal("IndexError", lambda position=position: lab.slots(table, [0, position], size),
+                       f"position {position} of a request there is not")
+        expect(names(position, said), f"the error must name position {position}; it says {said!r}")
+    once = lab._peer.root.package("builtins").iter([1, size])
+    found, where = lab.slots(table, once, size), layout(table, size)
+    expect(found == [where[1], where[size]],
+           f"positions 1 and {size} were given as an iterator, which can be read once; slots() said {shown(found)}")
