@@ -53,12 +53,14 @@ class Plan:
     versions: Mapping[str, dict[str, str]]
 
     def unit(self, one: HandedIn) -> Unit:
+        """What is graded, and a key of all that its result depends on: what has the same is not graded again."""
         submission, lab, settings = one.submission, one.attempt.lab, self.settings
         facts = [submission.student, lab, submission.digest, submission.notes, self.seed(submission.student, lab),
                  self.versions[lab], settings.level, settings.predictions, asdict(settings.limits)]
         return Unit(lab, submission, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
 
     def seed(self, student: str, lab: str) -> str:
+        """What the inputs of this student's checks are drawn from."""
         return self.settings.seed or seed_for(self.settings.secret, lab, student, self.settings.seed_mode)
 
     def fingerprint(self) -> str:
@@ -147,6 +149,7 @@ class Summary:
 
     @property
     def is_good(self) -> bool:
+        """Whether everybody has a result, and every repeat gave the same."""
         return not self.failed and not any(line.kind == "flaky" for line in self.lines)
 
     def to_json(self, **more: object) -> str:

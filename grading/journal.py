@@ -204,6 +204,7 @@ class Journal:
     # reading
 
     def fact(self, name: str) -> str | None:
+        """What is noted under this name; None if nothing is."""
         rows = self._do("SELECT value FROM facts WHERE name = ?", name)
         return rows[0][0] if rows else None
 

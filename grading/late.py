@@ -51,6 +51,7 @@ class Terms:
     extended: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
 
     def deadline(self, student: str, lab: str) -> datetime | None:
+        """The student's own where one was given, else that of all; None if the lab has none."""
         return self.extended.get((student, lab), self.due.get(lab))
 
     def late(self, student: str, lab: str, submitted: str | None) -> timedelta:

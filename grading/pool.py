@@ -37,7 +37,8 @@ class Failed(str):
 class Worker(Protocol):
     """What grades somewhere, one unit at a time."""
 
-    def give(self, unit: Any) -> None: ...
+    def give(self, unit: Any) -> None:
+        """It has no other: what it makes of this one is taken before the next is given."""
 
     def take(self) -> Any:
         """The answer, which is there. Raises `Crashed` instead if the worker is gone."""
@@ -216,6 +217,7 @@ class Memory:
         self.peak, self._next = 0, 0.0
 
     def look(self) -> None:
+        """May be called often: it looks once in a while."""
         now = time.monotonic()
         if now >= self._next:
             self.peak = max(self.peak, sum(map(_share_of, processes_of(os.getpid()))))

@@ -40,6 +40,7 @@ class Change:
 
     @property
     def points(self) -> float:
+        """What the score gains; below zero for who loses."""
         return round(self.after.score - self.before.score, 2)
 
     @property

@@ -185,6 +185,7 @@ class Score:
 
     @property
     def spoken(self) -> int:
+        """How often a diagnosis was made, right or wrong."""
         return self.right + self.wrong
 
     @property

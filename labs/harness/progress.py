@@ -48,6 +48,7 @@ class Progress:
         return {int(todo): row for todo, row in self._lab(lab_id, "todos", {}).items()}
 
     def record_todo(self, lab_id: str, todo: int, *, points: float, of: float, state: str) -> None:
+        """What the last run of a TODO's tests came to; replaces what was known of it."""
         row = {"points": points, "of": of, "state": state}
         self._change(lambda facts: _part(facts, lab_id, "todos", {}).update({str(todo): row}))
 
@@ -64,9 +65,12 @@ class Progress:
         self._change(change)
 
     def hints_used(self, lab_id: str, todo: int) -> int:
+        """How many of the TODO's hints were shown, from the first."""
         return self._lab(lab_id, "hints", {}).get(str(todo), 0)
 
     def record_hint(self, lab_id: str, todo: int, used: int) -> None:
+        """The first `used` hints were shown; fewer than before changes nothing."""
+
         def change(facts: dict) -> None:
             hints = _part(facts, lab_id, "hints", {})
             hints[str(todo)] = max(used, hints.get(str(todo), 0))
@@ -74,9 +78,12 @@ class Progress:
         self._change(change)
 
     def diagnoses_used(self, lab_id: str, todo: int) -> int:
+        """How often a diagnosis of the TODO was shown."""
         return self._lab(lab_id, "diagnoses", {}).get(str(todo), 0)
 
     def record_diagnosis(self, lab_id: str, todo: int) -> None:
+        """One more diagnosis of the TODO was shown."""
+
         def change(facts: dict) -> None:
             diagnoses = _part(facts, lab_id, "diagnoses", {})
             diagnoses[str(todo)] = diagnoses.get(str(todo), 0) + 1
@@ -88,6 +95,8 @@ class Progress:
         return self._lab(lab_id, "solutions", [])
 
     def record_solution(self, lab_id: str, todos: Iterable[int]) -> None:
+        """Our solution was written into these TODOs."""
+
         def change(facts: dict) -> None:
             ours = _part(facts, lab_id, "solutions", [])
             ours[:] = sorted({*ours, *todos})
@@ -100,6 +109,7 @@ class Progress:
         return self._lab(lab_id, "predictions", [])
 
     def record_predictions(self, lab_id: str, *, seed: int, right: int, of: int) -> None:
+        """One more attempt at the questions drawn from `seed`: `right` answers of `of`."""
         attempt = {"seed": seed, "right": right, "of": of}
         self._change(lambda facts: _part(facts, lab_id, "predictions", []).append(attempt))
 

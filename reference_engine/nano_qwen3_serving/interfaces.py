@@ -161,13 +161,17 @@ class SamplingRow:
 class Tokenizer(Protocol):
     """What the engine needs of a tokenizer; a byte-level vocabulary."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`; special tokens written in it are recognised, none are added."""
 
-    def token_bytes(self, token_id: int) -> bytes: ...
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to the text, as UTF-8 bytes: perhaps a part of a character, and nothing for an unknown id."""
 
-    def is_special(self, token_id: int) -> bool: ...
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is one such as `<|im_end|>`, left out of the text by default."""
 
-    def token_text(self, token_id: int) -> str: ...
+    def token_text(self, token_id: int) -> str:
+        """The token as text, for people: incomplete UTF-8 becomes U+FFFD."""
 
 
 class BlockManager(Protocol):
@@ -176,23 +180,35 @@ class BlockManager(Protocol):
     block_size: int
 
     @property
-    def num_free_blocks(self) -> int: ...
+    def num_free_blocks(self) -> int:
+        """Blocks that an allocation could get, those included whose content is cached and held by nobody."""
 
-    def find_cached_prefix(self, token_ids: Sequence[int], salt: str = "") -> int: ...
+    def find_cached_prefix(self, token_ids: Sequence[int], salt: str = "") -> int:
+        """How many leading tokens are cached for this salt: whole blocks, and never the last token."""
 
     def allocate(
         self, request_id: str, num_tokens: int, cached_prefix: Sequence[int] = (), salt: str = ""
-    ) -> bool: ...
+    ) -> bool:
+        """Makes the request's block table cover `num_tokens` tokens in all: the missing blocks, or none.
 
-    def block_table(self, request_id: str) -> list[int]: ...
+        A first allocation may begin with `cached_prefix`, the tokens that `find_cached_prefix` counted:
+        their blocks are shared. Returns whether there were enough blocks; if not, nothing has changed.
+        """
 
-    def commit(self, request_id: str, token_ids: Sequence[int]) -> None: ...
+    def block_table(self, request_id: str) -> list[int]:
+        """A copy of the request's block table, in the order of its tokens. Raises KeyError for an unknown id."""
 
-    def free(self, request_id: str) -> None: ...
+    def commit(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """Says that `token_ids`, the request's tokens from its first, are in the KV cache and can be shared."""
 
-    def reset_prefix_cache(self) -> bool: ...
+    def free(self, request_id: str) -> None:
+        """Gives the request's blocks back. An unknown id is a no-op: an abort may come late, or twice."""
 
-    def check_integrity(self) -> None: ...
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all cached content; refused (False) while any request holds blocks."""
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless every block is in exactly one state and all counts are right."""
 
 
 class Scheduler(Protocol):
@@ -201,34 +217,56 @@ class Scheduler(Protocol):
     waiting: list[Request]
     running: list[Request]
 
-    def add(self, request: Request) -> None: ...
+    def add(self, request: Request) -> None:
+        """Takes a new request in. It waits until a step has room for it."""
 
-    def abort(self, request_id: str) -> None: ...
+    def abort(self, request_id: str) -> None:
+        """Ends a request wherever it is, and frees its blocks. An unknown id is a no-op."""
 
-    def schedule(self) -> ScheduledBatch: ...
+    def schedule(self) -> ScheduledBatch:
+        """Picks the chunks of the next step, within the budgets, and has block tables cover them.
 
-    def update(self, batch: ScheduledBatch, result: SampledTokens) -> list[RequestUpdate]: ...
+        May preempt running requests: they give their blocks back and wait, to be computed anew.
+        """
 
-    def finish(self, stopped: Sequence[StoppedRequest]) -> None: ...
+    def update(self, batch: ScheduledBatch, result: SampledTokens) -> list[RequestUpdate]:
+        """Takes in what the step of `batch` computed: tokens grow, and requests that are done finish.
+
+        Returns an update for each request that got tokens; one that ended meanwhile gets none.
+        """
+
+    def finish(self, stopped: Sequence[StoppedRequest]) -> None:
+        """Ends requests for reasons that only others can see. Unknown ids are no-ops."""
 
 
 class AttentionBackend(Protocol):
     """The KV tensors and who can read them how. A layer's cache is the backend's own business."""
 
     @property
-    def bytes_per_block(self) -> int: ...
+    def bytes_per_block(self) -> int:
+        """Bytes of one block in all layers, keys and values."""
 
-    def make_cache(self, num_blocks: int) -> list[Any]: ...
+    def make_cache(self, num_blocks: int) -> list[Any]:
+        """One cache per layer, of `num_blocks` blocks."""
 
-    def slots(self, block_table: Sequence[int], positions: range) -> list[int]: ...
+    def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
+        """Where the keys and values of a request's `positions` are: one slot each."""
 
-    def write(self, layer_cache: Any, k: Tensor, v: Tensor, slots: Tensor) -> None: ...
+    def write(self, layer_cache: Any, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Puts k and v, [num_tokens, num_kv_heads, head_dim], into `slots`, [num_tokens] int64."""
 
-    def forward(self, q: Tensor, layer_cache: Any, metadata: AttentionMetadata) -> Tensor: ...
+    def forward(self, q: Tensor, layer_cache: Any, metadata: AttentionMetadata) -> Tensor:
+        """Causal attention of each token to its own request's tokens up to itself.
 
-    def copy_blocks(self, cache: list[Any], pairs: Sequence[tuple[int, int]]) -> None: ...
+        `q` and the result are [num_tokens, num_heads, head_dim]; keys and values of these tokens are
+        written already. Rows after the last request's are padding: what comes out for them means nothing.
+        """
 
-    def read(self, layer_cache: Any, slots: Sequence[int]) -> tuple[Tensor, Tensor]: ...
+    def copy_blocks(self, cache: list[Any], pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies whole blocks, (source, target), in every layer."""
+
+    def read(self, layer_cache: Any, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values in `slots`, each [len(slots), num_kv_heads, head_dim]."""
 
 
 class Model(Protocol):
@@ -236,9 +274,15 @@ class Model(Protocol):
 
     def __call__(
         self, token_ids: Tensor, positions: Tensor, cache: list[Any], metadata: AttentionMetadata
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Hidden states, [num_tokens, hidden_size], of a flat batch.
 
-    def compute_logits(self, hidden: Tensor) -> Tensor: ...
+        Writes the batch's keys and values into `cache`, a layer at a time, before it attends. `token_ids`
+        and `positions` are [num_tokens] int64, in the order of `metadata`.
+        """
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[num_rows, hidden_size] → [num_rows, vocab_size], only for the rows that sample."""
 
 
 class Sampler(Protocol):
@@ -246,12 +290,19 @@ class Sampler(Protocol):
 
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow]
-    ) -> tuple[list[int], list[dict[int, Logprob] | None]]: ...
+    ) -> tuple[list[int], list[dict[int, Logprob] | None]]:
+        """One token for each row of `logits`, [num_rows, vocab_size], which are not changed.
+
+        Returns the tokens, and for each row its log-probabilities if it asked for them: those of the
+        raw logits, before penalties and temperature.
+        """
 
 
 class Detokenizer(Protocol):
     """Tokens of one request to text, a piece at a time."""
 
-    def add(self, token_ids: Sequence[int]) -> TextDelta: ...
+    def add(self, token_ids: Sequence[int]) -> TextDelta:
+        """Takes the next tokens; returns the text that is safe to show now, up to a stop string if one is complete."""
 
-    def finish(self) -> TextDelta: ...
+    def finish(self) -> TextDelta:
+        """No more tokens come: the text that was kept back."""

@@ -25,9 +25,11 @@ from nano_qwen3_serving.sampling_params import SamplingParams
 class Grammar(Protocol):
     """Which tokens may come next; see `text/grammar.py`."""
 
-    def allowed(self) -> Any: ...
+    def allowed(self) -> Any:
+        """The tokens that may come next: [vocab_size] bool on the CPU. Changes nothing."""
 
-    def accept(self, token_ids: Sequence[int]) -> None: ...
+    def accept(self, token_ids: Sequence[int]) -> None:
+        """Moves on by tokens that were generated. Raises ValueError if they were not allowed."""
 
 
 class RequestStatus(Enum):

@@ -19,9 +19,11 @@ from nano_qwen3_serving.sampling_params import StructuredOutputsParams
 class Language(Protocol):
     """Which bytes may follow a text."""
 
-    def following(self, text: bytes) -> set[int]: ...
+    def following(self, text: bytes) -> set[int]:
+        """The bytes that may come next."""
 
-    def is_whole(self, text: bytes) -> bool: ...
+    def is_whole(self, text: bytes) -> bool:
+        """Whether the text may end here."""
 
 
 class Choice:

@@ -40,7 +40,8 @@ class Oracle(Protocol):
 
     tokenizer: Any
 
-    def expected(self, prompt: list[int], params: SamplingParams) -> list[Expected]: ...
+    def expected(self, prompt: list[int], params: SamplingParams) -> list[Expected]:
+        """All n completions of a request that is alone."""
 
 
 class ToyOracle:
