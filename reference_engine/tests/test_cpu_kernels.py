@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nano_qwen3_serving import LLM, EngineArgs, SamplingParams
+from nano_qwen3_serving.attention.cpu_paged import CPUPagedAttention
 from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.interfaces import AttentionMetadata
 from nano_qwen3_serving.kernels import build
 from nano_qwen3_serving.kernels.build import BuildError, cpu_kernels
 from nano_qwen3_serving.kernels.shapes import HEAD_DIMS
-from nano_qwen3_serving.model.operators import CPUOperators, Operators
+from nano_qwen3_serving.model.loader import load_weights
+from nano_qwen3_serving.model.operators import CPUOperators, Decode, Operators
 from nano_qwen3_serving.model.products import CompiledProduct
+from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM
 from nano_qwen3_serving.testing.checkpoints import Shape
 
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}  # half a unit in the last place, relative
@@ -238,6 +243,87 @@ def fresh(monkeypatch, tmp_path):
     build.cpu_kernels.cache_clear()
     yield monkeypatch
     build.cpu_kernels.cache_clear()
+
+
+class OneByOne(CPUOperators):
+    """The same operators, each called by itself."""
+
+    def decode_layer(self, layer: Any) -> None:
+        return None
+
+
+class Counted(CPUOperators):
+    """Counts the layers that were computed in one call."""
+
+    calls = 0
+
+    def decode_layer(self, layer: Any) -> Decode | None:
+        whole = super().decode_layer(layer)
+
+        def counted(*given: Any) -> Tensor:
+            self.calls += 1
+            return whole(*given)
+
+        return whole and counted
+
+
+class Another(CPUPagedAttention):
+    """An attention of somebody else's, as far as the network knows."""
+
+
+@pytest.fixture
+def network(kernels, product, random_checkpoint) -> Callable[..., Any]:
+    """`network(attention class, operators)`: with random weights, and a cache of 20 blocks of 4 tokens."""
+
+    def build(attention: type[CPUPagedAttention], ops: CPUOperators, shape: Shape | None = None) -> Any:
+        config = EngineArgs(str(random_checkpoint(shape or Shape(head_dim=32))), dtype="bfloat16", device="cpu",
+                            block_size=4).create_engine_config()
+        core = attention(kernels, config.model, 4, config.dtype, config.device)
+        with torch.device("meta"):
+            made = Qwen3ForCausalLM(config.model, core, config.scheduler.max_model_len, ops)
+        torch.manual_seed(0)
+        cache = [tuple(torch.randn_like(tensor) for tensor in pair) for pair in core.make_cache(20)]
+        return load_weights(made, config), cache
+
+    return build
+
+
+def decoding(lens: list[int], chunk: int = 1) -> tuple[Tensor, Tensor, AttentionMetadata]:
+    """Requests of so many tokens, each of which computes its last; the last request its last `chunk`."""
+    torch.manual_seed(len(lens))
+    counts = [1] * (len(lens) - 1) + [chunk]
+    tables = torch.randperm(19)[: 5 * len(lens)].view(len(lens), 5) + 1
+    spans = [range(end - count, end) for end, count in zip(lens, counts, strict=True)]
+    slots = [int(tables[i, p // 4]) * 4 + p % 4 for i, span in enumerate(spans) for p in span]
+    positions = torch.tensor([p for span in spans for p in span])
+    metadata = AttentionMetadata(counts, lens, tables, torch.tensor(slots), sum(c == 1 for c in counts), 4)
+    return torch.randint(0, 90, positions.shape), positions, metadata
+
+
+@pytest.mark.parametrize("lens", [[1], [20], [4, 5, 13]], ids=str)
+def test_a_layer_in_one_call_has_the_bits_of_its_operators_one_by_one(kernels, network, lens):
+    counted = Counted(kernels)
+    same_bits(network(CPUPagedAttention, counted), network(CPUPagedAttention, OneByOne(kernels)), decoding(lens))
+    assert counted.calls == 2
+
+
+@pytest.mark.parametrize("chunk, attention, bias",
+                         [(3, CPUPagedAttention, False), (1, Another, False), (1, CPUPagedAttention, True)],
+                         ids=["a chunk beside them", "another attention", "a bias"])
+def test_what_the_one_call_does_not_know_is_computed_one_by_one(kernels, network, chunk, attention, bias):
+    counted, shape = Counted(kernels), Shape(head_dim=32, attention_bias=bias)
+    same_bits(network(attention, counted, shape), network(CPUPagedAttention, OneByOne(kernels), shape), decoding([5, 9], chunk))
+    assert counted.calls == 0
+
+
+def same_bits(one: Any, other: Any, batch: tuple[Tensor, Tensor, AttentionMetadata]) -> None:
+    """Both networks give the same hidden states, and leave the same in their caches."""
+    tokens, positions, metadata = batch
+    with torch.inference_mode():
+        first, second = (made(tokens, positions, cache, metadata) for made, cache in (one, other))
+    assert torch.equal(first, second)
+    for mine, theirs in zip(one[1], other[1], strict=True):
+        assert all(map(torch.equal, mine, theirs))
 
 
 def test_without_a_compiler_torch_does_the_work_and_asking_says_what_to_install(fresh):

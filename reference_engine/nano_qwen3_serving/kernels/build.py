@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "linear.cpp"))
+HEADER = Path(__file__).with_name("kernels.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "linear.cpp", "layer.cpp"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-std=c++20", "-shared", "-fPIC", "-w")
 SECONDS = 180  # to compile in, at most
 
@@ -62,7 +63,7 @@ def key(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS).stdout
     features = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     parts = [
-        *(source.read_text(encoding="utf-8") for source in SOURCES),
+        *(source.read_text(encoding="utf-8") for source in (HEADER, *SOURCES)),
         " ".join(FLAGS),
         torch.__version__,
         version,

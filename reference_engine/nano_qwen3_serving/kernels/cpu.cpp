@@ -4,9 +4,10 @@
 // bfloat16, rows of a multiple of 16 numbers. Sums are in float32 and rounded once, at the end. A row is
 // computed in the same order whatever lies beside it.
 
+#include "kernels.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -16,10 +17,11 @@
 #include <cstring>
 #include <limits>
 
-namespace {
+namespace nano_qwen3 {
 
 using at::BFloat16;
-using at::Tensor;
+
+namespace {
 
 constexpr int LANES = 16;
 constexpr int TILE = 32;           // keys whose scores are held at once
@@ -92,6 +94,8 @@ void for_rows(int64_t rows, int64_t row_size, const Work& work) {
 #define FLOAT_OR_BFLOAT16(TENSOR, NAME, ...) \
   AT_DISPATCH_SWITCH(TENSOR.scalar_type(), NAME, \
     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+
+}  // namespace
 
 // x [rows, size] -> x / rms(x) * weight
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
@@ -202,6 +206,8 @@ void write_kv(const Tensor& k, const Tensor& v, Tensor keys, Tensor values, cons
   });
 }
 
+namespace {
+
 // Asks for a row before it is needed: the rows of one head lie apart, so the processor does not guess them.
 template <int DIM, typename T>
 inline void prefetch(const T* row) {
@@ -292,6 +298,8 @@ void attend_group(
   }
 }
 
+}  // namespace
+
 // One token of each request, q [requests, heads, dim], against keys and values
 // [blocks, block_size, kv_heads, dim] read where they lie, through block_tables [requests, max_blocks].
 Tensor paged_decode(
@@ -317,8 +325,6 @@ Tensor paged_decode(
   return out;
 }
 
-}  // namespace
-
 TORCH_LIBRARY(nano_qwen3_cpu, library) {
   library.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", &rms_norm);
   library.def(
@@ -331,3 +337,5 @@ TORCH_LIBRARY(nano_qwen3_cpu, library) {
       "paged_decode(Tensor q, Tensor keys, Tensor values, Tensor block_tables, Tensor seq_lens, float scale) -> Tensor",
       &paged_decode);
 }
+
+}  // namespace nano_qwen3

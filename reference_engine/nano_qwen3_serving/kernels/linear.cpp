@@ -7,8 +7,9 @@
 //
 // A row's sums are added up in the order of the inputs, whatever rows lie beside it, and rounded once.
 
+#include "kernels.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -20,10 +21,11 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 
-namespace {
+namespace nano_qwen3 {
 
 using at::BFloat16;
-using at::Tensor;
+
+namespace {
 
 constexpr int LANES = 16;
 constexpr int VECTORS = 3;
@@ -98,6 +100,8 @@ using Tile = void (*)(const Product&, int64_t, const char*, int64_t, Ahead&);
 constexpr Tile TILES[ROWS + 1] = {
     nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
 
+}  // namespace
+
 // x [rows, inputs], a packed weight and bias [outputs] -> [rows, outputs]; outputs are a multiple of 16
 Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t outputs) {
   int64_t rows = x.size(0), pairs = x.size(1) / 2, panel_bytes = pairs * VECTORS * LINE;
@@ -110,7 +114,7 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<
   at::parallel_for(0, packed.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; panel++) {
       const char* here = weights + panel * panel_bytes;
-      Ahead ahead{here + panel_bytes, here + 2 * panel_bytes, each};
+      Ahead ahead{here + panel_bytes, panel + 1 < end ? here + 2 * panel_bytes : here, each};
       for (int64_t row = 0; row < rows; row += ROWS)
         TILES[std::min<int64_t>(ROWS, rows - row)](product, row, here, panel * PANEL, ahead);
     }
@@ -118,11 +122,11 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, const std::optional<
   return out;
 }
 
-}  // namespace
-
 TORCH_LIBRARY_FRAGMENT(nano_qwen3_cpu, library) {
   library.def("pack_weight(Tensor weight) -> Tensor", &pack_weight);
   library.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor", &packed_linear);
 }
+
+}  // namespace nano_qwen3
 
 #endif

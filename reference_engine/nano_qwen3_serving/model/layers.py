@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionBackend, AttentionMetadata
 from nano_qwen3_serving.model.linear import Linear
-from nano_qwen3_serving.model.operators import Operators
+from nano_qwen3_serving.model.operators import Decode, Operators
 
 
 class RMSNorm(nn.Module):
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(dim, config.rms_norm_eps, ops)
         self.qkv_proj: Linear  # takes the place of the three, see `finalize_weights`
         self._rotary = [rotary]  # in a list: shared, so not this module's child
-        self._core = core
+        self.core = core
         self._ops = ops
 
     def finalize_weights(self) -> None:
@@ -90,12 +90,17 @@ class Attention(nn.Module):
         heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         q, k = self._norm_and_rotate(q, self.q_norm, positions), self._norm_and_rotate(k, self.k_norm, positions)
-        self._core.write(layer_cache, k, v, metadata.slot_mapping)
-        out = self._core.forward(q, layer_cache, metadata)  # [num_tokens, heads, head_dim]
+        self.core.write(layer_cache, k, v, metadata.slot_mapping)
+        out = self.core.forward(q, layer_cache, metadata)  # [num_tokens, heads, head_dim]
         return self.o_proj(out.reshape(x.shape[0], -1))
 
+    @property
+    def rotary(self) -> RotaryEmbedding:
+        """Shared by all layers."""
+        return self._rotary[0]
+
     def _norm_and_rotate(self, heads: Tensor, norm: RMSNorm, positions: Tensor) -> Tensor:
-        rotary = self._rotary[0]
+        rotary = self.rotary
         return self._ops.norm_and_rotate(heads, norm.weight, norm.eps, rotary.cos, rotary.sin, positions)
 
 
@@ -132,8 +137,18 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config, ops)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops)
+        self._ops = ops
+        self._decode: Decode | None = None
+
+    def finalize_weights(self) -> None:
+        """Fuses and packs the matrices, and takes the layer's own compiled form if there is one here."""
+        self.self_attn.finalize_weights()
+        self.mlp.finalize_weights()
+        self._decode = self._ops.decode_layer(self)
 
     def forward(self, x: Tensor, positions: Tensor, layer_cache: Any, metadata: AttentionMetadata) -> Tensor:
         """[num_tokens, hidden] → [num_tokens, hidden]"""
+        if self._decode is not None and metadata.num_decodes == x.shape[0]:
+            return self._decode(x, positions, layer_cache, metadata)
         h = x + self.self_attn(self.input_layernorm(x), positions, layer_cache, metadata)
         return h + self.mlp(self.post_attention_layernorm(h))

@@ -27,7 +27,7 @@ class Linear(nn.Module):
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self._ops = ops
-        self._product: Product | None = None
+        self.product: Product | None = None
 
     @classmethod
     def fused(cls, parts: list[Linear]) -> Linear:
@@ -44,14 +44,14 @@ class Linear(nn.Module):
         """Rearranges the weight and frees the plain one, if there is a faster product here."""
         if self.weight is None:
             return
-        self._product = self._ops.product_with(self.weight.data)
-        if self._product is not None:
+        self.product = self._ops.product_with(self.weight.data)
+        if self.product is not None:
             self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[num_tokens, in_features] → [num_tokens, out_features]"""
-        if self._product is not None:
-            return self._product(x, self.bias)
+        if self.product is not None:
+            return self.product(x, self.bias)
         weight = self.weight
         assert weight is not None  # only a product frees it, or a fused matrix that took this one's place
         return F.linear(x, weight, self.bias)

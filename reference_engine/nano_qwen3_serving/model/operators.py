@@ -14,11 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nano_qwen3_serving.config import EngineConfig
+from nano_qwen3_serving.interfaces import AttentionMetadata
 from nano_qwen3_serving.kernels.build import cpu_kernels
+from nano_qwen3_serving.model.compiled_layer import CompiledLayer
 from nano_qwen3_serving.model.products import CompiledProduct, OneDNNProduct
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
 """(x, bias) → x @ weight.T + bias"""
+Decode = Callable[[Tensor, Tensor, Any, AttentionMetadata], Tensor]
+"""(x, positions, layer_cache, metadata) → what a decoder layer makes of requests that compute one token each"""
 
 
 class Operators:
@@ -56,6 +60,10 @@ class Operators:
         """A product with `weight` that is faster than torch's plain one; None where there is none."""
         return OneDNNProduct(weight) if OneDNNProduct.takes(weight) else None
 
+    def decode_layer(self, layer: Any) -> Decode | None:
+        """A faster form of a `DecoderLayer` with its weights finalized; None where there is none."""
+        return None
+
 
 class CPUOperators(Operators):
     """Compiled, see `kernels/cpu.cpp`: each rounds once, at its end."""
@@ -81,6 +89,9 @@ class CPUOperators(Operators):
         if CompiledProduct.takes(self._kernels, weight):
             return CompiledProduct(self._kernels, weight)
         return super().product_with(weight)
+
+    def decode_layer(self, layer: Any) -> Decode | None:
+        return CompiledLayer(self._kernels, layer) if CompiledLayer.takes(self._kernels, layer) else None
 
 
 def operators_for(config: EngineConfig) -> Operators:

@@ -22,11 +22,11 @@ class CompiledProduct:
     def __init__(self, kernels: Any, weight: Tensor) -> None:
         self._kernels = kernels
         self._outputs = weight.shape[0]
-        self._packed = kernels.pack_weight(weight.contiguous())
+        self.packed = kernels.pack_weight(weight.contiguous())
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """[num_tokens, in_features] → [num_tokens, out_features]"""
-        return self._kernels.packed_linear(x if x.stride(-1) == 1 else x.contiguous(), self._packed, bias, self._outputs)
+        return self._kernels.packed_linear(x if x.stride(-1) == 1 else x.contiguous(), self.packed, bias, self._outputs)
 
     @staticmethod
     def takes(kernels: Any, weight: Tensor) -> bool:
