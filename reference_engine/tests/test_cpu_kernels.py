@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nano_qwen3_serving import LLM, EngineArgs, SamplingParams
+from nano_qwen3_serving.attention.blockwise import causal_softmax
 from nano_qwen3_serving.attention.cpu_paged import CPUPagedAttention
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.interfaces import AttentionMetadata
@@ -142,6 +143,18 @@ def test_writing_takes_rows_that_lie_apart_and_touches_no_other_slot(kernels):
         flat = cache.view(8, 32)
         assert torch.equal(flat[[7, 2, 5]], qkv[:, head])
         assert not flat[[0, 1, 3, 4, 6]].any()
+
+
+@DTYPES
+@pytest.mark.parametrize("num_queries, num_keys", [(1, 1), (3, 3), (16, 16), (5, 47), (64, 200), (256, 1024)], ids=str)
+def test_a_causal_softmax_sees_no_key_after_its_query(kernels, dtype, num_queries, num_keys):
+    torch.manual_seed(num_keys)
+    scores = (torch.randn(2, 2 * num_queries, num_keys) * 8).to(dtype)
+    scores[0, 0] += 300  # e^300 is no float32
+    want = causal_softmax(scores.double(), num_queries)
+    assert (want[:, 0, num_keys - num_queries + 1 :] == 0).all()
+    got = kernels.causal_softmax(scores.clone(), num_queries)
+    check(got, want, dtype, 1e-3)
 
 
 PROMPTS = ["What is a KV cache?", "Once upon a time", "Explain async programming in Python", "Count: 1 2 3"]

@@ -8,11 +8,15 @@ are in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 QUERIES = 256  # in a group: scores of one group stay in the cache
 SHORTEST = 64  # queries for which this is faster than flash attention
+
+CausalSoftmax = Callable[[Tensor, int], Tensor]
 
 
 def pays_off(q: Tensor) -> bool:
@@ -20,13 +24,32 @@ def pays_off(q: Tensor) -> bool:
     return q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[0] >= SHORTEST
 
 
-def blockwise_attention(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def causal_softmax(scores: Tensor, num_queries: int) -> Tensor:
+    """The softmax of each row over the keys that its query may see; 0 for those that come after it.
+
+    Args:
+        scores: [num_kv_heads, heads of each * num_queries, num_keys], the last queries of a sequence in order
+            for each head. It may be overwritten.
+        num_queries: of each head.
+    """
+    num_kv_heads, _, num_keys = scores.shape
+    future = torch.ones(num_queries, num_queries, dtype=torch.bool).triu(1)
+    by_head = scores.view(num_kv_heads, -1, num_queries, num_keys)
+    by_head[..., num_keys - num_queries :].masked_fill_(future, float("-inf"))
+    return torch.softmax(scores, dim=-1)
+
+
+def blockwise_attention(
+    q: Tensor, keys: Tensor, values: Tensor, scale: float,
+    softmax: CausalSoftmax = causal_softmax,
+) -> Tensor:
     """The last queries of a sequence attend to its keys up to themselves.
 
     Args:
         q: [num_queries, num_heads, head_dim].
         keys, values: [num_kv_heads, num_keys, head_dim], num_keys >= num_queries.
         scale: of the scores.
+        softmax: does what `causal_softmax` does.
 
     Returns:
         [num_queries, num_heads, head_dim]
@@ -40,8 +63,6 @@ def blockwise_attention(q: Tensor, keys: Tensor, values: Tensor, scale: float) -
         stop = min(start + QUERIES, num_queries)
         group = heads[:, :, start:stop].reshape(num_kv_heads, -1, dim)  # the query heads of a KV head, stacked
         scores = torch.bmm(group, keys[:, : first + stop].transpose(1, 2))
-        future = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1)
-        scores.view(num_kv_heads, -1, stop - start, first + stop)[..., first + start :].masked_fill_(future, float("-inf"))
-        weights = torch.softmax(scores, dim=-1)
+        weights = softmax(scores, stop - start)
         out[:, :, start:stop] = torch.bmm(weights, values[:, : first + stop]).view(num_kv_heads, -1, stop - start, dim)
     return out.view(num_heads, num_queries, dim).transpose(0, 1)

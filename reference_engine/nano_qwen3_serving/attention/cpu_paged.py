@@ -30,6 +30,7 @@ class CPUPagedAttention(TorchPagedAttention):
     ) -> None:
         super().__init__(config, block_size, dtype, device)
         self._kernels = kernels
+        self.causal_softmax = kernels.causal_softmax
 
     def write(self, layer_cache: LayerCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Puts k and v, [num_tokens, num_kv_heads, head_dim], into `slots`, [num_tokens]."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nano_qwen3_serving.attention.blockwise import blockwise_attention, pays_off
+from nano_qwen3_serving.attention.blockwise import CausalSoftmax, blockwise_attention, causal_softmax, pays_off
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionMetadata
 
@@ -48,6 +48,7 @@ class TorchPagedAttention:
         self.dtype = dtype
         self.device = device
         self.batch_invariant = batch_invariant
+        self.causal_softmax: CausalSoftmax = causal_softmax
 
     @property
     def bytes_per_block(self) -> int:
@@ -137,7 +138,7 @@ class TorchPagedAttention:
         table = metadata.block_tables[i : i + 1, :num_blocks]
         keys, values = (self._gather(cache, table)[:, :, :end] for cache in layer_cache)
         if pays_off(q):
-            return blockwise_attention(q, keys[0], values[0], self.scale)
+            return blockwise_attention(q, keys[0], values[0], self.scale, self.causal_softmax)
         rows = torch.arange(end - count, end, device=q.device)
         causal = torch.arange(end, device=q.device)[None, :] <= rows[:, None]  # [count, end]
         out = F.scaled_dot_product_attention(

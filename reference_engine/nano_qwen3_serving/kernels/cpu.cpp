@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 namespace nano_qwen3 {
 
@@ -56,6 +57,10 @@ inline float sum(Floats x) {  // by halves
   return (x[0] + x[1]) + (x[2] + x[3]);
 }
 inline Floats all(float x) { return Floats{} + x; }
+inline Floats larger(Floats x, Floats y) {
+  Ints first = x > y;
+  return (Floats)(((Ints)x & first) | ((Ints)y & ~first));
+}
 
 // e^x; relative error under 3e-7. -inf gives 0.
 inline Floats exponential(Floats x) {
@@ -190,6 +195,39 @@ Tensor argmax(const Tensor& x) {
     });
   });
   return out;
+}
+
+// scores [kv_heads, heads of each * num_queries, num_keys], of the last queries of a sequence in order for each head:
+// in their place the softmax of each row over the keys up to its query's own, and 0 for those after it.
+Tensor causal_softmax(Tensor scores, int64_t num_queries) {
+  int64_t num_keys = scores.size(2), rows = scores.size(0) * scores.size(1);
+  FLOAT_OR_BFLOAT16(scores, "causal_softmax", [&] {
+    at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / num_keys), [&](int64_t begin, int64_t end) {
+      std::vector<float> powers((num_keys + LANES - 1) / LANES * LANES);
+      for (int64_t row = begin; row < end; row++) {
+        scalar_t* score = scores.data_ptr<scalar_t>() + row * num_keys;
+        int64_t seen = num_keys - num_queries + row % num_queries + 1, whole = seen / LANES * LANES;
+        scalar_t last[LANES];  // what is left after the whole vectors, filled up
+        for (int64_t i = 0; i < LANES; i++)
+          last[i] = whole + i < seen ? score[whole + i] : scalar_t(-std::numeric_limits<float>::infinity());
+        Floats highest = load(last);
+        for (int64_t i = 0; i < whole; i += LANES) highest = larger(highest, load(score + i));
+        float most = highest[0];
+        for (int lane = 1; lane < LANES; lane++) most = std::max(most, highest[lane]);
+        Floats total{};
+        for (int64_t i = 0; i < seen; i += LANES) {
+          Floats power = exponential((i < whole ? load(score + i) : load(last)) - most);
+          store(powers.data() + i, power);
+          total += power;
+        }
+        float share = 1.0f / sum(total);
+        for (int64_t i = 0; i < whole; i += LANES) store(score + i, load(powers.data() + i) * share);
+        for (int64_t i = whole; i < seen; i++) score[i] = scalar_t(powers[i] * share);
+        std::fill(score + seen, score + num_keys, scalar_t(0.0f));
+      }
+    });
+  });
+  return scores;
 }
 
 // Puts k and v [tokens, kv_heads, dim] into rows `slots` [tokens] of keys and values [slots, kv_heads, dim].
@@ -332,6 +370,7 @@ TORCH_LIBRARY(nano_qwen3_cpu, library) {
       &norm_and_rotate);
   library.def("silu_and_mul(Tensor gate_up) -> Tensor", &silu_and_mul);
   library.def("argmax(Tensor x) -> Tensor", &argmax);
+  library.def("causal_softmax(Tensor(a!) scores, int num_queries) -> Tensor(a!)", &causal_softmax);
   library.def("write_kv(Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor slots) -> ()", &write_kv);
   library.def(
       "paged_decode(Tensor q, Tensor keys, Tensor values, Tensor block_tables, Tensor seq_lens, float scale) -> Tensor",
