@@ -4,10 +4,10 @@ It acts on tests that lie in a lab's folder and is silent about all others, exce
 that closes a run without any.
 """
 
-import ast
 import json
 from collections import Counter, defaultdict
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +58,8 @@ class LabRun:
         self.left_out: dict[Path, dict[int, list[str]]] = {}
         """Lab folder -> TODO -> functions that the reference does not have; its tests are deselected."""
         self.modules: dict[tuple[Path, str, tuple[int, ...]], ModuleType] = {}
+        self.written: dict[Path, _Written] = {}
+        """Learner's file -> what it has; read once."""
         self.ran_other_tests = False
 
     # collecting
@@ -132,24 +134,31 @@ class LabRun:
         marker = item.get_closest_marker("todo")
         if marker is None or isinstance(chosen, str) or chosen in (lab.solution, lab.reference_file):
             return ()
-        tree = loading.parse(chosen)
-        loading.refuse_imports(lab, tree, chosen.name)
-        _check_functions_are_there(lab, chosen.name, tree, _todo_of(marker)[0])
+        if chosen not in self.written:
+            self.written[chosen] = _read(lab, chosen)
+        written = self.written[chosen]
+        for name in written.gone.get(_todo_of(marker)[0], []):
+            raise LabError(
+                f"{chosen.name} has no function {name} any more, and the tests call it. "
+                f"To start it afresh: python -m labs reset {lab.id}"
+            )
         if not lab.solution.is_file():  # the student edition: nothing can stand in
             return ()
-        unwritten = regions.unwritten_todos(tree)
         failed = {outcome.todo for outcome in self.outcomes[lab.folder].values() if not outcome.passed}
-        return tuple(todo for todo in lab.needs.get(_todo_of(marker)[0], ()) if todo in unwritten | failed)
+        return tuple(todo for todo in lab.needs.get(_todo_of(marker)[0], ()) if todo in written.unwritten | failed)
+
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, TodoError):  # to format a traceback that nobody will see takes longer than the test
+            item.repr_failure = lambda *_, **__: str(error)  # type: ignore[method-assign]
         report = yield
         lab, marker = self.lab_of(item), item.get_closest_marker("todo")
         if lab is None:
             return report
-        error = call.excinfo.value if call.excinfo else None
         if isinstance(error, TodoError):
             report.longrepr = str(error)
         if marker is not None and (report.when == "call" or report.failed):
@@ -229,13 +238,26 @@ def _todo_of(marker: pytest.Mark) -> tuple[int, float]:
     return number, points
 
 
-def _check_functions_are_there(lab: Lab, file: str, tree: ast.AST, todo: int) -> None:
-    """Raise `LabError` if the functions of `todo` have gone from the learner's file."""
-    wanted = given.functions(lab).get(todo, [])
+@dataclass(frozen=True)
+class _Written:
+    """What a learner's file has.
+
+    Attributes:
+        unwritten: the TODOs of which nothing is written.
+        gone: TODO -> its functions that were there at the start and have gone.
+    """
+
+    unwritten: set[int]
+    gone: dict[int, list[str]]
+
+
+def _read(lab: Lab, file: Path) -> _Written:
+    """Raises `LabError` if the file is no Python or imports what is refused."""
+    tree = loading.parse(file)
+    loading.refuse_imports(lab, tree, file.name)
     present = regions.definitions(tree)
-    for name in wanted:
-        if name not in present and "." not in name:
-            raise LabError(
-                f"{file} has no function {name} any more, and the tests call it. "
-                f"To start it afresh: python -m labs reset {lab.id}"
-            )
+    gone = {
+        todo: [name for name in names if name not in present and "." not in name]
+        for todo, names in given.functions(lab).items()
+    }
+    return _Written(regions.unwritten_todos(tree), gone)

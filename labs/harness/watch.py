@@ -6,6 +6,7 @@ during a run ends that run and begins another: there are never two.
 """
 
 import ast
+import gc
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,7 @@ def watch(lab: Lab, todo: int | None = None, rounds: int | None = None, say: Cal
     """
     import_plugins()
     import_what_is_imported_by([lab.tests, lab.starter, lab.seam])
+    gc.freeze()  # a run that looked for garbage in all this would copy the pages it looks at
     chosen, last = todo or _first_open(lab), _Saved(lab.starter)
     while True:
         tested = _one_round(lab, chosen, say)
