@@ -208,5 +208,6 @@ def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
                      here / "scenarios" / "engines.py"])
     files += [path for path in (lab.solution, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py",
                                 lab.folder / "predict.toml") if path.is_file()]
-    for path in [*files, *sorted(PACKAGE.rglob("*.py"))]:
+    engine = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp", ".h")]
+    for path in [*files, *sorted(engine)]:
         yield path.relative_to(here if path.is_relative_to(here) else path.parents[1]).as_posix(), path.read_bytes()

@@ -38,7 +38,7 @@ class Worker(Protocol):
     """What grades somewhere, one unit at a time."""
 
     def give(self, unit: Any) -> None:
-        """It has no other: what it makes of this one is taken before the next is given."""
+        """Hand it a unit. It has no other: the last one's answer was taken."""
 
     def take(self) -> Any:
         """The answer, which is there. Raises `Crashed` instead if the worker is gone."""

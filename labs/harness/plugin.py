@@ -58,8 +58,8 @@ class LabRun:
         self.left_out: dict[Path, dict[int, list[str]]] = {}
         """Lab folder -> TODO -> functions that the reference does not have; its tests are deselected."""
         self.modules: dict[tuple[Path, str, tuple[int, ...]], ModuleType] = {}
-        self.written: dict[Path, _Written] = {}
-        """Learner's file -> what it has; read once."""
+        self.written: dict[tuple[Path, Path], _Written] = {}
+        """(lab folder, learner's file) -> what it has; read once."""
         self.ran_other_tests = False
 
     # collecting
@@ -134,12 +134,13 @@ class LabRun:
         marker = item.get_closest_marker("todo")
         if marker is None or isinstance(chosen, str) or chosen in (lab.solution, lab.reference_file):
             return ()
-        if chosen not in self.written:
-            self.written[chosen] = _read(lab, chosen)
-        written = self.written[chosen]
-        for name in written.gone.get(_todo_of(marker)[0], []):
+        key = (lab.folder, chosen)
+        if key not in self.written:
+            self.written[key] = _read(lab, chosen)
+        written = self.written[key]
+        if gone := written.gone.get(_todo_of(marker)[0]):
             raise LabError(
-                f"{chosen.name} has no function {name} any more, and the tests call it. "
+                f"{chosen.name} has no function {gone[0]} any more, and the tests call it. "
                 f"To start it afresh: python -m labs reset {lab.id}"
             )
         if not lab.solution.is_file():  # the student edition: nothing can stand in
@@ -147,18 +148,17 @@ class LabRun:
         failed = {outcome.todo for outcome in self.outcomes[lab.folder].values() if not outcome.passed}
         return tuple(todo for todo in lab.needs.get(_todo_of(marker)[0], ()) if todo in written.unwritten | failed)
 
-
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        error = call.excinfo.value if call.excinfo else None
-        if isinstance(error, TodoError):  # to format a traceback that nobody will see takes longer than the test
-            item.repr_failure = lambda *_, **__: str(error)  # type: ignore[method-assign]
-        report = yield
         lab, marker = self.lab_of(item), item.get_closest_marker("todo")
         if lab is None:
-            return report
+            return (yield)
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, TodoError):  # to format a traceback that nobody will see takes longer than the test
+            item.repr_failure = lambda excinfo, **_: str(excinfo.value)  # type: ignore[method-assign]
+        report = yield
         if isinstance(error, TodoError):
             report.longrepr = str(error)
         if marker is not None and (report.when == "call" or report.failed):
@@ -252,7 +252,7 @@ class _Written:
 
 
 def _read(lab: Lab, file: Path) -> _Written:
-    """Raises `LabError` if the file is no Python or imports what is refused."""
+    """What a learner's file has. Raises `LabError` if it is no Python or imports what is refused."""
     tree = loading.parse(file)
     loading.refuse_imports(lab, tree, file.name)
     present = regions.definitions(tree)

@@ -40,7 +40,7 @@ def default_scheduler(config: EngineConfig, block_manager: BlockManager) -> Sche
 
 
 def default_attention(config: EngineConfig) -> AttentionBackend:
-    """Paged attention in plain torch, on any device; with compiled decoding where the configuration says so."""
+    """Paged attention in plain torch, on any device; with compiled operators where the configuration says so."""
     if config.cpu_kernels:
         from nano_qwen3_serving.attention.cpu_paged import CPUPagedAttention
         from nano_qwen3_serving.kernels.build import cpu_kernels

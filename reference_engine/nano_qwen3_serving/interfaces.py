@@ -282,7 +282,7 @@ class Model(Protocol):
         """
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[num_rows, hidden_size] → [num_rows, vocab_size], only for the rows that sample."""
+        """[num_rows, hidden_size] → [num_rows, vocab_size], only for the rows whose logits are wanted."""
 
 
 class Sampler(Protocol):

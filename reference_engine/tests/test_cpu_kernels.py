@@ -249,15 +249,6 @@ def test_what_the_compiled_product_does_not_take_is_left_to_torch(kernels, shape
     assert not isinstance(CPUOperators(kernels).product_with(weight), CompiledProduct)
 
 
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """As on a machine that has built nothing yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.cpu_kernels.cache_clear()
-    yield monkeypatch
-    build.cpu_kernels.cache_clear()
-
-
 class OneByOne(CPUOperators):
     """The same operators, each called by itself."""
 
@@ -286,9 +277,9 @@ class Another(CPUPagedAttention):
 
 @pytest.fixture
 def network(kernels, product, random_checkpoint) -> Callable[..., Any]:
-    """`network(attention class, operators)`: with random weights, and a cache of 20 blocks of 4 tokens."""
+    """`network(attention class, operators, shape)`: with random weights, and its cache of 20 blocks of 4 tokens."""
 
-    def build(attention: type[CPUPagedAttention], ops: CPUOperators, shape: Shape | None = None) -> Any:
+    def make(attention: type[CPUPagedAttention], ops: CPUOperators, shape: Shape | None = None) -> Any:
         config = EngineArgs(str(random_checkpoint(shape or Shape(head_dim=32))), dtype="bfloat16", device="cpu",
                             block_size=4).create_engine_config()
         core = attention(kernels, config.model, 4, config.dtype, config.device)
@@ -298,7 +289,7 @@ def network(kernels, product, random_checkpoint) -> Callable[..., Any]:
         cache = [tuple(torch.randn_like(tensor) for tensor in pair) for pair in core.make_cache(20)]
         return load_weights(made, config), cache
 
-    return build
+    return make
 
 
 def decoding(lens: list[int], chunk: int = 1) -> tuple[Tensor, Tensor, AttentionMetadata]:
@@ -337,6 +328,15 @@ def same_bits(one: Any, other: Any, batch: tuple[Tensor, Tensor, AttentionMetada
     assert torch.equal(first, second)
     for mine, theirs in zip(one[1], other[1], strict=True):
         assert all(map(torch.equal, mine, theirs))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """As on a machine that has built nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.cpu_kernels.cache_clear()
+    yield monkeypatch
+    build.cpu_kernels.cache_clear()
 
 
 def test_without_a_compiler_torch_does_the_work_and_asking_says_what_to_install(fresh):

@@ -46,12 +46,12 @@ class Clock:
         self.calls += 1
 
 
-# Where real time passes nothing depends on how busy the machine is: a call that naps takes at least the nap, and the median of
-# timed calls is at most all of them together.
-
-
 class Stopwatch:
-    """How long the judge waited."""
+    """How long the judge waited.
+
+    Checks in which real time passes do not depend on how busy the machine is: a call that naps takes at least the
+    nap, and the median of timed calls is at most all of them together.
+    """
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()

@@ -14,6 +14,8 @@ from grading.worker.peer import Remote
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.config import ModelConfig
 
+KV_BYTES = "TODO 3: Predict the KV bytes of a token"
+
 
 def qwen(**fields: int) -> ModelConfig:
     """Qwen3-0.6B's shape, with some fields replaced."""
@@ -21,9 +23,6 @@ def qwen(**fields: int) -> ModelConfig:
         "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960}
     return ModelConfig(**(shape | fields))
-
-
-KV_BYTES = "TODO 3: Predict the KV bytes of a token"
 
 
 def says_so_many_bytes(lab: Remote, config: ModelConfig, dtype: torch.dtype, right: int, story: str) -> None:

@@ -1,7 +1,8 @@
 """Paged attention on a CPU without gathering: keys and values are read where they lie.
 
 Knows what `torch_paged.py` knows. Requests that decode are attended to in one call that walks their
-block tables. So is a short chunk, each of its tokens as if it decoded; a long one takes the way of torch.
+block tables. So is a short chunk, each of its tokens as if it decoded; a long one takes the way of torch,
+with a compiled softmax.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nano_qwen3_serving.interfaces import AttentionMetadata
 
 
 class CPUPagedAttention(TorchPagedAttention):
-    """`TorchPagedAttention` with compiled writes and decoding.
+    """`TorchPagedAttention` with compiled writes, decoding and softmax.
 
     Args:
         kernels: the operators of `kernels/cpu.cpp`.

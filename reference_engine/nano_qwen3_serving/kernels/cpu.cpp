@@ -1,7 +1,7 @@
 // The parts of a step that torch does on a CPU in many small operators, or only after copying.
 //
 // Knows pointers and strides. Sizes and dtypes are checked in Python before they come here: float32 or
-// bfloat16, rows of a multiple of 16 numbers. Sums are in float32 and rounded once, at the end. A row is
+// bfloat16, rows of a multiple of 16 numbers (of any for argmax and causal_softmax). Sums are in float32 and rounded once, at the end. A row is
 // computed in the same order whatever lies beside it.
 
 #include "kernels.h"
@@ -200,6 +200,7 @@ Tensor argmax(const Tensor& x) {
 // scores [kv_heads, heads of each * num_queries, num_keys], of the last queries of a sequence in order for each head:
 // in their place the softmax of each row over the keys up to its query's own, and 0 for those after it.
 Tensor causal_softmax(Tensor scores, int64_t num_queries) {
+  TORCH_CHECK(scores.is_contiguous(), "scores are not contiguous");
   int64_t num_keys = scores.size(2), rows = scores.size(0) * scores.size(1);
   FLOAT_OR_BFLOAT16(scores, "causal_softmax", [&] {
     at::parallel_for(0, rows, std::max<int64_t>(1, GRAIN / num_keys), [&](int64_t begin, int64_t end) {

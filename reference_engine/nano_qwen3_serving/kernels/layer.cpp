@@ -1,4 +1,4 @@
-// A decoder layer in one call: what `model/layers.py` does in fifteen, where starting them takes longer than they do.
+// A decoder layer in one call: what `model/layers.py` does in fifteen, so that Python starts one operator and not those.
 //
 // The operators are those of the other files, in the same order: not a bit differs.
 

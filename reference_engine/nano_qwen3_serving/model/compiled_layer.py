@@ -17,7 +17,7 @@ from nano_qwen3_serving.model.products import CompiledProduct
 
 
 class CompiledLayer:
-    """`DecoderLayer.forward` for requests that compute one token each.
+    """`DecoderLayer.forward` for requests that compute one token each; no module inside is called.
 
     Args:
         kernels: the operators of `kernels/`.

@@ -1,6 +1,6 @@
-"""What a network computes with, in torch or compiled: the small operators between the matrices, and products.
+"""What a network computes with, in torch or compiled: the small operators between the matrices, products, whole layers.
 
-Knows numbers; knows nothing of layers. A decode step has few rows, and then the time goes into
+Knows numbers; of layers only which have a compiled form. A decode step has few rows, and then the time goes into
 starting operators: RMSNorm and rotary embedding alone take a dozen in torch.
 """
 
@@ -66,7 +66,7 @@ class Operators:
 
 
 class CPUOperators(Operators):
-    """Compiled, see `kernels/cpu.cpp`: each rounds once, at its end."""
+    """Compiled, see `kernels/`: each operator rounds once, at its end."""
 
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels

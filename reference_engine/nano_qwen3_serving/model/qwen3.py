@@ -71,5 +71,5 @@ class Qwen3ForCausalLM(nn.Module):
         return self.model(token_ids, positions, cache, metadata)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, vocab_size], only for the rows that sample."""
+        """[rows, hidden] → [rows, vocab_size], only for the rows whose logits are wanted."""
         return self.lm_head(hidden)
