@@ -69,6 +69,7 @@ class Plan:
 
 
 def plan_of(labs: Sequence[Lab], settings: Settings) -> Plan:
+    """With the versions that are installed here."""
     return Plan({lab.id: lab for lab in labs}, settings, {lab.id: versions(lab) for lab in labs})
 
 

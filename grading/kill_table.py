@@ -38,6 +38,7 @@ class Verdict:
 
     @property
     def caught(self) -> bool:
+        """Whether a test of its own TODO failed."""
         return bool(self.caught_by)
 
     @property

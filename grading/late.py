@@ -62,12 +62,14 @@ class Terms:
         return max(timedelta(), moment(submitted) - deadline)
 
     def to_json(self) -> str:
+        """As the journal keeps it."""
         due = {lab: stamp(when) for lab, when in self.due.items()}
         extended = [[*whose, stamp(when)] for whose, when in sorted(self.extended.items())]
         return json.dumps({"policy": self.policy, "due": due, "extended": extended}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Terms":
+        """What `to_json` wrote."""
         facts = json.loads(text)
         due = {lab: moment(when) for lab, when in facts["due"].items()}
         return cls(facts["policy"], due, {(student, lab): moment(when) for student, lab, when in facts["extended"]})

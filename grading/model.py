@@ -38,6 +38,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
+        """Whether it earned all its points."""
         return self.earned == self.points
 
 
@@ -77,10 +78,12 @@ class Report:
 
     @property
     def score(self) -> float:
+        """Points earned, predictions included, to two decimals."""
         return round(sum(check.earned for check in self.checks), 2)
 
     @property
     def max_score(self) -> float:
+        """Points that could be earned."""
         return round(sum(check.points for check in self.checks), 2)
 
     def todos(self) -> list[TodoResult]:

@@ -90,10 +90,12 @@ class Regraded:
 
     @property
     def winners(self) -> list[Change]:
+        """Who gains points."""
         return [one for one in self.changes if one.points > 0]
 
     @property
     def losers(self) -> list[Change]:
+        """Who loses points."""
         return [one for one in self.changes if one.points < 0]
 
 

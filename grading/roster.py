@@ -63,6 +63,7 @@ class Cohort:
     lines: list[Line] = field(default_factory=list)
 
     def say(self, kind: str, text: str, student: str = "", lab: str = "") -> None:
+        """Adds a line to the report."""
         self.lines.append(Line(kind, student, lab, text))
 
 

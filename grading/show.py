@@ -28,6 +28,7 @@ def words_for(check: CheckResult, as_student: bool) -> str:
 
 
 def points(value: float) -> str:
+    """Without a fraction where there is none."""
     return f"{value:g}"
 
 

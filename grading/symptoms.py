@@ -42,6 +42,7 @@ class Seen:
 
     @property
     def fails(self) -> bool:
+        """Whether any test failed."""
         return any(not outcome.passed for outcome in self.outcomes)
 
 
@@ -190,6 +191,7 @@ class Score:
 
     @property
     def count(self) -> int:
+        """All bugs: spoken of, and passed over in silence."""
         return self.spoken + self.silent
 
     @property

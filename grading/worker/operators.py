@@ -90,4 +90,5 @@ def changed_by(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
+    """However deep in lists, tuples and dicts."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

@@ -36,14 +36,17 @@ class Lab:
 
     @property
     def id(self) -> str:
+        """Two digits, such as 06."""
         return f"{self.number:02d}"
 
     @property
     def starter(self) -> Path:
+        """The learner's file."""
         return self.folder / "starter.py"
 
     @property
     def solution(self) -> Path:
+        """Ours; not in the student edition."""
         return self.folder / "solution.py"
 
     @property
@@ -53,6 +56,7 @@ class Lab:
 
     @property
     def tests(self) -> Path:
+        """The suite that learners run."""
         return self.folder / "test_lab.py"
 
     @property
