@@ -107,6 +107,7 @@ def main(
         table.add_row(name, f"{value:.0f}")
     Console().print(table, report.get("recorder", ""))
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "overhead.json", json.dumps(report, indent=1) + "\n")
 
 
