@@ -4,6 +4,7 @@ It acts on tests that lie in a lab's folder and is silent about all others, exce
 that closes a run without any.
 """
 
+import gc
 import json
 from collections import Counter, defaultdict
 from collections.abc import Generator
@@ -40,6 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "todo(number, points): a test of one TODO of a lab, and what it is worth")
     config.addinivalue_line("markers", "optional: a test of a lab's Going Further section; worth no points")
     config.pluginmanager.register(LabRun(config), "lab-run")
+
+
+def pytest_unconfigure() -> None:
+    gc.freeze()  # the process ends: to look for garbage in all that torch and transformers made would take 0.7 s
 
 
 class LabRun:

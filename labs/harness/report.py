@@ -114,11 +114,8 @@ def checkpoint(model: Path | None, target: int, seed: int, say: Callable[[str], 
     if model is not None:
         yield model, model.name
         return
-    from transformers.utils import logging
-
     from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
 
-    logging.disable_progress_bar()
     per_layer = 4 * HIDDEN * (2 * HEADS * HEAD_DIM + 2 * KV_HEADS * HEAD_DIM + 3 * MLP)
     layers = max(1, -(-(target - 4 * VOCABULARY * HIDDEN) // per_layer))
     shape = Shape(

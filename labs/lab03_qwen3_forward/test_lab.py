@@ -63,7 +63,7 @@ def filled(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """`module` with random weights, none of them special."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
-        parameter.copy_(random_weight(name, parameter, generator))
+        parameter.copy_(random_weight(name, parameter.shape, generator))
     return module.requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -672,9 +673,10 @@ def probabilities_by_hand(logits: list[float], row: SamplingRow) -> list[float]:
 @pytest.mark.todo(6, points=2)
 @pytest.mark.parametrize("name", WISHES)
 def test_todo_6_bias_penalties_temperature_filters_draw_in_this_order(lab, name):
-    rows = [row(seed, **WISHES[name]) for seed in range(NUM_DRAWS)]
+    first = row(**WISHES[name])
+    rows = [replace(first, seed=seed) for seed in range(NUM_DRAWS)]
     tokens, _ = lab.Sampler().sample(WEATHER.expand(NUM_DRAWS, -1), rows)
-    assert_frequencies(tokens, probabilities_by_hand(WEATHER.tolist(), rows[0]), f"rows with {WISHES[name]}")
+    assert_frequencies(tokens, probabilities_by_hand(WEATHER.tolist(), first), f"rows with {WISHES[name]}")
 
 
 @pytest.mark.todo(6, points=1)
@@ -700,7 +702,8 @@ def engine(lab, model="course", **arguments) -> LLM:
     spec = importlib.util.spec_from_file_location("lab04_seam", Path(__file__).with_name("seam.py"))
     seam = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(seam)
-    return LLM(str(model), components=Components().using(sampler=functools.partial(seam.sampler, lab)), **arguments)
+    parts = Components().using(sampler=functools.partial(seam.sampler, lab))
+    return LLM(str(model), components=parts, num_gpu_blocks_override=64, **arguments)
 
 
 PROMPTS = ["Once upon a time", "My favourite colour is", "What is a KV cache?"]

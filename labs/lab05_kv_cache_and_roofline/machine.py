@@ -48,23 +48,7 @@ def generated_checkpoint(shape: Shape, dtype: torch.dtype, folder: Path | None =
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="lab05-", dir=folder) as temporary:
-        with no_progress_bars():
-            checkpoint = write_random_checkpoint(Path(temporary) / "checkpoint", shape, dtype=dtype)
-        yield checkpoint
-
-
-@contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """transformers draws none meanwhile."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        yield write_random_checkpoint(Path(temporary) / "checkpoint", shape, dtype=dtype)
 
 
 class DecodeBench:

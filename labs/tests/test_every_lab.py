@@ -214,6 +214,15 @@ def test_the_suites_of_all_labs_run_in_one_process():
     assert all(f"Lab {lab.id}, {lab.title}: solution" in run.stdout for lab in LABS)
 
 
+def test_a_test_that_needs_no_transformers_does_not_wait_for_it():
+    """Nor for pytest's plugin of the notebooks: each takes more than a second, of the five that a TODO may take."""
+    suites = [lab.tests for lab in LABS]
+    run = python("-X", "importtime", "-m", "pytest", "-s", *suites, "--collect-only", "-q", "-p", "no:cacheprovider")
+    imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+    assert run.returncode == 0 and "torch" in imported, run.stdout + run.stderr[-1000:]
+    assert not imported & {"transformers", "nbval", "nbformat"}
+
+
 def test_solving_the_labs_leaves_the_projects_own_tests_alone(tmp_path: Path):
     """In a copy where every starter is solved, or broken, root pytest collects the same tests and passes."""
     copy = tmp_path / "course"

@@ -44,7 +44,8 @@ def test_every_lab_has_a_notebook() -> None:
 def test_a_fresh_kernel_prints_what_is_committed(path: Path) -> None:
     """nbval runs all cells and compares what they print; cells tagged nbval-ignore-output show times."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env", str(path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "nbval.plugin", "--nbval", "--nbval-current-env",
+         str(path)],
         cwd=PROJECT, capture_output=True, text=True, encoding="utf-8", timeout=600, check=False)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert f"{len(cells(path))} passed" in run.stdout

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from nano_qwen3_serving import LLM, EngineArgs, SamplingParams
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
 from nano_qwen3_serving.model.checkpoint import find_checkpoint, open_tensors
-from nano_qwen3_serving.testing.checkpoints import Shape
+from nano_qwen3_serving.testing.checkpoints import Shape, parameter_shapes, write_random_checkpoint
 from nano_qwen3_serving.testing.oracle import Oracle
 
 SHAPE = Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=10, attention_bias=True)
@@ -42,20 +43,35 @@ def oracle_answer(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[lis
     return best.token_ids, float(logprobs.gather(1, torch.tensor(best.token_ids)[:, None]).sum())
 
 
-FORMS: dict[str, dict[str, Any]] = {
-    "one file": {},
-    "sharded": {"max_shard_size": "40KB"},
-    "rope_theta at the top level": {"rope_theta_at_top_level": True},
-    "sharded, rope_theta at the top level": {"max_shard_size": "40KB", "rope_theta_at_top_level": True},
-}
+def written_by_transformers(folder: Path, max_shard_size: str = "5GB") -> Path:
+    """The checkpoint in `folder`, loaded by transformers and saved in its place."""
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    network.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def move_rope_theta_to_top_level(folder: Path) -> None:
+    """Rewrites `config.json` as transformers wrote it before version 5."""
+    theta = json.loads((folder / "config.json").read_text())["rope_parameters"]["rope_theta"]
+    edit_config(folder, rope_parameters="gone", rope_theta=theta, rope_scaling=None)
+
+
+FORMS = (
+    "one file", "one file, by transformers", "sharded", "rope_theta at the top level",
+    "sharded, rope_theta at the top level")
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [SHAPE, UNTIED], ids=["tied", "untied"])
 def test_every_form_of_a_checkpoint_loads_as_in_transformers(
-    shape: Shape, form: str, random_checkpoint: Callable[..., Path], make_llm: Callable[..., LLM]
+    shape: Shape, form: str, tmp_path: Path, make_llm: Callable[..., LLM]
 ) -> None:
-    folder = random_checkpoint(shape, **FORMS[form])
+    folder = write_random_checkpoint(tmp_path, shape)
+    if form != "one file":
+        written_by_transformers(folder, "40KB" if "sharded" in form else "5GB")
+    if "top level" in form:
+        move_rope_theta_to_top_level(folder)
     assert (len(list(folder.glob("*.safetensors"))) > 1) == ("sharded" in form)
     assert ("rope_theta" in json.loads((folder / "config.json").read_text())) == ("top level" in form)
     assert ("lm_head.weight" in open_tensors(folder)) != shape.tie_word_embeddings
@@ -65,12 +81,22 @@ def test_every_form_of_a_checkpoint_loads_as_in_transformers(
     assert logprob == pytest.approx(want_logprob, abs=1e-3)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, UNTIED], ids=["biased", "untied"])
+def test_random_checkpoints_have_the_parameters_of_transformers_in_its_order(
+    shape: Shape, random_checkpoint: Callable[..., Path]
+) -> None:
+    network = AutoModelForCausalLM.from_pretrained(random_checkpoint(shape))
+    assert list(parameter_shapes(shape).items()) == [(n, tuple(p.shape)) for n, p in network.named_parameters()]
+
+
 @pytest.mark.parametrize("theta", [500.0, 5e6])
 @pytest.mark.parametrize("top_level", [True, False])
 def test_rope_theta_is_read_wherever_it_stands(
-    top_level: bool, theta: float, random_checkpoint: Callable[..., Path], make_llm: Callable[..., LLM]
+    top_level: bool, theta: float, tmp_path: Path, random_checkpoint: Callable[..., Path], make_llm: Callable[..., LLM]
 ) -> None:
-    folder = random_checkpoint(Shape(rope_theta=theta), rope_theta_at_top_level=top_level)
+    folder = shutil.copytree(random_checkpoint(Shape(rope_theta=theta)), tmp_path / "checkpoint")
+    if top_level:
+        move_rope_theta_to_top_level(folder)
     llm = make_llm(folder)
     assert llm.llm_engine.config.model.rope_theta == theta
     assert answer(llm)[1] == pytest.approx(oracle_answer(folder)[1], abs=1e-3)
@@ -132,7 +158,7 @@ def folder(random_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sharded(random_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
-    return shutil.copytree(random_checkpoint(UNTIED, max_shard_size="40KB"), tmp_path / "checkpoint")
+    return written_by_transformers(shutil.copytree(random_checkpoint(UNTIED), tmp_path / "checkpoint"), "40KB")
 
 
 def refusal(folder: Path | str) -> str:

@@ -20,8 +20,9 @@ from grading.scenarios.lab03.compare import (
     near,
 )
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
-from grading.scenarios.lab03.network import Network, Noise, attention, attention_sizes, filled, random_weights, shapes
+from grading.scenarios.lab03.network import Network, Noise, attention, filled, random_weights, shapes
 from grading.worker.peer import Remote
+from nano_qwen3_serving.testing.checkpoints import attention_shapes
 
 ATTENTION = "TODO 4: Grouped causal attention"
 
@@ -96,7 +97,7 @@ def neighbouring_query_heads_share_a_kv_head(lab: Remote, dice: random.Random) -
 def the_layer_writes_then_attends_through_the_core_it_was_given(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
         noise, core, count = Noise(dice), Core(config), dice.randrange(5, 8)
-        weights = random_weights(attention_sizes(config), noise)
+        weights = random_weights(attention_shapes(config), noise)
         given, (cache,) = core.exported()
         layer, truth = filled(lab.Attention(config, 0, given), weights), Network(config, weights)
         x, step = noise(count, config.hidden_size), Step([Chunk(0, count, *tables(dice, count))])
@@ -158,7 +159,7 @@ def expect_as_near_as_can_be(lab: Remote, q: Tensor, k: Tensor, v: Tensor, what:
 def a_request_computed_in_chunks_gives_what_it_gives_at_once(lab: Remote, dice: random.Random) -> None:
     config = dice.choice(shapes(dice)[1:])
     noise, length = Noise(dice), dice.randrange(7, 12)
-    weights, x = random_weights(attention_sizes(config), noise), noise(length, config.hidden_size)
+    weights, x = random_weights(attention_shapes(config), noise), noise(length, config.hidden_size)
     right = Network(config, weights).attend(x, torch.arange(length))
     cut, last = dice.randrange(2, length - 1), length - 1
     for edges in ([length], [cut, length], [last, length], [*range(1, length + 1)]):

@@ -7,10 +7,11 @@ import torch
 
 from grading.checks import check, expect, shown
 from grading.scenarios.lab03.compare import BF16, HEADS, NETWORK, asked, near
-from grading.scenarios.lab03.network import Network, Noise, attention_sizes, config_of, filled, random_weights, shapes
+from grading.scenarios.lab03.network import Network, Noise, config_of, filled, random_weights, shapes
 from grading.scenarios.lab03.norm import row_of_five
 from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
+from nano_qwen3_serving.testing.checkpoints import attention_shapes
 
 OF_HEADS = "TODO 3: Heads of queries, keys and values"
 
@@ -20,7 +21,7 @@ def attention_layer(
 ) -> tuple[Remote, Network, Noise]:
     """A layer without a core, and the same by its formulas."""
     noise = Noise(dice)
-    weights = {name: weight.to(dtype) for name, weight in random_weights(attention_sizes(config), noise).items()}
+    weights = {name: weight.to(dtype) for name, weight in random_weights(attention_shapes(config), noise).items()}
     return filled(lab.Attention(config, 0, None), weights), Network(config, weights), noise
 
 

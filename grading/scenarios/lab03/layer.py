@@ -16,13 +16,12 @@ from grading.scenarios.lab03.network import (
     config_of,
     filled,
     in_bfloat16,
-    layer_sizes,
-    mlp_sizes,
     random_weights,
     shapes,
 )
 from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
+from nano_qwen3_serving.testing.checkpoints import layer_shapes, mlp_shapes
 
 LAYER = "TODO 5: SwiGLU and the decoder layer"
 
@@ -42,7 +41,7 @@ def swiglu_by_hand(lab: Remote, dice: random.Random) -> None:
 @check(todo=5, points=3, section=LAYER, concept="the feed-forward network")
 def swiglu_follows_the_formula(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice), Noise(dice)
-    weights = random_weights(mlp_sizes(config), noise)
+    weights = random_weights(mlp_shapes(config), noise)
     mlp, truth = filled(lab.MLP(config), weights), Network(config, weights)
     for scale, count in ((1, 1), (1, 5), (dice.uniform(20, 60), 3)):
         x = scale * noise(count, config.hidden_size)
@@ -62,7 +61,7 @@ def decoder_layer(lab: Remote, config: ModelConfig, weights: dict[str, Tensor]) 
 def a_layer_adds_attention_then_the_mlp(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
         noise, count = Noise(dice), dice.randrange(5, 9)
-        weights = random_weights(layer_sizes(config), noise)
+        weights = random_weights(layer_shapes(config), noise)
         layer, core, cache = decoder_layer(lab, config, weights)
         x, step = 3 * noise(count, config.hidden_size), Step([Chunk(0, count, *tables(dice, count))])
         got = core.during(step, asked, lab, layer, "x positions", x, step.positions, cache, step.metadata(lab))
@@ -73,7 +72,7 @@ def a_layer_adds_attention_then_the_mlp(lab: Remote, dice: random.Random) -> Non
 @check(todo=5, points=2, section=LAYER, concept="a layer that has nothing to add", hidden=True)
 def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice), Noise(dice)
-    weights = random_weights(layer_sizes(config), noise)
+    weights = random_weights(layer_shapes(config), noise)
     for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
         weights[name].zero_()
     layer, core, cache = decoder_layer(lab, config, weights)
@@ -85,7 +84,7 @@ def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab: Remote, dice: rand
 @check(todo=5, points=2, section=LAYER, concept="a layer of several requests", hidden=True)
 def a_layer_computes_several_requests_at_once(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice, attention_bias=True), Noise(dice)
-    weights = random_weights(layer_sizes(config), noise)
+    weights = random_weights(layer_shapes(config), noise)
     layer, core, cache = decoder_layer(lab, config, weights)
     lengths = [dice.randrange(3, 9), dice.randrange(3, 9)]
     texts, places = [noise(length, config.hidden_size) for length in lengths], tables(dice, *lengths)

@@ -10,7 +10,7 @@ from torch import Tensor
 from grading.checks import check, expect, ours, shown
 from grading.scenarios.lab03.compare import COLUMNS, LOGITS, NETWORK, asked, expect_tensor, near
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
-from grading.scenarios.lab03.network import Network, Noise, attention, config_of, filled, network_sizes, random_weights, shapes
+from grading.scenarios.lab03.network import Network, Noise, attention, config_of, filled, network_shapes, random_weights, shapes
 from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 
@@ -30,7 +30,7 @@ class Model:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.lab, self.core = lab, Core(config, attend, dtype)
-        self.weights = {name: weight.to(dtype) for name, weight in random_weights(network_sizes(config), noise).items()}
+        self.weights = {name: weight.to(dtype) for name, weight in random_weights(network_shapes(config), noise).items()}
         self.truth = Network(config, self.weights)
         given, self.cache = self.core.exported()
         self.network = filled(lab.Qwen3ForCausalLM(config, given), self.weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 from grading.checks import kept
 from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
-from nano_qwen3_serving.testing.checkpoints import random_weight
+from nano_qwen3_serving.testing.checkpoints import Shapes, parameter_shapes, random_weight
 
 
 class Noise:
@@ -118,41 +118,14 @@ class Network:
 
 # Weights
 
-Sizes = dict[str, tuple[int, ...]]
+def network_shapes(config: ModelConfig) -> Shapes:
+    """A lab's network has a head of its own, whether or not the checkpoint ties it to the embedding."""
+    return parameter_shapes(config) | {"lm_head.weight": (config.vocab_size, config.hidden_size)}
 
 
-def attention_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    hidden, dim = config.hidden_size, config.head_dim
-    q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
-    rows = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": hidden}
-    sizes: Sizes = {f"{part}{name}.weight": (count, q if name == "o_proj" else hidden) for name, count in rows.items()}
-    if config.attention_bias:
-        sizes |= {f"{part}{name}.bias": (count,) for name, count in rows.items()}
-    return sizes | {f"{part}{name}.weight": (dim,) for name in ("q_norm", "k_norm")}
-
-
-def mlp_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    up, down = (config.intermediate_size, config.hidden_size), (config.hidden_size, config.intermediate_size)
-    return {f"{part}gate_proj.weight": up, f"{part}up_proj.weight": up, f"{part}down_proj.weight": down}
-
-
-def layer_sizes(config: ModelConfig, part: str = "") -> Sizes:
-    norms = {f"{part}{name}.weight": (config.hidden_size,) for name in ("input_layernorm", "post_attention_layernorm")}
-    return attention_sizes(config, f"{part}self_attn.") | mlp_sizes(config, f"{part}mlp.") | norms
-
-
-def network_sizes(config: ModelConfig) -> Sizes:
-    vocabulary = (config.vocab_size, config.hidden_size)
-    sizes: Sizes = {"model.embed_tokens.weight": vocabulary, "lm_head.weight": vocabulary}
-    sizes["model.norm.weight"] = (config.hidden_size,)
-    for i in range(config.num_hidden_layers):
-        sizes |= layer_sizes(config, f"model.layers.{i}.")
-    return sizes
-
-
-def random_weights(sizes: Sizes, noise: Noise) -> dict[str, Tensor]:
+def random_weights(shapes: Shapes, noise: Noise) -> dict[str, Tensor]:
     """None of them special: they forgive nothing."""
-    return {name: random_weight(name, torch.empty(size), noise.generator) for name, size in sizes.items()}
+    return {name: random_weight(name, size, noise.generator) for name, size in shapes.items()}
 
 
 def in_bfloat16(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -186,7 +186,7 @@ def random_network(dice: random.Random) -> Iterator[str]:
         folder = Path(name, "random")
         shutil.copytree(BUNDLED / "course-draft", folder)
         weights = {
-            key.replace("layers.0.", f"layers.{layer}."): random_weight(key, like, generator).float()
+            key.replace("layers.0.", f"layers.{layer}."): random_weight(key, like.shape, generator).float()
             for key, like in load_file(folder / "model.safetensors").items()
             for layer in range(layers if "layers.0." in key else 1)}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

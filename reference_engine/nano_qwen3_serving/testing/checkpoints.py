@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.model.checkpoint import BUNDLED
 
 LOGITS_SCALE = 4.0
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+Shapes = dict[str, tuple[int, ...]]
+"""Name → shape of each parameter; a matrix is [outputs, inputs]."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,7 @@ class Shape:
 
 
 def write_random_checkpoint(
-    folder: Path,
-    shape: Shape | None = None,
-    *,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    max_shard_size: int | str | None = None,
-    rope_theta_at_top_level: bool = False,
+    folder: Path, shape: Shape | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Path:
     """A complete checkpoint in `folder`, with the course's tokenizer; returns `folder`.
 
@@ -59,32 +58,61 @@ def write_random_checkpoint(
         shape: of the network.
         seed: the same weights for the same seed and shape.
         dtype: of the stored tensors.
-        max_shard_size: bytes of a safetensors file, such as "50KB"; None writes a single file.
-        rope_theta_at_top_level: as in older files, instead of inside `rope_parameters`.
     """
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    fields: dict[str, Any] = asdict(shape or Shape())
-    rope_theta = fields.pop("rope_theta")
-    config = Qwen3Config(**fields, rope_parameters={"rope_type": "default", "rope_theta": rope_theta})
-    network = Qwen3ForCausalLM(config)
+    shape = shape or Shape()
+    folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(random_weight(name, parameter, generator))
-    network.to(dtype)  # type: ignore[arg-type]  # transformers' decorator loses `self`
-    shards: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    network.save_pretrained(folder, **shards)
-    if rope_theta_at_top_level:
-        move_rope_theta_to_top_level(folder / "config.json")
+    tensors = {
+        name: random_weight(name, size, generator).to(dtype) for name, size in parameter_shapes(shape).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config: dict[str, Any] = asdict(shape)
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    config |= {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+        "dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     for file in TOKENIZER_FILES:
         shutil.copy(BUNDLED / "course" / file, folder)
     return folder
 
 
-def random_weight(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+def parameter_shapes(shape: Shape | ModelConfig) -> Shapes:
+    """Of every parameter of the network; names and order are transformers'."""
+    vocabulary = (shape.vocab_size, shape.hidden_size)
+    shapes: Shapes = {"model.embed_tokens.weight": vocabulary}
+    for i in range(shape.num_hidden_layers):
+        shapes |= layer_shapes(shape, f"model.layers.{i}.")
+    shapes["model.norm.weight"] = (shape.hidden_size,)
+    return shapes if shape.tie_word_embeddings else shapes | {"lm_head.weight": vocabulary}
+
+
+def layer_shapes(shape: Shape | ModelConfig, part: str = "") -> Shapes:
+    """Of one layer's parameters, their names after `part`."""
+    norms = {f"{part}{name}.weight": (shape.hidden_size,) for name in ("input_layernorm", "post_attention_layernorm")}
+    return attention_shapes(shape, f"{part}self_attn.") | mlp_shapes(shape, f"{part}mlp.") | norms
+
+
+def attention_shapes(shape: Shape | ModelConfig, part: str = "") -> Shapes:
+    """Of one attention layer's parameters, their names after `part`."""
+    hidden, dim = shape.hidden_size, shape.head_dim
+    q, kv = shape.num_attention_heads * dim, shape.num_key_value_heads * dim
+    shapes: Shapes = {}
+    for name, size in {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}.items():
+        shapes[f"{part}{name}.weight"] = size
+        if shape.attention_bias:
+            shapes[f"{part}{name}.bias"] = size[:1]
+    return shapes | {f"{part}{name}.weight": (dim,) for name in ("q_norm", "k_norm")}
+
+
+def mlp_shapes(shape: Shape | ModelConfig, part: str = "") -> Shapes:
+    """Of one feed-forward network's parameters, their names after `part`."""
+    up, down = (shape.intermediate_size, shape.hidden_size), (shape.hidden_size, shape.intermediate_size)
+    return {f"{part}gate_proj.weight": up, f"{part}up_proj.weight": up, f"{part}down_proj.weight": down}
+
+
+def random_weight(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Values for the parameter `name`: spread so that what it computes keeps a scale of about 1."""
-    noise = torch.randn(like.shape, generator=generator)
+    noise = torch.randn(size, generator=generator)
     if name.endswith(("q_norm.weight", "k_norm.weight")):
         return 1.5 + 0.3 * noise  # queries and keys long enough for attention to choose
     if name.endswith("norm.weight"):
@@ -92,12 +120,4 @@ def random_weight(name: str, like: Tensor, generator: torch.Generator) -> Tensor
     if name.endswith("bias"):
         return 0.5 * noise
     scale = LOGITS_SCALE if name.endswith(("embed_tokens.weight", "lm_head.weight")) else 1.5
-    return scale * noise / like.shape[-1] ** 0.5
-
-
-def move_rope_theta_to_top_level(path: Path) -> None:
-    """Rewrites a `config.json` as transformers wrote it before version 5."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
-    config["rope_scaling"] = None
-    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return scale * noise / size[-1] ** 0.5
