@@ -24,6 +24,7 @@ class Cheat:
         tries: what it tries, in a sentence or two.
         worth: the points that its honest part earns, of 85.
         todos: at which it loses the others.
+        needs_isolation: whether it has its way at the level `none`.
         make: writes it into an empty folder, and returns the submission's path.
     """
 
@@ -31,6 +32,7 @@ class Cheat:
     tries: str
     worth: int
     todos: tuple[int, ...]
+    needs_isolation: bool
     make: Callable[[Path], Path]
 
 
@@ -49,13 +51,13 @@ def _read(lab: Lab, path: Path) -> Cheat:
     if base is None:
         raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
     whole = composed(base.read_text(encoding="utf-8"), text)
-    return Cheat(path.stem, tries, facts["worth"], tuple(facts["todos"]),
+    return Cheat(path.stem, tries, facts["worth"], tuple(facts["todos"]), facts.get("needs_isolation", False),
                  lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
 
 
 def _built(lab: Lab, build: cheat_files.Builder) -> Cheat:
     tries, facts = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
-    return Cheat(build.__name__, tries, facts["worth"], tuple(facts["todos"]), lambda folder: build(lab, folder))
+    return Cheat(build.__name__, tries, facts["worth"], tuple(facts["todos"]), False, lambda folder: build(lab, folder))
 
 
 def _heading(path: Path, said: str) -> tuple[str, dict]:
@@ -65,7 +67,8 @@ def _heading(path: Path, said: str) -> tuple[str, dict]:
         facts = tomllib.loads(rest)
     except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)]
+    wrong += sorted(set(facts) - {*_KEYS, "needs_isolation"})
     if not tries or wrong:
         raise LabError(
             f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73 and todos = [4]; "

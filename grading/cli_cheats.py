@@ -1,10 +1,6 @@
 """`python -m grading cheats`: does every submission that cheats get what its honest part is worth?"""
 
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -12,78 +8,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grading import throwaway
 from grading.bar import bar
-from grading.cheat_corpus import LAB, Cheat, read_cheats
-from grading.intake import read_submission
-from grading.isolation import LEVELS, Limits, strongest_level, weaknesses
-from grading.judge import Settings, grader_of
-from grading.model import Report
+from grading.cheat_corpus import LAB, read_cheats
+from grading.cheat_trial import Verdict, verdicts
+from grading.isolation import LEVELS, strongest_level, weaknesses
 from grading.show import plain, points
-from labs.harness.catalog import find_lab
-
-LIMITS = Limits(wall_seconds=5.0, cpu_seconds=3, memory_bytes=768 << 20)
-"""Of one check of a cheat: what is stopped is to be stopped soon."""
-
-
-MOST = 85
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a cheat was graded at a level.
-
-    Attributes:
-        error: of the judge, which is to have none.
-    """
-
-    cheat: Cheat
-    level: str
-    report: Report | None
-    error: str = ""
-
-    @property
-    def right(self) -> bool:
-        """Whether it lost what it is to lose, at the TODOs that were graded, and nothing else."""
-        if self.report is None:
-            return False
-        lost = {check.todo for check in self.report.checks if not check.passed}
-        return lost == set(self.cheat.todos) and self.report.max_score - self.report.score == MOST - self.cheat.worth
-
-    @property
-    def happened(self) -> str:
-        """What most of the lost points say."""
-        if self.report is None:
-            return self.error
-        said = Counter(check.message for check in self.report.checks
-                       if not check.passed and not check.message.startswith("not tried"))
-        return said.most_common(1)[0][0] if said else "nothing"
 
 
 def offered() -> list[str]:
-    """The levels that this machine has, the strongest first, but for `none`."""
-    return [level for level in LEVELS[LEVELS.index(strongest_level()) :] if level != "none"]
+    """The levels at which cheats can be run on this machine, the strongest first.
 
-
-def verdicts(
-    cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
-    besides: Sequence[int] = range(1, 7)
-) -> Iterator[Verdict]:
-    """Each cheat's, in order. The worker is one for all: what a cheat does to it is to do nothing to the next.
-
-    Args:
-        besides: TODOs that are graded, besides those at which a cheat loses points.
+    At `none` they run where bubblewrap makes something to throw away, and nowhere else.
     """
-    settings, lab = Settings(seed="cheats", level=level, limits=limits, predictions=False), find_lab(LAB)
-    with tempfile.TemporaryDirectory(prefix="cheats-") as name, grader_of(lab, settings) as grader, grader.sandbox() as shared:
-        checks = grader.checks
-        for cheat in cheats:
-            grader.checks = [check for check in checks if check.todo in (*cheat.todos, *besides)]
-            try:
-                report = grader.grade(read_submission(cheat.make(Path(name)), lab_folder=lab.folder.name), shared=shared)
-                yield Verdict(cheat, level, report)
-            except Exception as error:
-                yield Verdict(cheat, level, None, f"the judge failed: {type(error).__name__}: {error}")
-            done()
+    strongest = strongest_level()
+    return list(LEVELS) if strongest == "namespaces" else [level for level in (strongest,) if level != "none"]
 
 
 def cheats(
@@ -100,7 +39,8 @@ def cheats(
     found: dict[str, list[Verdict]] = {}
     with bar(len(levels) * len(chosen), "cheats") as done:
         for level in levels:
-            found[level] = list(verdicts(chosen, level, done))
+            grade = throwaway.verdicts if level == "none" else verdicts
+            found[level] = list(grade(chosen, level, done))
     _print(Console(highlight=False), found)
     if not all(one.right for level in levels for one in found[level]):
         raise typer.Exit(1)

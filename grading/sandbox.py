@@ -63,6 +63,8 @@ class Sandbox:
     """
 
     def __init__(self, level: str, runtime: Path, hidden: Sequence[str], limits: Limits) -> None:
+        if not hasattr(socket, "send_fds"):
+            raise SetupError("submissions are graded on Linux and macOS; on Windows, use its Linux (WSL)")
         self.level, self.limits = level, limits
         self.cpu_seconds = 0.0
         self.peak_bytes = 0
@@ -144,8 +146,9 @@ class Sandbox:
         raise SetupError(f"a worker at the isolation level {self.level} does not answer, {TRIES} times")
 
     def _order(self, order: dict, descriptors: Sequence[int] = ()) -> dict:
-        if self._control is None:
+        if self._control is None or self._process is None:
             raise self._lost()
+        self._process.send_signal(signal.SIGCONT)  # at the level `none` a submission may have stopped it
         try:
             socket.send_fds(self._control, [json.dumps(order).encode()], list(descriptors))
         except OSError:

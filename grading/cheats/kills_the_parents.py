@@ -3,6 +3,7 @@
 base = "solution"
 worth = 73
 todos = [4]
+needs_isolation = true
 """
 
 import contextlib

@@ -15,12 +15,13 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from grading import cli_cheats
+from grading import cli_cheats, throwaway
 from grading.cheat_corpus import HERE, Cheat, composed, read_cheats
-from grading.cli_cheats import MOST, Verdict, offered, verdicts
-from grading.isolation import Limits, strongest_level
+from grading.cheat_trial import MOST, Verdict, verdicts
+from grading.cli_cheats import offered
+from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import Report
-from grading.sandbox import processes_of
+from grading.sandbox import SetupError, processes_of
 from grading.show import print_report
 from labs.harness.catalog import find_lab
 
@@ -60,9 +61,10 @@ def whole_run(level: str) -> Outcome:
     """In a process of its own: all cheats, then what is left of them."""
     before = set(os.listdir(tempfile.gettempdir()))
     started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {one.cheat.name: one for one in verdicts(read_cheats(), level, limits=LIMITS, besides=HONEST)}
+    grade = throwaway.verdicts if level == "none" else verdicts
+    found = {one.cheat.name: one for one in grade(read_cheats(), level, limits=LIMITS, besides=HONEST)}
     slow = [one.cheat for one in found.values() if _was_too_slow(one)]
-    found |= {one.cheat.name: one for one in verdicts(slow, level, limits=PATIENT, besides=HONEST)}
+    found |= {one.cheat.name: one for one in grade(slow, level, limits=PATIENT, besides=HONEST)}
     mine = [path for path in sorted(set(os.listdir(tempfile.gettempdir())) - before)
             if re.match(r"submission-|runtime-|cheat", path)]
     left = [f"process {pid}" for pid in processes_of(os.getpid())[1:]] + [path for path in mine if _is_of(path)]
@@ -93,13 +95,23 @@ def outcomes() -> dict[str, Outcome]:
         return dict(zip(offered(), pool.map(whole_run, offered()), strict=True))
 
 
-@pytest.mark.parametrize("level", ["namespaces", "limits"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_cheat_gets_what_its_honest_part_is_worth(outcomes: dict[str, Outcome], level: str):
     if level not in outcomes:
         pytest.skip(f"this machine does not have the isolation level {level}; its strongest is {strongest_level()}")
     wrong = [f"{name}, worth {worth} of {MOST}: {happened}" for name, worth, right, happened, _ in outcomes[level].found
              if not right]
     assert not wrong, "\n".join(wrong)
+
+
+def test_where_nothing_stops_them_some_have_their_way_and_the_others_do_not(outcomes: dict[str, Outcome]):
+    if "none" not in outcomes:
+        pytest.skip("cheats run at the level none inside bubblewrap only")
+    reports = {name: Report.from_json(text) if text else None for name, _, _, _, text in outcomes["none"].found}
+    unstopped = {one.name: reports[one.name] for one in read_cheats() if one.needs_isolation}
+    assert unstopped.pop("kills_the_parents") is None, "it ends the judge"
+    assert set(unstopped) == {"reads_descriptors_and_proc", "reads_files_of_the_course"}
+    assert all(report.score == report.max_score for report in unstopped.values()), "they find the solution"
 
 
 def test_nothing_is_left_of_them(outcomes: dict[str, Outcome]):
@@ -116,11 +128,21 @@ def test_they_take_a_bounded_part_of_the_judges_memory(outcomes: dict[str, Outco
 def test_nothing_that_they_say_reaches_a_terminal_as_control(outcomes: dict[str, Outcome]):
     for outcome in outcomes.values():
         for name, _, _, _, text in outcome.found:
+            if not text:
+                continue  # it ended the judge
             with open(os.devnull, "w") as nowhere:
                 console = Console(file=nowhere, record=True, width=200, force_terminal=False)
                 print_report(Report.from_json(text), console)
             shown = console.export_text(styles=False)
             assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown), name
+
+
+def test_at_the_level_none_they_run_inside_bubblewrap_or_not_at_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(throwaway, "strongest_level", lambda: "limits")
+    with pytest.raises(SetupError, match="inside bubblewrap only"):
+        next(throwaway.verdicts(read_cheats()))
+    monkeypatch.setattr(cli_cheats, "strongest_level", lambda: "limits")
+    assert offered() == ["limits"]
 
 
 def test_there_are_many_and_each_says_what_it_tries():

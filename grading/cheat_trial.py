@@ -1,0 +1,80 @@
+"""Grading cheats, one after the other, at one level of isolation; whether each got what it is to get."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grading.cheat_corpus import LAB, Cheat
+from grading.intake import read_submission
+from grading.isolation import Limits
+from grading.judge import Settings, grader_of
+from grading.model import Report
+from labs.harness.catalog import find_lab
+
+LIMITS = Limits(wall_seconds=5.0, cpu_seconds=3, memory_bytes=768 << 20)
+"""Of one check of a cheat: what is stopped is to be stopped soon."""
+
+
+MOST = 85
+"""Points of the lab, without predictions."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a cheat was graded at a level.
+
+    Attributes:
+        report: none if the judge failed, or was ended by the cheat.
+        error: how the judge failed.
+    """
+
+    cheat: Cheat
+    level: str
+    report: Report | None
+    error: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether it got what it is to get: its honest part's worth, or at `none` its way if no less can stop it."""
+        return self.held != (self.level == "none" and self.cheat.needs_isolation)
+
+    @property
+    def held(self) -> bool:
+        """Whether it lost what it is to lose, at the TODOs that were graded, and nothing else."""
+        if self.report is None:
+            return False
+        lost = {check.todo for check in self.report.checks if not check.passed}
+        return lost == set(self.cheat.todos) and self.report.max_score - self.report.score == MOST - self.cheat.worth
+
+    @property
+    def happened(self) -> str:
+        """What most of the lost points say."""
+        if self.report is None:
+            return self.error
+        said = Counter(check.message for check in self.report.checks
+                       if not check.passed and not check.message.startswith("not tried"))
+        return said.most_common(1)[0][0] if said else "nothing"
+
+
+def verdicts(
+    cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
+    besides: Sequence[int] = range(1, 7)
+) -> Iterator[Verdict]:
+    """Each cheat's, in order. The worker is one for all: what a cheat does to it is to do nothing to the next.
+
+    Args:
+        besides: TODOs that are graded, besides those at which a cheat loses points.
+    """
+    settings, lab = Settings(seed="cheats", level=level, limits=limits, predictions=False), find_lab(LAB)
+    with tempfile.TemporaryDirectory(prefix="cheats-") as name, grader_of(lab, settings) as grader, grader.sandbox() as shared:
+        checks = grader.checks
+        for cheat in cheats:
+            grader.checks = [check for check in checks if check.todo in (*cheat.todos, *besides)]
+            try:
+                report = grader.grade(read_submission(cheat.make(Path(name)), lab_folder=lab.folder.name), shared=shared)
+                yield Verdict(cheat, level, report)
+            except Exception as error:
+                yield Verdict(cheat, level, None, f"the judge failed: {type(error).__name__}: {error}")
+            done()
