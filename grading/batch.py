@@ -154,6 +154,7 @@ class Summary:
         return not self.failed and not any(line.kind == "flaky" for line in self.lines)
 
     def to_json(self, **more: object) -> str:
+        """One object with all of it, and with `more`."""
         counts = dict(sorted(Counter(line.kind for line in self.lines).items()))
         return json.dumps({**more, **asdict(self), "lines_of_kind": counts}, ensure_ascii=False, indent=1) + "\n"
 

@@ -25,6 +25,7 @@ def write(folder: Path, name: str, starter: bytes) -> Path:
 
 
 def without_todo_4(lab: Lab) -> str:
+    """The solution with a wrong TODO 4."""
     return put_back(lab.solution.read_text(encoding="utf-8"), WRONG_SLOTS, ["slots"])
 
 

@@ -74,6 +74,7 @@ class Served:
 
     @property
     def given(self) -> tuple[list[int], int, list[int]]:
+        """What a row shows of it, by which the ledger knows it again."""
         return self.prompt, self.seed, self.tokens
 
 

@@ -256,6 +256,7 @@ class ModelChecks:
         self._hidden, self._vocabulary = config.model.hidden_size, config.model.vocab_size
 
     def call(self, result: Any, token_ids: Tensor, positions: Tensor, cache: Any, metadata: Any) -> str | None:
+        """Of the network itself: hidden states of every token."""
         return tensor_like(result, (token_ids.shape[0], self._hidden))
 
     def compute_logits(self, result: Any, hidden: Tensor) -> str | None:

@@ -205,6 +205,7 @@ class LabRun:
         self.ran_other_tests |= getattr(node, "workeroutput", {}).get("ran_other_tests", False)
 
     def close_lab(self, lab: Lab, outcomes: list[Outcome]) -> None:
+        """Keeps what the run learnt of a lab, and prints its table."""
         rows = results.summarise(lab, outcomes)
         run = Counter(outcome.todo for outcome in outcomes)
         progress = Progress(lab.folder.parent)
@@ -221,6 +222,7 @@ class LabRun:
                 print(f"A diagnosis is available: python -m labs diagnose {lab.id} --todo {todo}")
 
     def write_report(self) -> None:
+        """The outcome of every test, for other programs."""
         report = {
             lab.id: [vars(outcome) for outcome in self.outcomes[folder].values()] for folder, lab in self.labs.items()
         }

@@ -12,9 +12,11 @@ class BlockManager(block_manager.BlockManager):
     """The engine's `BlockManager`. Nothing is shared here, because no test commits a block."""
 
     def admit(self, request_id: str, num_tokens: int) -> bool:
+        """Blocks for a request that begins, or False."""
         return self.allocate(request_id, num_tokens)
 
     def grow(self, request_id: str, num_tokens: int) -> bool:
+        """Blocks for a request that got longer, or False."""
         return self.allocate(request_id, num_tokens)
 
 

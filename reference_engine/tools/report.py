@@ -217,6 +217,7 @@ def score_checkpoint(folder: Path, corpus: Path) -> tuple[list[Score], list[Bran
 
 
 def print_report(scores: list[Score], openings: list[Branching]) -> None:
+    """The same as tables."""
     console = Console()
     table = Table("exam", "dtype", "questions", "exact", title="Greedy answers")
     for score in scores:
@@ -235,6 +236,7 @@ def print_report(scores: list[Score], openings: list[Branching]) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Score a course checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--corpus", type=Path, default=CORPUS_FOLDER)

@@ -194,6 +194,7 @@ def export(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Pat
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Train a course checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--model", choices=sorted(RECIPES), default="course")

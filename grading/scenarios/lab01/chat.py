@@ -12,6 +12,7 @@ CHAT = "TODO 4: Chat"
 
 
 def message(role: str, content: str) -> dict[str, str]:
+    """One of a conversation."""
     return {"role": role, "content": content}
 
 

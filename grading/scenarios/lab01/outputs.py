@@ -33,11 +33,13 @@ def finished(dice: random.Random, tokens: int, reason: FinishReason = "stop", ar
 
 
 def times_of(output: RequestOutput) -> RequestMetrics:
+    """When a finished request arrived, and its tokens came."""
     assert output.metrics is not None  # as `finished` made it
     return output.metrics
 
 
 def near(found: Any, right: float) -> bool:
+    """Whether it is the right number, but for rounding."""
     return isinstance(found, int | float) and math.isclose(found, right, rel_tol=1e-6)
 
 
@@ -91,6 +93,7 @@ def only_length_means_cut_off(lab: Remote, dice: random.Random) -> None:
 
 
 def expect_throughput(lab: Remote, outputs: list[RequestOutput]) -> None:
+    """Tokens of all outputs, divided by the seconds from the first arrival to the last token."""
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     seconds = max(times_of(output).last_token_ts for output in outputs) - min(times_of(output).arrival_time for output in outputs)
     found = lab.throughput(outputs)

@@ -35,6 +35,7 @@ def rebuilt(lab: Remote, returned: Any) -> SamplingParams:
 
 
 def story(lab: Remote, seed: int) -> SamplingParams:
+    """The submission's parameters for a story, as an object of ours."""
     return rebuilt(lab, lab.story_params(seed))
 
 
@@ -136,6 +137,7 @@ def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab: Remote, dice:
 
 
 def expect_sentence(mine: SamplingParams, answer: str, sentence: str | None) -> None:
+    """With the parameters the engine says the answer's first sentence, and stops."""
     sentence = sentence or answer[: answer.index(".") + 1]
     found = said(answer, mine)
     expect((found.text, found.finish_reason) == (sentence, "stop"),

@@ -21,12 +21,14 @@ def ids_of(lab: Remote, count: int) -> list[str]:
 
 
 def expect_ids(ids: list[Any]) -> None:
+    """Each is an id as the README describes it."""
     for one in ids:
         expect(isinstance(one, str) and re.fullmatch(ID, one) is not None,
                f"{shown(one)} is not 'req-' followed by at least four letters, digits or hyphens")
 
 
 def repeated(ids: list[Any]) -> int:
+    """How many have been there before."""
     return len(ids) - len(set(map(str, ids)))
 
 

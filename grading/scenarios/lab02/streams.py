@@ -32,6 +32,7 @@ def listener(lab: Remote, heard: Callable[[str], None]) -> Remote:
 
 
 def expect_output(output: Any, lab: Remote, what: str) -> None:
+    """It is what the engine yields."""
     expect(is_a(lab, output, "nano_qwen3_serving", "RequestOutput"), f"{what} is {shown(output)}; expected a RequestOutput")
 
 
@@ -49,6 +50,7 @@ class Handed:
         self.ended = False
 
     def next(self) -> Any:
+        """The next output, or None at the end; both are noted."""
         output = next(self._outputs, None)
         if output is None:
             self.ended = True

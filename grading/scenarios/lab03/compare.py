@@ -42,6 +42,7 @@ def near(
 
 
 def expect_tensor(got: Any, what: str, shape: tuple[int, ...], dtype: torch.dtype, axes: tuple[str, ...] = ()) -> None:
+    """It is a tensor of this shape and dtype."""
     counted = f" [{', '.join(axes)}]" if axes else ""
     expect(isinstance(got, Tensor), f"{what}: expected a tensor, found {shown(got)}")
     expect(tuple(got.shape) == shape, f"{what}: expected the shape {list(shape)}{counted}, found {list(got.shape)}")

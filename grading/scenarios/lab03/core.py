@@ -56,6 +56,7 @@ class Step:
         return torch.cat([*parts, torch.zeros(self.padding, dtype=torch.long)])
 
     def metadata(self, lab: Remote) -> Remote:
+        """The engine's own object for it, where the submission runs."""
         longest = max(len(c.table) for c in self.chunks)
         return lab._peer.root.package("nano_qwen3_serving.interfaces").AttentionMetadata(
             query_lens=self.query_lens, seq_lens=self.seq_lens, slot_mapping=torch.tensor(self.slots),

@@ -25,6 +25,7 @@ class Noise:
         return torch.randn(size, generator=self.generator)
 
     def tokens(self, length: int, config: ModelConfig) -> Tensor:
+        """Token ids of the network's vocabulary."""
         return torch.randint(config.vocab_size, (length,), generator=self.generator)
 
 
@@ -75,9 +76,11 @@ class Network:
         self.weights = {name: weight.to(dtype) for name, weight in weights.items()}
 
     def normalised(self, x: Tensor, name: str) -> Tensor:
+        """x through the norm of this name."""
         return norm(x.to(self.dtype), self.weights[f"{name}.weight"], self.config.rms_norm_eps)
 
     def product(self, x: Tensor, name: str) -> Tensor:
+        """x times the matrix of this name, plus its bias if it has one."""
         out = x.to(self.dtype) @ self.weights[f"{name}.weight"].T
         return out + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else out
 
@@ -98,14 +101,17 @@ class Network:
         return self.product(attention(*self.heads(x, positions, part)).flatten(1), f"{part}o_proj")
 
     def mlp(self, x: Tensor, part: str = "") -> Tensor:
+        """The feed-forward network: SwiGLU."""
         gate = self.product(x, f"{part}gate_proj")
         return self.product(gate / (1 + torch.exp(-gate)) * self.product(x, f"{part}up_proj"), f"{part}down_proj")
 
     def layer(self, x: Tensor, positions: Tensor, part: str = "") -> Tensor:
+        """A decoder layer, over one request from its beginning."""
         h = x.to(self.dtype) + self.attend(self.normalised(x, f"{part}input_layernorm"), positions, f"{part}self_attn.")
         return h + self.mlp(self.normalised(h, f"{part}post_attention_layernorm"), f"{part}mlp.")
 
     def logits_of(self, hidden: Tensor) -> Tensor:
+        """The final norm, then the head."""
         return self.product(self.normalised(hidden, "model.norm"), "lm_head")
 
     def logits(self, token_ids: Tensor, first: int = 0) -> Tensor:
@@ -129,6 +135,7 @@ def random_weights(shapes: Shapes, noise: Noise) -> dict[str, Tensor]:
 
 
 def in_bfloat16(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All of them rounded."""
     return {name: weight.bfloat16() for name, weight in weights.items()}
 
 

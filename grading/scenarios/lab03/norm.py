@@ -17,10 +17,12 @@ OF_FIVE = ([2, 4, 4, 8], [1, 1, 7, 7], [1, 5, 5, 7], [1, 3, 3, 9], [5, 5, 5, 5])
 
 
 def norm_of(lab: Remote, weight: Tensor, eps: float = 1e-6) -> Remote:
+    """The submission's RMSNorm with this weight."""
     return filled(lab.RMSNorm(len(weight), eps), {"weight": weight})
 
 
 def row_of_five(dice: random.Random) -> list[int]:
+    """Four whole numbers whose root mean square is 5."""
     row = [number * dice.choice([1, 1, -1]) for number in dice.choice(OF_FIVE)]
     return dice.sample(row, 4)
 

@@ -27,6 +27,7 @@ def of_both(x: Tensor) -> Tensor:
 
 
 def expect_turned(lab: Remote, noise: Noise, positions: list[int], heads: int, head_dim: int, theta: float) -> None:
+    """Random heads at these positions are turned as by the formula, contiguous or not."""
     rotary, places = lab.RotaryEmbedding(head_dim, theta), torch.tensor(positions)
     x = noise(len(positions), heads, head_dim)
     truth, allowed = turn(x.double(), places, theta), angles_off(places, head_dim, theta) * of_both(x)

@@ -27,10 +27,12 @@ def down_to(kept: Kept, token: int) -> Kept:
 
 
 def by_top_k(kept: Kept, p: SamplingParams) -> Kept:
+    """Of the tokens in order, the first `top_k` and those that tie with the last."""
     return down_to(kept, list(kept)[p.top_k - 1]) if 0 < p.top_k < len(kept) else kept
 
 
 def by_top_p(kept: Kept, p: SamplingParams) -> Kept:
+    """The fewest whose probabilities add up to `top_p`, and those that tie with the last."""
     weights = {t: math.exp(logit - max(kept.values())) for t, logit in kept.items()}
     sums = itertools.accumulate(weights.values())
     reached = (t for t, total in zip(kept, sums, strict=True) if total >= p.top_p * sum(weights.values()))
@@ -38,6 +40,7 @@ def by_top_p(kept: Kept, p: SamplingParams) -> Kept:
 
 
 def by_min_p(kept: Kept, p: SamplingParams) -> Kept:
+    """Those at least `min_p` times as likely as the likeliest."""
     return {t: logit for t, logit in kept.items() if math.exp(logit - max(kept.values())) >= p.min_p}
 
 
@@ -115,10 +118,12 @@ def adjusted(logits: Sequence[float], one: SamplingRow) -> list[float]:
 
 
 def by_temperature(logits: list[float], one: SamplingRow) -> list[float]:
+    """Each logit divided by the row's temperature."""
     return [logit / one.params.temperature for logit in logits]
 
 
 def by_filters(logits: list[float], one: SamplingRow) -> list[float]:
+    """The logits, -inf where a filter of the row removes the token."""
     tokens = filtered(logits, one.params)
     return [logit if token in tokens else -INF for token, logit in enumerate(logits)]
 

@@ -114,6 +114,7 @@ def stepped(dice: random.Random, first: Place, second: Place) -> list[tuple[Plac
 
 
 def moved(place: Place, step: Place) -> Place:
+    """The place one step on."""
     return place[0] + step[0], place[1] + step[1], place[2] + step[2]
 
 

@@ -32,6 +32,7 @@ def row(
 
 
 def random_logits(dice: random.Random, num_rows: int, vocab_size: int) -> Tensor:
+    """[num_rows, vocab_size], from -10 to 10."""
     generator = torch.Generator().manual_seed(dice.getrandbits(32))
     return (3 * torch.randn(num_rows, vocab_size, generator=generator)).clamp(-10, 10)
 
@@ -55,6 +56,7 @@ def repeated(lab: Remote, logits: Tensor, num_rows: int) -> Remote:
 
 
 def numbers(logits: Tensor) -> str:
+    """A row as it is printed."""
     return f"[{', '.join(f'{x:.3f}' for x in logits.tolist())}]"
 
 

@@ -97,4 +97,5 @@ def generated(
 
 
 def prompts_from(dice: random.Random) -> list[Prompt]:
+    """Three prompts of token ids."""
     return [{"prompt_token_ids": [dice.randrange(300, 500) for _ in range(dice.randrange(4, 12))]} for _ in range(3)]

@@ -64,6 +64,7 @@ def some_texts(dice: random.Random) -> list[Place]:
 
 
 def differing(a: list, b: list) -> int:
+    """How many places of two lists differ."""
     return sum(x != y for x, y in zip(a, b, strict=True))
 
 

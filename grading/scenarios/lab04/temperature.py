@@ -13,6 +13,7 @@ TEMPERATURE = "TODO 2: Temperature"
 
 
 def divided(logits: Tensor, temperatures: list[float]) -> Tensor:
+    """Each row by its temperature in float64; a greedy one as it is."""
     return logits.double() / torch.tensor([t or 1.0 for t in temperatures], dtype=torch.float64)[:, None]
 
 

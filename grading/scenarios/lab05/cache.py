@@ -38,6 +38,7 @@ class Ledger:
         return tuple(torch.randn(shape, generator=self._random).to(self.dtype))
 
     def holds(self, layer: int) -> int:
+        """Tokens of a layer."""
         return len(self._held[layer][0])
 
     def append(self, layer: int, count: int, strided: bool = False) -> None:
@@ -67,6 +68,7 @@ class Ledger:
             expect(not wrong, f"{story}: the {name} that came back are not those that were stored, at positions {shown(wrong)}")
 
     def refuses(self, layer: int, count: int) -> None:
+        """`count` more tokens are too many, and the cache says so."""
         refusal("ValueError", lambda: self.cache.append(layer, *self.new(count)),
                 f"a cache of {self.room} tokens, of which layer {layer} holds {self.holds(layer)}, was given {count} more")
 

@@ -38,9 +38,11 @@ class Clock:
         self.calls, self._seconds, self._now = 0, seconds, float(dice.randrange(-100, 100))
 
     def now(self) -> float:
+        """Seconds."""
         return self._now
 
     def work(self) -> None:
+        """What is timed: takes as long as it was set to."""
         if self.calls < len(self._seconds):
             self._now += self._seconds[self.calls]
         self.calls += 1

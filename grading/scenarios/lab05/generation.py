@@ -27,6 +27,7 @@ def generated(generate: Remote, network: Network, prompt: Any, count: int) -> li
 
 
 def a_prompt(dice: random.Random, length: int) -> list[int]:
+    """Token ids."""
     return [dice.randrange(100) for _ in range(length)]
 
 
@@ -36,6 +37,7 @@ def lengths(dice: random.Random) -> list[tuple[int, int]]:
 
 
 def gives_the_best_tokens(generate: Remote, dice: random.Random) -> None:
+    """`generate` returns the tokens with the largest logits."""
     for length, count in lengths(dice):
         network, prompt = Network(dice), a_prompt(dice, length)
         tokens, right = generated(generate, network, prompt, count), network.continuation(prompt, count)
@@ -56,12 +58,14 @@ def computes(generate: Remote, dice: random.Random, starts: Callable[[int, int],
 
 
 def generates_nothing(generate: Remote, dice: random.Random) -> None:
+    """Asked for no tokens, `generate` runs nothing."""
     network = Network(dice)
     none = generated(generate, network, a_prompt(dice, 5), 0)
     expect(none == [] and not network.passes, f"0 tokens were asked for: no pass is right, and there were {len(network.passes)}")
 
 
 def leaves_the_prompt_alone(lab: Remote, generate: Remote, network: Network, prompt: list[int]) -> None:
+    """`generate` takes a list or a tuple, and changes neither."""
     held, right = hold(lab, prompt), network.continuation(prompt, 4)
     for given in (held, tuple(prompt)):
         tokens = generated(generate, network, given, 4)

@@ -26,6 +26,7 @@ def qwen(**fields: int) -> ModelConfig:
 
 
 def says_so_many_bytes(lab: Remote, config: ModelConfig, dtype: torch.dtype, right: int, story: str) -> None:
+    """`kv_bytes_per_token` says the `right` number; `story` is the shape in words."""
     said = lab.kv_bytes_per_token(config, dtype)
     expect(type(said) is int, f"bytes are an int; kv_bytes_per_token returned {shown(said)}")
     expect(said == right, f"{story}, in {dtype}: {right:,} bytes a token; kv_bytes_per_token says {said:,}")

@@ -21,6 +21,7 @@ RIDGE = "TODO 6: The ridge, and the measured curve"
 
 
 def ceilings(lab: Remote, bandwidth: float, rate: float) -> Remote:
+    """The submission's `Ceilings`."""
     return kept(lab.Ceilings, bytes_per_second=bandwidth, flops_per_second=rate)
 
 
@@ -53,6 +54,7 @@ def at_the_ridge_matrices_take_as_long_to_read_as_to_compute_with(lab: Remote, d
 
 
 def is_the_ridge(lab: Remote, dtype: torch.dtype, bandwidth: float, rate: float) -> None:
+    """At the batch that `ridge_batch` says, reading a matrix takes as long as computing with it."""
     said, numbers = number(lab.ridge_batch(dtype, ceilings(lab, bandwidth, rate)), "ridge_batch"), 1_000_000  # of a matrix: any
     compute, read = 2 * numbers * said / rate, numbers * dtype.itemsize / bandwidth
     expect(close(compute, read),
@@ -74,6 +76,7 @@ class Decoding:
         self._seconds, self._batch = seconds, 0
 
     def prepare(self, batch: int) -> Any:
+        """As the lab's: what it returns does one step."""
         self.log.append(("prepare", batch))
         self._batch = batch
         return ours(lambda: self._step(batch))
@@ -83,6 +86,7 @@ class Decoding:
         time.sleep(self.nap)
 
     def seconds_of(self, work: Callable[[], Any]) -> float:
+        """As the lab's timer, by a clock that is set."""
         if not callable(work):
             raise TypeError(f"seconds_of gets the function that does a step, not {shown(work)}")
         self.log.append("timer on")

@@ -52,6 +52,7 @@ class Traffic:
         return sum({piece.memory: piece.memory_bytes for piece in self._read.values()}.values())
 
     def dtypes(self) -> str:
+        """Of all that was read, in words."""
         return ", ".join(sorted({piece.dtype for piece in self._read.values()}))
 
 

@@ -9,6 +9,7 @@ def blocks_for(num_tokens: int, block_size: int) -> int:
 
 
 def whole(value: object) -> bool:
+    """An int, and no bool."""
     return type(value) is int
 
 

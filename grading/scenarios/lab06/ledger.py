@@ -25,12 +25,15 @@ class Watched:
         return self.manager.num_free_blocks
 
     def blocks(self, request: str) -> int:
+        """How many a request is to hold."""
         return blocks_for(self.given.get(request, 0), self.size)
 
     def held(self) -> int:
+        """Blocks of all requests."""
         return sum(map(self.blocks, self.given))
 
     def story(self) -> str:
+        """What has happened so far, in words."""
         said = ", ".join(f"{name} {tokens}" for name, tokens in self.given.items()) or "nobody anything"
         return f"blocks of {self.size}, {self.usable} usable; given so far, in tokens: {said}"
 
@@ -53,6 +56,7 @@ class Watched:
         return answer
 
     def release(self, request: str) -> None:
+        """Ends a request, and looks at what is left."""
         self.manager.free(request)
         self.given.pop(request, None)
         self.tables.pop(request, None)
@@ -75,12 +79,14 @@ class Watched:
                f"{when} {self.usable - len(held)} blocks should be free; num_free_blocks says {self.free()} ({self.story()})")
 
     def table(self, request: str) -> list[int]:
+        """A request's block table, if it is one."""
         table = self.manager.block_table(request)
         expect(isinstance(table, list) and all(map(whole, table)),
                f"block_table({request!r}) returned {shown(table)}; expected a list of block numbers")
         return table
 
     def knows(self, request: str) -> bool:
+        """Whether the manager has a table for the request."""
         try:
             self.manager.block_table(request)
         except KeyError:

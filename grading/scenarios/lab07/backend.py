@@ -32,6 +32,7 @@ def unset_memory_is_nan(lab: Remote) -> None:
 
 
 def metadata_of(lab: Remote, pool: Pool) -> Remote:
+    """The pool's requests as the engine describes a step."""
     return metadata_there(
         lab, query_lens=[one.count for one in pool.requests], seq_lens=pool.seq_lens(), block_tables=pool.tables(),
         slot_mapping=torch.tensor(pool.slots()), num_decodes=sum(one.count == 1 for one in pool.requests),

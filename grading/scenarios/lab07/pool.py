@@ -61,6 +61,7 @@ def allowed_error(q: Tensor, keys: Tensor, values: Tensor) -> float:
 
 
 def expect_tensor(got: Any, shape: Sequence[int], what: str) -> None:
+    """It is a tensor of this shape."""
     expect(isinstance(got, Tensor), f"{what}: expected a tensor, and {shown(got)} came")
     expect(list(got.shape) == list(shape), f"{what}: expected shape {list(shape)}, got {list(got.shape)}")
 
@@ -150,9 +151,11 @@ class Pool:
         return self.tables(spare=2)[0]
 
     def query_starts(self) -> list[int]:
+        """Each request's first row, and the number of rows."""
         return [sum(one.count for one in self.requests[:i]) for i in range(len(self.requests) + 1)]
 
     def seq_lens(self) -> list[int]:
+        """Tokens of each request, those of this step among them."""
         return [request.seq_len for request in self.requests]
 
     def q(self) -> Tensor:
@@ -175,6 +178,7 @@ class Pool:
                     f"{what}: request {i} of {len(self.requests)}, {request.count} tokens after {request.start}")
 
     def described(self) -> str:
+        """The shape in words."""
         num_heads, num_kv_heads, head_dim = self.heads
         return f"{num_heads} query heads, {num_kv_heads} KV heads of {head_dim}, {str(self.dtype).removeprefix('torch.')}"
 
