@@ -6,6 +6,7 @@ that closes a run without any.
 
 import gc
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -154,6 +155,20 @@ class LabRun:
         return tuple(todo for todo in lab.needs.get(_todo_of(marker)[0], ()) if todo in written.unwritten | failed)
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        """A part that fails in a step of many requests fails its test, though the engine helps itself."""
+        __tracebackhide__ = True
+        log, kept = logging.getLogger(_ENGINE), _Kept()
+        log.addHandler(kept)
+        try:
+            yield
+        finally:
+            log.removeHandler(kept)
+        if kept.records and self.lab_of(item) is not None:
+            first = kept.records[0]
+            raise AssertionError(f"in the engine {first.getMessage()}") from vars(first)["failure"]
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -227,6 +242,21 @@ class LabRun:
             lab.id: [vars(outcome) for outcome in self.outcomes[folder].values()] for folder, lab in self.labs.items()
         }
         Path(self.report_file).write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+_ENGINE = "nano_qwen3_serving.engine.llm_engine"
+
+
+class _Kept(logging.Handler):
+    """What a module warned of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `logging`."""
+        self.records.append(record)
 
 
 _ON_OURS = pytest.StashKey[tuple[int, ...]]()

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,18 @@ def test_the_seam_copies_and_reads_blocks_as_the_engines_attention_does(solution
     for mine_pair, other_pair in zip(cache, other, strict=True):
         got, want = mine.read(mine_pair, slots), theirs.read(other_pair, slots)
         assert all(map(torch.equal, got, want)) and all(t.any() for t in got)
+
+
+def test_a_mistake_that_the_engine_helps_itself_out_of_is_found(tmp_path: Path):
+    """It computes a step that fails again, request by request: the tokens are right, and nobody would notice."""
+    old = "        starts = list(itertools.accumulate(metadata.query_lens, initial=0))\n"
+    text = LAB.solution.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    mine = tmp_path / "mine.py"
+    mine.write_text(text.replace(
+        old, f"        if q.is_inference() and len(metadata.query_lens) > 1:\n            raise IndexError('no room')\n{old}"))
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", LAB.tests, "--impl", mine, "-k", "todo_6 and in_the_engine", "-p", "no:cacheprovider"],
+        cwd=LAB.folder, capture_output=True, text=True, timeout=120)
+    assert "4 failed" in run.stdout and "no room" in run.stdout, run.stdout[-3000:]
+    assert re.search(r"in the engine a step of \d requests failed and is computed again, .*: IndexError", run.stdout)

@@ -573,13 +573,16 @@ async def test_one_bad_request_kills_all(parts, error):
             continued_text("next", 3))
 
 
-def test_one_bad_request_kills_all_not_in_an_offline_batch_either():
-    """vLLM #55164: the error carries what the others have."""
+def test_one_bad_request_kills_all_not_in_an_offline_batch_either(caplog):
+    """vLLM #55164: the error carries what the others have, and the log says what a step was computed again for."""
     llm = LLM("course", num_gpu_blocks_override=33, components=double_components(on_forward=poisoned))
     with pytest.raises(GenerationError, match="'!'") as caught:
         llm.generate(["good", "bad!", "fine"], greedy(5))
     assert [o.outputs[0].finish_reason for o in caught.value.outputs] == ["length", "error", "length"]
     assert caught.value.outputs[2].outputs[0].text == continued_text("fine", 5)
+    (again,) = [record for record in caplog.records if record.name == "nano_qwen3_serving.engine.llm_engine"]
+    assert "step of 3 requests failed and is computed again, request by request: RuntimeError: the" in again.getMessage()
+    assert isinstance(again.failure, RuntimeError)
 
 
 @pytest.fixture(scope="module")

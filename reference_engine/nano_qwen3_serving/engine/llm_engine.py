@@ -7,6 +7,7 @@ other threads: it only reads.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.scheduling.invariants import check_schedule
 
 Clock = Callable[[], float]
+
+logger = logging.getLogger(__name__)
 
 INVARIANT_ROWS = 16  # with batch_invariant
 SMALL_MODEL_BYTES = 32 << 20
@@ -190,13 +193,15 @@ class LLMEngine:
         """Runs the batch; if that fails, each of its requests alone, once.
 
         A request that fails again has an entry in `errors`. Running a chunk twice is harmless: it
-        writes the same keys and values into its own slots.
+        writes the same keys and values into its own slots. But it is slow, so the log says why.
         """
         if not batch.chunks:
             return SampledTokens({})
         try:
             return self.model_runner.execute(batch)
-        except Exception:
+        except Exception as error:
+            logger.warning("a step of %d requests failed and is computed again, request by request: %s: %s",
+                           len(batch.chunks), type(error).__name__, error, extra={"failure": error})
             result = SampledTokens({})
         for chunk in batch.chunks:
             request_id = chunk.request.request_id
