@@ -12,7 +12,7 @@ from labs.harness.regions import Function, definitions, with_stand_ins
 
 HERE = Path(__file__).parent / "cheats"
 LAB = "06"
-_KEYS = {"base": str, "worth": int, "todos": list}
+_KEYS = {"base": str, "worth": int, "todos": list, "needs_isolation": bool}
 
 
 @dataclass(frozen=True)
@@ -51,27 +51,30 @@ def _read(lab: Lab, path: Path) -> Cheat:
     if base is None:
         raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
     whole = composed(base.read_text(encoding="utf-8"), text)
-    return Cheat(path.stem, tries, facts["worth"], tuple(facts["todos"]), facts.get("needs_isolation", False),
-                 lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
+    return _cheat(path.stem, tries, facts, lambda folder: cheat_files.write(folder, path.stem, whole.encode()))
 
 
 def _built(lab: Lab, build: cheat_files.Builder) -> Cheat:
     tries, facts = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
-    return Cheat(build.__name__, tries, facts["worth"], tuple(facts["todos"]), False, lambda folder: build(lab, folder))
+    return _cheat(build.__name__, tries, facts, lambda folder: build(lab, folder))
+
+
+def _cheat(name: str, tries: str, facts: dict, make: Callable[[Path], Path]) -> Cheat:
+    return Cheat(name, tries, facts["worth"], tuple(facts["todos"]), facts["needs_isolation"], make)
 
 
 def _heading(path: Path, said: str) -> tuple[str, dict]:
-    """What it tries, and the facts below that."""
+    """What it tries, and the facts below that, `needs_isolation` among them."""
     tries, _, rest = said.partition("\n\n")
     try:
-        facts = tomllib.loads(rest)
+        facts = {"needs_isolation": False} | tomllib.loads(rest)
     except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)]
-    wrong += sorted(set(facts) - {*_KEYS, "needs_isolation"})
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
     if not tries or wrong:
         raise LabError(
-            f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73 and todos = [4]; "
+            f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73, todos = [4] and "
+            "perhaps needs_isolation = true; "
             f"see {', '.join(wrong)}.")
     return " ".join(tries.split()), facts
 

@@ -19,6 +19,7 @@ LIMITS = Limits(wall_seconds=5.0, cpu_seconds=3, memory_bytes=768 << 20)
 
 MOST = 85
 """Points of the lab, without predictions."""
+GONE = "the judge was gone before it had a verdict"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Verdict:
     """How a cheat was graded at a level.
 
     Attributes:
-        report: none if the judge failed, or was ended by the cheat.
-        error: how the judge failed.
+        report: None if the judge failed, or was ended by the cheat.
+        error: how the judge failed; `GONE` if it was ended.
     """
 
     cheat: Cheat
@@ -37,8 +38,13 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Whether it got what it is to get: its honest part's worth, or at `none` its way if no less can stop it."""
-        return self.held != (self.level == "none" and self.cheat.needs_isolation)
+        """Whether it got what it is to get: its honest part's worth, or at `none` its way if nothing there stops it."""
+        return self.had_its_way if self.level == "none" and self.cheat.needs_isolation else self.held
+
+    @property
+    def had_its_way(self) -> bool:
+        """Whether it lost nothing, or ended the judge."""
+        return self.error == GONE if self.report is None else self.report.score == self.report.max_score
 
     @property
     def held(self) -> bool:

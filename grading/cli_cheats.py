@@ -1,4 +1,4 @@
-"""`python -m grading cheats`: does every submission that cheats get what its honest part is worth?"""
+"""`python -m grading cheats`: does every submission that cheats get what it is to get, at every level of isolation?"""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -13,25 +13,33 @@ from grading.bar import bar
 from grading.cheat_corpus import LAB, read_cheats
 from grading.cheat_trial import Verdict, verdicts
 from grading.isolation import LEVELS, strongest_level, weaknesses
+from grading.sandbox import NOT_HERE, SetupError
 from grading.show import plain, points
 
 
-def offered() -> list[str]:
+def levels_for_cheats() -> list[str]:
     """The levels at which cheats can be run on this machine, the strongest first.
 
     At `none` they run where bubblewrap makes something to throw away, and nowhere else.
+
+    Raises:
+        SetupError: there are none.
     """
-    strongest = strongest_level()
-    return list(LEVELS) if strongest == "namespaces" else [level for level in (strongest,) if level != "none"]
+    if strongest_level() == "none":
+        raise SetupError(NOT_HERE)
+    return list(LEVELS) if strongest_level() == "namespaces" else ["limits"]
 
 
 def cheats(
     isolation: Annotated[list[str] | None, typer.Option(
-        help="A level, may be given again; by default each that the machine has.")] = None,
+        help="A level, may be given again; by default each at which they can be run here.")] = None,
     only: Annotated[str | None, typer.Option(help="Cheats whose name has this in it.")] = None,
 ) -> None:
-    """Run every cheat at every level of isolation; exit status 1 if one gets more or less than its honest part is worth."""
-    levels, chosen = isolation or offered(), [one for one in read_cheats() if only is None or only in one.name]
+    """Run every cheat at every level of isolation; exit status 1 if one gets what it is not to get.
+
+    That is what its honest part is worth; at `none`, for those that need more to be stopped, all or the end of the judge.
+    """
+    levels, chosen = isolation or levels_for_cheats(), [one for one in read_cheats() if only is None or only in one.name]
     if unknown := [level for level in levels if level not in LEVELS]:
         raise ValueError(f"there is no isolation level {unknown[0]!r}; there are {', '.join(LEVELS)}")
     if not chosen:
@@ -39,8 +47,7 @@ def cheats(
     found: dict[str, list[Verdict]] = {}
     with bar(len(levels) * len(chosen), "cheats") as done:
         for level in levels:
-            grade = throwaway.verdicts if level == "none" else verdicts
-            found[level] = list(grade(chosen, level, done))
+            found[level] = list(throwaway.verdicts(chosen, done) if level == "none" else verdicts(chosen, level, done))
     _print(Console(highlight=False), found)
     if not all(one.right for level in levels for one in found[level]):
         raise typer.Exit(1)
@@ -58,6 +65,8 @@ def _print(console: Console, found: dict[str, list[Verdict]]) -> None:
     wrong = [one for of_level in found.values() for one in of_level if not one.right]
     for one in wrong:
         console.print(Text(f"{one.cheat.name} at {one.level}: worth {one.cheat.worth}; {one.cheat.tries} {plain(one.happened)}"))
+    if any(one.report is None for of_level in found.values() for one in of_level):
+        console.print("-: there is no report, for the judge was ended or failed")
     for level in found:
         for weakness in weaknesses(level):
             console.print(Text(f"{level}: {weakness}"))

@@ -3,7 +3,7 @@
     namespaces  bubblewrap: files, processes and network of its own; and all that `limits` has
     limits      a process group, CPU and file limits, another user where the judge is root; on Linux no
                 files, processes and network but its own, as far as the kernel has Landlock and seccomp
-    none        a process
+    none        a process; only where it is asked for, and on systems on which nothing can be graded
 
 At every level the judge's clock, the memory watchdog and the wire of bytes hold. `weaknesses` says what
 is missing.

@@ -32,6 +32,9 @@ TRIES = 2
 SECONDS_BETWEEN_LOOKS = 0.05
 
 
+NOT_HERE = "submissions are graded on Linux and macOS; on Windows, use its Linux (WSL)"
+
+
 class Stopped(Ended):
     """A check was ended; says why in the words of the report.
 
@@ -64,7 +67,7 @@ class Sandbox:
 
     def __init__(self, level: str, runtime: Path, hidden: Sequence[str], limits: Limits) -> None:
         if not hasattr(socket, "send_fds"):
-            raise SetupError("submissions are graded on Linux and macOS; on Windows, use its Linux (WSL)")
+            raise SetupError(NOT_HERE)
         self.level, self.limits = level, limits
         self.cpu_seconds = 0.0
         self.peak_bytes = 0

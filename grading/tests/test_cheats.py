@@ -1,9 +1,11 @@
 """Every submission that cheats gets what its honest part is worth, at every level that this machine has, and leaves nothing."""
 
+import functools
 import multiprocessing
 import os
 import re
 import resource
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 from grading import cli_cheats, throwaway
 from grading.cheat_corpus import HERE, Cheat, composed, read_cheats
 from grading.cheat_trial import MOST, Verdict, verdicts
-from grading.cli_cheats import offered
+from grading.cli_cheats import levels_for_cheats
 from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import Report
 from grading.sandbox import SetupError, processes_of
@@ -58,13 +60,13 @@ class Outcome:
 
 
 def whole_run(level: str) -> Outcome:
-    """In a process of its own: all cheats, then what is left of them."""
+    """In a process of its own: all cheats, then what is left of them. At `none` the judge is a process further in."""
     before = set(os.listdir(tempfile.gettempdir()))
     started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    grade = throwaway.verdicts if level == "none" else verdicts
-    found = {one.cheat.name: one for one in grade(read_cheats(), level, limits=LIMITS, besides=HONEST)}
-    slow = [one.cheat for one in found.values() if _was_too_slow(one)]
-    found |= {one.cheat.name: one for one in grade(slow, level, limits=PATIENT, besides=HONEST)}
+    grade = throwaway.verdicts if level == "none" else functools.partial(verdicts, level=level)
+    found = {one.cheat.name: one for one in grade(read_cheats(), limits=LIMITS, besides=HONEST)}
+    slow = [one.cheat for one in found.values() if not one.right and (one.cheat.needs_isolation or _was_too_slow(one))]
+    found |= {one.cheat.name: one for one in grade(slow, limits=PATIENT, besides=HONEST)}
     mine = [path for path in sorted(set(os.listdir(tempfile.gettempdir())) - before)
             if re.match(r"submission-|runtime-|cheat", path)]
     left = [f"process {pid}" for pid in processes_of(os.getpid())[1:]] + [path for path in mine if _is_of(path)]
@@ -90,9 +92,10 @@ def _in_words(one: Verdict) -> tuple[str, int, bool, str, str]:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, Outcome]:
-    """The corpus at every level at once."""
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return dict(zip(offered(), pool.map(whole_run, offered()), strict=True))
+    """The corpus at every level, at two of them at once."""
+    levels = levels_for_cheats()
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        return dict(zip(levels, pool.map(whole_run, levels), strict=True))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -121,7 +124,7 @@ def test_nothing_is_left_of_them(outcomes: dict[str, Outcome]):
 
 
 def test_they_take_a_bounded_part_of_the_judges_memory(outcomes: dict[str, Outcome]):
-    for level, outcome in outcomes.items():
+    for level, outcome in outcomes.items():  # at `none` the process that is measured only reads what the judge says
         assert outcome.grown < LIMITS.memory_bytes, f"{level}: the judge took {outcome.grown >> 20} MiB"
 
 
@@ -139,10 +142,44 @@ def test_nothing_that_they_say_reaches_a_terminal_as_control(outcomes: dict[str,
 
 def test_at_the_level_none_they_run_inside_bubblewrap_or_not_at_all(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(throwaway, "strongest_level", lambda: "limits")
-    with pytest.raises(SetupError, match="inside bubblewrap only"):
+    with pytest.raises(SetupError, match="only inside bubblewrap"):
         next(throwaway.verdicts(read_cheats()))
     monkeypatch.setattr(cli_cheats, "strongest_level", lambda: "limits")
-    assert offered() == ["limits"]
+    assert levels_for_cheats() == ["limits"]
+    monkeypatch.setattr(cli_cheats, "strongest_level", lambda: "none")
+    with pytest.raises(SetupError, match="graded on Linux and macOS"):
+        levels_for_cheats()
+
+
+HARM = """
+import os, subprocess, sys
+for path in sys.argv[1:]:
+    try:
+        open(os.path.join(path, "harm"), "w").close()
+        print("wrote", path)
+    except OSError:
+        pass
+done = subprocess.run(["mount", "-o", "remount,rw,bind", "/"], capture_output=True)
+print("remounted" if done.returncode == 0 else "refused", sorted(os.environ))
+"""
+
+
+@pytest.mark.skipif(strongest_level() != "namespaces", reason="there is no bubblewrap that works")
+def test_what_runs_in_the_throwaway_changes_nothing_outside_of_it(tmp_path: Path):
+    copy = throwaway.copied(tmp_path / "course")
+    places = [Path.home(), Path("/var/tmp"), Path("/tmp"), Path("/etc"), Path("/"), throwaway.COURSE]
+    done = subprocess.run(
+        [*throwaway.inside(copy), sys.executable, "-c", HARM, *map(str, places)], capture_output=True, text=True, timeout=60)
+    assert [place for place in places if (place / "harm").exists()] == []
+    assert (copy / "harm").is_file(), "it had a course that it could spoil"
+    assert "refused" in done.stdout and "PYTEST_CURRENT_TEST" not in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(strongest_level() != "namespaces", reason="there is no bubblewrap that works")
+def test_a_judge_that_does_not_start_in_the_throwaway_says_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(throwaway, "PARTS", ("labs", "pyproject.toml"))
+    with pytest.raises(SetupError, match="No module named"):
+        list(throwaway.verdicts(read_cheats()[:1]))
 
 
 def test_there_are_many_and_each_says_what_it_tries():

@@ -162,3 +162,31 @@ def test_whatever_predictions_are_handed_in_there_is_one_result(content: bytes):
 def test_strange_attempts_earn_nothing(attempt: dict):
     (result,) = answers.judge(LAB, json.dumps({"attempts": [attempt] * 3}).encode())
     assert result.earned == 0 and result.message
+
+
+FAILS_FOR_SEVERAL = """
+
+the_right_sample = Sampler.sample
+
+
+def sample(self, logits, rows):
+    if len(rows) > 1 and rows[0].params.max_tokens == 8:
+        raise RuntimeError("\x1b[2J one at a time, please")
+    return the_right_sample(self, logits, rows)
+
+
+Sampler.sample = sample
+"""
+
+
+def test_a_part_that_fails_in_a_step_of_many_loses_points_though_the_engine_helps_itself(capfd: pytest.CaptureFixture[str]):
+    """And nothing that it says is printed by the engine's log."""
+    lab = find_lab("04")
+    with grader_of(lab, Settings(seed="judge", predictions=False)) as grader:
+        grader.checks = [check for check in grader.checks if check.name.startswith("in_the_engine")]
+        names = [check.name for check in grader.checks]
+        text = lab.solution.read_text(encoding="utf-8") + FAILS_FOR_SEVERAL
+        report = grader.grade(Submission("ada", {"starter.py": text.encode()}))
+    assert len(names) == 2 and [check.name for check in report.checks if not check.passed] == names
+    assert all("one at a time, please" in check.message for check in report.checks)
+    assert "one at a time" not in "".join(capfd.readouterr())

@@ -20,7 +20,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Does what the judge orders, until it hangs up."""
+    """Does what the judge orders, until the judge hangs up."""
     control, (site, runtime), hidden = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:4], sys.argv[4].split(",")
     _use(site, runtime, hidden)
     _be_nobodys_target()

@@ -44,8 +44,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(LabRun(config), "lab-run")
 
 
-def pytest_unconfigure() -> None:
-    gc.freeze()  # the process ends: to look for garbage in all that torch and transformers made would take 0.7 s
+ENGINE = "nano_qwen3_serving.engine.llm_engine"
+
+
+class _Kept(logging.Handler):
+    """Warnings of steps that failed and are computed again: the records that have a `failure`."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `logging`."""
+        if hasattr(record, "failure"):
+            self.records.append(record)
 
 
 class LabRun:
@@ -158,7 +170,7 @@ class LabRun:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
         """A part that fails in a step of many requests fails its test, though the engine helps itself."""
         __tracebackhide__ = True
-        log, kept = logging.getLogger(_ENGINE), _Kept()
+        log, kept = logging.getLogger(ENGINE), _Kept()
         log.addHandler(kept)
         try:
             yield
@@ -197,6 +209,14 @@ class LabRun:
 
     # closing
 
+    def pytest_unconfigure(self) -> None:
+        """Where only a lab's tests ran, garbage is not looked for any more.
+
+        In all that torch and transformers made that takes 0.7 s. What only that last search would find, is not found.
+        """
+        if self.labs and not self.ran_other_tests:
+            gc.freeze()
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         if hasattr(session.config, "workeroutput"):  # pytest-xdist: another process closes the run
@@ -220,7 +240,7 @@ class LabRun:
         self.ran_other_tests |= getattr(node, "workeroutput", {}).get("ran_other_tests", False)
 
     def close_lab(self, lab: Lab, outcomes: list[Outcome]) -> None:
-        """Keeps what the run learnt of a lab, and prints its table."""
+        """Prints a lab's table; what a run of the starter learnt is kept."""
         rows = results.summarise(lab, outcomes)
         run = Counter(outcome.todo for outcome in outcomes)
         progress = Progress(lab.folder.parent)
@@ -242,21 +262,6 @@ class LabRun:
             lab.id: [vars(outcome) for outcome in self.outcomes[folder].values()] for folder, lab in self.labs.items()
         }
         Path(self.report_file).write_text(json.dumps(report, indent=1), encoding="utf-8")
-
-
-_ENGINE = "nano_qwen3_serving.engine.llm_engine"
-
-
-class _Kept(logging.Handler):
-    """What a module warned of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called by `logging`."""
-        self.records.append(record)
 
 
 _ON_OURS = pytest.StashKey[tuple[int, ...]]()

@@ -2,8 +2,6 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -157,16 +155,19 @@ def test_the_seam_copies_and_reads_blocks_as_the_engines_attention_does(solution
         assert all(map(torch.equal, got, want)) and all(t.any() for t in got)
 
 
-def test_a_mistake_that_the_engine_helps_itself_out_of_is_found(tmp_path: Path):
+def test_a_mistake_that_the_engine_helps_itself_out_of_is_found(workshop):
     """It computes a step that fails again, request by request: the tokens are right, and nobody would notice."""
     old = "        starts = list(itertools.accumulate(metadata.query_lens, initial=0))\n"
     text = LAB.solution.read_text(encoding="utf-8")
     assert text.count(old) == 1
-    mine = tmp_path / "mine.py"
+    mine = workshop.home / "mine.py"
     mine.write_text(text.replace(
-        old, f"        if q.is_inference() and len(metadata.query_lens) > 1:\n            raise IndexError('no room')\n{old}"))
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", LAB.tests, "--impl", mine, "-k", "todo_6 and in_the_engine", "-p", "no:cacheprovider"],
-        cwd=LAB.folder, capture_output=True, text=True, timeout=120)
-    assert "4 failed" in run.stdout and "no room" in run.stdout, run.stdout[-3000:]
-    assert re.search(r"in the engine a step of \d requests failed and is computed again, .*: IndexError", run.stdout)
+        old, f"        if q.is_inference() and len(metadata.query_lens) > 1:\n            raise IndexError('no room')\n{old}"),
+        encoding="utf-8")
+    outcomes, run = workshop.outcomes(str(LAB.tests), "--impl", str(mine), "-k", "todo_6 and in_the_engine", "--plain")
+    assert outcomes["07"] and not any(one["passed"] for one in outcomes["07"])
+    for one in outcomes["07"]:
+        assert re.fullmatch(
+            r"in the engine a step of \d requests failed and is computed again, request by request: IndexError: no room",
+            one["message"]), one["message"]
+    assert "mine.py" in run.stdout, "the line that failed is shown"

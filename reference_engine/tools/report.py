@@ -217,7 +217,7 @@ def score_checkpoint(folder: Path, corpus: Path) -> tuple[list[Score], list[Bran
 
 
 def print_report(scores: list[Score], openings: list[Branching]) -> None:
-    """The same as tables."""
+    """Scores and openings as tables."""
     console = Console()
     table = Table("exam", "dtype", "questions", "exact", title="Greedy answers")
     for score in scores:

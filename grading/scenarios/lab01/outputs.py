@@ -93,7 +93,7 @@ def only_length_means_cut_off(lab: Remote, dice: random.Random) -> None:
 
 
 def expect_throughput(lab: Remote, outputs: list[RequestOutput]) -> None:
-    """Tokens of all outputs, divided by the seconds from the first arrival to the last token."""
+    """throughput() is the tokens of all outputs, divided by the seconds from the first arrival to the last token."""
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     seconds = max(times_of(output).last_token_ts for output in outputs) - min(times_of(output).arrival_time for output in outputs)
     found = lab.throughput(outputs)

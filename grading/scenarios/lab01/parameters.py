@@ -137,7 +137,7 @@ def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab: Remote, dice:
 
 
 def expect_sentence(mine: SamplingParams, answer: str, sentence: str | None) -> None:
-    """With the parameters the engine says the answer's first sentence, and stops."""
+    """With the parameters the engine stops after `sentence`, or else after the first full stop."""
     sentence = sentence or answer[: answer.index(".") + 1]
     found = said(answer, mine)
     expect((found.text, found.finish_reason) == (sentence, "stop"),

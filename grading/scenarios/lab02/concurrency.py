@@ -97,7 +97,7 @@ class WatchfulLedger(PatientLedger):
         self.free = 0
 
     def choose(self, rows: list[dict]) -> list[int]:
-        """As in every ledger; waits, at most a while in all, for the neighbour's turn."""
+        """Waits for the neighbour's turn, `seconds` in all, then chooses as every ledger."""
         while (turns := self._neighbour.turns) <= self._turns and self._left > 0:
             time.sleep(0.005)
             self._left -= 0.005

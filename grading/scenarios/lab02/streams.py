@@ -32,7 +32,7 @@ def listener(lab: Remote, heard: Callable[[str], None]) -> Remote:
 
 
 def expect_output(output: Any, lab: Remote, what: str) -> None:
-    """It is what the engine yields."""
+    """It is a `RequestOutput`."""
     expect(is_a(lab, output, "nano_qwen3_serving", "RequestOutput"), f"{what} is {shown(output)}; expected a RequestOutput")
 
 

@@ -26,6 +26,7 @@ class Chunk:
     table: list[int]
 
     def slots(self, positions: Iterable[int]) -> list[int]:
+        """Where these positions of the request lie."""
         return [self.table[i // BLOCK] * BLOCK + i % BLOCK for i in positions]
 
 

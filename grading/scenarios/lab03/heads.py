@@ -26,7 +26,7 @@ def attention_layer(
 
 
 def three(got: Any) -> tuple[Any, Any, Any]:
-    """q, k and v, if there are three."""
+    """q, k and v; there must be three."""
     expect(isinstance(got, tuple | list) and len(got) == 3, f"heads() returned {shown(got)}; expected q, k and v")
     return tuple(got)
 

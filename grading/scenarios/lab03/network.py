@@ -12,7 +12,7 @@ from torch import Tensor
 from grading.checks import kept
 from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
-from nano_qwen3_serving.testing.checkpoints import Shapes, parameter_shapes, random_weight
+from nano_qwen3_serving.testing.checkpoints import ParameterShapes, parameter_shapes, random_weight
 
 
 class Noise:
@@ -124,14 +124,14 @@ class Network:
 
 # Weights
 
-def network_shapes(config: ModelConfig) -> Shapes:
-    """A lab's network has a head of its own, whether or not the checkpoint ties it to the embedding."""
+def network_shapes(config: ModelConfig) -> ParameterShapes:
+    """Of all parameters, a head of its own among them, whether or not the configuration ties it to the embedding."""
     return parameter_shapes(config) | {"lm_head.weight": (config.vocab_size, config.hidden_size)}
 
 
-def random_weights(shapes: Shapes, noise: Noise) -> dict[str, Tensor]:
+def random_weights(sizes: ParameterShapes, noise: Noise) -> dict[str, Tensor]:
     """None of them special: they forgive nothing."""
-    return {name: random_weight(name, size, noise.generator) for name, size in shapes.items()}
+    return {name: random_weight(name, size, noise.generator) for name, size in sizes.items()}
 
 
 def in_bfloat16(weights: dict[str, Tensor]) -> dict[str, Tensor]:

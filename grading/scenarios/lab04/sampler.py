@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from grading.checks import expect, shown
+from grading.scenarios.engines import FirstFault, first_fault
 from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.interfaces import SamplingRow
@@ -71,12 +72,19 @@ def sampled(sampler: Remote, logits: object, rows: Sequence[SamplingRow]) -> tup
 
 
 class Wired:
-    """The submission's sampler as the judge's engine calls it: log-probabilities come as values."""
+    """The submission's sampler as the judge's engine calls it: log-probabilities come as values.
 
-    def __init__(self, lab: Remote) -> None:
-        self.sampler = lab.Sampler()
+    Args:
+        fault: gets the first exception.
+    """
+
+    def __init__(self, lab: Remote, fault: FirstFault) -> None:
+        self.sampler, self._fault = lab.Sampler(), fault
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], list[dict[int, Logprob] | None]]:
+        return self._fault.call(self._sample, logits, rows)
+
+    def _sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], list[dict[int, Logprob] | None]]:
         tokens, logprobs = sampled(self.sampler, logits, rows)
         return tokens, [None if found is None else self._values(found) for found in logprobs]
 
@@ -91,9 +99,10 @@ def generated(
     from nano_qwen3_serving import LLM
     from nano_qwen3_serving.components import Components
 
-    components = Components() if lab is None else Components().using(sampler=lambda config: Wired(lab))
-    llm = LLM("course-draft", components=components, device="cpu", dtype="float32", num_gpu_blocks_override=64, **options)
-    return [output.outputs for output in llm.generate(prompts, params, use_tqdm=False)]
+    with first_fault() as fault:
+        components = Components() if lab is None else Components().using(sampler=lambda config: Wired(lab, fault))
+        llm = LLM("course-draft", components=components, device="cpu", dtype="float32", num_gpu_blocks_override=64, **options)
+        return [output.outputs for output in llm.generate(prompts, params, use_tqdm=False)]
 
 
 def prompts_from(dice: random.Random) -> list[Prompt]:

@@ -38,7 +38,7 @@ class Ledger:
         return tuple(torch.randn(shape, generator=self._random).to(self.dtype))
 
     def holds(self, layer: int) -> int:
-        """Tokens of a layer."""
+        """How many tokens a layer was given."""
         return len(self._held[layer][0])
 
     def append(self, layer: int, count: int, strided: bool = False) -> None:

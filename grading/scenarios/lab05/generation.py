@@ -65,7 +65,7 @@ def generates_nothing(generate: Remote, dice: random.Random) -> None:
 
 
 def leaves_the_prompt_alone(lab: Remote, generate: Remote, network: Network, prompt: list[int]) -> None:
-    """`generate` takes a list or a tuple, and changes neither."""
+    """`generate` takes a list, which it leaves as it was, or a tuple."""
     held, right = hold(lab, prompt), network.continuation(prompt, 4)
     for given in (held, tuple(prompt)):
         tokens = generated(generate, network, given, 4)

@@ -36,7 +36,7 @@ def words(shape: ModelConfig) -> str:
 
 
 def numbers_from(dice: random.Random) -> torch.Generator:
-    """A source of random numbers for the same dice."""
+    """A generator that is seeded by the dice."""
     return torch.Generator().manual_seed(dice.getrandbits(60))
 
 

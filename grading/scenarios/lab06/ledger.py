@@ -22,6 +22,7 @@ class Watched:
         self.tables: dict[str, list[int]] = {}
 
     def free(self) -> int:
+        """Blocks that the manager says are free."""
         return self.manager.num_free_blocks
 
     def blocks(self, request: str) -> int:
@@ -29,11 +30,11 @@ class Watched:
         return blocks_for(self.given.get(request, 0), self.size)
 
     def held(self) -> int:
-        """Blocks of all requests."""
+        """Blocks that all requests are to hold."""
         return sum(map(self.blocks, self.given))
 
     def story(self) -> str:
-        """What has happened so far, in words."""
+        """What each request is to hold now, in words."""
         said = ", ".join(f"{name} {tokens}" for name, tokens in self.given.items()) or "nobody anything"
         return f"blocks of {self.size}, {self.usable} usable; given so far, in tokens: {said}"
 
@@ -79,7 +80,7 @@ class Watched:
                f"{when} {self.usable - len(held)} blocks should be free; num_free_blocks says {self.free()} ({self.story()})")
 
     def table(self, request: str) -> list[int]:
-        """A request's block table, if it is one."""
+        """A request's block table, which must be one."""
         table = self.manager.block_table(request)
         expect(isinstance(table, list) and all(map(whole, table)),
                f"block_table({request!r}) returned {shown(table)}; expected a list of block numbers")

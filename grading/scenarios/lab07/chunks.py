@@ -12,7 +12,7 @@ CHUNKS = "TODO 4: Chunks"
 
 
 def rounded(rows: list[list[float]]) -> list[list[float]]:
-    """As it is printed."""
+    """To three decimals."""
     return [[round(number, 3) for number in row] for row in rows]
 
 

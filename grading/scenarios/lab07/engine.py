@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grading.checks import expect, hold, kept, shown
+from grading.scenarios.engines import FirstFault, first_fault
 from grading.scenarios.lab07.pool import expect_tensor, module_there, numbers
 from grading.worker.peer import Remote
 from labs.harness import loading
@@ -50,25 +51,16 @@ class There:
     """A `PagedAttention` for an engine of the judge: its caches stay there, and a step's metadata go there once.
 
     Args:
-        faults: gets the first exception, for the engine tries what fails again, one request at a time.
+        fault: gets the first exception.
     """
 
     def __init__(
-        self, lab: Remote, faults: list[Exception], config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
+        self, lab: Remote, fault: FirstFault, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._lab, self._faults, self._layers = lab, faults, config.num_hidden_layers
+        self._lab, self._fault, self._layers = lab, fault, config.num_hidden_layers
         self._part = part(lab, config, size, dtype, device.type)
         self._slots: tuple = (None, None)
         self._metadata: tuple = (None, None)
-
-    def _kept_in_mind(self, call: Callable, *arguments: Any) -> Any:
-        """What the call gives. After an exception there are no more calls, only that again."""
-        if not self._faults:
-            try:
-                return call(*arguments)
-            except Exception as error:  # of any kind: the engine would go on
-                self._faults.append(error)
-        raise self._faults[0]
 
     @property
     def bytes_per_block(self) -> int:
@@ -80,13 +72,13 @@ class There:
         return pairs
 
     def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
-        return self._kept_in_mind(self._slots_of, block_table, positions)
+        return self._fault.call(self._slots_of, block_table, positions)
 
     def write(self, layer_cache: Remote, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        self._kept_in_mind(self._write, layer_cache, k, v, slots)
+        self._fault.call(self._write, layer_cache, k, v, slots)
 
     def forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
-        return self._kept_in_mind(self._forward, q, layer_cache, metadata)
+        return self._fault.call(self._forward, q, layer_cache, metadata)
 
     def _slots_of(self, block_table: Sequence[int], positions: range) -> list[int]:
         slots = numbers(self._part.slots(block_table, positions))
@@ -139,19 +131,15 @@ def generated(
     from nano_qwen3_serving.components import Components
 
     sampler = keeps_logits()
-    faults: list[Exception] = []
     components = Components(sampler=lambda config: sampler)
-    if lab is not None:
-        classes = SimpleNamespace(PagedAttention=functools.partial(There, lab, faults))
-        components = components.using(attention=functools.partial(seam().attention, classes))
-    llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True,
-              max_num_seqs=4, num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
     greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-    try:
+    with first_fault() as fault:
+        if lab is not None:
+            classes = SimpleNamespace(PagedAttention=functools.partial(There, lab, fault))
+            components = components.using(attention=functools.partial(seam().attention, classes))
+        llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True,
+                  max_num_seqs=4, num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
         return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
-    finally:
-        if faults:
-            raise faults[0]
 
 
 IN_THE_ENGINE = "See 'All right alone, wrong in the engine' in the README."

@@ -178,7 +178,7 @@ class Pool:
                     f"{what}: request {i} of {len(self.requests)}, {request.count} tokens after {request.start}")
 
     def described(self) -> str:
-        """The shape in words."""
+        """Heads and dtype in words."""
         num_heads, num_kv_heads, head_dim = self.heads
         return f"{num_heads} query heads, {num_kv_heads} KV heads of {head_dim}, {str(self.dtype).removeprefix('torch.')}"
 

@@ -24,7 +24,7 @@ from nano_qwen3_serving.model.checkpoint import BUNDLED
 LOGITS_SCALE = 4.0
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
-Shapes = dict[str, tuple[int, ...]]
+ParameterShapes = dict[str, tuple[int, ...]]
 """Name → shape of each parameter; a matrix is [outputs, inputs]."""
 
 
@@ -76,27 +76,27 @@ def write_random_checkpoint(
     return folder
 
 
-def parameter_shapes(shape: Shape | ModelConfig) -> Shapes:
+def parameter_shapes(shape: Shape | ModelConfig) -> ParameterShapes:
     """Of every parameter of the network; names and order are transformers'."""
     vocabulary = (shape.vocab_size, shape.hidden_size)
-    shapes: Shapes = {"model.embed_tokens.weight": vocabulary}
+    shapes: ParameterShapes = {"model.embed_tokens.weight": vocabulary}
     for i in range(shape.num_hidden_layers):
         shapes |= layer_shapes(shape, f"model.layers.{i}.")
     shapes["model.norm.weight"] = (shape.hidden_size,)
     return shapes if shape.tie_word_embeddings else shapes | {"lm_head.weight": vocabulary}
 
 
-def layer_shapes(shape: Shape | ModelConfig, part: str = "") -> Shapes:
+def layer_shapes(shape: Shape | ModelConfig, part: str = "") -> ParameterShapes:
     """Of one layer's parameters, their names after `part`."""
     norms = {f"{part}{name}.weight": (shape.hidden_size,) for name in ("input_layernorm", "post_attention_layernorm")}
     return attention_shapes(shape, f"{part}self_attn.") | mlp_shapes(shape, f"{part}mlp.") | norms
 
 
-def attention_shapes(shape: Shape | ModelConfig, part: str = "") -> Shapes:
+def attention_shapes(shape: Shape | ModelConfig, part: str = "") -> ParameterShapes:
     """Of one attention layer's parameters, their names after `part`."""
     hidden, dim = shape.hidden_size, shape.head_dim
     q, kv = shape.num_attention_heads * dim, shape.num_key_value_heads * dim
-    shapes: Shapes = {}
+    shapes: ParameterShapes = {}
     for name, size in {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}.items():
         shapes[f"{part}{name}.weight"] = size
         if shape.attention_bias:
@@ -104,7 +104,7 @@ def attention_shapes(shape: Shape | ModelConfig, part: str = "") -> Shapes:
     return shapes | {f"{part}{name}.weight": (dim,) for name in ("q_norm", "k_norm")}
 
 
-def mlp_shapes(shape: Shape | ModelConfig, part: str = "") -> Shapes:
+def mlp_shapes(shape: Shape | ModelConfig, part: str = "") -> ParameterShapes:
     """Of one feed-forward network's parameters, their names after `part`."""
     up, down = (shape.intermediate_size, shape.hidden_size), (shape.hidden_size, shape.intermediate_size)
     return {f"{part}gate_proj.weight": up, f"{part}up_proj.weight": up, f"{part}down_proj.weight": down}

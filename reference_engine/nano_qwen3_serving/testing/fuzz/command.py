@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +31,6 @@ def fuzz_command(
         trace_file: where a failure's trace goes.
         json_file: where the totals go.
     """
-    logging.getLogger("nano_qwen3_serving").setLevel(logging.ERROR)  # steps fail on purpose
     console = Console()
     seeds = seeds or [0]
     report = FuzzReport()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from nano_qwen3_serving.testing.fuzz.episode import Episode, make_episode
 from nano_qwen3_serving.testing.fuzz.report import FuzzReport
 from nano_qwen3_serving.testing.fuzz.setup import make_setup
 from nano_qwen3_serving.testing.fuzz.shrink import shrink
+from nano_qwen3_serving.testing.quiet_logs import quiet_logs
 
 EPISODE_REQUESTS = 25
 
@@ -117,7 +117,7 @@ def live(episode: Episode, components: Components | None = None) -> Driver:
         await driver.run()
         return driver
 
-    with quiet_logs(), one_torch_thread():
+    with quiet_logs(), one_torch_thread():  # dying is part of the game
         driver = asyncio.run(life())
     last = time.monotonic() + 5.0
     while (left := set(threading.enumerate()) - before) and time.monotonic() < last:
@@ -139,18 +139,6 @@ def shrunk(episode: Episode, components: Components | None, reason: str, tries: 
         return False
 
     return FuzzFailure(episode.with_operations(shrink(episode.operations, fails, tries)), reasons[-1])
-
-
-@contextmanager
-def quiet_logs() -> Iterator[None]:
-    """The engine's log is silent: dying is part of the game."""
-    logger = logging.getLogger("nano_qwen3_serving")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager
