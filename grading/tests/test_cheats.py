@@ -29,7 +29,7 @@ from labs.harness.catalog import find_lab
 
 pytestmark = pytest.mark.slow
 
-LIMITS = Limits(wall_seconds=1.5, cpu_seconds=1, memory_bytes=640 << 20)
+LIMITS = Limits(wall_seconds=1.5, cpu_seconds=1, memory_bytes=768 << 20)
 PATIENT = replace(LIMITS, wall_seconds=20.0, cpu_seconds=10)
 """For a cheat whose honest part was too slow on a busy machine."""
 HONEST = (1, 4)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ class Watching:
         return "".join(said)
 
 
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds:g} seconds"
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def watching(workshop, toy):
     started = []
@@ -99,9 +107,11 @@ def test_watch_runs_the_tests_of_the_todo_that_was_changed_at_each_save(toy, wat
 
 @pytest.mark.slow
 def test_a_save_during_a_run_ends_it_and_begins_another(toy, watching):
-    write(toy / "starter.py", 1, "import time; print('asleep'); time.sleep(600)")
+    asleep = toy / "asleep"
+    write(toy / "starter.py", 1, f"import time; open({str(asleep)!r}, 'w').close(); time.sleep(600)")
     run = watching("7", "--todo", "1", "--rounds", "2")
     run.until("Lab 07, TODO 1")
+    wait_until(asleep.exists)
     shutil.copyfile(toy / "solution.py", toy / "starter.py")
     said = run.until(None)
     assert said.index("Ended, before the tests were through") < said.index("Lab 07, TODO 1") < said.index("30/30")
@@ -342,6 +352,7 @@ def test_two_that_write_at_once_lose_nothing(tmp_path):
 
 WRITER = """\
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from labs.harness.progress import Progress
 for number in range(25):
