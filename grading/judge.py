@@ -20,7 +20,7 @@ from grading.intake import Submission
 from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import CheckResult, Report, digest_of
 from grading.runtime import PACKAGE, make_runtime
-from grading.sandbox import Sandbox, SetupError, Stopped
+from grading.sandbox import Child, Sandbox, SetupError, Stopped
 from grading.seeds import PUBLIC_SECRET, dice_for, seed_for
 from grading.worker.peer import Raised
 from grading.worker.wire import Garbled
@@ -131,6 +131,7 @@ class Grader:
         message, ended, unwritten, printed = None, False, False, b""
         try:
             with sandbox.child() as child:
+                _lay(child, text)
                 try:
                     check.run(child.bench.load(text), dice_for(seed, check.name))
                 finally:
@@ -152,8 +153,18 @@ class Grader:
             raise SetupError(f"{check.name} could not be run on this machine: {error}") from error
         except Exception as error:  # an answer of a kind that the check did not think of
             message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
+        if message is not None:
+            sandbox.look_for_room()
         said = printed.decode("utf-8", errors="replace")[:PRINTED] if message is not None and not ours else ""
         return _result(check, message, ours, unwritten, said), ended
+
+
+def _lay(child: Child, text: str) -> None:
+    """The submission into its folder. A full disk, say, is nobody's mistake: it raises `SetupError`, and nothing is graded."""
+    try:
+        child.bench.write(text)
+    except Raised as error:
+        raise SetupError(f"the submission could not be laid into the folder where it runs: {error}") from None
 
 
 def with_ours(text: str, solution: str, todos: Sequence[int]) -> str:
