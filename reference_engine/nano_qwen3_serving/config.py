@@ -1,7 +1,7 @@
 """What a checkpoint is and how the engine is to run it, checked and complete.
 
-Knows the fields of a Qwen3 `config.json` and `generation_config.json`; knows nothing of tensors. `EngineArgs` (what a
-user writes) becomes `EngineConfig` (what the parts read) in `engine/arg_utils.py`.
+Knows the fields of a Qwen3 `config.json` and `generation_config.json`; knows nothing of tensors. `EngineArgs`
+(what a user writes) becomes `EngineConfig` (what the parts read) in `engine/arg_utils.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
+from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.side_files import Fields
 
@@ -118,12 +118,13 @@ def head_dim(fields: Fields) -> int:
 
 def refuse_other_networks(fields: Fields) -> None:
     """Raises a `ModelLoadError` for anything that this engine would compute wrongly."""
-    architectures = fields.get("architectures")
-    if architectures != [ARCHITECTURE] or fields.raw.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-        raise ModelLoadError(
-            f"{fields.file} names the architecture {architectures or fields.get('model_type')!r} of model_type "
-            f"{fields.get('model_type')!r}; this engine serves {ARCHITECTURE} of model_type {MODEL_TYPE!r} "
-            "(dense Qwen3, such as Qwen/Qwen3-0.6B)")
+    served = f"{MODEL_TYPE!r} with architectures=[{ARCHITECTURE!r}]: this engine serves dense Qwen3, such as Qwen/Qwen3-0.6B"
+    if fields.get("architectures") not in (None, [ARCHITECTURE]):
+        raise fields.wrong("architectures", f"those of model_type {served}")
+    if fields.raw.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        raise fields.wrong("model_type", served)
+    if fields.get("architectures") is None:
+        raise fields.wrong("architectures", f"those of model_type {served}")
     if fields.raw.get("hidden_act", "silu") != "silu":
         raise fields.wrong("hidden_act", "'silu': nothing else is supported")
     if fields.flag("use_sliding_window", False):

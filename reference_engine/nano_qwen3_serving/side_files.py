@@ -41,7 +41,7 @@ def read_object(path: Path) -> Fields:
     """
     text = read_text(path)
     if text.startswith("\ufeff"):
-        raise ModelLoadError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
+        raise ModelLoadError(f"{path} is not plain UTF-8: it begins with a byte order mark; save it without one")
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
@@ -72,7 +72,7 @@ def parsed(file: Path, source: str) -> str:
     except (TemplateSyntaxError, RecursionError) as error:
         where = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
         raise ModelLoadError(
-            f"{file} has a chat template that is no jinja ({where}{error}); copy or download the file again, "
+            f"{file} has a chat_template that is no jinja ({where}{error}); copy or download the file again, "
             "or remove the template and give chat_template=") from error
     return source
 
@@ -154,7 +154,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 class GenerationTag(Extension):
     """`{% generation %}…{% endgeneration %}` marks what the assistant says, for trainers; here it changes nothing."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The body, in a scope of its own as in transformers."""

@@ -113,6 +113,8 @@ def declared_tokens(folder: Path, settings: Fields, definition: Fields) -> Decla
         take_special_tokens_map(tokens, read_object(folder / "special_tokens_map.json"))
     if (folder / "added_tokens.json").exists():
         take_added_tokens_json(tokens, read_object(folder / "added_tokens.json"))
+    if definition.get("added_tokens") is None:
+        raise definition.wrong("added_tokens", "a list: copy or download the file again")
     for i, raw in enumerate(definition.items("added_tokens")):
         token = Fields(definition.file, raw if isinstance(raw, dict) else {}, f"added_tokens[{i}].")
         tokens.added[token.integer("id", at_least=0)] = added_token(token), definition.file
@@ -192,8 +194,8 @@ def added_token(fields: Fields, **given: bool) -> AddedToken:
 
 def checked_text(fields: Fields, name: str, value: Any) -> str:
     """The text of a token."""
-    if not is_text(value) or not value:
-        raise fields.wrong(name, "a token: a string that is not empty, or an object that tokenizer_config.json marks "
-                                 "with \"__type\": \"AddedToken\"")
+    if not is_text(value):
+        raise fields.wrong(name, 'a token: a string of whole characters, or in tokenizer_config.json an object with '
+                                 '"__type": "AddedToken"')
     return value
 

@@ -23,13 +23,13 @@ GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokeniz
 QWEN_DEFAULTS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-QWEN_PIPELINE = {
+QWEN_PIPELINE: dict[str, Any] = {
     "normalizer": {"type": "NFC"},
     "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": QWEN_SPLIT}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]},
 }
-QWEN_MODEL = {"dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+QWEN_MODEL = {"unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
               "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
 
 
@@ -78,6 +78,8 @@ def refuse_other_forms(definition: Fields, settings: Fields) -> None:
         raise ModelLoadError(f"{definition.file} is corrupt: it has no object 'model'; copy or download it again")
     if definition.section("decoder").get("type") != "ByteLevel":
         raise definition.wrong("decoder", "of type 'ByteLevel': only byte-level vocabularies are served")
+    if definition.section("model").get("dropout"):
+        raise definition.section("model").wrong("dropout", "0 or null: the same text has to give the same tokens")
     if any(name != definition.file.name for name in settings.items("fast_tokenizer_files")):
         raise settings.wrong("fast_tokenizer_files", f"left out: {definition.file.name} is the file that is read")
 
