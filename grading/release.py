@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grading.model import digest_of
+from grading.sealing import seal
 from labs.harness.catalog import Lab, LabError, all_labs, lab_at
 from labs.harness.given import starter_text
 
@@ -91,17 +92,17 @@ def _for_students(text: str) -> str:
 
 
 def _add_starter(lab: Lab, built: Path) -> Lab:
-    """The starter, made anew, and the copy that `labs reset` puts back."""
-    folder = built / "labs" / lab.folder.name
-    text = starter_text(lab)
-    for name in ("starter.py", "untouched.py"):
-        (folder / name).write_text(text, encoding="utf-8")
-    return lab_at(folder)
+    """The starter, made anew, the copy that `labs reset` puts back, and what stands in for a TODO."""
+    given = lab_at(built / "labs" / lab.folder.name)
+    for path in (given.starter, given.untouched):
+        path.write_text(starter_text(lab), encoding="utf-8", newline="\n")
+    given.sealed.write_text(seal(lab), encoding="utf-8", newline="\n")
+    return given
 
 
 def _pin(lab: Lab) -> str:
     """Of what a lab's points depend on."""
-    return digest_of((path.name, path.read_bytes()) for path in (lab.tests, lab.untouched, lab.folder / "lab.toml"))
+    return digest_of((path.name, path.read_bytes()) for path in (lab.tests, lab.untouched, lab.sealed, lab.folder / "lab.toml"))
 
 
 def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:

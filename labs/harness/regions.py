@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from labs.harness.catalog import LabError
+from labs.harness.reading import lines_of
 
 BEGIN = "### BEGIN SOLUTION"
 END = "### END SOLUTION"
@@ -41,7 +42,7 @@ class Region:
 
 def find_regions(source: str) -> list[Region]:
     """The regions of a solution, in order. Raises `LabError` naming the line of a malformed one."""
-    lines = source.splitlines()
+    lines = lines_of(source)
     functions = definitions(ast.parse(source))
     regions, begin = [], None
     for number, line in enumerate(lines, start=1):
@@ -128,7 +129,7 @@ def put_back(work: str, original: str, names: list[str]) -> str:
     if missing := [name for name in names if name not in mine]:
         raise LabError(f"there is no function {missing[0]} any more: leave out --todo to have the whole file replaced.")
     theirs = definitions(ast.parse(original))
-    lines, original_lines = work.splitlines(), original.splitlines()
+    lines, original_lines = lines_of(work), lines_of(original)
     for name in sorted(names, key=lambda name: -mine[name].lineno):
         first, last = span(mine[name])
         their_first, their_last = span(theirs[name])
@@ -241,7 +242,7 @@ def _check_one_todo_per_function(regions: list[Region]) -> None:
 
 
 def _without_solution(source: str, regions: list[Region], lab_id: str, keep_yield: set[str]) -> str:
-    lines = source.splitlines()
+    lines = lines_of(source)
     kept: set[str] = set()
     for region in reversed(regions):
         marker = lines[region.begin - 1]
@@ -268,7 +269,7 @@ def _importing_todo_error(source: str) -> str:
         return source[: found.start()] + "from labs.harness.todo import " + ", ".join(names) + source[found.end() :]
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     first_code = [node for node in ast.parse(source).body if not isinstance(node, ast.Expr)]
-    lines = source.splitlines()
+    lines = lines_of(source)
     at = imports[-1].end_lineno or 0 if imports else (first_code[0].lineno - 1 if first_code else 0)
     lines.insert(at, "from labs.harness.todo import TodoError")
     return "\n".join(lines) + "\n"
