@@ -113,6 +113,11 @@ def file_of_ours(todo: int, name: str) -> str:
     return f"<our {name}, in place of TODO {todo}>"
 
 
+def is_ours(file: str) -> bool:
+    """Whether a traceback's file is one that `file_of_ours` names."""
+    return file.startswith("<our ")
+
+
 def _while_loaded(error: BaseException, file: Path) -> str:
     """What a file that raises at module level has raised, and where."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
@@ -122,8 +127,8 @@ def _while_loaded(error: BaseException, file: Path) -> str:
 
 def _refuse_neighbours(tree: ast.Module, file: Path) -> None:
     """Raise `LabError` if a learner's file imports another one of its folder: that one is not handed in."""
-    for node in ast.walk(tree):
-        for name in _imported_by(node) if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0) else ():
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
+        for name in _imported_by(node) if not getattr(node, "level", 0) else ():
             top = name.split(".")[0]
             if any((file.parent / one).is_file() for one in (f"{top}.py", f"{top}/__init__.py")):
                 raise LabError(
@@ -168,6 +173,29 @@ def _has(module: ModuleType, name: str) -> bool:
 def parse(path: Path) -> ast.Module:
     """The syntax tree of `path`. Raises `LabError` naming the line if it is no Python."""
     return reading.parse(reading.decode(path.read_bytes(), path.name), path.name)
+
+
+_ENGINES = {"LLM", "LLMEngine", "AsyncLLM", "AsyncLLMEngine"}
+
+
+def runs_when_loaded(file: Path) -> list[str]:
+    """What a learner's file starts at module level and should not: its program, or an engine. A sentence for each line."""
+    try:
+        tree = parse(file)
+    except (LabError, OSError):
+        return []
+    found = []
+    for node in tree.body:
+        guarded = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+        if guarded or isinstance(node, regions.Function | ast.ClassDef):
+            continue
+        for call in (one for one in ast.walk(node) if isinstance(one, ast.Call)):
+            what = ast.unparse(call.func)
+            if what in ("main", "run_lab", "asyncio.run") or what.split(".")[0] in _ENGINES:
+                found.append(
+                    f"Line {call.lineno} of {file.name} runs {what}() whenever the file is loaded, and where you hand it in that "
+                    'can cost every point: there is no whole engine. Put it under: if __name__ == "__main__":')
+    return found
 
 
 def refuse_imports(lab: Lab, tree: ast.AST, name: str) -> None:
