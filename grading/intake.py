@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from grading.model import digest_of
-from labs.harness import reading
+from labs.harness import source
 from labs.harness.catalog import LabError
-from labs.harness.reading import MOST_BYTES
+from labs.harness.source import MOST_BYTES
 
 ALLOWED = ("starter.py", "predictions.json")
 MOST_ENTRIES = 10_000
@@ -61,7 +61,7 @@ class Submission:
 
     def text(self) -> str | None:
         """`starter.py`, read as practice reads it; None if there is none. Raises `LabError` if it is no text."""
-        return reading.decode(self.files["starter.py"]) if "starter.py" in self.files else None
+        return source.decoded(self.files["starter.py"], "starter.py").text if "starter.py" in self.files else None
 
 
 def read_submission(path: Path, student: str | None = None, lab_folder: str = "") -> Submission:
@@ -143,7 +143,7 @@ def _wrong_with(content: bytes, name: str) -> str:
     """Why a file's bytes are no text; empty if they are. A `starter.py` is read as practice reads it."""
     try:
         if name.endswith(".py"):
-            reading.decode(content, name)
+            source.decoded(content, name)
         else:
             content.decode("utf-8-sig")
     except LabError as error:

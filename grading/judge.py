@@ -23,7 +23,7 @@ from grading.sandbox import Sandbox, SetupError, Stopped
 from grading.seeds import PUBLIC_SECRET, dice_for, seed_for
 from grading.worker.peer import Raised
 from grading.worker.wire import Garbled
-from labs.harness import loading, reading, regions
+from labs.harness import loading, regions, source
 from labs.harness.catalog import Lab, LabError
 
 PRINTED = 2_000
@@ -98,7 +98,7 @@ class Grader:
             text = submission.text()
             if text is None:
                 return "", "there is no starter.py to grade"
-            loading.refuse_imports(self.lab, reading.parse(text), "starter.py")
+            loading.refuse_imports(self.lab, source.parsed(text, "starter.py"), "starter.py")
         except LabError as error:
             return "", str(error)
         return text, ""

@@ -143,7 +143,8 @@ def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
         except metadata.PackageNotFoundError:
             advice = "in the course's folder: pip install -r requirements.txt"
             if package in OPTIONAL:
-                found, advice = f"not installed; only for {OPTIONAL[package]}", f"if you want that: pip install {package}=={wanted}"
+                found = f"not installed; only for {OPTIONAL[package]}"
+                advice = f"if you want that: pip install {package}=={wanted}"
             else:
                 found = "not installed"
             findings.append(Finding(NOTE if package in OPTIONAL else BLOCKS, package, found, advice))
@@ -157,7 +158,7 @@ def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
 
 
 def check_load() -> Finding:
-    """Others who compute on this machine: torch's threads then wait for each other, and everything takes several times as long."""
+    """Other work on this machine: torch's threads then wait for each other, and everything takes several times as long."""
     cores = os.cpu_count() or 1
     try:
         load = os.getloadavg()[0]

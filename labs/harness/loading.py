@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from labs.harness import given, reading, regions
+from labs.harness import given, regions, source
 from labs.harness.catalog import Lab, LabError
 from labs.harness.todo import TodoError
 
@@ -171,8 +171,11 @@ def _has(module: ModuleType, name: str) -> bool:
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of `path`. Raises `LabError` naming the line if it is no Python."""
-    return reading.parse(reading.decode(path.read_bytes(), path.name), path.name)
+    """The syntax tree of `path`. Raises `LabError` naming the line if it is no Python, or if it is too long to be graded."""
+    content = path.read_bytes()
+    if len(content) > source.MOST_BYTES:
+        raise LabError(f"{path.name} has {len(content) >> 10} KiB; {source.MOST_BYTES >> 10} KiB are allowed.")
+    return source.parsed(source.decoded(content, path.name).text, path.name)
 
 
 _ENGINES = {"LLM", "LLMEngine", "AsyncLLM", "AsyncLLMEngine"}

@@ -6,6 +6,7 @@ is in the learner's file; who waits inside the system instead is woken by what C
 
 import asyncio
 import ctypes
+import gc
 import linecache
 import os
 import signal
@@ -14,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import AsyncGeneratorType, FrameType, TracebackType
 
 STUBBORN = 20
 """Seconds after the first attempt until the whole run is ended: what ignores every exception cannot be ended alone."""
@@ -109,7 +110,20 @@ def _waiting(frame: FrameType | None) -> Iterator[FrameType]:
         loop = one.f_locals.get("self")
         if one.f_code.co_name == "run_forever" and isinstance(loop, asyncio.AbstractEventLoop):
             for task in asyncio.all_tasks(loop):
-                yield from reversed(task.get_stack())
+                yield from reversed(list(_suspended(task.get_coro())))
+
+
+def _suspended(awaited: object) -> Iterator[FrameType]:
+    """The frames of a coroutine and of all that it waits for, outermost first."""
+    while awaited is not None:
+        kinds = [kind for kind in ("cr", "gi", "ag") if hasattr(awaited, f"{kind}_frame")]
+        if not kinds:  # such as the next item of an asynchronous generator, which is known to gc only
+            awaited = next((one for one in gc.get_referents(awaited) if isinstance(one, AsyncGeneratorType)), None)
+            continue
+        kind = kinds[0]
+        if (frame := getattr(awaited, f"{kind}_frame")) is not None:
+            yield frame
+        awaited = getattr(awaited, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
 
 
 def _in_words(frame: FrameType, line: int) -> str:

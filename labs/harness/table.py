@@ -72,7 +72,7 @@ def _print_plain(title: str, lines: Sequence[tuple[str, ...]]) -> None:
 
 
 def _width_of(lines: Sequence[tuple[str, ...]]) -> int:
-    """Columns without which points or a command would be cut. States may go over several lines, of a dozen characters at least."""
+    """Columns without which points or a command would be cut; states may go over several lines."""
     longest = [max(len(text) for text in texts) for texts in zip(*(line[1:] for line in lines), strict=True)]
     return sum(longest) - longest[2] + min(longest[2], 12) + 3 * len(_HEADINGS) + 1
 
