@@ -86,9 +86,16 @@ def _files(course: Path) -> Iterator[Path]:
 
 
 def _for_students(text: str) -> str:
-    """A README without the lines about what is not there."""
-    kept = [line for line in text.splitlines() if MARK not in line and not re.match(r"[├└]── (solution|going_further)\.py", line)]
-    return "\n".join(kept) + "\n"
+    """A README without the lines about what is not there, and with what is there instead of a solution."""
+    kept = [line for line in text.splitlines() if MARK not in line and not re.match(r"[├└]── going_further\.py", line)]
+    return re.sub(r"^├── solution\.py( +)#.*$", _instead, "\n".join(kept), flags=re.MULTILINE) + "\n"
+
+
+def _instead(line: re.Match) -> str:
+    width = len("├── solution.py" + line[1])
+    return "\n".join("├── ".ljust(4) + f"{name.ljust(width - 4)}# {what}" for name, what in (
+        ("untouched.py", "the starter as it was: python -m labs reset puts it back"),
+        ("ours.sealed", "our functions, which stand in for yours in tests of later TODOs")))
 
 
 def _add_starter(lab: Lab, built: Path) -> Lab:
