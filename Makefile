@@ -38,7 +38,7 @@ notebooks: .venv/installed
 clean:
 	rm -rf .venv
 
-.venv/developing: .venv/installed requirements-dev.txt
+.venv/developing: .venv/installed requirements-dev.txt grading/requirements.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch .venv/developing
 

@@ -114,11 +114,11 @@ def test_what_is_printed_is_kept_in_part_and_can_be_written(grader: Grader, box:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("def slots(:\n", "line 1 is not Python"), ("x = 1\x00", "not Python"), ("(" * 5000, "not Python"),
+        ("def slots(:\n", "line 1 is not Python"), ("x = 1\x00", "line 1 has a NUL byte"), ("(" * 5000, "not Python"),
         ("-" * 100_000 + "1", "not Python"), ("x = " + "9" * 5000, "not Python"), ("import solution", "imports solution"),
         ("from labs.lab06_block_manager.solution import slots", "imports"),
         ("import nano_qwen3_serving.scheduling.block_manager", "imports"), ("", "FreeList"),
-        ("class FreeList: pass", "FreeList"), ("# -*- coding: rot13 -*-\nvzcbeg bf", "not Python"),
+        ("class FreeList: pass", "FreeList"), ("# -*- coding: rot13 -*-\nvzcbeg bf", "text in rot13, which is not read here"),
         ("raise SystemExit", "SystemExit"),
     ],
 )  # fmt: skip
