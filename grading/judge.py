@@ -58,16 +58,16 @@ class Settings:
 class Grader:
     """Grades submissions of one lab. Made by `grader_of`."""
 
-    def __init__(self, lab: Lab, settings: Settings, runtime: Path, hidden: Sequence[str]) -> None:
+    def __init__(self, lab: Lab, settings: Settings, runtime: Path, libraries: Sequence[str]) -> None:
         self.lab, self.settings = lab, settings
         self.checks = checks_of(lab)
         self.versions = versions(lab)
-        self._runtime, self._hidden = runtime, hidden
+        self._runtime, self._libraries = runtime, libraries
         self._solution = lab.solution.read_text(encoding="utf-8")
 
     def sandbox(self) -> Sandbox:
         """A worker's supervisor; submissions that trust each other may share one."""
-        return Sandbox(self.settings.level, self._runtime, self._hidden, self.settings.limits)
+        return Sandbox(self.settings.level, self._runtime, self._libraries, self.settings.limits)
 
     def grade(
         self, submission: Submission, done: Callable[[Check], None] = lambda check: None, shared: Sandbox | None = None

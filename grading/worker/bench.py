@@ -5,6 +5,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from . import absent
+
 
 class Bench:
     """The object that a judge begins with.
@@ -21,6 +23,7 @@ class Bench:
         with open(self._home, "w", encoding="utf-8") as file:
             file.write(text)
         linecache.checkcache(self._home)
+        absent.provide(text)
         module = ModuleType("starter")
         module.__file__ = self._home
         sys.modules["starter"] = module

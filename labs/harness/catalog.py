@@ -10,7 +10,7 @@ import labs
 
 _FOLDER = re.compile(r"lab(\d\d)_(\w+)")
 _REQUIRED = ("title", "hours", "part")
-_KEYS = {"title", "hours", "part", "reference", "refuse", "needs"}
+_KEYS = {"title", "hours", "part", "reference", "allow", "refuse", "needs"}
 
 
 class LabError(Exception):
@@ -29,8 +29,10 @@ class Lab:
     """The learner's part of the path from call to token."""
     reference: str | None = None
     """The engine's module with the same part; None where a lab uses the engine instead of making a part."""
+    allow: tuple[str, ...] = ()
+    """Dotted names of the engine that a learner's file may import, besides those of `labs.harness.imports`."""
     refuse: tuple[str, ...] = ()
-    """Dotted names a learner's file may read but not import."""
+    """Dotted names a learner's file may read but not import, although they lie in what is allowed."""
     needs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """TODO -> the earlier TODOs its tests run on."""
 
@@ -98,6 +100,7 @@ def lab_at(folder: Path) -> Lab:
         hours=facts["hours"],
         part=facts["part"],
         reference=facts.get("reference"),
+        allow=tuple(facts.get("allow", ())),
         refuse=tuple(facts.get("refuse", ())),
         needs={int(todo): tuple(others) for todo, others in facts.get("needs", {}).items()},
     )
