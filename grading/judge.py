@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from grading import answers
-from grading.checks import Check, Wrong, checks_of, shorter
+from grading.checks import Check, Wrong, checks_of, expect, shorter
 from grading.intake import Submission
 from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import CheckResult, Report, digest_of
@@ -32,6 +32,8 @@ PRINTED = 2_000
 MESSAGE = 2_000
 """Of what it says of a check."""
 NOTHING_SAID = "an exception without a name or a message"
+TOOLS = ("hold", "look", "log", "replaced")
+"""Of the bench, what checks measure with."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Grader:
             shared: a sandbox to use; by default one of its own.
         """
         settings, notes, student = self.settings, list(submission.notes), sayable(submission.student)
-        seed = settings.seed or seed_for(settings.secret, self.lab.id, student, settings.seed_mode)
+        seed = settings.seed or seed_for(settings.secret, self.lab.id, student, submission.digest, settings.seed_mode)
         results: list[CheckResult] = []
         text = submission.text()
         problem = "there is no starter.py to grade" if text is None else self._unusable(text)
@@ -111,31 +113,38 @@ class Grader:
     ) -> Iterator[CheckResult]:
         lost = {result.todo for result in before if not result.passed}
         ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
-        graded, broken = text, ""
+        graded, broken, functions = text, "", {}
         if ours:
+            functions = our_functions(self._solution, ours, self.lab.stand_ins.get(todo))
             try:
-                graded = with_ours(text, self._solution, ours)
+                graded = with_ours(text, self._solution, list(functions))
             except LabError as error:
                 broken = str(error)
         for check in [check for check in self.checks if check.todo == todo]:
-            result, ended = (_result(check, broken), False) if broken else self._run(check, graded, ours, seed, sandbox)
+            result, ended = ((_result(check, broken), False) if broken else
+                             self._run(check, graded, ours, seed, sandbox, functions))
             if ended and not broken:
                 broken = f"not tried any more: {result.message}"
             done(check)
             yield result
 
     def _run(
-        self, check: Check, text: str, ours: tuple[int, ...], seed: str, sandbox: Sandbox
+        self, check: Check, text: str, ours: tuple[int, ...], seed: str, sandbox: Sandbox, functions: dict[str, str] | None = None
     ) -> tuple[CheckResult, bool]:
         """One check's result, and whether it ended so that the TODO's other checks are not worth their time."""
         message, ended, unwritten, printed = None, False, False, b""
         try:
-            with sandbox.child() as child:
-                try:
-                    check.run(child.bench.load(text), dice_for(seed, check.name))
-                finally:
-                    child.last_words()
-                    printed = child.printed
+            answers = []
+            for which in range(2 if check.repeats else 1):
+                with sandbox.child() as child:
+                    try:
+                        child.peer.tools = {name: getattr(child.bench, name) for name in TOOLS}
+                        more = (which,) if check.repeats else ()
+                        answers.append(check.run(child.bench.load(text, functions or {}), dice_for(seed, check.name), *more))
+                    finally:
+                        child.last_words()
+                        printed += child.printed
+            expect(all(answer == answers[0] for answer in answers), check.repeats)
         except Wrong as wrong:
             message = str(wrong)
         except Stopped as stopped:
@@ -156,18 +165,24 @@ class Grader:
         return _result(check, message, ours, unwritten, said), ended
 
 
-def with_ours(text: str, solution: str, todos: Sequence[int]) -> str:
-    """A submission with our functions for `todos`. Raises `LabError` if they cannot be put into it."""
+def our_functions(solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> dict[str, str]:
+    """By name the text of our functions for `todos`, or of those of them in `only`."""
+    made = regions.definitions(ast.parse(solution))
+    return {name: ast.unparse(made[name]) for todo, found in regions.functions_of(solution).items() if todo in todos
+            for name in found if only is None or name in only}
+
+
+def with_ours(text: str, solution: str, names: list[str]) -> str:
+    """A submission with our functions of these names. Raises `LabError` if they cannot be put into it."""
     try:
-        return regions.with_our_functions(text, solution, todos)
+        return regions.with_our_functions(text, solution, names)
     except (ValueError, RecursionError, MemoryError):  # Python's own unparse does not write every tree
-        names = [name for todo, found in regions.functions_of(solution).items() if todo in todos for name in found]
+        pass
     try:
         return regions.put_back(text, solution, names)
     except Exception as error:
-        which = ", ".join(map(str, todos))
         raise LabError(
-            f"our code for TODO {which}, which lost points, could not be put in its place: {shorter(str(error))}") from None
+            f"our code for {', '.join(names)}, which lost points, could not be put in its place: {shorter(str(error))}") from None
 
 
 def sayable(text: str, most: int = MESSAGE) -> str:

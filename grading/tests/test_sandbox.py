@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from grading import footprint
+from grading import footprint, isolation
 from grading import sandbox as sandboxes
 from grading.footprint import bytes_in, clear, lives, processes_of
 from grading.isolation import Limits, confinement, other_user, strongest_level, weaknesses
@@ -437,3 +437,13 @@ def test_weaknesses_are_told_where_there_are_any():
     assert weaknesses("none") == ("it could read files that are not its own", "it could use the network",
                                   "it could end or change other processes of the judge's user")
     assert weaknesses("namespaces") == ()
+
+
+def test_a_course_beside_the_systems_files_is_not_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """As /usr/src/app, the usual folder in images of Python, or one below /usr/lib."""
+    course = next(path for path in sorted(Path("/usr/lib").iterdir()) if path.is_dir() and not path.is_symlink())
+    monkeypatch.setattr(isolation, "COURSE", course)
+    options = isolation._bwrap(tmp_path, tmp_path, None)
+    bound = {options[at + 1] for at, option in enumerate(options) if "bind" in option}
+    assert not bound & {"/", "/usr", "/usr/src", "/usr/local", "/opt", "/home", "/srv"}
+    assert "--tmpfs" in options and options[options.index(str(course)) - 1] == "--tmpfs"

@@ -69,6 +69,7 @@ def import_ahead() -> None:
 
     torch.set_num_threads(1)
     torch.nn.utils.skip_init(torch.nn.Embedding, 1, 1)  # what making a module without numbers imports takes a second
+    torch.manual_seed = torch.default_generator.manual_seed  # without its 2 ms for accelerators that there are not
     torch.ones(1).half()  # torch asks for the processor once, in /proc, which children may not read
     from worker import bench, peer  # noqa: F401
 
@@ -121,7 +122,7 @@ def _confinement(limits: dict, site: str, runtime: str, libraries: list[str]) ->
     devices = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
     unseen = [os.path.join(site, name) for name in os.listdir(site) if name.split(".")[0] not in libraries]
     landlock, filters = limits["confined"] or (0, False)
-    return Confinement(landlock, filters, [runtime, site, *places, *devices], [limits["folder"], "/dev/null"],
+    return Confinement(landlock, filters, [runtime, site, *places, *devices], [limits["folders"], "/dev/null"],
                        [*unseen, *limits["unseen"]])
 
 

@@ -10,7 +10,7 @@ import labs
 
 _FOLDER = re.compile(r"lab(\d\d)_(\w+)")
 _REQUIRED = ("title", "hours", "part")
-_KEYS = {"title", "hours", "part", "reference", "allow", "refuse", "needs"}
+_KEYS = {"title", "hours", "part", "reference", "allow", "refuse", "needs", "stand_ins"}
 
 
 class LabError(Exception):
@@ -35,6 +35,11 @@ class Lab:
     """Dotted names a learner's file may read but not import, although they lie in what is allowed."""
     needs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """TODO -> the earlier TODOs its tests run on."""
+    stand_ins: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """TODO -> of the functions of those, the only ones in whose place ours are put; a TODO that is not there gets all.
+
+    So a TODO that asks for more of the same cannot be done by calling ours of the one before.
+    """
 
     @property
     def id(self) -> str:
@@ -102,6 +107,7 @@ def lab_at(folder: Path) -> Lab:
         reference=facts.get("reference"),
         allow=tuple(facts.get("allow", ())),
         refuse=tuple(facts.get("refuse", ())),
+        stand_ins={int(todo): tuple(names) for todo, names in facts.get("stand_ins", {}).items()},
         needs={int(todo): tuple(others) for todo, others in facts.get("needs", {}).items()},
     )
 
