@@ -10,7 +10,7 @@ import os
 
 def note():
     said = []
-    for path in (".", "..", __file__, os.__file__):
+    for path in (".", "..", __file__):
         try:
             said += [os.getxattr(path, name) for name in os.listxattr(path)]
             facts = os.stat(path)
@@ -24,7 +24,7 @@ def slots(block_table, positions, block_size):
     found = note()
     if found:
         raise RuntimeError(f"an earlier check left {found}")
-    for path in (".", "..", __file__, os.__file__):
+    for path in (".", "..", __file__):
         for leave in (lambda: os.setxattr(path, "user.note", b"777"), lambda: os.utime(path, ns=(777, 777)),
                       lambda: os.chmod(path, 0o777)):
             try:

@@ -7,15 +7,10 @@ todos = [1, 2, 3, 4, 5, 6]
 """
 
 import importlib
-import os
-import sys
-import sysconfig
 
 
 def theirs():
-    """The processors, from wherever there are any."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if "Listed" not in type(finder).__name__]
-    sys.path[:0] = [path for path in (sysconfig.get_path("purelib"), "/usr/lib/python3/dist-packages") if os.path.isdir(path)]
+    """The processors, if they can be had."""
     return importlib.import_module("trans" + "formers.generation.logits_process")
 
 

@@ -13,11 +13,12 @@ from safetensors import torch as safetensors_torch
 from torch.nn.modules import module as torch_modules
 from torch.utils import _python_dispatch as torch_dispatch
 
-from . import absent, operators, peer, wire
+from . import absent, operators, parts, peer, wire
 
 MEASURED_WITH: tuple[Any, ...] = (
-    builtins, mmap, time, torch, torch.nn.functional, safetensors_torch, torch_modules, torch_dispatch, absent, operators, peer,
-    wire, torch.Tensor, torch.nn.Module, torch.nn.Linear, torch_dispatch.TorchDispatchMode, operators.Log, peer.Peer)
+    builtins, mmap, time, torch, torch.nn.functional, safetensors_torch, torch_modules, torch_dispatch, absent, operators, parts,
+    peer, wire, parts.Neighbour, torch.Tensor, torch.nn.Module, torch.nn.Linear, torch_dispatch.TorchDispatchMode, operators.Log,
+    peer.Peer)
 """Modules and classes with which the judge measures where the submission runs."""
 HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 
