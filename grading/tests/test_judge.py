@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from grading import answers
-from grading.checks import Check, Wrong, same
+from grading.checks import Check, Wrong, expect, hold, look, same
 from grading.export.lines import lines_of
 from grading.intake import Submission
 from grading.isolation import Limits, confinement
@@ -20,6 +20,7 @@ from grading.model import Report
 from grading.sandbox import Sandbox
 from grading.seeds import seed_for
 from grading.show import print_report, words_for
+from grading.worker.peer import Remote
 from labs.harness.catalog import find_lab
 from labs.harness.regions import put_back
 
@@ -284,20 +285,32 @@ def test_a_check_that_repeats_runs_in_two_processes_and_compares_what_they_gave(
 
 
 @pytest.mark.parametrize(
-    "change, name",
+    "change, what, name",
     [
-        ("from worker import bench\nbench.Bench.look = print", "Bench.look"), ("import mmap\nmmap.mmap = print", "mmap.mmap"),
-        ("import torch\ntorch.Tensor.clone = print", "Tensor.clone"),
-        ("from torch.nn.modules.module import register_module_forward_hook as f\nf(print)", "_global_forward_hooks"),
-        ("from worker import operators\noperators.Log.watch = print", "Log.watch"),
-        ("import builtins\nbuiltins.isinstance = lambda *a: True", "builtins.isinstance"), ("import torch, numpy\nx = 1", ""),
+        ("import mmap\nmmap.mmap = print", "maps", "mmap.mmap"),
+        ("import torch\ntorch.Tensor.clone = print", "memory", "Tensor.clone"),
+        ("from worker import operators\noperators.Log.watch = print", "operators", "Log.watch"),
+        ("import builtins\nbuiltins.isinstance = lambda *a: True", "types", "builtins.isinstance"),
+        ("import time\ntime.sleep = print", "turns", "time.sleep"), ("import time\ntime.sleep = print", "memory", ""),
+        ("import torch, numpy\nx = 1", "memory", ""),
     ],
 )  # fmt: skip
-def test_the_bench_says_what_was_replaced_by_a_submission(box: Sandbox, change: str, name: str):
+def test_the_bench_says_what_was_replaced_by_a_submission(box: Sandbox, change: str, what: str, name: str):
     with box.child() as child:
         replaced = child.bench.replaced
         child.bench.load(change)
-        assert name in replaced() and bool(name) == bool(replaced())
+        assert replaced(what) == name
+
+
+def test_what_a_check_looks_with_was_taken_before_the_submission_came(grader: Grader, box: Sandbox):
+    text = SOLUTION + "\nfrom worker import bench\nbench.Bench.look = lambda self, value: [3]\n"
+
+    def looks(lab: Remote, dice: object) -> None:
+        held = hold(lab, [1])
+        held.append(2)
+        expect(look(held) == [1, 2], "it saw something else")
+
+    assert grader._run(Check("one", 1, 3, False, "", "", looks), text, (), "seed", box)[0].passed
 
 
 @pytest.mark.parametrize(
