@@ -20,11 +20,11 @@ from grading.intake import Submission
 from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import CheckResult, Report, digest_of
 from grading.runtime import PACKAGE, make_runtime
-from grading.sandbox import Sandbox, SetupError, Stopped
+from grading.sandbox import Child, Sandbox, SetupError, Stopped
 from grading.seeds import PUBLIC_SECRET, dice_for, seed_for
 from grading.worker.peer import Raised
 from grading.worker.wire import Garbled
-from labs.harness import loading, regions
+from labs.harness import loading, regions, source
 from labs.harness.catalog import Lab, LabError
 
 PRINTED = 2_000
@@ -82,9 +82,8 @@ class Grader:
         settings, notes, student = self.settings, list(submission.notes), sayable(submission.student)
         seed = settings.seed or seed_for(settings.secret, self.lab.id, student, submission.digest, settings.seed_mode)
         results: list[CheckResult] = []
-        text = submission.text()
-        problem = "there is no starter.py to grade" if text is None else self._unusable(text)
-        if text is None or problem:
+        text, problem = self._usable(submission)
+        if problem:
             notes += [problem] if problem not in notes else []
             results = [_result(check, problem) for check in self.checks]
         else:
@@ -96,17 +95,16 @@ class Grader:
         said = tuple(map(sayable, notes))
         return Report(student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), said)
 
-    def _unusable(self, text: str) -> str:
-        """Why nothing of a submission can be run; empty if it can."""
+    def _usable(self, submission: Submission) -> tuple[str, str]:
+        """The text that is run, and why nothing of it can be; the latter is empty if it can."""
         try:
-            loading.refuse_imports(self.lab, ast.parse(text), "starter.py")
-        except SyntaxError as error:
-            return f"starter.py line {error.lineno} is not Python: {error.msg}"
-        except (ValueError, RecursionError, MemoryError) as error:
-            return f"starter.py is not Python: {shorter(str(error)) or 'it is nested too deeply'}"
+            text = submission.text()
+            if text is None:
+                return "", "there is no starter.py to grade"
+            loading.refuse_imports(self.lab, source.parsed(text, "starter.py"), "starter.py")
         except LabError as error:
-            return str(error)
-        return ""
+            return "", str(error)
+        return text, ""
 
     def _grade_todo(
         self, todo: int, text: str, before: Sequence[CheckResult], seed: str, sandbox: Sandbox, done: Callable[[Check], None]
@@ -115,9 +113,10 @@ class Grader:
         ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
         graded, broken, functions = text, "", {}
         if ours:
-            functions = our_functions(self._solution, ours, self.lab.stand_ins.get(todo))
+            only = self.lab.stand_ins.get(todo)
+            functions = our_functions(self._solution, ours, only)
             try:
-                graded = with_ours(text, self._solution, list(functions))
+                graded = with_ours(text, self._solution, ours, only)
             except LabError as error:
                 broken = str(error)
         for check in [check for check in self.checks if check.todo == todo]:
@@ -137,6 +136,7 @@ class Grader:
             answers = []
             for which in range(2 if check.repeats else 1):
                 with sandbox.child() as child:
+                    _lay(child, text)
                     try:
                         child.peer.tools = {name: getattr(child.bench, name) for name in TOOLS}
                         more = (which,) if check.repeats else ()
@@ -161,8 +161,18 @@ class Grader:
             raise SetupError(f"{check.name} could not be run on this machine: {error}") from error
         except Exception as error:  # an answer of a kind that the check did not think of
             message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
+        if message is not None:
+            sandbox.look_for_room()
         said = printed.decode("utf-8", errors="replace")[:PRINTED] if message is not None and not ours else ""
         return _result(check, message, ours, unwritten, said), ended
+
+
+def _lay(child: Child, text: str) -> None:
+    """The submission into its folder. A full disk, say, is nobody's mistake: it raises `SetupError`, and nothing is graded."""
+    try:
+        child.bench.write(text)
+    except Raised as error:
+        raise SetupError(f"the submission could not be laid into the folder where it runs: {error}") from None
 
 
 def our_functions(solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> dict[str, str]:
@@ -172,12 +182,15 @@ def our_functions(solution: str, todos: Sequence[int], only: Sequence[str] | Non
             for name in found if only is None or name in only}
 
 
-def with_ours(text: str, solution: str, names: list[str]) -> str:
-    """A submission with our functions of these names. Raises `LabError` if they cannot be put into it."""
+def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> str:
+    """A submission with our functions for `todos`, or those of them in `only`.
+
+    Raises `LabError` if they cannot be put into it.
+    """
     try:
-        return regions.with_our_functions(text, solution, names)
+        return regions.with_our_functions(text, solution, todos, only)
     except (ValueError, RecursionError, MemoryError):  # Python's own unparse does not write every tree
-        pass
+        names = list(our_functions(solution, todos, only))
     try:
         return regions.put_back(text, solution, names)
     except Exception as error:

@@ -32,14 +32,17 @@ class Bench:
         self._home = home
         self._before = {what: [(owner, _functions(owner)) for owner in owners] for what, owners in MEASURED_WITH.items()}
 
+    def write(self, text: str) -> None:
+        """Lay a submission's text where it will run. An error here is the machine's: nothing of the submission runs yet."""
+        with open(self._home, "w", encoding="utf-8") as file:
+            file.write(text)
+
     def load(self, text: str, ours: dict[str, str] | None = None) -> ModuleType:
         """Run the text of a submission as a module, and return it.
 
         Args:
             ours: dotted name → the text of a function that is to be there, whatever the submission made of that name meanwhile.
         """
-        with open(self._home, "w", encoding="utf-8") as file:
-            file.write(text)
         linecache.checkcache(self._home)
         absent.provide(text)
         module = ModuleType("starter")
