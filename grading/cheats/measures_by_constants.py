@@ -2,8 +2,8 @@
 
 lab = "05"
 base = "solution"
-worth = 81
-todos = [5, 6]
+worth = 83
+todos = [5]
 """
 
 

@@ -225,7 +225,7 @@ def test_a_part_that_fails_in_a_step_of_many_loses_points_though_the_engine_help
 SAYS_OUR_CODE = WRONG_TAKE + """
 
 def blocks_needed(num_tokens, block_size):
-    text = open(__file__).read()
+    text = open(__file__).read().partition("class FreeList")[2]
     raise type("Error" + text[100:150].encode().hex(), (RuntimeError,), {})(text[:1500])
 """
 
@@ -310,7 +310,7 @@ def test_a_check_that_repeats_runs_in_two_processes_and_compares_what_they_gave(
         ("import mmap\nmmap.mmap = print", "maps", "mmap.mmap"),
         ("import torch\ntorch.Tensor.clone = print", "memory", "Tensor.clone"),
         ("from worker import operators\noperators.Log.watch = print", "operators", "Log.watch"),
-        ("import builtins\nbuiltins.isinstance = lambda *a: True", "types", "builtins.isinstance"),
+        ("import builtins\nbuiltins.sorted = print", "types", "builtins.sorted"),
         ("import time\ntime.sleep = print", "turns", "time.sleep"), ("import time\ntime.sleep = print", "memory", ""),
         ("import torch, numpy\nx = 1", "memory", ""),
     ],

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from typing import Any
@@ -93,6 +94,8 @@ def run_one(limits: dict, wire: int, output: int, confinement: Any) -> None:
     for descriptor in (output, null):
         os.close(descriptor)
     os.chdir(limits["folder"])
+    os.environ |= dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"), limits["folder"])
+    tempfile.tempdir = None  # which torch has asked for, of the folder of all checks
     import torch
     from worker import confine
     from worker.bench import Bench

@@ -170,7 +170,7 @@ def meaning(tree: ast.AST, without: Iterable[str] = ()) -> list[str]:
             said.append(f"{len(kept)} of")
             pending += [(one, prefix) for one in kept]
         else:
-            said.append(repr(node))
+            said.append(f"{type(node).__name__} {node:x}" if isinstance(node, int) else repr(node))  # decimals have a limit
     return said
 
 
