@@ -173,6 +173,13 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 import seaborn.objects as so
 
+plt.rcParams["figure.dpi"] = 150
+plt.style.use("dark")
+
+
+class Mine(so.Plot):
+    pass
+
 try:
     import numba
 except ImportError:
@@ -184,7 +191,7 @@ def there():
 
 
 def used():
-    plt.figure()
+    figure, axes = plt.subplots()
 """
 
 
@@ -192,7 +199,7 @@ def test_a_library_that_is_not_there_is_there_by_name_for_who_imports_and_does_n
     with box.child() as child:
         module = child.bench.load(HABITS)
         assert module.there() is True, "an import in a try is answered as it is"
-        with pytest.raises(ModuleNotFoundError, match="matplotlib.pyplot.figure is used, which is not there where"):
+        with pytest.raises(ModuleNotFoundError, match=r"matplotlib.pyplot.subplots\(\) is used, which is not there where"):
             module.used()
 
 

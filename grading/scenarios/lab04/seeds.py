@@ -127,7 +127,7 @@ def torchs_global_generator_is_neither_used_nor_changed(lab: Remote, dice: rando
     torch_there.rand(used)  # so that seeding it again does not bring it back
     torch.rand(used, generator=here)
     first = drawn(lab, logits, places)
-    expect_nothing_replaced(lab)
+    expect_nothing_replaced(lab, "numbers")
     expect(torch.equal(torch_there.rand(4), torch.rand(4, generator=here)),
            "torch's global generator was used or seeded: whoever else draws from it now gets other numbers")
     torch_there.manual_seed(dice.getrandbits(31))
