@@ -154,8 +154,8 @@ WAYS_NOT_TO_LOAD = {
     "found when compiled": ("async for x in y:\n    pass\n", "starter.py line 1 is not Python yet"),
     "a return outside": ("return 5\n", "starter.py line 1 is not Python yet ('return' outside function), at: return 5"),
     "raises": ("x = 1\n1 / 0\n", "starter.py line 2, while it is loaded: ZeroDivisionError: division by zero"),
-    "absent module": ("import nowhere_at_all\n", "line 1, while it is loaded: ModuleNotFoundError: No module named 'nowhere_at_all'"),
-    "a module beside it": ("import helpers\n", "starter.py line 1 imports helpers, which lies beside it. Only starter.py is handed in"),
+    "absent module": ("import nowhere_at_all\n", "line 1, while it is loaded: ModuleNotFoundError: No module named 'nowhere"),
+    "a module beside it": ("import helpers\n", "line 1 imports helpers, which lies beside it. Only starter.py is handed in"),
     "a merge": ("<<<<<<< HEAD\nx = 1\n=======\nx = 2\n>>>>>>> other\n", "starter.py line 1 is a mark of a merge"),
     "exits": ("raise SystemExit(3)\n", "starter.py line 1, while it is loaded: SystemExit: 3"),
 }
@@ -175,7 +175,8 @@ def test_a_test_that_waits_for_ever_fails_with_the_line_and_the_todo_is_not_trie
     solve(toy, 3, todo_1="while True: number += 1")
     run = workshop.pytest("test_lab.py", "--plain", "--limit", "1", cwd=toy)
     assert re.search(r"it waits for ever: after 1 s it was still in line \d+ of starter.py, in double: while True", run.stdout)
-    assert rows(run)["1"][:2] == ["0/30", "failing"] and rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (right on top of ours)"]
+    assert rows(run)["1"][:2] == ["0/30", "failing"]
+    assert rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (right on top of ours)"]
 
 
 def test_what_starts_when_the_file_is_loaded_is_said_after_a_run_that_passes(workshop, toy):
