@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from labs.harness import given, regions, source
+from labs.harness import given, imports, regions, source
 from labs.harness.catalog import Lab, LabError
 from labs.harness.todo import TodoError
 
@@ -202,14 +202,11 @@ def runs_when_loaded(file: Path) -> list[str]:
 
 
 def refuse_imports(lab: Lab, tree: ast.AST, name: str) -> None:
-    """Raise `ImportRefused` if `tree` imports `solution` or what `lab.toml` lists under `refuse`."""
+    """Raise `ImportRefused` if `tree` imports what `labs.harness.imports` does not allow."""
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr)):
         for imported in _imported_by(node):
-            if _is_refused(imported, lab):
-                raise ImportRefused(
-                    f"{name} line {node.lineno} imports {imported}. Reading it is allowed, importing it is not: "
-                    "what it does is what this lab has you write."
-                )
+            if not imports.may_import(lab, imported):
+                raise ImportRefused(f"{name} line {node.lineno} imports {imported}. {imports.why_not(lab, imported)}")
 
 
 def _imported_by(node: ast.AST) -> list[str]:
@@ -225,9 +222,3 @@ def _imported_by(node: ast.AST) -> list[str]:
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             return [text.removesuffix(".py").replace("/", ".").strip(".") for text in texts]
     return []
-
-
-def _is_refused(imported: str, lab: Lab) -> bool:
-    return "solution" in imported.split(".") or any(
-        imported == name or imported.startswith(name + ".") for name in lab.refuse
-    )

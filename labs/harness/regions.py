@@ -207,9 +207,8 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
     return ast.fix_missing_locations(swapped)
 
 
-def with_our_functions(work: str, solution: str, todos: Iterable[int]) -> str:
-    """`work` as text, with our functions for `todos`. Comments and the lines' numbers are lost."""
-    names = [name for todo, found in functions_of(solution).items() if todo in todos for name in found]
+def with_our_functions(work: str, solution: str, names: list[str]) -> str:
+    """`work` as text, with our functions of these names. Comments and the lines' numbers are lost."""
     return ast.unparse(with_stand_ins(ast.parse(work), ast.parse(solution), names)) + "\n"
 
 

@@ -335,7 +335,7 @@ class AsyncLLM:
         if given is None:
             assert self._engine is not None
             defaults = self._engine.engine.config.model.generation_defaults
-            return SamplingParams(**defaults, max_tokens=DEFAULT_MAX_TOKENS, output_kind=kind)
+            return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **defaults, "output_kind": kind})
         if not isinstance(given, SamplingParams):
             raise invalid("sampling_params", given, "a SamplingParams or None")
         if given.n != 1:

@@ -150,7 +150,7 @@ class EngineArgs:
         return EngineConfig(
             model_name=name,
             model_path=path,
-            tokenizer_path=find_checkpoint(str(self.tokenizer)) if self.tokenizer else path,
+            tokenizer_path=find_checkpoint(str(self.tokenizer), weights=False) if self.tokenizer else path,
             model=model,
             cache=cache,
             scheduler=self._scheduler_config(model, cache),

@@ -33,7 +33,7 @@ class InputProcessor:
         self._tokenizer = tokenizer
         self._clock = clock
         self._seeds = random.Random(config.seed)
-        self._grammars = GrammarCompiler(config.tokenizer_path, config.model.vocab_size, config.model.eos_token_ids)
+        self._grammars = GrammarCompiler(tokenizer, config.model.vocab_size, config.model.eos_token_ids)
 
     def make_requests(
         self, request_id: str, prompt: Prompt, params: SamplingParams, arrival_time: float | None, priority: int
@@ -105,7 +105,9 @@ class InputProcessor:
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Tokens of each bad word, at the beginning of a text and after a space."""
         words = [w for word in params.bad_words or () for w in (word, " " + word.lstrip())]
-        return tuple(dict.fromkeys(tuple(self._tokenizer.encode(word)) for word in words))
+        tokens = tuple(dict.fromkeys(tuple(self._tokenizer.encode(word)) for word in words))
+        self._check_ids("bad_words", [token_id for word in tokens for token_id in word])
+        return tokens
 
 
 def check_arguments(request_id: Any, params: Any, priority: Any) -> None:

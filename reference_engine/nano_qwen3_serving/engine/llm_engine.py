@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nano_qwen3_serving.arguments import names_unknown_arguments
@@ -57,10 +58,11 @@ class LLMEngine:
         recorder: Recorder | None = None,
     ) -> None:
         parts = components or Components()
+        self.tokenizer = parts.tokenizer(config)
+        config = replace(config, model=config.model.with_eos(getattr(self.tokenizer, "eos_token_id", None)))
         self.config = config
         self.clock = clock
         self.recorder = recorder
-        self.tokenizer = parts.tokenizer(config)
         self.input_processor = InputProcessor(config, self.tokenizer, clock)
         attention = parts.attention(config)
         model = parts.model(config, attention)
