@@ -59,7 +59,7 @@ def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
 
 
 def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequence[str] | None = None) -> ModuleType:
-    """The module `choose` chose, with our functions for the TODOs in `stand_ins`, or those of them in `only`.
+    """The module `choose` chose, with our functions for the TODOs in `stand_ins`; of these functions, with the `only` ones.
 
     Raises `LabError` for a file that is no Python or raises while it is run, `ImportRefused` for one that
     imports the answer; an unwritten TODO that is called while it is run comes through as `TodoError`.
@@ -70,8 +70,8 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequ
     if chosen not in (lab.solution, lab.reference_file):
         refuse_imports(lab, tree, chosen.name)
         _refuse_neighbours(tree, chosen)
-    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins for name in found
-             if only is None or name in only}
+    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins
+             for name in found if only is None or name in only}
     if names:
         ours = given.our_code(lab)
         if ours is None:

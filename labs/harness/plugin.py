@@ -167,7 +167,7 @@ class LabRun:
         return found
 
     def load(
-        self, lab: Lab, chosen: Path | str, ours: tuple[int, ...], only: tuple[str, ...] | None = None
+        self, lab: Lab, chosen: Path | str, ours: tuple[int, ...], only: tuple[str, ...] | None
     ) -> ModuleType | LabError:
         """The module, or why there is none: a file that cannot be loaded is run once, not once for each test."""
         try:

@@ -743,3 +743,7 @@ def test_todo_6_logits_of_a_random_network_are_those_of_transformers(lab, tmp_pa
         error = float(((found - expected).abs().amax(-1) / expected.abs().amax(-1)).max())
         # float32, sums in another order: about 1e-6; a token that reads a wrong slot is off by about 1
         assert error < 1e-4, f"a prompt of {len(prompt)} tokens: the logits are off by {error:.1e} of the largest"
+
+
+if __name__ == "__main__":
+    raise SystemExit("These are tests. Run them with: pytest test_lab.py")
