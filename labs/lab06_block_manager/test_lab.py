@@ -38,6 +38,12 @@ def blocks_for(num_tokens: int, block_size: int) -> int:
     return len(range(0, num_tokens, block_size))
 
 
+def story(found, right, *known: tuple[object, str]) -> str:
+    """What `found` is in place of what is `right`, in a sentence after a full stop; nothing if it is nothing that is known."""
+    fits = dict.fromkeys(what for value, what in known if found == value and found != right)
+    return f". That is {', or '.join(fits)}" if fits else ""
+
+
 def whole(value) -> bool:
     """An int, and no bool: 2.0 and a tensor equal 2 as well, until one of them is used as an index."""
     return type(value) is int
@@ -290,9 +296,8 @@ def test_todo_1_two_pools_know_nothing_of_each_other(lab):
 )
 def test_todo_2_the_last_block_may_be_partly_empty_but_not_wholly(lab, num_tokens, block_size, expected):
     found, down = lab.blocks_needed(num_tokens, block_size), num_tokens // block_size
-    why = ". That is rounded down: the last block, which is not full, counts, too" if found == down else ""
-    if found == down + 1:
-        why = ". That is one more than rounded down, and at an exact multiple one too many"
+    why = story(found, expected, (down, "rounded down: the last block, which is not full, counts, too"),
+                (down + 1, "one more than rounded down: at an exact multiple it is one too many"))
     assert found == expected, (
         f"{num_tokens} tokens in blocks of {block_size} need {count_of(expected)}; blocks_needed() said {found}{why}"
     )
@@ -408,13 +413,11 @@ def test_todo_3_a_chunk_may_cross_several_edges(lab, first, then):
 def growth_story(found: int, first: int, then: int) -> str:
     """Which mistake makes a table of `found` blocks of 4, in a sentence; nothing if none that we know does."""
     held, needed = blocks_for(first, 4), blocks_for(then, 4)
-    known = {
-        held: ". Nothing was added", held + needed: ". Tokens are counted in all, not in addition to those that are there",
-        held + 1: ". One block was added, and several edges were crossed",
-        needed + 1: ". One block too many: was the last one counted that is not full?",
-        needed - 1: ". One block too few",
-    }
-    return known.get(found, "")
+    return story(
+        found, needed, (held, "nothing added"), (held + needed, "tokens in addition; they are counted in all"),
+        (held + 1, "one block more, though several edges were crossed"), (needed + 1, "one block too many"),
+        (needed - 1, "one block too few"),
+    )
 
 
 @pytest.mark.todo(3, points=1)
@@ -484,13 +487,13 @@ def slots_found(lab, table, positions, block_size: int) -> list[int]:
 def slots_story(found: list[int], table, positions, size: int) -> str:
     """Which mistake gives these slots, in a sentence; nothing if none that we know does."""
     known = [
-        (lambda i: i, "Those are the positions: the block is what stands in the table at position // block_size"),
-        (lambda i: table[0] * size + i, "Those lie side by side from the first block on; the table names each further one"),
-        (lambda i: table[i // size] + i % size, "A block's number is not its first slot: multiply it by the block size"),
-        (lambda i: table[i // size] * size, "The place in the block, position % block_size, is missing"),
-        (lambda i: table[i % size % len(table)] * size + i // size, "Quotient and remainder are exchanged"),
+        (lambda i: i, "the positions: the block is what stands in the table at position // block_size"),
+        (lambda i: table[0] * size + i, "one row from the first block on: the table names each further block"),
+        (lambda i: table[i // size] + i % size, "right if a block's number were its first slot: multiply it by the block size"),
+        (lambda i: table[i // size] * size, "the first slot of each block: the place in it, position % block_size, is missing"),
+        (lambda i: table[i % size % len(table)] * size + i // size, "quotient and remainder exchanged"),
     ]
-    return next((f". {why}" for slot, why in known if found == [slot(i) for i in positions]), "")
+    return story(found, None, *(([slot(i) for i in positions], what) for slot, what in known))
 
 
 @pytest.mark.todo(4, points=3)
@@ -737,14 +740,14 @@ def example() -> list[dict[str, int]]:
 )
 def test_todo_6_a_pool_has_room_for_whole_requests_in_whole_blocks(lab, num_blocks, block_size, tokens_each, expected):
     found, each = lab.capacity(num_blocks, block_size, tokens_each), blocks_for(tokens_each, block_size)
-    known = {
-        num_blocks * block_size // tokens_each: ". That counts tokens, and the null block: a request has whole blocks",
-        num_blocks // each: ". That counts the null block, which is nobody's",
-        (num_blocks - 1) * block_size // tokens_each: ". That counts tokens: the rest of a request's last block is no other's",
-    }
+    why = story(
+        found, expected, (num_blocks // each, "the room with the null block, which is nobody's"),
+        ((num_blocks - 1) * block_size // tokens_each, "a count of tokens: the rest of a request's last block is no other's"),
+        (num_blocks * block_size // tokens_each, "a count of tokens with the null block: requests have whole blocks"),
+    )
     assert found == expected, (
         f"a pool of {num_blocks} blocks of {block_size}, the null block among them, has room for {expected} of {tokens_each} "
-        f"tokens, which hold {count_of(each)} each; capacity() said {found}{known.get(found, '')}"
+        f"tokens, which hold {count_of(each)} each; capacity() said {found}{why}"
     )
     assert whole(found), f"capacity() returned {found!r}: a number of requests is an int"
 
