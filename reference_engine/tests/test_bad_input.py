@@ -310,7 +310,7 @@ def test_a_corrupt_file_is_named_with_what_to_do(checkpoint, file, damage):
         ({"use_sliding_window": True}, ["use_sliding_window"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
         ({"hidden_size": None}, ["hidden_size"]),
-        ({"num_hidden_layers": 3}, ["lacks", "model.layers"]),
+        ({"num_hidden_layers": 3}, ["layer_types", "num_hidden_layers"]), ({"num_hidden_layers": 3, "layer_types": None}, ["lacks", "model.layers"]),
         ({"intermediate_size": 100}, ["shape", "100"]),
     ],
     ids=str,
