@@ -1,9 +1,26 @@
 """What the judge may have done where the submission is: load it, hold tensors, look at the machine's state."""
 
+import builtins
 import linecache
+import mmap
 import sys
+import time
 from types import ModuleType
 from typing import Any
+
+import torch
+from safetensors import torch as safetensors_torch
+from torch.nn.modules import module as torch_modules
+from torch.utils import _python_dispatch as torch_dispatch
+
+from . import absent, operators, parts, peer, wire
+
+MEASURED_WITH: tuple[Any, ...] = (
+    builtins, mmap, time, torch, torch.nn.functional, safetensors_torch, torch_modules, torch_dispatch, absent, operators, parts,
+    peer, wire, parts.Neighbour, torch.Tensor, torch.nn.Module, torch.nn.Linear, torch_dispatch.TorchDispatchMode, operators.Log,
+    peer.Peer)
+"""Modules and classes with which the judge measures where the submission runs."""
+HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 
 
 class Bench:
@@ -15,17 +32,41 @@ class Bench:
 
     def __init__(self, home: str) -> None:
         self._home = home
+        owners = (*MEASURED_WITH, Bench, sys.modules[__name__])
+        self._before = [(owner, {name: value for name, value in vars(owner).items() if callable(value)}) for owner in owners]
 
-    def load(self, text: str) -> ModuleType:
-        """Run the text of a submission as a module, and return it."""
+    def write(self, text: str) -> None:
+        """Lay a submission's text where it will run. An error here is the machine's: nothing of the submission runs yet."""
         with open(self._home, "w", encoding="utf-8") as file:
             file.write(text)
+
+    def load(self, text: str, ours: dict[str, str] | None = None) -> ModuleType:
+        """Run the text of a submission as a module, and return it.
+
+        Args:
+            ours: dotted name → the text of a function that is to be there, whatever the submission made of that name meanwhile.
+        """
         linecache.checkcache(self._home)
+        absent.provide(text)
         module = ModuleType("starter")
         module.__file__ = self._home
         sys.modules["starter"] = module
         exec(compile(text, self._home, "exec"), module.__dict__)
+        for name, function in (ours or {}).items():
+            self._put(module, name, function)
         return module
+
+    def _put(self, module: ModuleType, name: str, text: str) -> None:
+        """A function of ours into a module, or into a class of it; what is nested in a function is in its text already."""
+        *classes, last = name.split(".")
+        owner: Any = module
+        for part in classes:
+            owner = vars(owner).get(part)
+            if not isinstance(owner, type):
+                return
+        made: dict[str, Any] = {}
+        exec(compile(text, self._home, "exec"), module.__dict__, made)
+        setattr(owner, last, made[last])
 
     def package(self, name: str) -> ModuleType:
         """A module of the runtime."""
@@ -40,3 +81,21 @@ class Bench:
     def look(self, value: Any) -> Any:
         """A value that is held here, as it is now."""
         return value
+
+    def log(self) -> operators.Log:
+        """Notes torch's operators."""
+        return operators.Log()
+
+    def replaced(self) -> str:
+        """The name of a function of Python, torch or the bench in whose place is another now; empty if there is none.
+
+        A class has nothing new either, for that would stand before what it inherits; and no hook is called for every module.
+        """
+        for owner, before in self._before:
+            now = vars(owner)
+            changed = [name for name, value in before.items() if now.get(name) is not value]
+            if isinstance(owner, type):
+                changed += [name for name, value in now.items() if callable(value) and name not in before]
+            if changed:
+                return f"{owner.__name__}.{changed[0]}"
+        return next((f"torch.nn.modules.module.{name}" for name in HOOKS if getattr(torch_modules, name)), "")

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from grading.worker.peer import Remote
-
 
 class Traffic:
     """What a log of operators comes to.
@@ -77,8 +75,3 @@ def unwritten(events: Sequence[Any]) -> dict[int, int]:
             if piece.memory in left:
                 left[piece.memory] -= piece.num_bytes
     return left
-
-
-def operators(lab: Remote) -> Remote:
-    """The module that sees which of torch's operators run, where the submission is."""
-    return lab._peer.root.package("worker.operators")

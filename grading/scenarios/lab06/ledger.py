@@ -23,7 +23,9 @@ class Watched:
 
     def free(self) -> int:
         """Blocks that the manager says are free."""
-        return self.manager.num_free_blocks
+        free = self.manager.num_free_blocks
+        expect(whole(free), f"num_free_blocks is {shown(free)}; expected an int")
+        return free
 
     def blocks(self, request: str) -> int:
         """How many a request is to hold."""

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Sequence
 
-from grading.checks import check, expect, refusal, shown
-from grading.scenarios.lab06.answers import names
+from grading.checks import check, expect, refusal, same, shown
+from grading.scenarios.lab06.answers import names, whole
 from grading.worker.peer import Remote
 
 SLOTS = "TODO 4: Slots of positions"
@@ -21,7 +21,7 @@ def a_position_is_found_by_its_block_and_its_place_in_it(lab: Remote, dice: rand
         table = dice.sample(range(1, 60), 5)
         length = dice.randrange(4 * size + 1, 5 * size + 1)
         found, right = lab.slots(table, range(length), size), layout(table, size)[:length]
-        expect(isinstance(found, list), f"slots() returned {shown(found)}; expected a list")
+        expect(isinstance(found, list) and all(map(whole, found)), f"slots() returned {shown(found)}; expected a list of ints")
         expect(found == right,
                f"{length} positions in blocks {table} of {size}: expected {shown(right)}, slots() said {shown(found)}")
 
@@ -34,7 +34,7 @@ def any_positions_in_any_order(lab: Remote, dice: random.Random) -> None:
     cases: list[Sequence[int]] = [range(start, 2 * size + 1), dice.sample(range(3 * size), 4), []]
     for positions in cases:
         found, right = lab.slots(tuple(table), positions, size), [where[position] for position in positions]
-        expect(found == right,
+        expect(same(found, right),
                f"positions {shown(list(positions))} in blocks {table} of {size}: "
                f"expected {shown(right)}, slots() said {shown(found)}")
 
@@ -57,5 +57,5 @@ def refuses_a_negative_position_and_reads_an_iterator_once(lab: Remote, dice: ra
         expect(names(position, said), f"the error must name position {position}; it says {said!r}")
     once = lab._peer.root.package("builtins").iter([1, size])
     found, where = lab.slots(table, once, size), layout(table, size)
-    expect(found == [where[1], where[size]],
+    expect(same(found, [where[1], where[size]]),
            f"positions 1 and {size} were given as an iterator, which can be read once; slots() said {shown(found)}")

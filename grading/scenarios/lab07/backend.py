@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from grading.checks import check, expect, hold, kept, look, shown
+from grading.checks import check, expect, hold, kept, look, same, shown
 from grading.scenarios.lab07.batch import batches
 from grading.scenarios.lab07.engine import expect_same_tokens, generated, item, metadata_there, pairs_of, part, random_network
 from grading.scenarios.lab07.pool import (
@@ -70,7 +70,7 @@ def bytes_per_block_is_what_a_block_takes(lab: Remote, dice: random.Random) -> N
         for dtype in DTYPES:
             got = part(lab, model_config(4, kv_heads, head_dim, layers), size, dtype).bytes_per_block
             want = sum(torch.empty(size, kv_heads, head_dim, dtype=dtype).nbytes for _ in range(2 * layers))
-            expect(got == want,
+            expect(same(got, want),
                    f"{layers} layers, blocks of {size}, {kv_heads} KV heads of {head_dim}, {dtype}: "
                    f"expected {want} bytes, got {shown(got)}")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, look, shown
+from grading.checks import check, expect, hold, look, same, shown
 from grading.scenarios.lab07.pool import model_config, numbers
 from grading.worker.peer import Remote
 
@@ -38,7 +38,7 @@ def expect_layout(layout: Any, pieces: Sequence[Piece], size: int, **wanted: Any
         got = getattr(layout, name, None)
         expect(name not in TENSORS or (isinstance(got, Tensor) and got.dtype == torch.long),
                f"{name}: expected a torch.long tensor, and {shown(got)} came")
-        expect(numbers(got) == want,
+        expect(same(numbers(got), want),
                f"chunks {list(pieces)}, blocks of {size}: expected {name} {shown(want)}, got {shown(numbers(got))}")
 
 
@@ -54,7 +54,7 @@ def a_slot_is_block_id_times_block_size_plus_offset(lab: Remote, dice: random.Ra
         for first, last in ((0, size), (size - 1, size + 1), (dice.randrange(2 * size), 4 * size), (size, size)):
             found = lab.slots_of(table, range(first, last), size)
             right = [place_of(table, position, size) for position in range(first, last)]
-            expect(numbers(found) == right,
+            expect(same(numbers(found), right),
                    f"blocks of {size}, block table {table}, positions {shown(list(range(first, last)))}: "
                    f"expected slots {shown(right)}, got {shown(numbers(found))}")
 

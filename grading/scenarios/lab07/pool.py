@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, expect, hold, kept, look, shorter, shown
+from grading.checks import Wrong, expect, expect_nothing_replaced, hold, kept, look, shorter, shown
 from grading.worker.peer import Raised, Remote
 from nano_qwen3_serving.config import ModelConfig
 
@@ -235,6 +235,7 @@ def vast_cache(lab: Remote, dtype: torch.dtype) -> Remote:
     It has addresses, and memory only for the pages that somebody writes. So a copy of it, or scores for all of
     it, cannot be had from the machine, or are more than a check may use; a few of its blocks cost what they cost in any.
     """
+    expect_nothing_replaced(lab)  # an mmap that refuses would make the cache small
     there, maps = module_there(lab, "torch"), module_there(lab, "mmap")
     unreserved = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE
     for size in VAST:
