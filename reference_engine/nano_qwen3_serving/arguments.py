@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_DEPTH = 64  # of what a caller nests: far below Python's limit on recursion, and above any schema in use
 MAX_NODES = 1_000_000
+MAX_INT = 2**63 - 1
 
 
 def invalid(parameter: str, value: Any, must: str) -> InvalidParametersError:
@@ -30,12 +31,13 @@ def invalid(parameter: str, value: Any, must: str) -> InvalidParametersError:
 
 
 def check_int(parameter: str, value: Any, *, at_least: int, optional: bool = False) -> None:
-    """Refuses what is not an int of at least `at_least` (a bool is not an int here)."""
+    """Refuses what is not an int of at least `at_least` and of 64 bits (a bool is not an int here)."""
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+    if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= MAX_INT:
         also = " or None" if optional else ""
-        raise invalid(parameter, value, f"an int of at least {at_least}{also}")
+        most = "" if not isinstance(value, int) or value <= MAX_INT else f" and at most {MAX_INT}"
+        raise invalid(parameter, value, f"an int of at least {at_least}{most}{also}")
 
 
 def check_float(parameter: str, value: Any, *, low: float, high: float, open_low: bool = False) -> None:
@@ -98,7 +100,7 @@ def own_copy(parameter: str, value: Any) -> Any:
         if depth > MAX_DEPTH or next(nodes) > MAX_NODES:
             raise invalid(parameter, value, f"nested at most {MAX_DEPTH} deep, with at most {MAX_NODES:,} parts")
         if isinstance(part, dict):
-            return {copied(k, depth + 1): copied(v, depth + 1) for k, v in list(part.items())}
+            return {copied(k, depth + 1): copied(v, depth + 1) for k, v in list(dict.items(part))}  # a subclass' own may do anything
         if isinstance(part, (list, tuple)):
             each = [copied(one, depth + 1) for one in list(part)]
             return each if isinstance(part, list) else tuple(each)

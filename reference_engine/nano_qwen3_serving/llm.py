@@ -12,7 +12,8 @@ from nano_qwen3_serving.arguments import check_bool, check_text, invalid, names_
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
-from nano_qwen3_serving.exceptions import GenerationError, InvalidParametersError
+from nano_qwen3_serving.exceptions import EngineDeadError, GenerationError, InvalidParametersError
+from nano_qwen3_serving.observe.metrics import Metric
 from nano_qwen3_serving.observe.progress import progress_bar
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
@@ -45,7 +46,7 @@ class LLM:
         **engine_args: Any,
     ) -> None:
         refuse_unknown("LLM()", [f.name for f in fields(EngineArgs)], engine_args)
-        self.llm_engine = LLMEngine.from_engine_args(
+        self._engine: LLMEngine | None = LLMEngine.from_engine_args(
             EngineArgs(model=model, **engine_args), components, recorder=recorder)
         self._ids = itertools.count()
         self._one_at_a_time = threading.Lock()
@@ -53,6 +54,27 @@ class LLM:
     def get_tokenizer(self) -> Any:
         """The engine's tokenizer."""
         return self.llm_engine.get_tokenizer()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets cached prefixes; False, and nothing happens, while requests hold blocks."""
+        with self._one_at_a_time:
+            return self.llm_engine.reset_prefix_cache()
+
+    def get_metrics(self) -> list[Metric]:
+        """What the engine counted: `Counter`s and `Gauge`s with vLLM's names, labels and a value."""
+        return self.llm_engine.get_metrics()
+
+    def shutdown(self) -> None:
+        """Gives the engine's memory back as soon as nobody else holds it. Every later call is an `EngineDeadError`."""
+        with self._one_at_a_time:
+            self._engine = None
+
+    @property
+    def llm_engine(self) -> LLMEngine:
+        """The engine. Raises `EngineDeadError` after `shutdown()`."""
+        if self._engine is None:
+            raise EngineDeadError("this LLM was shut down; make a new one")
+        return self._engine
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What is used without parameters: the checkpoint's generation_config.json."""

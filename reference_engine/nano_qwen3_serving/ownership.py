@@ -32,7 +32,7 @@ def snapshot(value: Any) -> Any:
         if isinstance(part, tuple):
             return remember(part, tuple(copied(one, depth + 1) for one in part))
         if isinstance(part, dict):
-            return remember(part, {key: copied(one, depth + 1) for key, one in list(part.items())})
+            return remember(part, {key: copied(one, depth + 1) for key, one in list(dict.items(part))})
         if isinstance(part, (SamplingParams, StructuredOutputsParams)):
             with suppress(Exception):  # of a subclass that cannot be copied
                 twin = copy.copy(part)

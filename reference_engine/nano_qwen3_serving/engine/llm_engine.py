@@ -22,6 +22,7 @@ from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersErro
 from nano_qwen3_serving.execution.model_runner import ModelRunner
 from nano_qwen3_serving.interfaces import RequestUpdate, SampledTokens, ScheduledBatch, StoppedRequest
 from nano_qwen3_serving.model.huge_pages import use_huge_pages
+from nano_qwen3_serving.observe.metrics import Metric
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.prompts import Prompt
@@ -233,6 +234,12 @@ class LLMEngine:
             "num_total_blocks": usable,
             "kv_cache_usage": 1.0 - free / usable,
         }
+
+    def get_metrics(self) -> list[Metric]:
+        """Counters of the requests that ended, and gauges of this moment, under vLLM's names."""
+        now = self.stats()
+        return self.output_processor.counts.metrics(
+            now["num_requests_running"], now["num_requests_waiting"], now["kv_cache_usage"])
 
     def _end_failed(self, result: SampledTokens) -> list[RequestOutput]:
         """Ends the requests of `result.errors`; what their callers are shown."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from nano_qwen3_serving.exceptions import GenerationError
 from nano_qwen3_serving.interfaces import Detokenizer, RequestUpdate, StoppedRequest, Tokenizer
+from nano_qwen3_serving.observe.metrics import EngineCounts
 from nano_qwen3_serving.outputs import (
     CompletionOutput,
     FinishReason,
@@ -164,6 +165,7 @@ class OutputProcessor:
         self._tokenizer = tokenizer
         self._make_detokenizer = make_detokenizer
         self._stream_interval = stream_interval
+        self.counts = EngineCounts()
         self._groups: dict[str, Group] = {}
         self._members: dict[str, tuple[Group, Completion]] = {}
 
@@ -248,6 +250,8 @@ class OutputProcessor:
             if output is not None:
                 outputs.append(output)
             if group.finished:
+                if output is not None:
+                    self.counts.add(output, [s.finish_reason or "" for s in group.sequences])
                 del self._groups[group.request_id]
                 for sequence in group.sequences:
                     del self._members[sequence.request.request_id]

@@ -19,12 +19,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nano_qwen3_serving.arguments import refuse_unknown
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
+from nano_qwen3_serving.text.tokenizer_surface import UsualAttributes
 
 ROLES = ("system", "user", "assistant", "tool")
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "  # transformers' own; its space shows whether a template trims
 
 
-class Tokenizer:
+class Tokenizer(UsualAttributes):
     """A byte-level BPE tokenizer with its chat template.
 
     Args:
@@ -65,14 +66,6 @@ class Tokenizer:
         source = template.read_text(encoding="utf-8") if template.exists() else config.get("chat_template")
         names = {k: token_text(config[k]) for k in ("bos_token", "eos_token", "pad_token") if config.get(k)}
         return cls(backend, source, names)
-
-    def __len__(self) -> int:
-        return self._backend.get_vocab_size()
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The tokenizer's end-of-sequence token."""
-        return self._backend.token_to_id(self.special_token_map.get("eos_token", ""))
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`; special tokens written in it are recognised, none are added."""
