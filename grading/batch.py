@@ -214,8 +214,8 @@ class _Runs:
 
     def take_known(self, units: Mapping[str, Unit]) -> None:
         for key in units:
-            if report := self.journal.result(key):
-                self._take(key, report)
+            if (run := self.journal.run_of(key)) and (report := self.journal.result(run)):
+                self._take(key, report, run)
 
     def take(self, outcome: Outcome) -> None:
         unit = outcome.unit
@@ -228,13 +228,14 @@ class _Runs:
             self.lines.append(Line("crash", unit.submission.student, unit.lab, f"{why}; graded at the second try"))
         self._take(unit.key, outcome.answer)
 
-    def _take(self, key: str, report: Report) -> None:
+    def _take(self, key: str, report: Report, run: str | None = None) -> None:
+        """A report of what has this key; `run` is the key of the run that it is from, if that is not the first."""
         first = key not in self.reports
         self.reports.setdefault(key, []).append(report)
         if not first:
             return
         before = self.journal.standing(report.student, report.lab, report.digest)
-        if not self.journal.record(key, report):
+        if not self.journal.record(run or key, report):
             assert before is not None  # what is refused is lower than it
             self.lines.append(Line("lower", report.student, report.lab,
                                    f"{report.score:g} now, but {before.score:g}, given earlier, stands; "

@@ -117,7 +117,7 @@ def _bwrap(runtime: Path, folder: Path, hidden: Sequence[str]) -> list[str]:
             options += ["--tmpfs", f"{site}/{name}"]
     options += ["--ro-bind", str(runtime), str(runtime), "--bind", str(folder), str(folder)]
     options += ["--dir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]  # nothing to fill memory with
-    for name, value in environment().items():
+    for name, value in environment(folder).items():
         options += ["--setenv", name, value]
     return options
 
@@ -126,7 +126,8 @@ def _bind_python(path: str) -> list[str]:
     return ["--ro-bind", path, path]
 
 
-def environment() -> dict[str, str]:
-    """All that a worker gets to know of the judge's environment: nothing."""
-    return {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin",
-            "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+def environment(folder: Path) -> dict[str, str]:
+    """A worker's variables: nothing of the judge's; home and temporary files are in `folder`, where it may write."""
+    return {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "LOGNAME": "student",
+            **dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"), str(folder)),
+            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}

@@ -4,7 +4,6 @@ The judge never imports what it grades. What a TODO builds on is taken from our 
 submission's own lost points, so that no mistake is paid for twice.
 """
 
-import ast
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +19,11 @@ from grading.intake import Submission
 from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import CheckResult, Report, digest_of
 from grading.runtime import PACKAGE, make_runtime
-from grading.sandbox import Sandbox, SetupError, Stopped
+from grading.sandbox import Child, Sandbox, SetupError, Stopped
 from grading.seeds import PUBLIC_SECRET, dice_for, seed_for
 from grading.worker.peer import Raised
 from grading.worker.wire import Garbled
-from labs.harness import loading, regions
+from labs.harness import loading, regions, source
 from labs.harness.catalog import Lab, LabError
 
 PRINTED = 2_000
@@ -80,9 +79,8 @@ class Grader:
         settings, notes, student = self.settings, list(submission.notes), sayable(submission.student)
         seed = settings.seed or seed_for(settings.secret, self.lab.id, student, settings.seed_mode)
         results: list[CheckResult] = []
-        text = submission.text()
-        problem = "there is no starter.py to grade" if text is None else self._unusable(text)
-        if text is None or problem:
+        text, problem = self._usable(submission)
+        if problem:
             notes += [problem] if problem not in notes else []
             results = [_result(check, problem) for check in self.checks]
         else:
@@ -94,17 +92,16 @@ class Grader:
         said = tuple(map(sayable, notes))
         return Report(student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), said)
 
-    def _unusable(self, text: str) -> str:
-        """Why nothing of a submission can be run; empty if it can."""
+    def _usable(self, submission: Submission) -> tuple[str, str]:
+        """The text that is run, and why nothing of it can be; the latter is empty if it can."""
         try:
-            loading.refuse_imports(self.lab, ast.parse(text), "starter.py")
-        except SyntaxError as error:
-            return f"starter.py line {error.lineno} is not Python: {error.msg}"
-        except (ValueError, RecursionError, MemoryError) as error:
-            return f"starter.py is not Python: {shorter(str(error)) or 'it is nested too deeply'}"
+            text = submission.text()
+            if text is None:
+                return "", "there is no starter.py to grade"
+            loading.refuse_imports(self.lab, source.parsed(text, "starter.py"), "starter.py")
         except LabError as error:
-            return str(error)
-        return ""
+            return "", str(error)
+        return text, ""
 
     def _grade_todo(
         self, todo: int, text: str, before: Sequence[CheckResult], seed: str, sandbox: Sandbox, done: Callable[[Check], None]
@@ -131,6 +128,7 @@ class Grader:
         message, ended, unwritten, printed = None, False, False, b""
         try:
             with sandbox.child() as child:
+                _lay(child, text)
                 try:
                     check.run(child.bench.load(text), dice_for(seed, check.name))
                 finally:
@@ -152,8 +150,18 @@ class Grader:
             raise SetupError(f"{check.name} could not be run on this machine: {error}") from error
         except Exception as error:  # an answer of a kind that the check did not think of
             message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
+        if message is not None:
+            sandbox.look_for_room()
         said = printed.decode("utf-8", errors="replace")[:PRINTED] if message is not None and not ours else ""
         return _result(check, message, ours, unwritten, said), ended
+
+
+def _lay(child: Child, text: str) -> None:
+    """The submission into its folder. A full disk, say, is nobody's mistake: it raises `SetupError`, and nothing is graded."""
+    try:
+        child.bench.write(text)
+    except Raised as error:
+        raise SetupError(f"the submission could not be laid into the folder where it runs: {error}") from None
 
 
 def with_ours(text: str, solution: str, todos: Sequence[int]) -> str:

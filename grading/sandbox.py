@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from grading.footprint import bytes_in, clear, lives, processes_of, resident_bytes, share_of_memory, threads_beside
+from grading.footprint import bytes_in, clear, lives, memory_of_worker, processes_of, resident_bytes, threads_beside
 from grading.isolation import Limits, command, confinement, environment, other_user
 from grading.worker.peer import Peer
 from grading.worker.wire import Ended
@@ -101,6 +101,13 @@ class Sandbox:
             self._end_child()
             self._clear_folder()
 
+    def look_for_room(self) -> None:
+        """Raises `SetupError` if the disk has not the room left that a check may use: what fails then tells nothing."""
+        if self._process is not None and (free := shutil.disk_usage(self._folder).free) < self.limits.file_bytes:
+            raise SetupError(
+                f"the disk of {self._folder} is full: {free >> 10} KiB are left, and a check may use "
+                f"{self.limits.file_bytes >> 20} MiB; make room, or set TMPDIR to a folder on another disk")
+
     # the worker
 
     def _start(self) -> None:
@@ -112,7 +119,7 @@ class Sandbox:
         given = command(self.level, self._runtime, self._folder, self._hidden, theirs.fileno())
         try:
             self._process = subprocess.Popen(
-                given, env=environment(), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                given, env=environment(self._folder), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             self._control.close()
@@ -221,7 +228,7 @@ class Sandbox:
             raise Stopped(f"it had more than {limits.processes} processes and threads")
         resident = sum(map(resident_bytes, pids))
         if resident > limits.memory_bytes:  # perhaps only because forked processes share it
-            resident = sum(map(share_of_memory, pids))
+            resident = memory_of_worker(pids)
         self.peak_bytes = max(self.peak_bytes, resident)
         if resident > limits.memory_bytes:
             raise Stopped(f"it used more than {limits.memory_bytes >> 20} MiB of memory")

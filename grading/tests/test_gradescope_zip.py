@@ -81,6 +81,7 @@ def test_the_same_sources_make_the_same_zip():
 def test_packages_are_pinned_and_a_second_index_is_what_was_asked_for():
     lines = gradescope_zip.requirements().splitlines()
     assert all("==" in line and "+" not in line for line in lines) and any(line.startswith("torch==") for line in lines)
+    assert any(line.startswith("matplotlib==") for line in lines), "what students have installed can be imported there, too"
     assert gradescope_zip.requirements("file:///wheels").startswith("--extra-index-url file:///wheels\n")
 
 

@@ -1,6 +1,7 @@
 """The judge's report: points only for checks that passed, a reason for every other, and no submission that stops it."""
 
 import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -8,12 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grading import answers
+from grading import judge as grader_module
 from grading.checks import Check, Wrong
 from grading.intake import Submission
 from grading.isolation import Limits
 from grading.judge import MESSAGE, NOTHING_SAID, Grader, Settings, grader_of, with_ours
 from grading.model import Report
-from grading.sandbox import Sandbox
+from grading.sandbox import Child, Sandbox, SetupError
 from labs.harness.catalog import find_lab
 from labs.harness.regions import put_back
 
@@ -78,6 +80,24 @@ def test_an_empty_verdict_is_one_too(grader: Grader, box: Sandbox):
     assert (result.earned, result.message) == (0, NOTHING_SAID)
 
 
+def test_a_submission_that_cannot_be_laid_out_is_not_graded(grader: Grader, box: Sandbox):
+    """Whatever fails before its first line runs is the machine's fault, and must not become points lost."""
+    with box.child() as child, pytest.raises(SetupError, match="could not be laid into the folder .*IsADirectoryError"):
+        (box._folder / "starter.py").mkdir()
+        grader_module._lay(child, SOLUTION)
+    check = next(check for check in grader.checks if check.todo == 4)
+    assert grader._run(check, SOLUTION, (), "seed", box)[0].passed
+
+
+def test_points_are_not_lost_on_a_full_disk(grader: Grader, box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    wrong, usage = with_slots("return [-1]"), shutil.disk_usage(".")
+    assert lost(graded(grader, box, wrong))[4]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 10))
+    assert graded(grader, box, SOLUTION).score > 0, "what passed has passed"
+    with pytest.raises(SetupError, match="is full: 1 KiB are left, and a check may use 16 MiB; make room, or set TMPDIR"):
+        graded(grader, box, wrong)
+
+
 def test_a_message_is_short_and_can_be_written(grader: Grader, box: Sandbox):
     report = graded(grader, box, with_slots("raise ValueError('\\ud800\\x1b[2J' + 'x' * 10**6)"), student="a\udc80b")
     assert all(len(message) <= MESSAGE for message in lost(report)[4])
@@ -94,11 +114,11 @@ def test_what_is_printed_is_kept_in_part_and_can_be_written(grader: Grader, box:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("def slots(:\n", "line 1 is not Python"), ("x = 1\x00", "not Python"), ("(" * 5000, "not Python"),
+        ("def slots(:\n", "line 1 is not Python"), ("x = 1\x00", "line 1 has a NUL byte"), ("(" * 5000, "not Python"),
         ("-" * 100_000 + "1", "not Python"), ("x = " + "9" * 5000, "not Python"), ("import solution", "imports solution"),
         ("from labs.lab06_block_manager.solution import slots", "imports"),
         ("import nano_qwen3_serving.scheduling.block_manager", "imports"), ("", "FreeList"),
-        ("class FreeList: pass", "FreeList"), ("# -*- coding: rot13 -*-\nvzcbeg bf", "not Python"),
+        ("class FreeList: pass", "FreeList"), ("# -*- coding: rot13 -*-\nvzcbeg bf", "text in rot13, which is not read here"),
         ("raise SystemExit", "SystemExit"),
     ],
 )  # fmt: skip

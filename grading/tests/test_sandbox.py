@@ -387,6 +387,30 @@ def test_what_is_in_a_folder_is_counted_until_it_is_enough(tmp_path: Path):
     assert bytes_in(tmp_path, 64 << 20) > 64 << 20, "folders so deep that they cannot be counted are too much"
 
 
+FORKS = """
+import os, sys, time
+memory = bytearray(os.urandom(1 << 20)) * 100
+if os.fork() == 0:
+    time.sleep(60)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what processes share is read from /proc")
+@pytest.mark.parametrize("told", [True, False], ids=["told by the kernel", "not told"])
+def test_pages_that_a_fork_shares_count_once(monkeypatch: pytest.MonkeyPatch, told: bool):
+    if not told:  # as for a user without root, whom a worker's pages are hidden from
+        monkeypatch.setattr(footprint, "share_of_memory", lambda pid: None)
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            pids = processes_of(process.pid)
+            assert len(pids) == 2 and 100 << 20 < footprint.memory_of_worker(pids) < 150 << 20
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_a_level_that_cannot_be_started_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sandboxes, "command", lambda *_: [str(tmp_path / "nothing")])
     before = set(Path(tempfile.gettempdir()).glob("submission-*"))

@@ -16,10 +16,13 @@ class Bench:
     def __init__(self, home: str) -> None:
         self._home = home
 
-    def load(self, text: str) -> ModuleType:
-        """Run the text of a submission as a module, and return it."""
+    def write(self, text: str) -> None:
+        """Lay a submission's text where it will run. An error here is the machine's: nothing of the submission runs yet."""
         with open(self._home, "w", encoding="utf-8") as file:
             file.write(text)
+
+    def load(self, text: str) -> ModuleType:
+        """Run the text of a submission as a module, and return it."""
         linecache.checkcache(self._home)
         module = ModuleType("starter")
         module.__file__ = self._home

@@ -55,6 +55,11 @@ class Lab:
         return self.folder / "untouched.py"
 
     @property
+    def sealed(self) -> Path:
+        """Our functions, to stand in for TODOs that others build on; only in the student edition."""
+        return self.folder / "ours.sealed"
+
+    @property
     def tests(self) -> Path:
         """The suite that learners run."""
         return self.folder / "test_lab.py"

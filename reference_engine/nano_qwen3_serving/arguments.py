@@ -100,7 +100,8 @@ def own_copy(parameter: str, value: Any) -> Any:
         if depth > MAX_DEPTH or next(nodes) > MAX_NODES:
             raise invalid(parameter, value, f"nested at most {MAX_DEPTH} deep, with at most {MAX_NODES:,} parts")
         if isinstance(part, dict):
-            return {copied(k, depth + 1): copied(v, depth + 1) for k, v in list(dict.items(part))}  # a subclass' own may do anything
+            items = list(dict.items(part))  # a subclass' own may do anything
+            return {copied(k, depth + 1): copied(v, depth + 1) for k, v in items}
         if isinstance(part, (list, tuple)):
             each = [copied(one, depth + 1) for one in list(part)]
             return each if isinstance(part, list) else tuple(each)

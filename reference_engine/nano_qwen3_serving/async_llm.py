@@ -88,13 +88,15 @@ class AsyncLLM:
         check_int("max_seq_length", max_seq_length, at_least=2)
         check_int("worker_count", worker_count, at_least=1)
         pick_device(device)
-        self.model_name = model_name or default_model_name()
+        if model_name is None or (isinstance(model_name, str) and not model_name):
+            model_name = default_model_name()
         self._max_seq_length = max_seq_length
         self._worker_count = worker_count
         self._max_queue_size = max_queue_size
         self._args = EngineArgs(
-            model=self.model_name, device=device, dtype=dtype, num_gpu_blocks_override=num_blocks,
+            model=model_name, device=device, dtype=dtype, num_gpu_blocks_override=num_blocks,
             block_size=block_size, scheduling_policy="priority", max_num_queued_reqs=max_queue_size)
+        self.model_name = str(model_name)
         self._components, self._recorder = components, recorder
         self._engine: AsyncLLMEngine | None = None
         self._lock = threading.Lock()
@@ -367,7 +369,7 @@ class AsyncLLM:
         if given is None:
             assert self._engine is not None
             defaults = self._engine.engine.config.model.generation_defaults
-            return SamplingParams(**defaults, max_tokens=DEFAULT_MAX_TOKENS, output_kind=kind)
+            return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **defaults, "output_kind": kind})
         if not isinstance(given, SamplingParams):
             raise invalid("sampling_params", given, "a SamplingParams or None")
         if given.n != 1:

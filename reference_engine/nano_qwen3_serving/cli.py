@@ -160,8 +160,13 @@ def fuzz(
     replay: Annotated[str | None, typer.Option(help="A trace of a failure to live through again.")] = None,
     trace: Annotated[str, typer.Option(help="Where a failure's trace goes.")] = "fuzz_trace.json",
     totals: Annotated[str | None, typer.Option("--json", help="Where the totals go.")] = None,
+    api: Annotated[bool, typer.Option("--api", help="Hostile arguments for every public call instead.")] = False,
 ) -> None:
     """Throw random requests, aborts and faults at the engine, and check every token."""
+    if api:
+        from nano_qwen3_serving.testing.api_fuzz import api_fuzz_command
+
+        raise typer.Exit(api_fuzz_command(requests, seed or [0]))
     from nano_qwen3_serving.testing.fuzz.command import fuzz_command
 
     raise typer.Exit(fuzz_command(

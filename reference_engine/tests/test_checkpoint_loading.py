@@ -377,5 +377,7 @@ def test_a_model_in_the_hubs_cache_needs_no_network(monkeypatch: pytest.MonkeyPa
         assert local_files_only, "the network was asked for a model that is in the cache"
         return str(tmp_path)
 
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / file).touch()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert find_checkpoint("Qwen/Qwen3-0.6B") == tmp_path

@@ -19,6 +19,7 @@ from nano_qwen3_serving.arguments import (
     check_choice,
     check_float,
     check_int,
+    check_text,
     invalid,
     names_unknown_arguments,
 )
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
           "float32": torch.float32, "float": torch.float32}
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # of most systems, which raise errors of their own for longer ones
 DEFAULT_POOL_BYTES = 1 << 30
 ACTIVATION_RESERVE = 1 << 30  # CUDA bytes left to activations
 
@@ -112,8 +114,13 @@ class EngineArgs:
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, (str, Path)) or not str(value)):
+            if value is None:
+                continue
+            if not isinstance(value, (str, Path)) or not str(value):
                 raise invalid(name, value, "a name or a path")
+            check_text(name, str(value))
+            if len(str(value)) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in Path(value).parts):
+                raise invalid(name, value, f"a path of at most {LONGEST_PATH} characters, {LONGEST_NAME} bytes a folder")
         for name, at_least in (("seed", 0), ("tensor_parallel_size", 1), ("max_logprobs", -1),
                                ("stream_interval", 1), ("long_prefill_token_threshold", 0)):
             check_int(name, getattr(self, name), at_least=at_least)
@@ -133,7 +140,7 @@ class EngineArgs:
 
     def _refuse_unsupported(self) -> None:
         for name, supported in (("tensor_parallel_size", 1), ("quantization", None), ("speculative_config", None)):
-            if getattr(self, name) != supported:
+            if type(getattr(self, name)) is not type(supported) or getattr(self, name) != supported:
                 raise invalid(name, getattr(self, name), f"{supported!r}: nothing else is supported")
 
     def create_engine_config(self) -> EngineConfig:
@@ -154,7 +161,7 @@ class EngineArgs:
         return EngineConfig(
             model_name=name,
             model_path=path,
-            tokenizer_path=find_checkpoint(str(self.tokenizer)) if self.tokenizer else path,
+            tokenizer_path=find_checkpoint(str(self.tokenizer), weights=False) if self.tokenizer else path,
             model=model,
             cache=cache,
             scheduler=self._scheduler_config(model, cache),

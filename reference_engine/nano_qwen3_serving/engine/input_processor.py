@@ -35,8 +35,8 @@ class InputProcessor:
         self._clock = clock
         self._seeds = random.Random(config.seed)
         self._eos_token_ids = frozenset(config.model.eos_token_ids)
-        self._eos_token_id = primary_eos(config, tokenizer)
-        self._grammars = GrammarCompiler(config.tokenizer_path, config.model.vocab_size, config.model.eos_token_ids)
+        self._eos_token_id = next(iter(config.model.eos_token_ids), None)  # the tokenizer's own, if it has one
+        self._grammars = GrammarCompiler(tokenizer, config.model.vocab_size, config.model.eos_token_ids)
 
     def make_requests(
         self, request_id: str, prompt: Prompt, params: SamplingParams, arrival_time: float | None, priority: int
@@ -113,14 +113,9 @@ class InputProcessor:
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Tokens of each bad word, at the beginning of a text and after a space."""
         words = [w for word in params.bad_words or () for w in (word, " " + word.lstrip())]
-        return tuple(dict.fromkeys(tuple(self._tokenizer.encode(word)) for word in words))
-
-
-def primary_eos(config: EngineConfig, tokenizer: Any) -> int | None:
-    """The end of sequence that needs no `stop_reason`: the tokenizer's own, or else the first that the model has."""
-    ids = config.model.eos_token_ids
-    own = getattr(tokenizer, "eos_token_id", None)
-    return own if own in ids else next(iter(ids), None)
+        tokens = tuple(dict.fromkeys(tuple(self._tokenizer.encode(word)) for word in words))
+        self._check_ids("bad_words", [token_id for word in tokens for token_id in word])
+        return tokens
 
 
 def check_arguments(request_id: Any, params: Any, arrival_time: Any, priority: Any) -> None:

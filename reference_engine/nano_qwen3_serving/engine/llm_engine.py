@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nano_qwen3_serving.arguments import invalid, names_unknown_arguments
@@ -58,10 +59,11 @@ class LLMEngine:
         recorder: Recorder | None = None,
     ) -> None:
         parts = components or Components()
+        self.tokenizer = parts.tokenizer(config)
+        config = replace(config, model=config.model.with_eos(getattr(self.tokenizer, "eos_token_id", None)))
         self.config = config
         self.clock = clock
         self.recorder = recorder
-        self.tokenizer = parts.tokenizer(config)
         self.input_processor = InputProcessor(config, self.tokenizer, clock)
         attention = parts.attention(config)
         model = parts.model(config, attention)
@@ -283,9 +285,10 @@ class LLMEngine:
 
 def ids_of(request_ids: Any) -> list[str]:
     """One id, or several, as a list; what is no string is no id of anything."""
-    ids = [request_ids] if isinstance(request_ids, str) else request_ids
-    if not isinstance(ids, Iterable):
-        raise invalid("request_id", request_ids, "an id, or several")
+    try:
+        ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
+    except Exception:
+        raise invalid("request_id", request_ids, "an id, or several") from None
     return [one for one in ids if isinstance(one, str)]
 
 

@@ -9,6 +9,6 @@ an error of `exceptions.py`; requests that run beside it get the tokens that the
 and afterwards every block is free (`run.py`). A failure names seed, number and call; `only=` makes that call again.
 """
 
-from nano_qwen3_serving.testing.api_fuzz.run import ApiFuzzFailure, run_api_fuzz
+from nano_qwen3_serving.testing.api_fuzz.run import ApiFuzzFailure, api_fuzz_command, run_api_fuzz
 
-__all__ = ["ApiFuzzFailure", "run_api_fuzz"]
+__all__ = ["ApiFuzzFailure", "api_fuzz_command", "run_api_fuzz"]

@@ -21,20 +21,38 @@ Arguments = dict[str, Any]
 
 JSON_SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 RIGHT_PARAMS: dict[str, Callable[[Random], Any]] = {
-    "n": lambda r: r.randint(1, 3), "presence_penalty": lambda r: r.uniform(-2, 2), "frequency_penalty": lambda r: r.uniform(-2, 2),
-    "repetition_penalty": lambda r: r.uniform(0.5, 2), "temperature": lambda r: r.choice([0, 0.7, 1.0, 2]),
-    "top_p": lambda r: r.choice([0.1, 0.9, 1.0]), "top_k": lambda r: r.choice([-1, 0, 1, 50]), "min_p": lambda r: r.choice([0.0, 0.1, 1.0]),
-    "seed": lambda r: r.choice([None, 1, -5, 2**70]), "stop": lambda r: r.choice([None, "qq", ["a", "bc"]]),
-    "stop_token_ids": lambda r: [r.randrange(300)], "ignore_eos": lambda r: r.random() < 0.5, "max_tokens": lambda r: r.randint(1, 5),
-    "min_tokens": lambda r: 1, "logprobs": lambda r: r.choice([None, 0, 3]), "prompt_logprobs": lambda r: r.choice([None, 0, 2]),
-    "detokenize": lambda r: True, "skip_special_tokens": lambda r: r.random() < 0.5, "spaces_between_special_tokens": lambda r: True,
-    "include_stop_str_in_output": lambda r: r.random() < 0.5, "output_kind": lambda r: r.choice(list(RequestOutputKind)),
-    "structured_outputs": lambda r: None, "logit_bias": lambda r: {r.randrange(300): 1.5}, "allowed_token_ids": lambda r: [97, 98, 99],
+    "n": lambda r: r.randint(1, 3),
+    "presence_penalty": lambda r: r.uniform(-2, 2),
+    "frequency_penalty": lambda r: r.uniform(-2, 2),
+    "repetition_penalty": lambda r: r.uniform(0.5, 2),
+    "temperature": lambda r: r.choice([0, 0.7, 1.0, 2]),
+    "top_p": lambda r: r.choice([0.1, 0.9, 1.0]),
+    "top_k": lambda r: r.choice([-1, 0, 1, 50]),
+    "min_p": lambda r: r.choice([0.0, 0.1, 1.0]),
+    "seed": lambda r: r.choice([None, 1, -5, 2**70]),
+    "stop": lambda r: r.choice([None, "qq", ["a", "bc"]]),
+    "stop_token_ids": lambda r: [r.randrange(300)],
+    "ignore_eos": lambda r: r.random() < 0.5,
+    "max_tokens": lambda r: r.randint(1, 5),
+    "min_tokens": lambda r: 1,
+    "logprobs": lambda r: r.choice([None, 0, 3]),
+    "prompt_logprobs": lambda r: r.choice([None, 0, 2]),
+    "detokenize": lambda r: True,
+    "skip_special_tokens": lambda r: r.random() < 0.5,
+    "spaces_between_special_tokens": lambda r: True,
+    "include_stop_str_in_output": lambda r: r.random() < 0.5,
+    "output_kind": lambda r: r.choice(list(RequestOutputKind)),
+    "structured_outputs": lambda r: None,
+    "logit_bias": lambda r: {r.randrange(300): 1.5},
+    "allowed_token_ids": lambda r: [97, 98, 99],
     "bad_words": lambda r: ["bad"],
 }
 RIGHT_STRUCTURED: dict[str, Callable[[Random], Any]] = {
-    "json": lambda r: r.choice([copy.deepcopy(JSON_SCHEMA), '{"type": "integer"}']), "regex": lambda r: "[ab]+", "choice": lambda r: ["yes", "no"],
-    "grammar": lambda r: 'start: "a" | "b"', "json_object": lambda r: True,
+    "json": lambda r: r.choice([copy.deepcopy(JSON_SCHEMA), '{"type": "integer"}']),
+    "regex": lambda r: "[ab]+",
+    "choice": lambda r: ["yes", "no"],
+    "grammar": lambda r: 'start: "a" | "b"',
+    "json_object": lambda r: True,
 }
 
 
@@ -79,9 +97,12 @@ def params(random: Random) -> Any:
     """Right parameters, right ones changed after they were checked, or something else."""
     dice = random.random()
     made = SamplingParams(temperature=random.choice([0, 1.0]), max_tokens=random.randint(1, 5), seed=random.randrange(99))
-    if dice < 0.6:
+    if dice < 0.65:
         return made
-    if dice < 0.9:
+    if dice < 0.75:
+        right = spoiled(random, {k: v for k, v in RIGHT_PARAMS.items() if k not in ("temperature", "n")}, 0)
+        return made.clone(**right)
+    if dice < 0.93:
         setattr(made, random.choice(list(RIGHT_PARAMS)), hostile(random))
         return made
     return hostile(random)
@@ -91,7 +112,7 @@ def prompt(random: Random) -> Any:
     """A prompt, right or not."""
     right = [lambda: "Hello there", lambda: {"prompt": "Hello", "cache_salt": "salt"},
              lambda: {"prompt_token_ids": [random.randrange(300) for _ in range(random.randint(1, 30))]}]
-    return mixed(random, random.choice(right)) if random.random() < 0.5 else random.choice(right)()
+    return mixed(random, random.choice(right)) if random.random() < 0.35 else random.choice(right)()
 
 
 def messages(random: Random) -> Any:

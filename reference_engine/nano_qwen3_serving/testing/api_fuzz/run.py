@@ -53,6 +53,19 @@ def run_api_fuzz(calls: int, seed: int = 0, *, only: int | None = None, show_pro
         return asyncio.run(many(range(calls) if only is None else range(only, only + 1), seed, show_progress))
 
 
+def api_fuzz_command(calls: int, seeds: list[int]) -> int:
+    """What `python -m nano_qwen3_serving fuzz --api` does, so many calls split over the seeds; 0 if nothing was wrong."""
+    totals = Counter[str]()
+    try:
+        for i, seed in enumerate(seeds):
+            totals += run_api_fuzz(calls // len(seeds) + (i < calls % len(seeds)), seed, show_progress=True)
+    except ApiFuzzFailure as failure:
+        print(f"FAILED: {failure}")
+        return 1
+    print(f"{calls} calls. " + ", ".join(f"{name} {count}" for name, count in totals.most_common()))
+    return 0
+
+
 async def many(numbers: range, seed: int, show_progress: bool) -> Counter[str]:
     """All calls, and after each few the neighbours and the engines."""
     world, totals = World(), Counter[str]()

@@ -72,11 +72,12 @@ HOSTILE: list[Callable[[], Any]] = [
         b"x", (), ("a",), frozenset(), object, len, Number.TWO, Text("text"), decimal.Decimal("NaN"), fractions.Fraction(1, 3),
         datetime.date(2026, 1, 1), np.int64(3), np.float32(0.5), "auto", "json", "course")),
     lambda: 10**5000, lambda: [], lambda: [None], lambda: [1.5], lambda: ["", "x"], lambda: ["x", "\udc00"], lambda: [1, -1],
-    lambda: [2**63], lambda: [[1], [2]], lambda: {}, lambda: {"a": 1}, lambda: {"\ud800": 1}, lambda: {1: 2}, lambda: {5: float("nan")},
-    lambda: {"prompt": "x"}, lambda: {"prompt_token_ids": [1, 2, 3]}, lambda: {"role": "user"}, lambda: set(), lambda: range(3),
-    lambda: iter("ab"), lambda: (i for i in range(2)), lambda: (lambda: 0), lambda: np.array([1, 2]), lambda: torch.tensor([1.0, 2.0]),
-    lambda: torch.tensor(1), bytearray, Rude, lambda: [Rude()], lambda: {"a": Rude()}, RudeDict, lambda: RudeDict(a=1), in_itself,
-    doubled, lambda: nested(70), lambda: nested(5000), lambda: ["x"] * 5000, lambda: list(range(5000)), Exception,
+    lambda: [2**63], lambda: [[1], [2]], lambda: {}, lambda: {"a": 1}, lambda: {"\ud800": 1}, lambda: {1: 2},
+    lambda: {5: float("nan")}, lambda: {"prompt": "x"}, lambda: {"prompt_token_ids": [1, 2, 3]}, lambda: {"role": "user"},
+    lambda: set(), lambda: range(3), lambda: iter("ab"), lambda: (i for i in range(2)), lambda: (lambda: 0),
+    lambda: np.array([1, 2]), lambda: torch.tensor([1.0, 2.0]), lambda: torch.tensor(1), bytearray, Rude, lambda: [Rude()],
+    lambda: {"a": Rude()}, RudeDict, lambda: RudeDict(a=1), in_itself, doubled, lambda: nested(70), lambda: nested(5000),
+    lambda: ["x"] * 5000, lambda: list(range(5000)), Exception,
 ]
 
 

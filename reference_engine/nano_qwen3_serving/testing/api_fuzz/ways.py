@@ -63,7 +63,7 @@ async def pickled(call: Call, world: World, random: Random) -> Any:
 
 
 async def forked(call: Call, world: World, random: Random) -> Any:
-    """In a child, which has no threads of its parent's: an answer at once, of whatever kind, or it is killed and counted wrong."""
+    """In a child, which has no threads of its parent's: it must answer; one that hangs is killed and counted as wrong."""
     if not call.in_fork or not hasattr(os, "fork"):
         return await here(call, world, random)
     reader, writer = os.pipe()

@@ -18,7 +18,8 @@ from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.testing.telltale import LETTERS, TellTaleModel, continuation
 
 SMALL: dict[str, Any] = {
-    "model": "course", "device": "cpu", "num_gpu_blocks_override": 33, "block_size": 4, "max_model_len": 64, "check_invariants": True}
+    "model": "course", "device": "cpu", "num_gpu_blocks_override": 33, "block_size": 4, "max_model_len": 64,
+    "check_invariants": True}
 
 
 @dataclass(frozen=True)
