@@ -96,9 +96,14 @@ def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | Area | N
     near = {symptom.says: max(likeness(pattern, known) for known in symptom.patterns) for symptom in symptoms}
     best = max(near.values(), default=0.0)
     kinds = [symptom for symptom in symptoms if near[symptom.says] >= best - MARGIN]
-    if best >= ALIKE and len(kinds) == 1 and kinds[0].speaks:
+    if len(kinds) == 1 and kinds[0].speaks and best >= _needed(kinds[0]):
         return kinds[0]
     return _area(symptoms, near) if best >= FAINT else None
+
+
+def _needed(symptom: Symptom) -> float:
+    """How near a pattern has to be: a kind of an area that is known from one run is named only for just the same failures."""
+    return 1.0 if symptom.area is not None and len(symptom.patterns) == 1 else ALIKE
 
 
 def _area(symptoms: Sequence[Symptom], near: dict[str, float]) -> Area | None:

@@ -72,6 +72,9 @@ IN_AREAS = [
 def test_where_kinds_of_one_area_are_alike_the_area_is_named_and_a_kind_where_it_stands_out():
     assert match(IN_AREAS, failing("a"), 1) == BORDERS
     assert match(IN_AREAS, failing("a", "c"), 1) == IN_AREAS[1]
+    assert match(IN_AREAS, failing("a", "c", "x"), 1) == BORDERS, "a kind known from one run has to fail just the same"
+    known = [*IN_AREAS[:1], symptom("last", failing("a", "c"), failing("c"), area=BORDERS)]
+    assert match(known, failing("a", "c", "x"), 1) == known[1], "one known from several need not"
     assert match(IN_AREAS, failing("b", "d"), 1) is None, "the area is not far enough ahead of the other kind"
     assert match(IN_AREAS, failing("x"), 1) is None
     quiet = [replace(one, area=replace(BORDERS, speaks=False) if one.area else None) for one in IN_AREAS]
