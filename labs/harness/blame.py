@@ -1,8 +1,9 @@
 """Whose error is it? From an exception in an engine to the lab, TODO, function and line it is about.
 
-Three kinds of evidence, the strongest first: a line of a part's own file is in the traceback; a part
-broke a promise at its seam (`guard.py`); the engine failed, with nothing of the engine's in doubt,
-right after a call into a part. An error of none of these kinds is not a part's.
+Four kinds of evidence, the strongest first: a line of a part's own file is in the traceback; a part
+broke a promise at its seam (`guard.py`); a part had returned what cannot be right, such as NaN, and the
+engine did not stop at it at once; the engine failed, with nothing of the engine's in doubt, right after a
+call into a part. An error of none of these kinds is not a part's.
 """
 
 from __future__ import annotations
@@ -63,13 +64,25 @@ def blame(error: BaseException, engine: Engine) -> Blame | None:
     for one in reversed(chain):
         if isinstance(one, BrokenPromise):
             return _from_promise(one)
+    nobodys = any(isinstance(one, CALLERS_ERRORS) for one in chain) or isinstance(error, KeyboardInterrupt)
+    if engine.watch.suspect is not None and not nobodys:
+        return _from_promise(engine.watch.suspect)
     for one in reversed(chain):
         if found := _from_seam(one, engine.parts):
             return found
-    if any(isinstance(one, CALLERS_ERRORS) for one in chain) or isinstance(error, KeyboardInterrupt):
+    if nobodys:
         return None
     last = _last_call(chain[-1], engine)
     return _from_last_call(chain[-1], last) if last else None
+
+
+def earlier(error: BaseException, engine: Engine) -> Blame | None:
+    """What a part failed with before `error`, and the engine got over; None if nothing did, or `error` is the same failure."""
+    first = engine.watch.first_error
+    if first is None or first in causes(error):
+        return None
+    found = blame(first, engine)
+    return None if found == blame(error, engine) else found
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
