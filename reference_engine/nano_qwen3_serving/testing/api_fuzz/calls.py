@@ -19,6 +19,7 @@ from nano_qwen3_serving.testing.api_fuzz.world import NEIGHBOUR, World, check_ne
 
 Arguments = dict[str, Any]
 
+CHAT_SWITCHES = ["enable_thinking", "chat_template", "add_generation_prompt", "continue_final_message", "tools"]
 JSON_SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 RIGHT_PARAMS: dict[str, Callable[[Random], Any]] = {
     "n": lambda r: r.randint(1, 3),
@@ -207,7 +208,7 @@ def async_llm(random: Random) -> Call:
     if random.random() < 0.8:
         given["sampling_params"] = params(random)
     for extra in ("priority", "timeout", *(["batch_size"] if name == "generate_batch" else []),
-                  *(["enable_thinking"] if "chat" in name else [])):
+                  *(CHAT_SWITCHES if "chat" in name else [])):
         if random.random() < 0.2:
             given[extra] = random.choice([RequestPriority.HIGH, 1, hostile(random)])
 
@@ -255,7 +256,7 @@ def llm_generate(random: Random) -> Call:
 def llm_chat(random: Random) -> Call:
     """`LLM.chat`."""
     given: Arguments = {"messages": messages(random), "sampling_params": params(random)}
-    for name in ("use_tqdm", "chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs"):
+    for name in ("use_tqdm", "chat_template_kwargs", *CHAT_SWITCHES[1:]):
         if random.random() < 0.15:
             given[name] = hostile(random)
 

@@ -89,10 +89,10 @@ async def few(world: World, numbers: range, seed: int) -> Counter[str]:
     try:
         *endings, _ = await asyncio.gather(*calls, world.neighbours())
         await world.check_at_rest()
-    except AssertionError as error:
-        if isinstance(error, ApiFuzzFailure):
-            raise
-        raise ApiFuzzFailure(f"beside one of these: {error}", seed, None, made) from error
+    except ApiFuzzFailure:
+        raise
+    except Exception as error:
+        raise ApiFuzzFailure(f"beside one of these: {type(error).__name__}: {error}", seed, None, made) from error
     return Counter(endings)
 
 
