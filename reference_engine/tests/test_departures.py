@@ -87,11 +87,12 @@ def progress() -> None:
 
 
 def outputs_of_a_stream() -> None:
-    async def read(params):
-        async with serving(double_components(**script("é and more ST, then STOP and the rest"))) as engine:
-            return [o.outputs[0] async for o in engine.generate("|", params, "A")]
-
-    seen = asyncio.run(read(SamplingParams(temperature=0, max_tokens=60, stop=["STOP"], output_kind=RequestOutputKind.DELTA)))
+    engine = LLM(**SMALL, components=double_components(**script("é and more ST, then STOP and the rest"))).llm_engine
+    params = SamplingParams(temperature=0, max_tokens=60, stop=["STOP"], output_kind=RequestOutputKind.DELTA)
+    engine.add_request("A", "|", params)
+    seen = []
+    while engine.has_unfinished_requests():
+        seen += [output.outputs[0] for output in engine.step()]
     assert all(o.text for o in seen[:-1]) and [len(o.token_ids) for o in seen[:2]] == [2, 1]
     assert "".join(o.text for o in seen) == "é and more ST, then " and seen[-1].stop_reason == "STOP"
 
@@ -197,12 +198,10 @@ def test_tokens_that_are_not_decoded_are_not_decoded_for_their_log_probabilities
 
 
 def test_a_stop_string_delays_no_output_whose_text_cannot_become_it() -> None:
-    async def read():
-        async with serving() as engine:
-            params = SamplingParams(temperature=0, max_tokens=6, stop=["\n\nHuman:"], output_kind=RequestOutputKind.DELTA)
-            return [len(o.outputs[0].token_ids) async for o in engine.generate("hello", params, "A")]
-
-    assert asyncio.run(read()) == [1] * 6
+    engine = llm().llm_engine
+    engine.add_request("A", "hello", SamplingParams(
+        temperature=0, max_tokens=6, stop=["\n\nHuman:"], output_kind=RequestOutputKind.DELTA))
+    assert [len(engine.step()[0].outputs[0].token_ids) for _ in range(6)] == [1] * 6
 
 
 def test_an_llm_forgets_its_cache_and_its_engine_when_told() -> None:

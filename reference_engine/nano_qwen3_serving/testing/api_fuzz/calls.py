@@ -136,13 +136,18 @@ def constructor(kind: Any, right: dict[str, Callable[[Random], Any]]) -> Callabl
 
 def engine_arguments() -> dict[str, Callable[[Random], Any]]:
     """Each argument of an engine with its default for a right value."""
-    return {f.name: (lambda random, value=f.default: value) for f in fields(EngineArgs)}
+    return {f.name: always(f.default) for f in fields(EngineArgs)}
+
+
+def always(value: Any) -> Callable[[Random], Any]:
+    """A right value that is not drawn."""
+    return lambda random: value
 
 
 def async_llm_arguments() -> dict[str, Callable[[Random], Any]]:
     """The same for `AsyncLLM`."""
     found = inspect.signature(AsyncLLM).parameters.values()
-    return {p.name: (lambda random, value=p.default: value) for p in found if p.name not in ("components", "recorder")}
+    return {p.name: always(p.default) for p in found if p.name not in ("components", "recorder")}
 
 
 def clone(random: Random) -> Call:

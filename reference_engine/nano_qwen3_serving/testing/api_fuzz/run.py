@@ -87,7 +87,7 @@ async def few(world: World, numbers: range, seed: int) -> Counter[str]:
     made = [make_call(Random(f"{seed}:{number}:call")) for number in numbers]
     calls = (one(world, call, number, seed) for call, number in zip(made, numbers, strict=True))
     try:
-        *endings, _ = await asyncio.gather(*calls, world.neighbours())
+        endings, _ = await asyncio.gather(asyncio.gather(*calls), world.neighbours())
         await world.check_at_rest()
     except ApiFuzzFailure:
         raise
