@@ -143,7 +143,7 @@ class LLM:
         messages, tools = own_copy("messages", messages), own_copy("tools", tools)
         if chat_template is not None:
             check_text("chat_template", chat_template)
-        switches = own_copy("chat_template_kwargs", chat_template_kwargs) or {}
+        switches = {} if chat_template_kwargs is None else own_copy("chat_template_kwargs", chat_template_kwargs)
         if not isinstance(switches, dict) or not all(isinstance(name, str) for name in switches):
             raise invalid("chat_template_kwargs", switches, "a dict whose keys are strings, or None")
         many = messages if isinstance(messages[0], (list, tuple)) else [messages]

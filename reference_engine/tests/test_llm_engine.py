@@ -329,7 +329,7 @@ def test_an_abort_returns_the_last_output_and_frees_the_blocks():
 def test_an_abort_shows_the_text_that_was_kept_back_for_a_stop_string():
     engine = make(double_components(**script("abcdEN and more")))
     engine.add_request("A", "|", greedy(50, stop="END"))
-    shown = [engine.step() for _ in range(6)][-1][0].outputs[0].text
+    shown = [output for _ in range(6) for output in engine.step()][-1].outputs[0].text
     (output,) = engine.abort_request(["A"])
     assert shown == "abcd" and output.outputs[0].text == "abcdEN"
 

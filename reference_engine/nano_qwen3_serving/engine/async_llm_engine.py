@@ -333,11 +333,12 @@ class AsyncLLMEngine:
         return outputs  # type: ignore[return-value]  # what follows the first None
 
     async def _consume(self, stream: Stream) -> AsyncGenerator[RequestOutput | None, None]:
-        finished = False
+        finished, mailbox = False, stream.mailbox
+        assert isinstance(mailbox, Mailbox)  # who submits reads a future instead
         try:
             yield None
             while not finished:
-                output = await stream.mailbox.get()
+                output = await mailbox.get()
                 finished = output.finished
                 yield output
         except Exception:

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import weakref
 from concurrent.futures import Future
+from typing import Any
 
 from nano_qwen3_serving.outputs import RequestOutput
 
@@ -25,7 +26,7 @@ class LoopPort:
         self._lock = threading.Lock()
         self._to_wake: set[Mailbox] = set()
 
-    def wake(self, mailboxes: list[Mailbox]) -> bool:
+    def wake(self, mailboxes: list[Any]) -> bool:
         """Called on any thread. False if the loop is closed and nobody will ever look again."""
         loop = self._loop()
         if loop is None or loop.is_closed():
@@ -101,7 +102,7 @@ class Mailbox:
 class NoLoop:
     """In place of a `LoopPort` for results that wait for whoever comes: there is no event loop to wake, and none to close."""
 
-    def wake(self, mailboxes: list[FinalMailbox]) -> bool:
+    def wake(self, mailboxes: list[Any]) -> bool:
         """True: somebody may look at any time."""
         return True
 

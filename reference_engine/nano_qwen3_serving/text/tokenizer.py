@@ -14,6 +14,7 @@ from typing import Any
 
 import tokenizers
 
+from nano_qwen3_serving.arguments import check_bool
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.text.chat_template import (
     Templates,
@@ -125,6 +126,9 @@ class Tokenizer(UsualAttributes):
             InvalidParametersError: messages are malformed, there is no template, or it refuses them.
             UnknownArgumentError: the template never looks at one of `kwargs`.
         """
+        for name, switch in (("tokenize", tokenize), ("add_generation_prompt", add_generation_prompt),
+                             ("continue_final_message", continue_final_message)):
+            check_bool(name, switch)
         source = choose(self.chat_template, chat_template, tools)
         messages = checked_messages(messages)
         if continue_final_message and add_generation_prompt:

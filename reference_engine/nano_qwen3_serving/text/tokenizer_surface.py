@@ -21,10 +21,12 @@ class UsualAttributes:
 
     def __call__(self, text: str | Sequence[str], add_special_tokens: bool = False) -> dict[str, Any]:
         """`input_ids` and `attention_mask` of a text, or of each of several; lists, never padded."""
-        one = isinstance(text, str)
-        ids = [self.encode(each) for each in ([text] if one else text)]
+        texts = [text] if isinstance(text, str) else text
+        ids = [self.encode(each) for each in texts]
         mask = [[1] * len(each) for each in ids]
-        return {"input_ids": ids[0] if one else ids, "attention_mask": mask[0] if one else mask}
+        if isinstance(text, str):
+            return {"input_ids": ids[0], "attention_mask": mask[0]}
+        return {"input_ids": ids, "attention_mask": mask}
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text; a tokenizer has its own."""

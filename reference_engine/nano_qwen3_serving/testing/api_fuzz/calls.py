@@ -19,6 +19,7 @@ from nano_qwen3_serving.testing.api_fuzz.world import NEIGHBOUR, World, check_ne
 
 Arguments = dict[str, Any]
 
+CHAT_SWITCHES = ["enable_thinking", "chat_template", "add_generation_prompt", "continue_final_message", "tools"]
 JSON_SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 RIGHT_PARAMS: dict[str, Callable[[Random], Any]] = {
     "n": lambda r: r.randint(1, 3),
@@ -135,13 +136,18 @@ def constructor(kind: Any, right: dict[str, Callable[[Random], Any]]) -> Callabl
 
 def engine_arguments() -> dict[str, Callable[[Random], Any]]:
     """Each argument of an engine with its default for a right value."""
-    return {f.name: (lambda random, value=f.default: value) for f in fields(EngineArgs)}
+    return {f.name: always(f.default) for f in fields(EngineArgs)}
+
+
+def always(value: Any) -> Callable[[Random], Any]:
+    """A right value that is not drawn."""
+    return lambda random: value
 
 
 def async_llm_arguments() -> dict[str, Callable[[Random], Any]]:
     """The same for `AsyncLLM`."""
     found = inspect.signature(AsyncLLM).parameters.values()
-    return {p.name: (lambda random, value=p.default: value) for p in found if p.name not in ("components", "recorder")}
+    return {p.name: always(p.default) for p in found if p.name not in ("components", "recorder")}
 
 
 def clone(random: Random) -> Call:
@@ -207,7 +213,7 @@ def async_llm(random: Random) -> Call:
     if random.random() < 0.8:
         given["sampling_params"] = params(random)
     for extra in ("priority", "timeout", *(["batch_size"] if name == "generate_batch" else []),
-                  *(["enable_thinking"] if "chat" in name else [])):
+                  *(CHAT_SWITCHES if "chat" in name else [])):
         if random.random() < 0.2:
             given[extra] = random.choice([RequestPriority.HIGH, 1, hostile(random)])
 
@@ -255,7 +261,7 @@ def llm_generate(random: Random) -> Call:
 def llm_chat(random: Random) -> Call:
     """`LLM.chat`."""
     given: Arguments = {"messages": messages(random), "sampling_params": params(random)}
-    for name in ("use_tqdm", "chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs"):
+    for name in ("use_tqdm", "chat_template_kwargs", *CHAT_SWITCHES[1:]):
         if random.random() < 0.15:
             given[name] = hostile(random)
 

@@ -65,12 +65,13 @@ def doubled() -> Any:
     return value
 
 
-HOSTILE: list[Callable[[], Any]] = [
-    *(lambda v=v: v for v in (  # type: ignore[misc]  # the default binds the value
-        None, True, False, 0, -1, 1, 2, 3, 2**31, -(2**31), 2**63, 10**30, 0.0, -0.0, 0.5, 1.5, 1e-320, 1e308, -1e308,
-        float("nan"), float("inf"), float("-inf"), 1j, "", " ", "x", "\x00", "\ud83d", "half \udcfc", "é😀", "a" * 50_000, b"",
-        b"x", (), ("a",), frozenset(), object, len, Number.TWO, Text("text"), decimal.Decimal("NaN"), fractions.Fraction(1, 3),
-        datetime.date(2026, 1, 1), np.int64(3), np.float32(0.5), "auto", "json", "course")),
+CONSTANTS: list[Any] = [
+    None, True, False, 0, -1, 1, 2, 3, 2**31, -(2**31), 2**63, 10**30, 0.0, -0.0, 0.5, 1.5, 1e-320, 1e308, -1e308,
+    float("nan"), float("inf"), float("-inf"), 1j, "", " ", "x", "\x00", "\ud83d", "half \udcfc", "é😀", "a" * 50_000, b"",
+    b"x", (), ("a",), frozenset(), object, len, Number.TWO, Text("text"), decimal.Decimal("NaN"), fractions.Fraction(1, 3),
+    datetime.date(2026, 1, 1), np.int64(3), np.float32(0.5), "auto", "json", "course",
+]
+NEW: list[Callable[[], Any]] = [
     lambda: 10**5000, lambda: [], lambda: [None], lambda: [1.5], lambda: ["", "x"], lambda: ["x", "\udc00"], lambda: [1, -1],
     lambda: [2**63], lambda: [[1], [2]], lambda: {}, lambda: {"a": 1}, lambda: {"\ud800": 1}, lambda: {1: 2},
     lambda: {5: float("nan")}, lambda: {"prompt": "x"}, lambda: {"prompt_token_ids": [1, 2, 3]}, lambda: {"role": "user"},
@@ -83,7 +84,8 @@ HOSTILE: list[Callable[[], Any]] = [
 
 def hostile(random: Random) -> Any:
     """One of them, new."""
-    return random.choice(HOSTILE)()
+    place = random.randrange(len(CONSTANTS) + len(NEW))
+    return CONSTANTS[place] if place < len(CONSTANTS) else NEW[place - len(CONSTANTS)]()
 
 
 def mixed(random: Random, right: Callable[[], Any]) -> Any:

@@ -14,6 +14,7 @@ from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
 from nano_qwen3_serving.llm import LLM
 from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.prompts import TokensPrompt
 from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.testing.telltale import LETTERS, TellTaleModel, continuation
 
@@ -29,7 +30,7 @@ class Neighbour:
     tokens: tuple[int, ...] = tuple(b"What is a neighbour?")
     count: int = 6
 
-    def prompt(self) -> dict[str, Any]:
+    def prompt(self) -> TokensPrompt:
         """Its prompt, a new object."""
         return {"prompt_token_ids": list(self.tokens)}
 
