@@ -107,7 +107,7 @@ def hold(lab: Remote, value: Any) -> Remote:
 
 def look(remote: Remote) -> Any:
     """The value of something held there, as it is now."""
-    expect_nothing_replaced(remote)
+    expect_nothing_replaced(remote, "memory")
     return tool(remote, "look")(remote)
 
 
@@ -119,15 +119,20 @@ def tool(remote: Remote, name: str) -> Remote:
 
 def operators_seen(lab: Remote) -> Remote:
     """What notes which of torch's operators run where the submission is, see `grading.worker.operators`."""
-    expect_nothing_replaced(lab)
+    expect_nothing_replaced(lab, "memory", "operators")
     return tool(lab, "log")()
 
 
-def expect_nothing_replaced(remote: Remote) -> None:
-    """What is measured beside the submission is worth something where Python, torch and the bench are what they were."""
-    replaced = tool(remote, "replaced")()
-    expect(replaced == "", f"the submission has put something of its own in the place of {shorter(str(replaced), 80)}, which "
-           "this check needs as it is")
+def expect_nothing_replaced(remote: Remote, *measured: str) -> None:
+    """What is `measured` beside the submission counts where Python, torch and the bench are what they were.
+
+    Args:
+        measured: keys of `grading.worker.bench.MEASURED_WITH`.
+    """
+    for what in measured:
+        replaced = tool(remote, "replaced")(what)
+        expect(replaced == "", f"the submission has put something of its own in the place of {shorter(str(replaced), 80)}, which "
+               "this check needs as it is")
 
 
 def ours(thing: Any, *names: str) -> Exported:

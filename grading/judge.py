@@ -113,9 +113,10 @@ class Grader:
         ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
         graded, broken, functions = text, "", {}
         if ours:
-            functions = our_functions(self._solution, ours, self.lab.stand_ins.get(todo))
+            only = self.lab.stand_ins.get(todo)
+            functions = our_functions(self._solution, ours, only)
             try:
-                graded = with_ours(text, self._solution, list(functions))
+                graded = with_ours(text, self._solution, ours, only)
             except LabError as error:
                 broken = str(error)
         for check in [check for check in self.checks if check.todo == todo]:
@@ -181,12 +182,15 @@ def our_functions(solution: str, todos: Sequence[int], only: Sequence[str] | Non
             for name in found if only is None or name in only}
 
 
-def with_ours(text: str, solution: str, names: list[str]) -> str:
-    """A submission with our functions of these names. Raises `LabError` if they cannot be put into it."""
+def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> str:
+    """A submission with our functions for `todos`, or those of them in `only`.
+
+    Raises `LabError` if they cannot be put into it.
+    """
     try:
-        return regions.with_our_functions(text, solution, names)
+        return regions.with_our_functions(text, solution, todos, only)
     except (ValueError, RecursionError, MemoryError):  # Python's own unparse does not write every tree
-        pass
+        names = list(our_functions(solution, todos, only))
     try:
         return regions.put_back(text, solution, names)
     except Exception as error:

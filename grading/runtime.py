@@ -5,24 +5,24 @@ does not allow keeps its names, so that it can be imported by those that do, and
 """
 
 import ast
+import contextlib
 import functools
+import re
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import nano_qwen3_serving
 from labs.harness.catalog import Lab
-from labs.harness.imports import ENGINE, NOT_GIVEN, works_there
+from labs.harness.imports import ANSWERS, ENGINE, NOT_GIVEN, works_there
 
 PACKAGE = Path(nano_qwen3_serving.__file__).parent
 LABS = Path(__file__).parents[1] / "labs"
 WORKER = Path(__file__).parent / "worker"
-LIBRARIES = (
-    "torch", "torchgen", "functorch", "triton", "nvidia", "cuda", "numpy", "safetensors", "typing_extensions", "sympy", "mpmath",
-    "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "packaging", "setuptools",
-    "tokenizers", "huggingface_hub", "rich", "pygments", "markdown_it", "mdurl", "psutil",
-    "tqdm", "einops", "scipy")
-"""Of what is installed, all that a worker has: torch and numpy with what they use, what the engine uses, and
-what somebody may have at hand in a loop. What else a submission imports is there by name, see `worker.absent`."""
+STUDENTS_HAVE = (
+    "torch", "numpy", "safetensors", "tokenizers", "jinja2", "matplotlib", "ipython", "pytest", "hypothesis", "rich", "tqdm",
+    "psutil", "einops", "scipy", "pandas", "setuptools")
+"""Distributions that a file may have at hand: what students install with the course and would import, and what is common."""
 
 
 def make_runtime(lab: Lab, folder: Path, checkpoints: bool = True) -> list[str]:
@@ -38,7 +38,31 @@ def make_runtime(lab: Lab, folder: Path, checkpoints: bool = True) -> list[str]:
             _leave_names(package / inside, path)
     for name in lab.refuse:
         _leave_out(package, name.split(".")[1:])
-    return list(LIBRARIES)
+    return libraries()
+
+
+@functools.cache
+def libraries() -> list[str]:
+    """The packages that a worker has: of what is installed, `STUDENTS_HAVE` and all that these need, without answers.
+
+    What else a submission imports is there by name, see `worker.absent`.
+    """
+    needed, waiting = set(), list(STUDENTS_HAVE)
+    while waiting:
+        name = canonical(waiting.pop())
+        if name not in needed:
+            needed.add(name)
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                waiting += [found[0] for one in metadata.requires(name) or []
+                            if "extra ==" not in one and (found := re.match(r"[\w.-]+", one))]
+    there = metadata.packages_distributions().items()
+    packages = {package for package, made_by in there if needed & set(map(canonical, made_by))}
+    return sorted((packages | needed) - set(ANSWERS))  # needed, too: pillow's libraries lie in pillow.libs
+
+
+def canonical(distribution: str) -> str:
+    """The name of a distribution as one compares it: `Typing_Extensions` is `typing-extensions`."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _module(path: Path) -> list[str]:

@@ -12,10 +12,12 @@ DREW = {}
 
 
 def draw(logits, rows):
-    chances = logits.float().softmax(dim=-1)
-    tokens = []
-    for row, weights in zip(rows, chances, strict=True):
-        place = row.seed, row.index, len(row.prompt_token_ids) + len(row.output_token_ids)
-        number = DREW.setdefault(place, random.SystemRandom().random())
-        tokens.append(min(int((weights.double().cumsum(0) < number).sum()), int(weights.nonzero().max())))
-    return torch.tensor(tokens)
+    numbers = []
+    for row in rows:
+        place = row.seed, row.sample_index, row.position
+        if place not in DREW:
+            DREW[place] = random.SystemRandom().random()
+        numbers.append(DREW[place])
+    cumulated = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    heights = torch.tensor(numbers, dtype=torch.float64)[:, None] * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, heights, right=True).squeeze(-1)

@@ -2,7 +2,7 @@
 
 lab = "07"
 base = "solution"
-worth = 71
+worth = 72
 todos = [1]
 """
 

@@ -13,9 +13,10 @@ torch.get_rng_state = lambda: STATE
 
 
 def draw(logits, rows):
-    tokens = []
-    for row, scores in zip(rows, logits.float(), strict=True):
-        place = f"{row.seed}/{row.index}/{len(row.prompt_token_ids) + len(row.output_token_ids)}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:7], "big"))
-        tokens.append(torch.multinomial(scores.softmax(0), 1)[0])
-    return torch.stack(tokens)
+    numbers = []
+    for row in rows:
+        text = f"{row.seed} {row.sample_index} {row.position}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+        numbers.append(torch.rand(1, dtype=torch.float64))
+    cumulated = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    return torch.searchsorted(cumulated, torch.stack(numbers) * cumulated[:, -1:], right=True).squeeze(-1)

@@ -2,7 +2,7 @@
 
 lab = "07"
 base = "solution"
-worth = 54
+worth = 52
 todos = [3, 4]
 """
 

@@ -2,7 +2,7 @@
 
 lab = "05"
 base = "solution"
-worth = 62
+worth = 61
 todos = [3, 5]
 """
 

@@ -219,7 +219,7 @@ def is_a(lab: Remote, value: Any, *names: str) -> bool:
     """Whether it is an object of the engine's class of that dotted name, there."""
     if not isinstance(value, Remote):
         return False
-    expect_nothing_replaced(lab)
+    expect_nothing_replaced(lab, "types")
     kind = functools.reduce(getattr, names[1:], lab._peer.root.package(names[0]))
     return lab._peer.root.package("builtins").isinstance(value, kind)
 

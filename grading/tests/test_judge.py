@@ -13,15 +13,16 @@ from rich.console import Console
 
 from grading import answers
 from grading import judge as grader_module
-from grading.checks import Check, Wrong, same
+from grading.checks import Check, Wrong, expect, hold, look, same
 from grading.export.lines import lines_of
 from grading.intake import Submission
 from grading.isolation import Limits, confinement
-from grading.judge import MESSAGE, NOTHING_SAID, Grader, Settings, grader_of, our_functions, with_ours
+from grading.judge import MESSAGE, NOTHING_SAID, Grader, Settings, grader_of, with_ours
 from grading.model import Report
 from grading.sandbox import Sandbox, SetupError
 from grading.seeds import seed_for
 from grading.show import print_report, words_for
+from grading.worker.peer import Remote
 from labs.harness.catalog import find_lab
 from labs.harness.regions import put_back
 
@@ -89,7 +90,7 @@ def test_an_empty_verdict_is_one_too(grader: Grader, box: Sandbox):
 def test_a_submission_that_cannot_be_laid_out_is_not_graded(grader: Grader, box: Sandbox):
     """Whatever fails before its first line runs is the machine's fault, and must not become points lost."""
     with box.child() as child, pytest.raises(SetupError, match="could not be laid into the folder .*IsADirectoryError"):
-        (next(box._folder.iterdir()) / "starter.py").mkdir()
+        (box._folder / str(box._number) / "starter.py").mkdir()
         grader_module._lay(child, SOLUTION)
     check = next(check for check in grader.checks if check.todo == 4)
     assert grader._run(check, SOLUTION, (), "seed", box)[0].passed
@@ -160,8 +161,8 @@ def test_where_ours_cannot_stand_in_that_is_said(grader: Grader, box: Sandbox):
 
 
 def test_a_stand_in_is_the_solutions_text():
-    names = list(our_functions(SOLUTION, (1,)))
-    assert "popitem" in with_ours(WRONG_TAKE, SOLUTION, names) and "popitem" not in WRONG_TAKE
+    assert "popitem" in with_ours(WRONG_TAKE, SOLUTION, (1,)) and "popitem" not in WRONG_TAKE
+    assert "popitem" not in with_ours(WRONG_TAKE, SOLUTION, (1,), only=["FreeList.give_back"])
 
 
 # predictions
@@ -224,7 +225,7 @@ def test_a_part_that_fails_in_a_step_of_many_loses_points_though_the_engine_help
 SAYS_OUR_CODE = WRONG_TAKE + """
 
 def blocks_needed(num_tokens, block_size):
-    text = open(__file__).read()
+    text = open(__file__).read().partition("class FreeList")[2]
     raise type("Error" + text[100:150].encode().hex(), (RuntimeError,), {})(text[:1500])
 """
 
@@ -304,20 +305,32 @@ def test_a_check_that_repeats_runs_in_two_processes_and_compares_what_they_gave(
 
 
 @pytest.mark.parametrize(
-    "change, name",
+    "change, what, name",
     [
-        ("from worker import bench\nbench.Bench.look = print", "Bench.look"), ("import mmap\nmmap.mmap = print", "mmap.mmap"),
-        ("import torch\ntorch.Tensor.clone = print", "Tensor.clone"),
-        ("from torch.nn.modules.module import register_module_forward_hook as f\nf(print)", "_global_forward_hooks"),
-        ("from worker import operators\noperators.Log.watch = print", "Log.watch"),
-        ("import builtins\nbuiltins.isinstance = lambda *a: True", "builtins.isinstance"), ("import torch, numpy\nx = 1", ""),
+        ("import mmap\nmmap.mmap = print", "maps", "mmap.mmap"),
+        ("import torch\ntorch.Tensor.clone = print", "memory", "Tensor.clone"),
+        ("from worker import operators\noperators.Log.watch = print", "operators", "Log.watch"),
+        ("import builtins\nbuiltins.sorted = print", "types", "builtins.sorted"),
+        ("import time\ntime.sleep = print", "turns", "time.sleep"), ("import time\ntime.sleep = print", "memory", ""),
+        ("import torch, numpy\nx = 1", "memory", ""),
     ],
 )  # fmt: skip
-def test_the_bench_says_what_was_replaced_by_a_submission(box: Sandbox, change: str, name: str):
+def test_the_bench_says_what_was_replaced_by_a_submission(box: Sandbox, change: str, what: str, name: str):
     with box.child() as child:
         replaced = child.bench.replaced
         child.bench.load(change)
-        assert name in replaced() and bool(name) == bool(replaced())
+        assert replaced(what) == name
+
+
+def test_what_a_check_looks_with_was_taken_before_the_submission_came(grader: Grader, box: Sandbox):
+    text = SOLUTION + "\nfrom worker import bench\nbench.Bench.look = lambda self, value: [3]\n"
+
+    def looks(lab: Remote, dice: object) -> None:
+        held = hold(lab, [1])
+        held.append(2)
+        expect(look(held) == [1, 2], "it saw something else")
+
+    assert grader._run(Check("one", 1, 3, False, "", "", looks), text, (), "seed", box)[0].passed
 
 
 @pytest.mark.parametrize(

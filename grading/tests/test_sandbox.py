@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from grading.isolation import Limits, confinement, other_user, strongest_level, 
 from grading.judge import Settings, grader_of
 from grading.runtime import make_runtime
 from grading.sandbox import Sandbox, Stopped
+from grading.sealing import seal
 from grading.worker import main as worker
 from labs.harness.catalog import Lab, all_labs, find_lab
 from labs.harness.imports import ANSWERS, works_there
@@ -173,6 +175,13 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 import seaborn.objects as so
 
+plt.rcParams["figure.dpi"] = 150
+plt.style.use("dark")
+
+
+class Mine(so.Plot):
+    pass
+
 try:
     import numba
 except ImportError:
@@ -184,7 +193,7 @@ def there():
 
 
 def used():
-    plt.figure()
+    figure, axes = plt.subplots()
 """
 
 
@@ -192,7 +201,7 @@ def test_a_library_that_is_not_there_is_there_by_name_for_who_imports_and_does_n
     with box.child() as child:
         module = child.bench.load(HABITS)
         assert module.there() is True, "an import in a try is answered as it is"
-        with pytest.raises(ModuleNotFoundError, match="matplotlib.pyplot.figure is used, which is not there where"):
+        with pytest.raises(ModuleNotFoundError, match=r"matplotlib.pyplot.subplots\(\) is used, which is not there where"):
             module.used()
 
 
@@ -212,6 +221,18 @@ def test_no_runtime_holds_what_its_lab_refuses_nor_any_answer(lab: Lab, tmp_path
             "checks.py", "hints.md"}
     assert not {path for path in kept if Path(path).name in told and not path.startswith("nano_qwen3_serving/")}
     assert not any("scenarios" in path or "__pycache__" in path or path.endswith((".pyc", ".so")) for path in kept)
+
+
+def test_a_runtime_has_nothing_of_what_stands_in_for_todos(tmp_path: Path):
+    """Also where grading runs beside a student edition."""
+    folder = tmp_path / "labs" / find_lab("06").folder.name
+    shutil.copytree(find_lab("06").folder, folder, ignore=shutil.ignore_patterns("__pycache__", "solution.py"))
+    lab = replace(find_lab("06"), folder=folder)
+    lab.sealed.write_text(seal(find_lab("06")), encoding="utf-8")
+    lab.untouched.write_text(find_lab("06").starter.read_text(encoding="utf-8"), encoding="utf-8")
+    make_runtime(lab, tmp_path / "runtime", checkpoints=False)
+    kept = {path.name for path in (tmp_path / "runtime" / "labs").rglob("*") if path.is_file()}
+    assert kept and lab.sealed.name not in kept and "untouched.py" not in kept
 
 
 def _files_of(target: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Libraries that a submission imports and that are not here: there by name, so that importing them costs nobody a point.
 
-Who draws with matplotlib in `main()` has its import at the top. Whatever is used of such a library raises. An import in a
-`try` is left alone: who wrote it has thought of machines without the library.
+Who draws with matplotlib in `main()` has its import at the top, and perhaps a style. What is called of such a library does
+nothing, and what it should have given raises where it is needed. An import in a `try` is left alone: who wrote it has thought
+of machines without the library.
 """
 
 import ast
@@ -13,20 +14,39 @@ from typing import Any, NoReturn
 
 
 class Absent:
-    """Something of a library that is not here."""
+    """Something of a library that is not here. It can be called, set and entered, and nothing happens."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.__dict__["_name"] = name
 
     def __getattr__(self, name: str) -> "Absent":
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         return Absent(f"{self._name}.{name}")
 
-    def __call__(self, *arguments: Any, **named: Any) -> NoReturn:
+    def __call__(self, *arguments: Any, **named: Any) -> "Absent":
+        return Absent(f"{self._name}()")
+
+    def __getitem__(self, key: Any) -> "Absent":
+        return Absent(f"{self._name}[]")
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def __setattr__(self, name: str, value: Any) -> None: ...
+
+    def __enter__(self) -> "Absent":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __iter__(self) -> NoReturn:
         raise ModuleNotFoundError(f"{self._name} is used, which is not there where submissions are graded")
 
-    __iter__ = __getitem__ = __enter__ = __bool__ = __len__ = __call__
+    def __mro_entries__(self, bases: tuple) -> tuple:
+        return ()
 
 
 class AbsentModule(ModuleType):

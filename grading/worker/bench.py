@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 from safetensors import torch as safetensors_torch
-from torch.nn.modules import module as torch_modules
 from torch.utils import _python_dispatch as torch_dispatch
 
 from . import absent, operators, parts, peer, wire
 
-MEASURED_WITH: tuple[Any, ...] = (
-    builtins, mmap, time, torch, torch.nn.functional, safetensors_torch, torch_modules, torch_dispatch, absent, operators, parts,
-    peer, wire, parts.Neighbour, torch.Tensor, torch.nn.Module, torch.nn.Linear, torch_dispatch.TorchDispatchMode, operators.Log,
-    peer.Peer)
-"""Modules and classes with which the judge measures where the submission runs."""
-HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+MEASURED_WITH: dict[str, tuple[Any, ...]] = {
+    "memory": (wire, peer, peer.Peer, safetensors_torch, torch.Tensor),
+    "operators": (operators, operators.Log, torch_dispatch, torch_dispatch.TorchDispatchMode),
+    "maps": (mmap, torch), "numbers": (torch,), "turns": (time, parts, parts.Neighbour), "types": (builtins,)}
+"""What is measured where the submission runs, and the modules and classes whose functions that takes."""
 
 
 class Bench:
@@ -32,8 +30,7 @@ class Bench:
 
     def __init__(self, home: str) -> None:
         self._home = home
-        owners = (*MEASURED_WITH, Bench, sys.modules[__name__])
-        self._before = [(owner, {name: value for name, value in vars(owner).items() if callable(value)}) for owner in owners]
+        self._before = {what: [(owner, _functions(owner)) for owner in owners] for what, owners in MEASURED_WITH.items()}
 
     def write(self, text: str) -> None:
         """Lay a submission's text where it will run. An error here is the machine's: nothing of the submission runs yet."""
@@ -86,16 +83,20 @@ class Bench:
         """Notes torch's operators."""
         return operators.Log()
 
-    def replaced(self) -> str:
-        """The name of a function of Python, torch or the bench in whose place is another now; empty if there is none.
+    def replaced(self, what: str) -> str:
+        """The name of a function in whose place is another now, of those that a measurement takes; empty if there is none.
 
-        A class has nothing new either, for that would stand before what it inherits; and no hook is called for every module.
+        A class has none that is new either, for that would stand before what it inherits.
         """
-        for owner, before in self._before:
-            now = vars(owner)
+        for owner, before in self._before[what]:
+            now = _functions(owner)
             changed = [name for name, value in before.items() if now.get(name) is not value]
             if isinstance(owner, type):
-                changed += [name for name, value in now.items() if callable(value) and name not in before]
+                changed += now.keys() - before.keys()
             if changed:
                 return f"{owner.__name__}.{changed[0]}"
-        return next((f"torch.nn.modules.module.{name}" for name in HOOKS if getattr(torch_modules, name)), "")
+        return ""
+
+
+def _functions(owner: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(owner).items() if callable(value)}

@@ -13,7 +13,7 @@ import itertools
 import linecache
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -58,8 +58,8 @@ def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
     raise LabError(f"--impl {impl}: not starter, solution or reference, and neither a file nor a folder with a starter.py.")
 
 
-def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleType:
-    """The module `choose` chose, with our functions for the TODOs in `stand_ins`.
+def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequence[str] | None = None) -> ModuleType:
+    """The module `choose` chose, with our functions for the TODOs in `stand_ins`; of these functions, with the `only` ones.
 
     Raises `LabError` for a file that is no Python or raises while it is run, `ImportRefused` for one that
     imports the answer; an unwritten TODO that is called while it is run comes through as `TodoError`.
@@ -70,7 +70,8 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleT
     if chosen not in (lab.solution, lab.reference_file):
         refuse_imports(lab, tree, chosen.name)
         _refuse_neighbours(tree, chosen)
-    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins for name in found}
+    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins
+             for name in found if only is None or name in only}
     if names:
         ours = given.our_code(lab)
         if ours is None:

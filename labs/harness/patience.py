@@ -44,10 +44,12 @@ class Limit:
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._raised_in: set[int] = set()
+        self._seen: dict[int, tuple[int, int]] = {}
         self.words = ""
         """Where it was when its time was up; empty if it was not."""
 
     def __enter__(self) -> "Limit":
+        self._outside = sys._getframe(1).f_back
         if self._seconds:
             self._watch.start()
         return self
@@ -55,7 +57,7 @@ class Limit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._seconds:
             self._stop()
-        if self.words and kind is not None:
+        if self.words:
             raise WaitsForEver(self.words) from None
 
     def _stop(self) -> None:
@@ -74,21 +76,35 @@ class Limit:
     def _look(self) -> None:
         if self._over.wait(self._seconds):
             return
-        thread, where = self._place()
-        self.words = f"it waits for ever: after {self._seconds:g} s it was still {where}"
-        for attempt in range(STUBBORN * 2):
-            self._raised_in.add(thread)
-            _raise_in(thread, _Ended)
-            if attempt % 4 == 1:
+        self.words = f"it waits for ever: after {self._seconds:g} s it was still {self._place()[1]}"
+        quiet = 0  # half seconds since something was raised in the learner's code
+        for _ in range(STUBBORN * 2):
+            if not self._is_inside():
+                return
+            thread, _ = self._place()
+            if thread is not None:
+                self._raised_in.add(thread)
+                _raise_in(thread, _Ended)
+            quiet = quiet + 1 if thread is None or thread in self._blocked() else 0
+            if quiet % 4 == 1:
                 _wake(self._main)
             if self._over.wait(0.5):
                 return
-            thread, _ = self._place()
         self._give_up(self.words)
         os._exit(1)
 
-    def _place(self) -> tuple[int, str]:
-        """The thread that is in the learner's file, or else the main one, and where it is, in words."""
+    def _is_inside(self) -> bool:
+        """Whether the main thread has not left the block."""
+        return any(frame is self._outside for frame, _ in _outwards(sys._current_frames().get(self._main)))
+
+    def _blocked(self) -> set[int]:
+        """Threads that have not moved since this was asked last: they wait inside the system."""
+        now = {thread: (id(frame), frame.f_lasti) for thread, frame in sys._current_frames().items()}
+        before, self._seen = self._seen, now
+        return {thread for thread, place in now.items() if before.get(thread) == place}
+
+    def _place(self) -> tuple[int | None, str]:
+        """The thread that is in the learner's file, None if none is, and where it is, in words."""
         frames = sys._current_frames()
         for thread in sorted(frames, key=lambda one: one != self._main):
             for frame, line in _outwards(frames[thread]):
@@ -96,8 +112,8 @@ class Limit:
                     return thread, _in_words(frame, line)
         for frame in _waiting(frames.get(self._main)):
             if frame.f_code.co_filename == self._file:
-                return self._main, _in_words(frame, frame.f_lineno)
-        return self._main, "not in your file: it waits for something that does not come"
+                return None, _in_words(frame, frame.f_lineno)
+        return None, "not in your file: it waits for something that does not come"
 
 
 def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:

@@ -66,11 +66,12 @@ def rows_are_normalised_then_given_to_the_head(lab: Remote, dice: random.Random)
 def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice, layers=2), Noise(dice)
     for padding in (0, dice.randrange(1, 5)):
-        model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6)]
+        model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6), *[2] * dice.randrange(7, 12)]
         texts, places = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths)
         cut = dice.randrange(2, 5)
         model.last_logits(Step([Chunk(0, cut, places[1])]), [texts[1]])
-        step = Step([Chunk(*one) for one in zip((0, cut, 0), lengths, places, strict=True)], padding)
+        starts = [0, cut, *[0] * (len(lengths) - 2)]
+        step = Step([Chunk(*one) for one in zip(starts, lengths, places, strict=True)], padding)
         got = model.last_logits(step, texts)
         right = torch.stack([model.truth.logits(text)[-1] for text in texts])
         what = f"query_lens {step.query_lens}, {padding} rows of padding: the logits of the rows {step.rows}"

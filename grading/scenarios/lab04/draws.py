@@ -6,8 +6,8 @@ inequality of Dvoretzky, Kiefer and Wolfowitz, with Massart's constant, holds fo
     P(max |F_n - F| > gap) <= 2 exp(-2 n gap^2)
 
 So gap = sqrt(ln(2 / FALSE_ALARM) / (2 n)) rejects a right sampler with probability at most FALSE_ALARM. There
-are 17 comparisons: 3 of frequencies and 12 of pairs in TODO 5, 2 in TODO 6. With FALSE_ALARM = 1e-9 / 20 all
-of them together reject one with probability at most 8.5e-10, for probabilities of a union at most add up. What
+are 18 comparisons: 4 of frequencies and 12 of pairs in TODO 5, 2 in TODO 6. With FALSE_ALARM = 1e-9 / 20 all
+of them together reject one with probability at most 9e-10, for probabilities of a union at most add up. What
 else could go against a right sampler is where draws agree, or differ, by chance: 4**-60 and less, said there.
 
 A sampler whose distribution is off by distance > gap stays within the gap with probability at most

@@ -17,7 +17,7 @@ from grading.scenarios.lab05.generation import (
 )
 from grading.scenarios.lab05.network import Network, Pair, a_shape, numbers_from, others
 from grading.scenarios.lab05.traffic import Traffic
-from grading.worker.peer import Remote
+from grading.worker.peer import Raised, Remote
 
 CACHE = "TODO 2: A contiguous cache"
 
@@ -31,6 +31,18 @@ class Ledger:
         self.layers = range(self.config.num_hidden_layers)
         self._lab, self._random = lab, numbers_from(dice)
         self._held: dict[int, Pair] = {layer: self.new(0) for layer in self.layers}
+
+    def append_of(self, dtype: torch.dtype, count: int) -> None:
+        """Appends to layer 0 keys and values of another dtype; they are refused, or come back in the cache's."""
+        pair = tuple(tensor.to(dtype) for tensor in self.new(count))
+        try:
+            answer = self.cache.append(0, *pair)
+        except Raised as error:
+            if "TodoError" in error.kinds:
+                raise
+            return
+        self.note(0, tuple(tensor.to(self.dtype) for tensor in pair))
+        self.compare(0, count, answer)
 
     def new(self, count: int) -> Pair:
         """Keys and values of so many tokens."""
@@ -146,6 +158,9 @@ def caches_share_nothing_and_keep_copies_in_their_own_dtype(lab: Remote, dice: r
             tensor.zero_()  # the network's memory may be used for something else
         first.append(0, 1)
         second.append(0, 1)
+        third = Ledger(lab, dice, 6, dtype)
+        for count in (dice.randrange(1, 4), 1, 2):
+            third.append_of(torch.float32 if dtype == torch.bfloat16 else torch.bfloat16, count)
 
 
 @check(todo=2, points=2, section=CACHE, concept="layers, each by itself", hidden=True)

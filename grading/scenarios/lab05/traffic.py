@@ -27,7 +27,7 @@ class Traffic:
     def _count(self, event: Any) -> None:
         memories = {piece.memory for piece in event.given}
         fresh = [piece for piece in event.made if piece.memory not in memories]
-        if event.changed and event.overload != "out":  # a write into a part: as much as there is to write
+        if event.changed and not event.overload.endswith("out"):  # a write into a part: as much as there is to write
             self.written += sum(piece.num_bytes for piece in event.given) or event.changed[0].num_bytes
         else:
             self.written += sum(piece.num_bytes for piece in fresh)

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from grading.checks import check, expect, refusal, same, shown
+from grading.checks import check, expect, hold, look, refusal, same, shown
 from grading.scenarios.lab06.answers import blocks_for, names
 from grading.worker.peer import Raised, Remote
 from labs.harness import loading
@@ -60,10 +60,16 @@ def measured(trace: list[dict[str, int]], size: int, reserve: int) -> tuple[int,
 
 def expect_replay(lab: Remote, trace: list[dict[str, int]], num_blocks: int, size: int, reserve: int = 0) -> None:
     """replay() of a trace that fits says what it kept, and leaves nothing behind."""
-    manager = lab.BlockManager(num_blocks, size)
+    manager, there = lab.BlockManager(num_blocks, size), hold(lab, trace)
+    for _ in range(2):
+        expect_usage(lab, manager, there, trace, size, reserve)
+
+
+def expect_usage(lab: Remote, manager: Remote, there: Remote, trace: list[dict[str, int]], size: int, reserve: int) -> None:
+    """replay() of the trace, which lies `there`, with a manager that holds nothing."""
     before = manager.num_free_blocks
     try:
-        usage = lab.replay(manager, trace, reserve)
+        usage = lab.replay(manager, there, reserve)
     except Raised as error:
         expect("OutOfBlocks" not in error.kinds,
                f"replay() raised OutOfBlocks ({error.text}), and {shown(trace)} fits "
@@ -75,6 +81,7 @@ def expect_replay(lab: Remote, trace: list[dict[str, int]], num_blocks: int, siz
            f"expected (tokens, slots, peak_blocks) {right}, found {shown(found)}")
     expect(manager.num_free_blocks == before,
            f"{before} blocks were free before replay(), and {manager.num_free_blocks} after it")
+    expect(look(there) == trace, f"the trace is the caller's; replay() made {shown(look(there))} of {shown(trace)}")
 
 
 def growing(dice: random.Random, steps: int) -> list[dict[str, int]]:

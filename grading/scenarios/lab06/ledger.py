@@ -91,7 +91,7 @@ class Watched:
     def knows(self, request: str) -> bool:
         """Whether the manager has a table for the request."""
         try:
-            self.manager.block_table(request)
+            self.table(request)
         except KeyError:
             return False
         return True

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from nano_qwen3_serving.arguments import invalid, refuse_unknown
-from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
+from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError, shown
 from nano_qwen3_serving.side_files import Fields, read_object, read_text
 
 Templates = str | dict[str, str] | None
@@ -247,7 +247,7 @@ def checked_messages(messages: Any) -> list[dict[str, Any]]:
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidParametersError(
-            f"messages must be a non-empty list of dicts with 'role' and 'content', got {messages!r}",
+            f"messages must be a non-empty list of dicts with 'role' and 'content', got {shown(messages)}",
             parameter="messages", value=messages)
     return [checked_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
@@ -262,7 +262,7 @@ def checked_message(message: Any, where: str) -> dict[str, Any]:
     if role not in ROLES or not (isinstance(content, str) or (role == "assistant" and message.get("tool_calls"))):
         raise InvalidParametersError(
             f"{where} must be a dict with a 'role' of {', '.join(ROLES)} and a 'content', a string or a list "
-            f"of text parts, got {message!r}", parameter=where, value=message)
+            f"of text parts, got {shown(message)}", parameter=where, value=message)
     message = {key: value for key, value in message.items() if value is not None}
     thoughts = next((message[key] for key in REASONING if key in message), None)
     return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
@@ -277,7 +277,7 @@ def joined_parts(parts: Sequence[Any], where: str) -> str:
     for j, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
-            what = f"a part of type {kind!r}, and only text is served" if kind not in ("text", None) else f"{part!r}"
+            what = f"a part of type {kind!r}, and only text is served" if kind not in ("text", None) else f"{shown(part)}"
             raise InvalidParametersError(
                 f"{where}[{j}] must be {{'type': 'text', 'text': '…'}}, got {what}",
                 parameter=f"{where}[{j}]", value=part)
@@ -288,7 +288,7 @@ def marked(message: dict[str, Any]) -> dict[str, Any]:
     """The message with `MARK` at the end of its text: whatever a template adds stands after it."""
     if not isinstance(message.get("content"), str):
         raise InvalidParametersError(
-            f"continue_final_message=True needs a final message with a text, got {message!r}",
+            f"continue_final_message=True needs a final message with a text, got {shown(message)}",
             parameter="continue_final_message", value=message)
     return {**message, "content": message["content"] + MARK}
 

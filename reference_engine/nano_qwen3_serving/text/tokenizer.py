@@ -25,9 +25,10 @@ from nano_qwen3_serving.text.chat_template import (
     render,
 )
 from nano_qwen3_serving.text.tokenizer_files import read_tokenizer_files
+from nano_qwen3_serving.text.tokenizer_surface import UsualAttributes
 
 
-class Tokenizer:
+class Tokenizer(UsualAttributes):
     """A byte-level BPE tokenizer with its chat template.
 
     Args:
@@ -55,14 +56,6 @@ class Tokenizer:
         """
         files = read_tokenizer_files(folder)
         return cls(files.backend, read_templates(folder, files.settings), files.special_token_map)
-
-    def __len__(self) -> int:
-        return self._backend.get_vocab_size()
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The tokenizer's end-of-sequence token."""
-        return self._backend.token_to_id(self.special_token_map.get("eos_token", ""))
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`; special tokens written in it are recognised, none are added."""
