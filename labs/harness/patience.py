@@ -12,12 +12,17 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import AsyncGeneratorType, FrameType, TracebackType
 
-STUBBORN = 20
+IDLE = 0.01
+"""Of a core: a process that uses less only waits."""
+PATIENCE = 15
+"""Times its limit a test may take, however slowly it gets on."""
+STUBBORN = 60
 """Seconds after the first attempt until the whole run is ended: what ignores every exception cannot be ended alone."""
 
 
@@ -30,10 +35,10 @@ class _Ended(BaseException):
 
 
 class Limit:
-    """`with Limit(60, file): …` raises `WaitsForEver` if the block takes longer.
+    """`with Limit(60, file): …` raises `WaitsForEver` if the block computes for longer, or waits for longer without computing.
 
     Args:
-        seconds: 0 for no limit.
+        seconds: of the process's CPU time, or without any; 0 for no limit.
         file: the learner's; None if it is not known.
         give_up: told the words if nothing ends the block; the process ends right after.
     """
@@ -73,10 +78,27 @@ class Limit:
                 if not self.words:
                     raise
 
+    def _time_is_up(self) -> str:
+        """Waits until the block is over, which gives no words, or until it has computed or idled for too long.
+
+        Time is what the process used, not what a clock says: on a busy machine right code waits for its turn.
+        """
+        tick = min(1.0, self._seconds / 4)
+        start = used = time.process_time()
+        idle = ticks = 0
+        while not self._over.wait(tick):
+            before, used, ticks = used, time.process_time(), ticks + 1
+            idle = 0 if used - before > IDLE * tick else idle + 1
+            if used - start >= self._seconds:
+                return "computing"
+            if idle * tick >= self._seconds or ticks * tick >= self._seconds * PATIENCE:
+                return "waiting"
+        return ""
+
     def _look(self) -> None:
-        if self._over.wait(self._seconds):
+        if not (doing := self._time_is_up()):
             return
-        self.words = f"it waits for ever: after {self._seconds:g} s it was still {self._place()[1]}"
+        self.words = f"it does not end: after {self._seconds:g} s of {doing} it was still {self._place()[1]}"
         quiet = 0  # half seconds since something was raised in the learner's code
         for _ in range(STUBBORN * 2):
             if not self._is_inside():

@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--plain", action="store_true", help="the lab's table without colours and box drawing")
     group.addoption(
         "--limit", type=float, default=60, metavar="SECONDS",
-        help="a test that takes longer waits for ever, and fails with the line it was in (default: 60; 0: no limit)")
+        help="a test that computes, or idles, for longer fails with the line it was in (default: 60; 0: no limit)")
     group.addoption("--lab-json", metavar="FILE", help="write the outcome of every test of a TODO to FILE")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_what_ends_in_time_is_left_alone(tmp_path: Path):
     with Limit(0, None):
         done += 1
     assert done == 499501 and not limit.words and threading.active_count() == before
+
+
+def test_right_code_that_gets_its_turn_late_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a busy machine a clock says nothing: here the process is said to get a fiftieth of a core."""
+    clock = iter(range(10**9))
+    monkeypatch.setattr(time, "process_time", lambda: next(clock) * SOON / 4 / 50)
+    with Limit(SOON, tmp_path / "starter.py") as limit:
+        threading.Event().wait(SOON * 4)
+    assert not limit.words
 
 
 def test_other_errors_and_ctrl_c_come_through(tmp_path: Path):
