@@ -235,6 +235,14 @@ def test_a_runtime_has_nothing_of_what_stands_in_for_todos(tmp_path: Path):
     assert kept and lab.sealed.name not in kept and "untouched.py" not in kept
 
 
+def test_what_the_engine_offers_can_be_imported_where_it_has_only_its_names(tmp_path: Path):
+    make_runtime(find_lab("07"), tmp_path, checkpoints=False)
+    names = "import sys; sys.path.insert(0, sys.argv[1]); import nano_qwen3_serving as n; assert n.__file__.startswith(sys.argv[1])"
+    program = f"{names}\nfor name in n.__all__:\n    getattr(n, name)\nn.SamplingParams(temperature=0.5)"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def _files_of(target: Path) -> list[Path]:
     if target.is_dir():
         others = [path for path in target.rglob("*") if path.is_file() and path.suffix != ".py"]

@@ -10,7 +10,7 @@ from nano_qwen3_serving import __all__ as PUBLIC
 ENGINE = "nano_qwen3_serving"
 COMMON = tuple(f"{ENGINE}.{name}" for name in (
     "arguments", "components", "config", "exceptions", "interfaces", "observe", "outputs", "prompts", "request",
-    "sampling_params"))
+    "sampling_params", "side_files"))
 """Of the engine, for every lab: what is said between its parts, and the choice of parts."""
 ANSWERS = (
     "transformers", "vllm", "sglang", "lmdeploy", "tensorrt_llm", "nanovllm", "minivllm", "flash_attn", "flashinfer", "xformers",
