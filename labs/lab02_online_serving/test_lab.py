@@ -591,3 +591,7 @@ async def test_optional_5_queue_depths_and_times_can_be_read(extra):
         f"waiting, to_first_token and total all begin at the request's arrival; times() said {slowest}"
     )
     assert slowest["total"] == pytest.approx(slowest["to_first_token"] + slowest["generating"])
+
+
+if __name__ == "__main__":
+    raise SystemExit("These are tests. Run them with: pytest test_lab.py")

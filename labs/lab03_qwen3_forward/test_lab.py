@@ -818,3 +818,7 @@ def test_todo_6_the_engine_with_your_network_equals_transformers(lab, model, den
 @functools.cache
 def course_oracle() -> Oracle:
     return Oracle(BUNDLED / "course")
+
+
+if __name__ == "__main__":
+    raise SystemExit("These are tests. Run them with: pytest test_lab.py")

@@ -4,7 +4,7 @@ import random
 import re
 import time
 
-from grading.checks import Wrong, check, expect, ours, refusal, shown
+from grading.checks import Wrong, check, expect, expect_nothing_replaced, ours, refusal, shown
 from grading.scenarios.engines import (
     PatientLedger,
     exactly,
@@ -133,6 +133,7 @@ def leaves_the_event_loop_free(lab: Remote, dice: random.Random) -> None:
     expect(ledger.free >= 5,
            f"while {len(ledger.steps)} steps were taken, other work on the event loop got a turn before {ledger.free} of "
            "them: something blocks it")
+    expect_nothing_replaced(lab, "turns")
     expect(neighbour.sleeps == 0,
            f"time.sleep() was called {neighbour.sleeps} times on the event loop, which stops every request: await "
            "asyncio.sleep() instead")

@@ -77,8 +77,6 @@ def called_with_rows(lab: Remote, call: Remote, logits: object, places: Sequence
 
 def drawn(lab: Remote, logits: object, places: Sequence[Place], like: SamplingRow | None = None) -> list[int]:
     """What draw() says for rows at these places."""
-    torch_there = lab._peer.root.package("torch")
-    torch_there.manual_seed = torch_there.default_generator.manual_seed  # without its 2 ms for accelerators there are not
     return as_tokens(called_with_rows(lab, lab.draw, logits, places, like or row()), len(places))
 
 

@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from grading.checks import check, expect, hold, shown
+from grading.checks import check, expect, expect_nothing_replaced, hold, shown
 from grading.scenarios.lab04.draws import (
     NUM_DRAWS,
     NUM_PAIRS,
@@ -154,9 +154,13 @@ def a_draw_does_not_depend_on_the_rows_beside_it(lab: Remote, dice: random.Rando
            f"drawn one at a time, {differing(alone, together[:60])} of 60 draws differ from those of the batch")
 
 
-@check(todo=5, points=2, section=SEEDS, concept="other batches", hidden=True)
-def a_draw_is_the_same_in_any_batch_and_at_any_time(lab: Remote, dice: random.Random) -> None:
+@check(todo=5, points=2, section=SEEDS, concept="other batches", hidden=True,
+       repeats="in another run of the program the same rows, drawn in another order, gave other tokens")
+def a_draw_is_the_same_in_any_batch_and_at_any_time(lab: Remote, dice: random.Random, which: int) -> list[int]:
     places, part = some_texts(dice), dice.randrange(60, 140)
+    if which:  # what is remembered, or drawn one after the other, is then another place's
+        drawn(lab, equal_tokens(lab, 200), seeds_from(dice, 200))
+        drawn(lab, equal_tokens(lab, 200), places[::-1])
     together = drawn(lab, equal_tokens(lab, 200), places)
     parts = drawn(lab, equal_tokens(lab, part), places[:part]) + drawn(lab, equal_tokens(lab, 200 - part), places[part:])
     expect(parts == together, f"in batches of {part} and {200 - part} rows {differing(parts, together)} of 200 draws differ")
@@ -167,6 +171,7 @@ def a_draw_is_the_same_in_any_batch_and_at_any_time(lab: Remote, dice: random.Ra
     right = [together[i] for i in order]
     expect(mixed == right,
            f"in another order, each beside a row with other logits, {differing(mixed, right)} of 200 draws differ")
+    return together
 
 
 @check(todo=5, points=1, section=SEEDS, concept="what else is in a row")
@@ -188,10 +193,13 @@ def of_a_row_seed_index_and_position_count_and_nothing_else(lab: Remote, dice: r
 @check(todo=5, points=2, section=SEEDS, concept="torch's global generator")
 def torchs_global_generator_is_neither_used_nor_changed(lab: Remote, dice: random.Random) -> None:
     places, logits, torch_there = some_texts(dice), equal_tokens(lab, 200), lab._peer.root.package("torch")
-    torch_there.manual_seed(dice.getrandbits(31))
-    before = torch_there.get_rng_state()
+    here, used = torch.Generator().manual_seed(dice.getrandbits(31)), dice.randrange(3, 9)
+    torch_there.manual_seed(here.initial_seed())
+    torch_there.rand(used)  # so that seeding it again does not bring it back
+    torch.rand(used, generator=here)
     first = drawn(lab, logits, places)
-    expect(torch.equal(torch_there.get_rng_state(), before),
+    expect_nothing_replaced(lab, "numbers")
+    expect(torch.equal(torch_there.rand(4), torch.rand(4, generator=here)),
            "torch's global generator was used or seeded: whoever else draws from it now gets other numbers")
     torch_there.manual_seed(dice.getrandbits(31))
     second = drawn(lab, logits, places)
