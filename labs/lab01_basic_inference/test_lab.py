@@ -122,7 +122,8 @@ def test_todo_1_hands_on_the_model_and_the_length(lab):
 def test_todo_1_every_call_loads_an_engine_of_its_own(lab):
     short, long = (llm_of(lab.load_llm("course-draft", max_model_len=length)) for length in (20, 40))
     prompt = {"prompt_token_ids": list(range(300, 330))}
-    assert len(tokens(long.generate(prompt, exactly(2)))[0]) == 2
+    used = len(tokens(long.generate(prompt, exactly(2)))[0])
+    assert used == 2, f"an engine of max_model_len=40 was asked for 2 tokens after a prompt of 30; it generated {used}"
     with raises(PromptTooLongError, "an engine of max_model_len=20 took 30 tokens after another of 40 was loaded"):
         short.generate(prompt, exactly(2))
 

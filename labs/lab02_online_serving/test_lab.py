@@ -67,7 +67,8 @@ async def test_todo_1_creates_an_engine_that_answers(lab):
     assert isinstance(engine, AsyncLLMEngine), f"create_engine() returned {engine!r}; expected an AsyncLLMEngine"
     try:
         outputs = await ours(engine, PROMPT, exactly(3))
-        assert outputs[-1].finished and len(outputs[-1].outputs[0].token_ids) == 3
+        used = len(outputs[-1].outputs[0].token_ids)
+        assert outputs[-1].finished and used == 3, f"an engine that answers gives the 3 tokens asked for; this one gave {used}"
     finally:
         engine.shutdown()
 
@@ -93,7 +94,8 @@ async def test_todo_1_every_call_makes_an_engine_of_its_own(lab):
     second = await lab.create_engine("course-draft", max_num_seqs=2)
     try:
         assert second is not first, "the second call of create_engine() returned the engine of the first, which is shut down"
-        assert (await ours(second, PROMPT, exactly(2)))[-1].finished
+        answered = await ours(second, PROMPT, exactly(2))
+        assert answered[-1].finished, "the second engine did not answer to the end"
     finally:
         second.shutdown()
 
@@ -203,7 +205,8 @@ async def test_todo_3_returns_a_stream_at_once(lab, engine):
         stream.close()
         pytest.fail("submit_request() returned a coroutine: it is a plain def, and generate() is not awaited", pytrace=False)
     assert hasattr(stream, "__aiter__"), f"submit_request() returned {stream!r}, which `async for` cannot iterate over"
-    assert [output.request_id async for output in stream][-1] == "at-once"
+    last = [output async for output in stream][-1]
+    assert last.request_id == "at-once", f"the caller chose the id 'at-once'; the outputs carry {last.request_id!r}"
 
 
 class Handed:
@@ -230,7 +233,8 @@ async def test_todo_3_changes_neither_the_prompt_nor_any_parameter(lab, engine):
     [(asked, used, request_id)] = handed.asked
     assert asked == prompt, f"the prompt was {prompt!r}, and the engine was asked {asked!r}: white space is part of a prompt"
     assert used == params, f"the parameters given are\n{params}\nand the engine was asked for\n{used}"
-    assert request_id == last.request_id == "req-all"
+    ids = request_id, last.request_id
+    assert ids == ("req-all", "req-all"), f"the caller chose the id 'req-all'; the engine was given, and gave back, {ids}"
 
 
 @pytest.mark.todo(3, points=4)
@@ -239,9 +243,10 @@ async def test_todo_3_hands_on_prompt_parameters_and_id_unchanged(lab, engine):
     outputs = [output async for output in lab.submit_request(engine, PROMPT, exactly(5), "req-42")]
     final = outputs[-1]
     assert final.request_id == "req-42", "the output must carry the id that the caller chose"
-    assert final.prompt == PROMPT
+    assert final.prompt == PROMPT, f"the prompt was {PROMPT!r}, and the output is of {final.prompt!r}"
     assert final.outputs[0].token_ids == expected.outputs[0].token_ids, "same prompt and parameters, other tokens"
-    assert final.outputs[0].finish_reason == "length"
+    reason = final.outputs[0].finish_reason
+    assert reason == "length", f"the parameters allow 5 tokens, so the finish reason is 'length'; it is {reason!r}"
 
 
 @pytest.mark.todo(3, points=5)
@@ -264,7 +269,8 @@ async def test_todo_3_the_stream_shows_text_while_it_grows(lab, engine, recorder
     counts = [len(output.outputs[0].token_ids) for output in outputs]
     assert len(outputs) > 1, "all came at once: hand on the engine's stream, do not collect it first"
     assert counts == sorted(set(counts)) and counts[-1] == 12, f"the outputs held {counts} tokens"
-    assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    finished = [output.finished for output in outputs]
+    assert finished == [False] * (len(outputs) - 1) + [True], f"only the last output is finished; here they say {finished}"
 
 
 # TODO 4: collect
@@ -275,7 +281,8 @@ async def test_todo_4_reads_to_the_end(lab, engine):
     output = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "to-the-end"))
     assert isinstance(output, RequestOutput), f"collect_output() returned {output!r}; expected a RequestOutput"
     assert output.finished, "this is not the last output: go on until the stream ends by itself"
-    assert len(output.outputs[0].token_ids) == 9
+    used = len(output.outputs[0].token_ids)
+    assert used == 9, f"the stream generated 9 tokens; the output that came back has {used}"
 
 
 @pytest.mark.todo(4, points=4)
@@ -285,7 +292,7 @@ async def test_todo_4_returns_the_whole_text_with_or_without_a_listener(lab, eng
     quiet = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "quiet"))
     loud = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "loud"), heard.append)
     assert quiet.outputs[0].text == expected, "the last output holds the whole text, not only what is new"
-    assert loud.outputs[0].text == expected
+    assert loud.outputs[0].text == expected, "with a listener, too, the last output holds the whole text"
 
 
 @pytest.mark.todo(4, points=4)
@@ -321,7 +328,8 @@ async def test_todo_4_passes_on_what_repeats_and_nothing_empty(lab, engine):
             yield output
 
     output = await lab.collect_output(laughs(), lambda piece: heard.append((piece, read)))
-    assert output.outputs[0].text == "haha!"
+    said = output.outputs[0].text
+    assert said == "haha!", f"the last of the outputs' texts, {texts}, is the answer; it is {said!r}"
     assert heard == [("ha", 2), ("ha", 3), ("!", 5)], (
         f"the outputs' texts were {texts}; on_text got (piece, number of the output) {heard}"
     )
@@ -394,8 +402,9 @@ async def test_todo_5_takes_each_id_from_new_request_id(lab, engine, monkeypatch
 async def test_todo_5_returns_outputs_in_the_order_of_the_prompts(lab, engine):
     prompts = [f"{A} " * 3, B, f"{C} " * 2, A]
     outputs = await served(lab, engine, prompts, SamplingParams(temperature=0.0, max_tokens=8))
-    assert [output.prompt for output in outputs] == prompts
-    assert all(output.finished for output in outputs)
+    found = [output.prompt for output in outputs]
+    assert found == prompts, f"the prompts were {prompts}; their outputs came in the order {found}"
+    assert all(output.finished for output in outputs), "an output that came back is not finished, so not the last of its stream"
     late_first = await served(lab, _FirstIsLast(engine), [A, B, C], exactly(2))
     assert [output.prompt for output in late_first] == [A, B, C], "the order is that of the prompts, not of finishing"
     again = {output.request_id for output in outputs} & {output.request_id for output in late_first}

@@ -760,7 +760,7 @@ def test_todo_6_in_a_mixed_batch_each_row_gets_what_it_wants(lab):
         tokens, logprobs = sampler.sample(weather(len(rows)), rows)
         for (wishes, wanted), token in zip(order, tokens, strict=True):
             assert token == wanted, f"a row with {wishes} can only get token {wanted}; it got {token}"
-        assert logprobs == [None] * len(rows)
+        assert logprobs == [None] * len(rows), f"no row asked for log-probabilities, and sample() returned {logprobs}"
     for wishes, wanted in CERTAIN:
         tokens, _ = sampler.sample(weather(1).bfloat16(), [row(**wishes)])
         assert tokens == [wanted], f"alone, in bfloat16, a row with {wishes} can only get token {wanted}; it got {tokens}"
