@@ -12,7 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c '$(SUPPORTED)' 2>/dev/null && { echo "$$p"; break; }; done)
 RUN = .venv/bin/python
 
-TESTS = $(RUN) -m pytest -n 2 --dist loadfile
+# -rs: at the end a line for each reason why tests were skipped
+TESTS = $(RUN) -m pytest -n 2 --dist loadfile -rs
 
 .PHONY: demo test quick check notebooks clean
 
@@ -38,7 +39,7 @@ notebooks: .venv/installed
 clean:
 	rm -rf .venv
 
-.venv/developing: .venv/installed requirements-dev.txt
+.venv/developing: .venv/installed requirements-dev.txt grading/requirements.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch .venv/developing
 

@@ -1,6 +1,9 @@
 """`python -m grading`."""
 
-from grading.cli import main
+from nano_qwen3_serving.observe.terminal import prepare_streams
 
 if __name__ == "__main__":
+    prepare_streams()
+    from grading.cli import main
+
     main()

@@ -55,17 +55,18 @@ class Plan:
     def unit(self, one: HandedIn) -> Unit:
         """What is graded, and a key of all that its result depends on: what has the same is not graded again."""
         submission, lab, settings = one.submission, one.attempt.lab, self.settings
-        facts = [submission.student, lab, submission.digest, submission.notes, self.seed(submission.student, lab),
-                 self.versions[lab], settings.level, settings.predictions, asdict(settings.limits)]
+        facts = [submission.student, lab, submission.digest, submission.notes,
+                 self.seed(submission.student, lab, submission.digest), self.versions[lab],
+                 settings.level, settings.predictions, asdict(settings.limits)]
         return Unit(lab, submission, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
 
-    def seed(self, student: str, lab: str) -> str:
-        """What the inputs of this student's checks are drawn from."""
-        return self.settings.seed or seed_for(self.settings.secret, lab, student, self.settings.seed_mode)
+    def seed(self, student: str, lab: str, digest: str) -> str:
+        """What the inputs of the checks of this student's file are drawn from."""
+        return self.settings.seed or seed_for(self.settings.secret, lab, student, digest, self.settings.seed_mode)
 
     def fingerprint(self) -> str:
         """What tells seeds from others without telling them."""
-        return self.seed("", "journal") + f" {self.settings.seed_mode}"
+        return self.seed("", "journal", "") + f" {self.settings.seed_mode}"
 
 
 def plan_of(labs: Sequence[Lab], settings: Settings) -> Plan:
@@ -214,8 +215,8 @@ class _Runs:
 
     def take_known(self, units: Mapping[str, Unit]) -> None:
         for key in units:
-            if report := self.journal.result(key):
-                self._take(key, report)
+            if (run := self.journal.run_of(key)) and (report := self.journal.result(run)):
+                self._take(key, report, run)
 
     def take(self, outcome: Outcome) -> None:
         unit = outcome.unit
@@ -228,13 +229,14 @@ class _Runs:
             self.lines.append(Line("crash", unit.submission.student, unit.lab, f"{why}; graded at the second try"))
         self._take(unit.key, outcome.answer)
 
-    def _take(self, key: str, report: Report) -> None:
+    def _take(self, key: str, report: Report, run: str | None = None) -> None:
+        """A report of what has this key; `run` is the key of the run that it is from, if that is not the first."""
         first = key not in self.reports
         self.reports.setdefault(key, []).append(report)
         if not first:
             return
         before = self.journal.standing(report.student, report.lab, report.digest)
-        if not self.journal.record(key, report):
+        if not self.journal.record(run or key, report):
             assert before is not None  # what is refused is lower than it
             self.lines.append(Line("lower", report.student, report.lab,
                                    f"{report.score:g} now, but {before.score:g}, given earlier, stands; "

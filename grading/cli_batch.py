@@ -33,6 +33,8 @@ SHOWN = 20
 FIRST = ("error", "crash", "flaky", "lower", "raised", "older")
 """Kinds of lines that are printed before others."""
 INTERRUPTED = 130
+MTIME = "mtime"
+"""What --times says where the files' own times are to count."""
 
 Submissions = Annotated[Path, typer.Argument(help="A folder with one folder, archive or .py file for each student.")]
 Labs = Annotated[str | None, typer.Option(help="Such as 06,07.")]
@@ -41,7 +43,8 @@ RosterFile = Annotated[Path | None, typer.Option(
     "--roster", metavar="FILE", help="CSV with a column student; others such as name, email, sis_id, section.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that grade.")]
 Times = Annotated[Path | None, typer.Option(
-    metavar="FILE", help="CSV with student, lab, submitted; else the files' own times count.")]
+    metavar="FILE", help="CSV with student, lab, submitted: when it was handed in. A file called mtime stands for the files' own "
+                         "times, which a download, a copy or a student may have set.")]
 Ray = Annotated[str | None, typer.Option(metavar="auto|ADDRESS", help="Grade on this Ray cluster instead of here.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as data, too.")]
 
@@ -74,7 +77,9 @@ def batch(
     with Journal(journal, create=True) as base:
         _same_seeds(base, plan)
         _set_terms(base, late, due or [], extensions)
+        _can_be_late(base.terms(), plan, times)
         cohort = _cohort(submissions, plan, roster, times)
+        cohort.lines += _extended_strangers(base.terms(), cohort, roster)
         memory = Memory()
         total = left_to_do(base, plan, cohort, repeat)
         with bar(total, "grading") as done, _crew(plan, jobs, ray, memory, total) as crew, _resumable(base, journal):
@@ -95,6 +100,9 @@ def regrade(
     journal: JournalFile = Path("journal.sqlite"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     allow_lower: Annotated[bool, typer.Option("--allow-lower", help="Let lower results count, too.")] = False,
+    again: Annotated[list[str] | None, typer.Option(
+        metavar="STUDENT", help="Run this student's hand-ins once more, though nothing has changed; may be given several times.",
+    )] = None,
     jobs: Jobs = 2,
     secret: Secret = None,
     seed_mode: SeedMode = "student",
@@ -109,9 +117,10 @@ def regrade(
         plan = plan_of(chosen, settings_of(secret, seed_mode, isolation, predictions, seconds))
         _same_seeds(base, plan)
         cohort = _cohort(submissions, plan, None, None)
-        total = to_regrade(base, plan, cohort)
+        _all_there(again or [], cohort)
+        total = to_regrade(base, plan, cohort, again or [])
         with bar(total, "grading") as done, _crew(plan, jobs, ray, Memory(), total) as crew, _resumable(base, journal):
-            found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done)
+            found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done, again or [])
     _print_regraded(found, dry_run)
     if any(line.kind == "error" for line in found.lines):
         raise typer.Exit(1)
@@ -180,6 +189,13 @@ def _same_seeds(base: Journal, plan: Plan) -> None:
             "this journal's results were made with another --secret or --seed-mode; give those, or another --journal")
 
 
+def _all_there(students: Sequence[str], cohort: Cohort) -> None:
+    """Raises `ValueError` for a student who handed in nothing."""
+    there = {one.attempt.student for one in cohort.handed_in}
+    if strangers := [student for student in students if student not in there]:
+        raise ValueError(f"--again {strangers[0]}: there is no submission of that name; there are {len(there)} others")
+
+
 def _set_terms(base: Journal, late: str | None, dates: Sequence[str], file: Path | None) -> None:
     """How lateness is judged from now on; what is not given stays as the journal has it."""
     if late is None and not dates and file is None:
@@ -196,9 +212,29 @@ def _set_terms(base: Journal, late: str | None, dates: Sequence[str], file: Path
     base.set_terms(lateness.Terms(policy, due, extended))
 
 
+def _can_be_late(terms: lateness.Terms, plan: Plan, times: Path | None) -> None:
+    """Raises `ValueError` where lateness would be judged by the files' own times and nobody has asked for that."""
+    if times is None and (dated := sorted(set(plan.labs) & set(terms.due))):
+        raise ValueError(
+            f"lab {', '.join(dated)} has a due date, and nothing says when submissions were handed in: give --times FILE, a "
+            "CSV with student, lab, submitted; or --times mtime for the files' own times, which a download or a copy changes")
+
+
+def _extended_strangers(terms: lateness.Terms, cohort: Cohort, roster: Path | None) -> list[Line]:
+    """A line for each extension of a student that neither the roster nor a submission has: a slip, perhaps, in their id."""
+    known = {one.attempt.student for one in cohort.handed_in} | set(read_roster(roster).students if roster else ())
+    return [Line("extension", student, lab, "there is no such student in the roster or among the submissions")
+            for student, lab in sorted(terms.extended) if student not in known]
+
+
 def _cohort(submissions: Path, plan: Plan, roster: Path | None, times: Path | None) -> Cohort:
-    return read_cohort(submissions, list(plan.labs.values()), read_roster(roster) if roster else None,
-                       read_times(times, _lab_names()) if times else None)
+    """What was handed in; where the files' own times are taken, a line says of how many."""
+    said = read_times(times, _lab_names()) if times and times.name != MTIME else None
+    cohort = read_cohort(submissions, list(plan.labs.values()), read_roster(roster) if roster else None, said)
+    own = sum(one.attempt.source == "mtime" for one in cohort.handed_in)
+    if times and own:
+        cohort.say("time", f"{own} of {len(cohort.handed_in)} times of hand-in are the files' own")
+    return cohort
 
 
 @contextmanager

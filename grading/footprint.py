@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = 4096
@@ -55,14 +56,30 @@ def resident_bytes(pid: int) -> int:
         return 0 if os.path.isdir("/proc/self") else _resident_by_ps(pid)
 
 
-def share_of_memory(pid: int) -> int:
-    """The same, of pages that several processes have its share; where this may not be known, all of them."""
+def share_of_memory(pid: int) -> int | None:
+    """The same, of pages that several processes share only its part; None where the kernel does not tell this user."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as facts:
             lines = dict(line.split(":", 1) for line in facts if ":" in line and line.startswith("Pss_"))
         return sum(int(lines[name].split()[0]) << 10 for name in ("Pss_Anon", "Pss_Shmem"))
     except (OSError, KeyError, ValueError):
-        return resident_bytes(pid)
+        return None
+
+
+def memory_of_worker(pids: Sequence[int]) -> int:
+    """Memory of a worker, its child and what the child started, in that order, as `processes_of` lists them.
+
+    Pages that a fork shares count once. The kernel tells only root, and the owner of a user namespace, which pages those
+    are (a worker and its child cannot be looked into). For everybody else the child counts as what it has beyond the worker
+    it was forked from; so a child that writes to all its inherited pages goes over its limit by the size of the worker at most.
+    """
+    shares = [share_of_memory(pid) for pid in pids]
+    known = [share for share in shares if share is not None]
+    if len(known) == len(shares):
+        return sum(known)
+    worker, *others = map(resident_bytes, pids)
+    child, started = (max(0, others[0] - worker), others[1:]) if others else (0, [])
+    return worker + child + sum(started)
 
 
 def _resident_by_ps(pid: int) -> int:

@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from pathlib import Path
 
 import nano_qwen3_serving
@@ -27,6 +27,8 @@ ENGINE = Path(nano_qwen3_serving.__file__).parent
 SCRIPTS = ("setup.sh", "run_autograder")
 WITHOUT = {"__pycache__", "tests", "predictions.json"}
 """Folders and files that are left out, besides those whose names begin with a dot."""
+STUDENTS_HAVE = ("reference_engine/requirements.txt", "notebooks/requirements.txt")
+"""What `requirements.txt` installs."""
 IDENTITIES = ("email", "id", "name")
 
 
@@ -41,7 +43,7 @@ class Choices:
         identity: what of Gradescope's users is a student's name here.
         isolation: a level; None takes the strongest that the container has.
         seconds: of one check, by the wall clock; half a core does in it what a core does in half of it.
-        memory_mib: of a worker; judge and worker together stay under 600 MiB.
+        memory_mib: of a worker, 200 of which Python and torch take; the judge takes up to 250, and a container has 768.
     """
 
     lab: str
@@ -50,7 +52,7 @@ class Choices:
     identity: str = "email"
     isolation: str | None = None
     seconds: float = 60.0
-    memory_mib: int = 350
+    memory_mib: int = 450
     predictions: bool = True
 
     def __post_init__(self) -> None:
@@ -107,8 +109,8 @@ def _below(folder: Path, where: str) -> Iterator[tuple[str, Path]]:
 
 
 def requirements(index: str | None = None) -> str:
-    """The course's own dependencies, pinned to what is installed here: a score depends on them."""
-    needed = [one for one in requires("nano-qwen3-serving") or [] if "extra ==" not in one]
-    names = [found[0] for one in needed if (found := re.match(r"[\w.-]+", one))]
+    """All that students have, in the versions that are installed here: their imports work there, and a score depends on them."""
+    lines = [line for file in STUDENTS_HAVE for line in (HERE.parent / file).read_text(encoding="utf-8").splitlines()]
+    names = {found[0] for line in lines if (found := re.match(r"[\w.-]+", line)) and "==" in line}
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(names)]
     return "\n".join([*([f"--extra-index-url {index}"] if index else []), *pinned]) + "\n"

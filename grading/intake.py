@@ -20,10 +20,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from grading.model import digest_of
+from labs.harness import source
+from labs.harness.catalog import LabError
+from labs.harness.source import MOST_BYTES
 
 ALLOWED = ("starter.py", "predictions.json")
-MOST_BYTES = 256 << 10
-"""Of one file: ten times the longest solution."""
 MOST_ENTRIES = 10_000
 """Looked at in one submission."""
 MOST_COPIES = 50
@@ -59,8 +60,8 @@ class Submission:
         return digest_of(self.files.items())
 
     def text(self) -> str | None:
-        """`starter.py`; None if there is none that is text."""
-        return self.files["starter.py"].decode("utf-8-sig") if "starter.py" in self.files else None
+        """`starter.py`, read as practice reads it; None if there is none. Raises `LabError` if it is no text."""
+        return source.decoded(self.files["starter.py"], "starter.py").text if "starter.py" in self.files else None
 
 
 def read_submission(path: Path, student: str | None = None, lab_folder: str = "") -> Submission:
@@ -126,8 +127,8 @@ def _checked(student: str, entries: list[_Entry]) -> Submission:
             notes.append(f"{entry.path}: {entry.wrong}")
         elif name in files:
             notes.append(f"{entry.path} is not taken: there is another {name} nearer the top")
-        elif wrong := _wrong_with(entry.content):
-            notes.append(f"{entry.path}: {wrong}")
+        elif wrong := _wrong_with(entry.content, str(entry.path)):
+            notes.append(wrong)
         else:
             files[name] = entry.content
     if others:
@@ -138,14 +139,18 @@ def _checked(student: str, entries: list[_Entry]) -> Submission:
     return Submission(student, files, tuple(notes))
 
 
-def _wrong_with(content: bytes) -> str:
-    if b"\0" in content:
-        return "it is binary, not text"
+def _wrong_with(content: bytes, name: str) -> str:
+    """Why a file's bytes are no text; empty if they are. A `starter.py` is read as practice reads it."""
     try:
-        content.decode("utf-8-sig")
+        if name.endswith(".py"):
+            source.decoded(content, name)
+        else:
+            content.decode("utf-8-sig")
+    except LabError as error:
+        return str(error)
     except UnicodeDecodeError as error:
-        return f"it is not text in UTF-8 (byte {error.start})"
-    return ""
+        return f"{name}: it is not text in UTF-8 (byte {error.start})"
+    return f"{name}: it is binary, not text" if b"\0" in content else ""
 
 
 def _all_entries(path: Path) -> list[_Entry]:

@@ -218,6 +218,22 @@ class Journal:
         rows = self._do("SELECT report FROM results WHERE key = ?", key)
         return Report.from_json(rows[0][0]) if rows else None
 
+    def run_of(self, key: str) -> str | None:
+        """Of the runs of what has this key, the one whose result stands, else the last; None if there is none."""
+        runs = self._runs(key)
+        standing = [run for run in runs if self._do("SELECT 1 FROM standing WHERE key = ?", run)] if len(runs) > 1 else []
+        return next(reversed(standing or runs), None)
+
+    def next_run(self, key: str) -> str:
+        """The key of another run of what has this key: of something that is graded again though nothing has changed."""
+        runs = self._runs(key)
+        return f"{key}+{len(runs)}" if runs else key
+
+    def _runs(self, key: str) -> list[str]:
+        """The keys of all runs, the first first: KEY, KEY+1, KEY+2."""
+        return [run for run, in self._do(
+            "SELECT key FROM results WHERE key = ? OR (key > ? || '+' AND key < ? || ',') ORDER BY rowid", key, key, key)]
+
     def standing(self, student: str, lab: str, digest: str) -> Report | None:
         """The result that stands for a hand-in."""
         rows = self._do(_STANDING, student, lab, digest)

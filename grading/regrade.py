@@ -1,13 +1,13 @@
 """What other checks do to scores: who gains, who loses, at which TODO and why. Nobody is lowered silently."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
-from grading.batch import Plan, runs_of
+from grading.batch import Plan, Unit, runs_of
 from grading.checks import shorter
 from grading.journal import Journal
 from grading.model import CheckResult, Report
@@ -101,15 +101,19 @@ class Regraded:
 
 def run_regrade(
     journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, dry: bool, allow_lower: bool = False,
-    done: Callable[[], None] = lambda: None
+    done: Callable[[], None] = lambda: None, again: Collection[str] = ()
 ) -> Regraded:
     """Grade every hand-in that has a result under the present checks; a dry run changes nothing in the journal.
 
     What stands is changed at the end only: one that was interrupted and goes on tells of all changes.
+
+    Args:
+        again: students whose hand-ins run once more even if the journal knows their result: the machine may have been
+            at fault.
     """
     before = {one.key: standing for one, standing in _comparable(journal, plan, cohort)}
     units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in) if unit.key in before}
-    after = {key: report for key in units if (report := journal.result(key))}
+    after, runs = _known(journal, units, again)
     with closing(schedule(runs_of(units, set(after)), crew)) as outcomes:
         for outcome in outcomes:
             unit = outcome.unit
@@ -118,11 +122,21 @@ def run_regrade(
             else:
                 after[unit.key] = outcome.answer
                 if not dry:
-                    journal.store(unit.key, outcome.answer)
+                    runs[unit.key] = journal.next_run(unit.key)
+                    journal.store(runs[unit.key], outcome.answer)
             done()
-    held = 0 if dry else sum(not journal.record(key, report, allow_lower) for key, report in after.items())
+    held = 0 if dry else sum(not journal.record(runs[key], report, allow_lower) for key, report in after.items())
     changes = [Change(before[key], report) for key, report in after.items()]
     return Regraded(sorted(changes, key=lambda one: (one.after.lab, one.after.student)), cohort.lines, held)
+
+
+def _known(
+    journal: Journal, units: Mapping[str, Unit], again: Collection[str]
+) -> tuple[dict[str, Report], dict[str, str]]:
+    """What need not run: key → report, and key → the run that it is from."""
+    runs = {key: run for key, unit in units.items()
+            if unit.submission.student not in again and (run := journal.run_of(key))}
+    return {key: report for key, run in runs.items() if (report := journal.result(run))}, runs
 
 
 def _comparable(journal: Journal, plan: Plan, cohort: Cohort) -> list[tuple]:
@@ -138,11 +152,11 @@ def _comparable(journal: Journal, plan: Plan, cohort: Cohort) -> list[tuple]:
     return found
 
 
-def to_regrade(journal: Journal, plan: Plan, cohort: Cohort) -> int:
+def to_regrade(journal: Journal, plan: Plan, cohort: Cohort, again: Collection[str] = ()) -> int:
     """Runs that `run_regrade` is going to make."""
-    units = {plan.unit(one).key for one in cohort.handed_in
+    units = {unit.key: unit for one in cohort.handed_in for unit in [plan.unit(one)]
              if journal.standing(one.attempt.student, one.attempt.lab, one.attempt.digest)}
-    return len([key for key in units if journal.result(key) is None])
+    return len(units) - len(_known(journal, units, again)[0])
 
 
 def change_table(changes: Sequence[Change], title: str) -> Table:

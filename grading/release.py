@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grading.model import digest_of
+from grading.sealing import seal
 from labs.harness.catalog import Lab, LabError, all_labs, lab_at
 from labs.harness.given import starter_text
 
@@ -85,23 +86,30 @@ def _files(course: Path) -> Iterator[Path]:
 
 
 def _for_students(text: str) -> str:
-    """A README without the lines about what is not there."""
-    kept = [line for line in text.splitlines() if MARK not in line and not re.match(r"[├└]── (solution|going_further)\.py", line)]
-    return "\n".join(kept) + "\n"
+    """A README without the lines about what is not there, and with what is there instead of a solution."""
+    kept = [line for line in text.splitlines() if MARK not in line and not re.match(r"[├└]── going_further\.py", line)]
+    return re.sub(r"^├── solution\.py( +)#.*$", _instead, "\n".join(kept), flags=re.MULTILINE) + "\n"
+
+
+def _instead(line: re.Match) -> str:
+    width = len("├── solution.py" + line[1])
+    return "\n".join("├── ".ljust(4) + f"{name.ljust(width - 4)}# {what}" for name, what in (
+        ("untouched.py", "the starter as it was: python -m labs reset puts it back"),
+        ("ours.sealed", "our functions, which stand in for yours in tests of later TODOs")))
 
 
 def _add_starter(lab: Lab, built: Path) -> Lab:
-    """The starter, made anew, and the copy that `labs reset` puts back."""
-    folder = built / "labs" / lab.folder.name
-    text = starter_text(lab)
-    for name in ("starter.py", "untouched.py"):
-        (folder / name).write_text(text, encoding="utf-8")
-    return lab_at(folder)
+    """The starter, made anew, the copy that `labs reset` puts back, and what stands in for a TODO."""
+    given = lab_at(built / "labs" / lab.folder.name)
+    for path in (given.starter, given.untouched):
+        path.write_text(starter_text(lab), encoding="utf-8", newline="\n")
+    given.sealed.write_text(seal(lab), encoding="utf-8", newline="\n")
+    return given
 
 
 def _pin(lab: Lab) -> str:
     """Of what a lab's points depend on."""
-    return digest_of((path.name, path.read_bytes()) for path in (lab.tests, lab.untouched, lab.folder / "lab.toml"))
+    return digest_of((path.name, path.read_bytes()) for path in (lab.tests, lab.untouched, lab.sealed, lab.folder / "lab.toml"))
 
 
 def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:

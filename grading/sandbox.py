@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from grading.footprint import bytes_in, clear, lives, processes_of, resident_bytes, share_of_memory, threads_beside
-from grading.isolation import Limits, command, confinement, environment, other_user
+from grading.footprint import bytes_in, clear, lives, memory_of_worker, processes_of, resident_bytes, threads_beside
+from grading.isolation import COURSE, Limits, command, confinement, environment, other_sites, other_user
 from grading.worker.peer import Peer
 from grading.worker.wire import Ended
 
@@ -61,18 +61,18 @@ class Sandbox:
     Args:
         level: of isolation.
         runtime: the folder made by `grading.runtime`.
-        hidden: packages that submissions must not find.
+        libraries: packages that submissions may have.
         limits: of one check.
     """
 
-    def __init__(self, level: str, runtime: Path, hidden: Sequence[str], limits: Limits) -> None:
+    def __init__(self, level: str, runtime: Path, libraries: Sequence[str], limits: Limits) -> None:
         if not hasattr(socket, "send_fds"):
             raise SetupError(NOT_HERE)
         self.level, self.limits = level, limits
         self.cpu_seconds = 0.0
-        self.peak_bytes = 0
+        self.peak_bytes = self._number = 0
         self._user = other_user() if level == "limits" else None
-        self._runtime, self._hidden = runtime, hidden
+        self._runtime, self._libraries = runtime, libraries
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
@@ -101,15 +101,22 @@ class Sandbox:
             self._end_child()
             self._clear_folder()
 
+    def look_for_room(self) -> None:
+        """Raises `SetupError` if the disk has not the room left that a check may use: what fails then tells nothing."""
+        if self._process is not None and (free := shutil.disk_usage(self._folder).free) < self.limits.file_bytes:
+            raise SetupError(
+                f"the disk of {self._folder} is full: {free >> 10} KiB are left, and a check may use "
+                f"{self.limits.file_bytes >> 20} MiB; make room, or set TMPDIR to a folder on another disk")
+
     # the worker
 
     def _start(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="submission-"))
         if self._user is not None:
-            os.chown(self._folder, self._user, self._user)
+            self._folder.chmod(0o755)
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_SECONDS)
-        given = command(self.level, self._runtime, self._folder, self._hidden, theirs.fileno())
+        given = command(self.level, self._runtime, self._folder, self._libraries, theirs.fileno())
         try:
             self._process = subprocess.Popen(
                 given, env=environment(), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
@@ -134,7 +141,8 @@ class Sandbox:
         for _ in range(TRIES):
             if self._process is None:
                 self._start()
-            given = {"folder": str(self._folder), "user": self._user, "confined": None if self.level == "none" else confinement()}
+            given = {"folders": str(self._folder), "folder": str(self._new_folder()), "user": self._user,
+                     "unseen": [*other_sites(), str(COURSE)], "confined": None if self.level == "none" else confinement()}
             wire, theirs = socket.socketpair()
             printed, output = os.pipe()
             try:
@@ -195,6 +203,15 @@ class Sandbox:
             self._stop()
         return answer["ended"]
 
+    def _new_folder(self) -> Path:
+        """One that no check has left a mark on, be it only a time or an attribute of the folder itself."""
+        self._number += 1
+        folder = self._folder / str(self._number)
+        folder.mkdir()
+        if self._user is not None:
+            os.chown(folder, self._user, self._user)
+        return folder
+
     def _clear_folder(self) -> None:
         """Whatever the check left behind is gone before the next one."""
         if self._process is not None and not clear(self._folder):
@@ -221,7 +238,7 @@ class Sandbox:
             raise Stopped(f"it had more than {limits.processes} processes and threads")
         resident = sum(map(resident_bytes, pids))
         if resident > limits.memory_bytes:  # perhaps only because forked processes share it
-            resident = sum(map(share_of_memory, pids))
+            resident = memory_of_worker(pids)
         self.peak_bytes = max(self.peak_bytes, resident)
         if resident > limits.memory_bytes:
             raise Stopped(f"it used more than {limits.memory_bytes >> 20} MiB of memory")

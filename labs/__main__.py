@@ -3,6 +3,12 @@
 import sys
 
 if __name__ == "__main__":
+    try:
+        from nano_qwen3_serving.observe.terminal import prepare_streams
+
+        prepare_streams()
+    except (ImportError, SyntaxError):
+        pass  # not installed, or a Python too old for it: the doctor says so
     if sys.argv[1:] == ["doctor"]:
         from labs.harness.doctor import main
     else:

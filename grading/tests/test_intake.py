@@ -116,7 +116,8 @@ def test_what_is_missing_is_said(tmp_path: Path):
     "content, words",
     [
         (b"x = 1\0\n", "binary"), (random.Random(0).randbytes(64) + b"\0", "binary"),
-        ("x = 'ä'\n".encode("latin-1"), "not text in UTF-8 (byte 5)"), ("x = 1\n".encode("utf-16"), "binary"),
+        ("x = 'ä'\n".encode("latin-1"), "line 1 is not text in UTF-8 (byte 5)"),
+        ("x = 1\n".encode("utf-16"), "is text in UTF-16. Save it as UTF-8"),
         (b"# \xed\xa0\x80\n", "not text in UTF-8"), (b"#" * (MOST_BYTES + 1), "256 KiB are allowed"),
     ],
 )  # fmt: skip

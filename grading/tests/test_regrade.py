@@ -75,10 +75,10 @@ class Course:
         with Journal(self.journal, create=True) as base:
             return run_batch(base, self.plan(version), read_cohort(self.home, [LAB]), self.crew(table, version))
 
-    def regrade(self, table: dict, version: str, dry: bool = False, allow_lower: bool = False):
+    def regrade(self, table: dict, version: str, dry: bool = False, allow_lower: bool = False, again: tuple[str, ...] = ()):
         with Journal(self.journal) as base:
             return run_regrade(base, self.plan(version), read_cohort(self.home, [LAB]), self.crew(table, version), dry,
-                               allow_lower)
+                               allow_lower, again=again)
 
     def scores(self) -> dict[str, float]:
         with Journal(self.journal) as base:
@@ -120,6 +120,35 @@ def test_only_allow_lower_lowers(course):
     assert course.regrade(V2, "v2", allow_lower=True).held == 0
     assert course.scores() == {"alice": 12, "bob": 5, "carol": 12}
     assert len(course.graded) == graded, "what is journaled is not graded again"
+
+
+UNLUCKY = {**V1, "bob": {"steady": 0, "a": 0, "b": 0}}
+
+
+def test_a_student_is_graded_again_though_nothing_has_changed(tmp_path):
+    course = Course(tmp_path)
+    course.batch(UNLUCKY, "v1")
+    course.graded.clear()
+    found = course.regrade(V1, "v1", again=("bob",))
+    assert course.graded == ["bob"] and [(one.after.student, one.points) for one in found.winners] == [("bob", 8)]
+    assert course.scores() == {"alice": 9, "bob": 8, "carol": 12}
+    summary = course.batch(V1, "v1")
+    assert course.graded == ["bob"] and not summary.lines, "the run that counts is the one that is known"
+    assert course.scores() == {"alice": 9, "bob": 8, "carol": 12}
+
+
+def test_a_second_run_that_is_worse_does_not_count_unless_lower_is_allowed(course):
+    assert course.regrade(UNLUCKY, "v1", again=("bob",)).held == 1 and course.scores()["bob"] == 8
+    assert not course.batch(UNLUCKY, "v1").lines and course.scores()["bob"] == 8
+    assert course.regrade(UNLUCKY, "v1", again=("bob",), allow_lower=True).held == 0 and course.scores()["bob"] == 0
+    assert not course.batch(V1, "v1").lines and course.scores()["bob"] == 0
+    with Journal(course.journal) as base:
+        assert base.results() == 5, "every run is kept"
+
+
+def test_a_dry_run_again_changes_nothing(course):
+    before = course.rows()
+    assert course.regrade(UNLUCKY, "v1", dry=True, again=("bob",)).losers[0].points == -8 and course.rows() == before
 
 
 def test_a_regrade_that_was_interrupted_and_goes_on_tells_of_every_change(course):

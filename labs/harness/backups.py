@@ -1,12 +1,10 @@
 """Writing into a starter what is not the learner's: as it was, or ours. What it replaces is kept in `.backups/`."""
 
 import ast
-import os
-import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from labs.harness import given, regions
+from labs.harness import files, given, regions, source
 from labs.harness.catalog import Lab, LabError
 
 FOLDER = ".backups"
@@ -19,9 +17,9 @@ def reset(lab: Lab, todo: int | None = None) -> Path | None:
     not exist or its functions cannot be found; then the work is untouched.
     """
     fresh = given.starter_text(lab)
-    if todo is not None and lab.starter.is_file():
-        fresh = regions.put_back(_work(lab), fresh, _functions(lab, todo))
-    return put(lab, fresh)
+    if todo is None or not lab.starter.is_file():
+        return put(lab, fresh.encode())
+    return put(lab, _with_functions(lab, fresh, _functions(lab, todo)))
 
 
 def write_solution(lab: Lab, todo: int | None = None) -> tuple[list[int], Path | None]:
@@ -29,65 +27,56 @@ def write_solution(lab: Lab, todo: int | None = None) -> tuple[list[int], Path |
 
     Raises `LabError` if there is no solution, no such TODO, or no place for it; then the work is untouched.
     """
-    source = _solution(lab)
+    ours = _solution(lab)
     if todo is None:
-        return list(regions.functions_of(source)), put(lab, _unmarked(source))
+        return list(regions.functions_of(ours)), put(lab, _unmarked(ours).encode())
     names = _functions(lab, todo)
     if not lab.starter.is_file():
         raise LabError(f"There is no {lab.starter} to write it into: python -m labs reset {lab.id}")
-    return [todo], put(lab, regions.put_back(_work(lab), _unmarked(source), names))
+    return [todo], put(lab, _with_functions(lab, _unmarked(ours), names))
 
 
 def solution_text(lab: Lab, todo: int | None = None) -> str:
     """Our solution, or the functions of one TODO, as they would stand in a starter."""
-    source = _solution(lab)
-    text = _unmarked(source)
+    ours = _solution(lab)
+    text = _unmarked(ours)
     if todo is None:
         return text
-    found, lines = regions.definitions(ast.parse(text)), text.splitlines()
+    found, lines = regions.definitions(ast.parse(text)), source.lines_of(text)
     spans = [regions.span(found[name]) for name in _functions(lab, todo)]
     return "\n\n\n".join("\n".join(lines[first - 1 : last]) for first, last in spans) + "\n"
 
 
-def put(lab: Lab, text: str) -> Path | None:
-    """Make `text` the starter; return the backup of what it replaces, None if there was nothing else."""
+def put(lab: Lab, content: bytes) -> Path | None:
+    """Make `content` the starter; return the backup of what it replaces, None if there was nothing else."""
     if not lab.starter.is_file():
-        replace(lab.starter, text)
+        files.replace(lab.starter, content)
         return None
-    if text == _work(lab):
+    if _same(lab.starter.read_bytes(), content):
         return None
     kept = back_up(lab.starter, lab.folder.parent / FOLDER)
-    replace(lab.starter, text)
+    files.replace(lab.starter, content)
     return kept
 
 
 def back_up(path: Path, folder: Path) -> Path:
     """Copy `path` into `folder` under the lab's name and the time; never over an earlier copy."""
-    folder.mkdir(exist_ok=True)
     stem = f"{path.parent.name}-{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    content = path.read_bytes()
-    for number in range(1000):
-        kept = folder / f"{stem}{f'-{number}' if number else ''}{path.suffix}"
-        try:
-            with open(kept, "xb") as file:
-                file.write(content)
-            return kept
-        except FileExistsError:
-            continue
-    raise LabError(f"{folder} already holds a thousand backups of this second.")
+    return files.write_new(folder, stem, path.suffix, path.read_bytes())
 
 
-def replace(path: Path, text: str) -> None:
-    """Write `text` to `path` in one move, with the rights it had."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.write(text)
-    os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-    os.replace(name, path)
+def _with_functions(lab: Lab, text: str, names: list[str]) -> bytes:
+    """The learner's file, in its own encoding and line ends, with the functions `names` as in `text`."""
+    work = source.read(lab.starter)
+    try:
+        return work.with_text(regions.put_back(work.text, text, names))
+    except LabError as error:
+        raise LabError(f"{lab.starter}: {error}") from None
 
 
-def _work(lab: Lab) -> str:
-    return lab.starter.read_text(encoding="utf-8", errors="surrogateescape")
+def _same(one: bytes, other: bytes) -> bool:
+    """Whether two files differ in their line ends at most."""
+    return one.replace(b"\r\n", b"\n") == other.replace(b"\r\n", b"\n")
 
 
 def _solution(lab: Lab) -> str:
@@ -103,7 +92,7 @@ def _functions(lab: Lab, todo: int) -> list[str]:
     return functions[todo]
 
 
-def _unmarked(source: str) -> str:
+def _unmarked(text: str) -> str:
     """A solution without the lines that mark its regions."""
-    kept = [line for line in source.splitlines() if line.strip() not in (regions.BEGIN, regions.END)]
+    kept = [line for line in source.lines_of(text) if line.strip() not in (regions.BEGIN, regions.END)]
     return "\n".join(kept) + "\n"

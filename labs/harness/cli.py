@@ -44,18 +44,32 @@ def list_labs() -> None:
 
 
 @app.command()
-def status() -> None:
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[LAB]", help="only of this lab")] = None,
+) -> None:
     """Points per TODO, which part of the path from call to token is yours, what is next."""
+    only = find_lab(name) if name is not None else None
     progress = Progress(labs_home())
     if progress.complaint:
         console.print(escape(progress.complaint), style="yellow", soft_wrap=True)
+    for lab in [only] if only is not None else all_labs():
+        _show_lab(lab, progress)
+    if only is None:
+        _show_path(progress)
+    console.print(f"\nNext: {escape(_next_in_words(progress, only))}", soft_wrap=True)
+
+
+def _show_lab(lab: Lab, progress: Progress) -> None:
+    console.print(f"\n[bold]Lab {lab.id}[/bold]  {escape(lab.title)}")
+    for todo, names in standing.functions(lab).items():
+        what = f"TODO {todo}  {', '.join(names)}".rstrip()
+        console.print(f"  {escape(what)}: {escape(_todo_in_words(lab, todo, progress))}")
+    console.print(f"  predictions  {_predictions_in_words(lab, progress)}")
+
+
+def _show_path(progress: Progress) -> None:
     parts: dict[str, list[str]] = {standing.YOURS: [], standing.PARTLY: [], standing.OURS: []}
     for lab in all_labs():
-        console.print(f"\n[bold]Lab {lab.id}[/bold]  {escape(lab.title)}")
-        for todo, names in standing.functions(lab).items():
-            what = f"TODO {todo}  {', '.join(names)}".rstrip()
-            console.print(f"  {escape(what)}: {escape(_todo_in_words(lab, todo, progress))}")
-        console.print(f"  predictions  {_predictions_in_words(lab, progress)}")
         parts[standing.whose(lab, progress)].append(lab.part)
     parts[standing.OURS].append("the engine")
     console.print("\n[bold]From call to token[/bold]")
@@ -64,7 +78,6 @@ def status() -> None:
     if parts[standing.PARTLY]:
         console.print(f"  partly yours: {escape(', '.join(parts[standing.PARTLY]))}", soft_wrap=True)
     console.print(f"  ours:  {escape(', '.join(parts[standing.OURS]))}", soft_wrap=True)
-    console.print(f"\nNext: {escape(_next_in_words(progress))}", soft_wrap=True)
 
 
 @app.command()
@@ -85,7 +98,8 @@ def hint(
         console.print(f"\n[bold]Lab {lab.id}, TODO {todo}, hint {shown} of {len(hints[todo])}[/bold]")
         console.print(Markdown(hints[todo][shown - 1]))
     if number == len(hints[todo]):
-        console.print("\n[dim]That is the last one. solution.py may be read; importing it is refused.[/dim]")
+        also = " solution.py may be read; importing it is refused." if lab.solution.is_file() else ""
+        console.print(f"\n[dim]That is the last one.{also}[/dim]")
     progress.record_hint(lab.id, todo, number)
     progress.save()
 
@@ -178,10 +192,10 @@ def _todo_in_words(lab: Lab, todo: int, progress: Progress) -> str:
     return text + (f"  ({', '.join(help_taken)})" if help_taken else "")
 
 
-def _next_in_words(progress: Progress) -> str:
-    following = standing.next_todo(progress)
+def _next_in_words(progress: Progress, only: Lab | None = None) -> str:
+    following = standing.next_todo(progress, only)
     if following is None:
-        return "every TODO of every lab is solved"
+        return f"every TODO of {'this lab' if only is not None else 'every lab'} is solved"
     lab, todo = following
     go = "" if _shown(lab) == "." else f"cd {_shown(lab)}, then "
     return f"Lab {lab.id}, TODO {todo}: {go}pytest test_lab.py -k todo_{todo}"

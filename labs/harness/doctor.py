@@ -16,6 +16,12 @@ DISK_GB = 3.0
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 OK, NOTE, BLOCKS = "ok", "note", "BLOCKS"
+OPTIONAL = {
+    "llguidance": "structured output",
+    "fastapi": "Lab 02's Going Further",
+    "httpx": "Lab 02's Going Further",
+}
+"""Packages without which every TODO of every lab can be solved, and what they are for."""
 
 
 class Finding:
@@ -56,6 +62,7 @@ def examine(root: str) -> "list[Finding]":
     findings.extend(packages)
     if complete:
         findings.append(check_engine())
+    findings.append(check_load())
     return findings
 
 
@@ -134,7 +141,13 @@ def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
         try:
             found = metadata.version(package)
         except metadata.PackageNotFoundError:
-            findings.append(Finding(BLOCKS, package, "not installed", "in the course's folder: pip install -r requirements.txt"))
+            advice = "in the course's folder: pip install -r requirements.txt"
+            if package in OPTIONAL:
+                found = f"not installed; only for {OPTIONAL[package]}"
+                advice = f"if you want that: pip install {package}=={wanted}"
+            else:
+                found = "not installed"
+            findings.append(Finding(NOTE if package in OPTIONAL else BLOCKS, package, found, advice))
             continue
         if found.split("+")[0] == wanted:
             findings.append(Finding(OK, package, found))
@@ -142,6 +155,20 @@ def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
             advice = f"if something fails: pip install {package}=={wanted}"
             findings.append(Finding(NOTE, package, f"{found}; tested with {wanted}", advice))
     return findings
+
+
+def check_load() -> Finding:
+    """Other work on this machine: torch's threads then wait for each other, and everything takes several times as long."""
+    cores = os.cpu_count() or 1
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return Finding(OK, "cores", str(cores))
+    found = f"{cores}, load {load:.1f}"
+    if load <= cores or os.environ.get("OMP_NUM_THREADS") == "1":
+        return Finding(OK, "cores", found)
+    setting = "export OMP_NUM_THREADS=1 (bash) makes torch use one core, and is faster here"
+    return Finding(NOTE, "cores", f"{found}: more work than cores", setting)
 
 
 def check_engine() -> Finding:

@@ -10,14 +10,17 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import linecache
 import sys
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
-from labs.harness import given, regions
+from labs.harness import given, imports, regions, source
 from labs.harness.catalog import Lab, LabError
+from labs.harness.todo import TodoError
 
 _IMPORTING_CALLS = {"import_module", "__import__", "run_path", "run_module", "spec_from_file_location"}
 _counter = itertools.count(1)
@@ -55,30 +58,83 @@ def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
     raise LabError(f"--impl {impl}: not starter, solution or reference, and neither a file nor a folder with a starter.py.")
 
 
-def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleType:
-    """The module `choose` chose, with our functions for the TODOs in `stand_ins`.
+def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequence[str] | None = None) -> ModuleType:
+    """The module `choose` chose, with our functions for the TODOs in `stand_ins`; of these functions, with the `only` ones.
 
-    Raises `LabError` for a file that is no Python, `ImportRefused` for one that imports the answer;
-    whatever the module itself raises while it is run comes through.
+    Raises `LabError` for a file that is no Python or raises while it is run, `ImportRefused` for one that
+    imports the answer; an unwritten TODO that is called while it is run comes through as `TodoError`.
     """
     if isinstance(chosen, str):
         return importlib.import_module(chosen)
     tree = parse(chosen)
     if chosen not in (lab.solution, lab.reference_file):
         refuse_imports(lab, tree, chosen.name)
-    if stand_ins:
-        ours = lab.solution.read_text(encoding="utf-8")
-        names = [name for todo, found in regions.functions_of(ours).items() if todo in stand_ins for name in found]
-        tree = regions.with_stand_ins(tree, ast.parse(ours), names)
+        _refuse_neighbours(tree, chosen)
+    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins
+             for name in found if only is None or name in only}
+    if names:
+        ours = given.our_code(lab)
+        if ours is None:
+            raise LabError(f"Nothing can stand in for what is not written: {lab.sealed} is not there.")
+        tree = regions.with_stand_ins(tree, ast.parse(ours), list(names))
     module = ModuleType(f"_lab{lab.id}_{chosen.stem}_{next(_counter)}", ast.get_docstring(tree))
     module.__file__ = str(chosen)
     sys.modules[module.__name__] = module
     try:
-        exec(compile(tree, str(chosen), "exec"), module.__dict__)
-    except BaseException:
+        exec(_as_ours(compile(tree, str(chosen), "exec"), names), module.__dict__)
+    except BaseException as error:
         del sys.modules[module.__name__]
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, TodoError):
+            raise LabError(_while_loaded(error, chosen)) from error
         raise
     return module
+
+
+def _as_ours(code: CodeType, names: Mapping[str, int]) -> CodeType:
+    """`code` whose functions `names` (→ their TODO) lie in a file of their own, so that no traceback shows a wrong line for them.
+
+    What a debugger or a traceback prints of that file says whose it is.
+    """
+    name = code.co_qualname.replace(".<locals>", "")
+    if name in names:
+        return _moved(code, file_of_ours(names[name], name))
+    inner = [_as_ours(one, names) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.replace(co_consts=tuple(inner))
+
+
+def _moved(code: CodeType, file: str) -> CodeType:
+    lines = [f"(ours: {file[1:-1]})\n"] * max(line or 0 for *_, line in code.co_lines())
+    linecache.cache[file] = (1, None, max(lines, linecache.getlines(file), key=len), file)
+    inner = [_moved(one, file) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.replace(co_filename=file, co_consts=tuple(inner))
+
+
+def file_of_ours(todo: int, name: str) -> str:
+    """The file's name in tracebacks through our `name`, which stands in for the learner's."""
+    return f"<our {name}, in place of TODO {todo}>"
+
+
+def is_ours(file: str) -> bool:
+    """Whether a traceback's file is one that `file_of_ours` names."""
+    return file.startswith("<our ")
+
+
+def _while_loaded(error: BaseException, file: Path) -> str:
+    """What a file that raises at module level has raised, and where."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
+    said = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    return f"{file.name} line {lines[-1] if lines else '?'}, while it is loaded: {said[-1] if said else type(error).__name__}"
+
+
+def _refuse_neighbours(tree: ast.Module, file: Path) -> None:
+    """Raise `LabError` if a learner's file imports another one of its folder: that one is not handed in."""
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
+        for name in _imported_by(node) if not getattr(node, "level", 0) else ():
+            top = name.split(".")[0]
+            if any((file.parent / one).is_file() for one in (f"{top}.py", f"{top}/__init__.py")):
+                raise LabError(
+                    f"{file.name} line {node.lineno} imports {top}, which lies beside it. Only {file.name} is handed in "
+                    f"and tested: put what you need of {top} into {file.name}.")
 
 
 def run_file(path: Path, name: str) -> ModuleType:
@@ -116,24 +172,42 @@ def _has(module: ModuleType, name: str) -> bool:
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of `path`. Raises `LabError` naming the line if it is no Python."""
+    """The syntax tree of `path`. Raises `LabError` naming the line if it is no Python, or if it is too long to be graded."""
+    content = path.read_bytes()
+    if len(content) > source.MOST_BYTES:
+        raise LabError(f"{path.name} has {len(content) >> 10} KiB; {source.MOST_BYTES >> 10} KiB are allowed.")
+    return source.parsed(source.decoded(content, path.name).text, path.name)
+
+
+_ENGINES = {"LLM", "LLMEngine", "AsyncLLM", "AsyncLLMEngine"}
+
+
+def runs_when_loaded(file: Path) -> list[str]:
+    """What a learner's file starts at module level and should not: its program, or an engine. A sentence for each line."""
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except SyntaxError as error:
-        raise LabError(f"{path.name} line {error.lineno} is not Python yet: {error.msg}.") from None
-    except UnicodeDecodeError:
-        raise LabError(f"{path.name} is not text in UTF-8.") from None
+        tree = parse(file)
+    except (LabError, OSError):
+        return []
+    found = []
+    for node in tree.body:
+        guarded = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+        if guarded or isinstance(node, regions.Function | ast.ClassDef):
+            continue
+        for call in (one for one in ast.walk(node) if isinstance(one, ast.Call)):
+            what = ast.unparse(call.func)
+            if what in ("main", "run_lab", "asyncio.run") or what.split(".")[0] in _ENGINES:
+                found.append(
+                    f"Line {call.lineno} of {file.name} runs {what}() whenever the file is loaded, and where you hand it in that "
+                    'can cost every point: there is no whole engine. Put it under: if __name__ == "__main__":')
+    return found
 
 
 def refuse_imports(lab: Lab, tree: ast.AST, name: str) -> None:
-    """Raise `ImportRefused` if `tree` imports `solution` or what `lab.toml` lists under `refuse`."""
+    """Raise `ImportRefused` if `tree` imports what `labs.harness.imports` does not allow."""
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr)):
         for imported in _imported_by(node):
-            if _is_refused(imported, lab):
-                raise ImportRefused(
-                    f"{name} line {node.lineno} imports {imported}. Reading it is allowed, importing it is not: "
-                    "what it does is what this lab has you write."
-                )
+            if not imports.may_import(lab, imported):
+                raise ImportRefused(f"{name} line {node.lineno} imports {imported}. {imports.why_not(lab, imported)}")
 
 
 def _imported_by(node: ast.AST) -> list[str]:
@@ -149,9 +223,3 @@ def _imported_by(node: ast.AST) -> list[str]:
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             return [text.removesuffix(".py").replace("/", ".").strip(".") for text in texts]
     return []
-
-
-def _is_refused(imported: str, lab: Lab) -> bool:
-    return "solution" in imported.split(".") or any(
-        imported == name or imported.startswith(name + ".") for name in lab.refuse
-    )

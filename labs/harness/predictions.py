@@ -1,4 +1,4 @@
-"""Questions a learner answers before coding, and the truth, which the reference engine is asked for.
+"""Questions that a learner answers before coding, and the right answers, which come from the reference engine.
 
 A lab's `predict.toml` holds the questions; its `predict.py` has `case(random) -> dict`, the numbers
 of this learner's case, and for each question a function of its name, `steps(case)`, that finds the
@@ -7,15 +7,12 @@ truth by running the engine. There are no stored answers.
 
 import hashlib
 import json
-import os
 import random
-import tempfile
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
-from labs.harness import loading
+from labs.harness import files, loading
 from labs.harness.catalog import Lab, LabError
 
 KINDS = ("int", "choice")
@@ -34,12 +31,13 @@ class Question:
     why: str
 
     def read(self, answer: str) -> str | int:
-        """`answer` as this question's kind. Raises `LabError` for one that cannot be meant."""
+        """`answer` as a value of this question's kind. Raises `LabError` if it is none."""
         answer = answer.strip()
         if self.kind == "int":
-            if not answer.lstrip("-").isdigit():
-                raise LabError(f"{answer!r} is not a whole number.")
-            return int(answer)
+            try:
+                return int(answer)
+            except ValueError:
+                raise LabError(f"{answer!r} is not a whole number.") from None
         for choice in self.choices:
             if answer.lower() == choice.lower():
                 return choice
@@ -95,7 +93,7 @@ def parse_answers(text: str, questions: list[Question]) -> dict[str, str | int]:
 
 
 def save_attempt(lab: Lab, seed: int, answers: dict[str, str | int]) -> None:
-    """Add an attempt to the lab's `predictions.json`, whole or not at all. One that cannot be read is begun anew."""
+    """Add an attempt to the lab's `predictions.json`, whole or not at all. An unreadable one is begun anew. Raises `LabError`."""
     path = lab.folder / FILE
     try:
         attempts = read_attempts(path.read_text(encoding="utf-8"))
@@ -103,10 +101,7 @@ def save_attempt(lab: Lab, seed: int, answers: dict[str, str | int]) -> None:
         attempts = []
     attempts.append((seed, answers))
     text = json.dumps({"attempts": [{"seed": seed, "answers": answers} for seed, answers in attempts]}, indent=1)
-    handle, name = tempfile.mkstemp(dir=lab.folder, prefix=f".{FILE}")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-    Path(name).replace(path)
+    files.replace(path, f"{text}\n".encode())
 
 
 def read_attempts(text: str) -> list[tuple[int, dict[str, str | int]]]:

@@ -6,14 +6,15 @@ that is cut off leaves the old one whole, and two that end together both count.
 """
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any
+
+from labs.harness import files
+from labs.harness.catalog import LabError
 
 if sys.platform == "win32":
     import msvcrt
@@ -114,16 +115,17 @@ class Progress:
         self._change(lambda facts: _part(facts, lab_id, "predictions", []).append(attempt))
 
     def save(self) -> None:
-        """Write the file, whole or not at all. A folder that cannot be written to is no error here."""
+        """Write the file, whole or not at all. Where that is impossible a line on stderr says so, and work goes on."""
         try:
-            with _locked(self.path.parent / LOCK):
+            with files.writing(str(self.path)), _locked(self.path.parent / LOCK):
                 facts, complaint = _read(self.path)
                 if complaint:
                     (self.path.parent / DAMAGED).write_bytes(self.path.read_bytes())
                 for change in self._changes:
                     change(facts)
-                _replace(self.path, json.dumps(facts, indent=1, sort_keys=True))
-        except OSError:
+                files.replace(self.path, json.dumps(facts, indent=1, sort_keys=True).encode())
+        except LabError as error:
+            print(f"labs: {str(error).removesuffix(' Nothing was changed.')} This run is not remembered.", file=sys.stderr)
             return
         self._facts, self._changes = facts, []
 
@@ -203,13 +205,6 @@ _SHAPES: dict[str, Callable[[Any], Any]] = {
     "todos": _rows, "hints": _counts, "diagnoses": _counts, "predictions": _attempts, "solutions": _numbers,
 }
 _KINDS: dict[str, type] = {"todos": dict, "hints": dict, "diagnoses": dict, "predictions": list, "solutions": list}
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=FILE)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(name, path)
 
 
 @contextmanager

@@ -14,10 +14,12 @@ This module works on source text alone; it knows no files and imports nothing it
 import ast
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from labs.harness.catalog import LabError
+from labs.harness.source import lines_of, parsed
 
 BEGIN = "### BEGIN SOLUTION"
 END = "### END SOLUTION"
@@ -41,7 +43,7 @@ class Region:
 
 def find_regions(source: str) -> list[Region]:
     """The regions of a solution, in order. Raises `LabError` naming the line of a malformed one."""
-    lines = source.splitlines()
+    lines = lines_of(source)
     functions = definitions(ast.parse(source))
     regions, begin = [], None
     for number, line in enumerate(lines, start=1):
@@ -118,23 +120,64 @@ def is_generator(function: Function) -> bool:
 def put_back(work: str, original: str, names: list[str]) -> str:
     """`work` with the text of the functions `names` as in `original`.
 
-    Raises `LabError` if `work` does not parse or lacks one of them: then only a whole reset helps.
+    Raises `LabError` if `work` does not parse or lacks one of them, or if anything else in it would mean something
+    else afterwards: then only a whole reset helps.
     """
+    whole = "leave out --todo to have the whole file replaced."
     try:
-        mine = definitions(ast.parse(work))
-    except SyntaxError as error:
-        message = f"line {error.lineno} is not Python yet ({error.msg}): leave out --todo to have the whole file replaced."
-        raise LabError(message) from None
+        mine = definitions(parsed(work, "the file"))
+    except LabError as error:
+        raise LabError(f"{error} Mend that, or {whole}") from None
     if missing := [name for name in names if name not in mine]:
-        raise LabError(f"there is no function {missing[0]} any more: leave out --todo to have the whole file replaced.")
+        raise LabError(f"there is no function {missing[0]} any more: {whole}")
     theirs = definitions(ast.parse(original))
-    lines, original_lines = work.splitlines(), original.splitlines()
+    lines, original_lines = lines_of(work), lines_of(original)
     for name in sorted(names, key=lambda name: -mine[name].lineno):
-        first, last = span(mine[name])
-        their_first, their_last = span(theirs[name])
+        first, last = extent(mine[name], lines)
+        their_first, their_last = extent(theirs[name], original_lines)
         lines[first - 1 : last] = original_lines[their_first - 1 : their_last]
     restored = "\n".join(lines) + "\n"
-    return restored if _imports_todo_error(restored) else _importing_todo_error(restored)
+    try:
+        restored = restored if _imports_todo_error(restored) else _importing_todo_error(restored)
+        kept = meaning(ast.parse(work), names) == meaning(ast.parse(restored), names)
+    except SyntaxError:
+        kept = False
+    if not kept or not _mean_the_same(restored, original, names):
+        raise LabError(f"{names[0]} cannot be replaced on its own: something else in the file would change with it. "
+                       f"Nothing was changed; {whole}")
+    return restored
+
+
+def meaning(tree: ast.AST, without: Iterable[str] = ()) -> list[str]:
+    """What a tree means: equal lists, equal code. The functions `without` and the import of the harness' names are left aside.
+
+    Written without recursion, because a submission's trees may be deep.
+    """
+    cut, said = set(without), []
+    pending: list[tuple[Any, str]] = [(tree, "")]
+    while pending:
+        node, prefix = pending.pop()
+        if isinstance(node, Function | ast.ClassDef):
+            if prefix + node.name in cut:
+                said.append(f"left aside: {prefix}{node.name}")
+                continue
+            prefix += f"{node.name}."
+        if isinstance(node, ast.AST):
+            said.append(type(node).__name__)
+            pending += [(value, prefix) for _, value in ast.iter_fields(node)]
+        elif isinstance(node, list):
+            kept = [one for one in node if getattr(one, "module", "") != "labs.harness.todo"]
+            said.append(f"{len(kept)} of")
+            pending += [(one, prefix) for one in kept]
+        else:
+            said.append(f"{type(node).__name__} {node:x}" if isinstance(node, int) else repr(node))  # decimals have a limit
+    return said
+
+
+def _mean_the_same(one: str, other: str, names: Iterable[str]) -> bool:
+    """Whether two texts define the functions `names` alike."""
+    first, second = definitions(ast.parse(one)), definitions(ast.parse(other))
+    return all(name in first and meaning(first[name]) == meaning(second[name]) for name in names)
 
 
 def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> ast.Module:
@@ -164,9 +207,10 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
     return ast.fix_missing_locations(swapped)
 
 
-def with_our_functions(work: str, solution: str, todos: Iterable[int]) -> str:
-    """`work` as text, with our functions for `todos`. Comments and the lines' numbers are lost."""
-    names = [name for todo, found in functions_of(solution).items() if todo in todos for name in found]
+def with_our_functions(work: str, solution: str, todos: Iterable[int], only: Sequence[str] | None = None) -> str:
+    """`work` as text, with our functions for `todos`, or those in `only`. Comments and the lines' numbers are lost."""
+    names = [name for todo, found in functions_of(solution).items() if todo in todos for name in found
+             if only is None or name in only]
     return ast.unparse(with_stand_ins(ast.parse(work), ast.parse(solution), names)) + "\n"
 
 
@@ -213,6 +257,18 @@ def span(node: Function) -> tuple[int, int]:
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]), node.end_lineno or node.lineno
 
 
+def extent(node: Function, lines: list[str]) -> tuple[int, int]:
+    """`span`, and the comments after the last statement that are indented as the function's body is."""
+    first, last = span(node)
+    for number in range(last, len(lines)):
+        text = lines[number].strip()
+        if text.startswith("#") and len(lines[number]) - len(lines[number].lstrip()) > node.col_offset:
+            last = number + 1
+        elif text:
+            break
+    return first, last
+
+
 def _announcement(lines: list[str], begin: int) -> tuple[int, str]:
     """The TODO number and goal from the comment lines right above line `begin`."""
     for line in reversed(lines[: begin - 1]):
@@ -241,7 +297,7 @@ def _check_one_todo_per_function(regions: list[Region]) -> None:
 
 
 def _without_solution(source: str, regions: list[Region], lab_id: str, keep_yield: set[str]) -> str:
-    lines = source.splitlines()
+    lines = lines_of(source)
     kept: set[str] = set()
     for region in reversed(regions):
         marker = lines[region.begin - 1]
@@ -268,7 +324,7 @@ def _importing_todo_error(source: str) -> str:
         return source[: found.start()] + "from labs.harness.todo import " + ", ".join(names) + source[found.end() :]
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     first_code = [node for node in ast.parse(source).body if not isinstance(node, ast.Expr)]
-    lines = source.splitlines()
+    lines = lines_of(source)
     at = imports[-1].end_lineno or 0 if imports else (first_code[0].lineno - 1 if first_code else 0)
     lines.insert(at, "from labs.harness.todo import TodoError")
     return "\n".join(lines) + "\n"

@@ -14,6 +14,10 @@ MESSAGE_LENGTH = 160
 """Characters of an error's message that are kept."""
 
 SOLVED, PARTLY, FAILING, NOT_STARTED, BLOCKED = "solved", "partly", "failing", "not started", "blocked"
+IN_PART = "tested in part"
+
+Tests = dict[int, dict[str, tuple[float, int]]]
+"""TODO -> test -> its points, and the number of its cases."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,24 @@ class Row:
     state: str
 
 
-def summarise(lab: Lab, outcomes: Iterable[Outcome]) -> list[Row]:
-    """One row per TODO that was tested."""
+def summarise(lab: Lab, outcomes: Iterable[Outcome], tests: Tests | None = None) -> list[Row]:
+    """One row per TODO that was tested. Its points are of all its `tests`, also if only some of them ran."""
     outcomes = list(outcomes)
     tested = sorted({outcome.todo for outcome in outcomes})
-    return [_row(todo, [one for one in outcomes if one.todo == todo], tested) for todo in tested]
+    rows = []
+    for todo in tested:
+        own = [one for one in outcomes if one.todo == todo]
+        every = (tests or {}).get(todo, {})
+        missing = sum(cases for _, cases in every.values()) - len(own)
+        rows.append(_row_in_part(todo, own, every, missing) if missing > 0 else _row(todo, own, tested))
+    return rows
+
+
+def _row_in_part(todo: int, outcomes: list[Outcome], every: dict[str, tuple[float, int]], missing: int) -> Row:
+    earned = sum(every[one.test][0] / every[one.test][1] for one in outcomes if one.passed and one.test in every)
+    passed = sum(one.passed for one in outcomes)
+    state = f"{passed} of {len(outcomes)} tests pass, {missing} not run"
+    return Row(todo, round(earned, 1), sum(points for points, _ in every.values()), IN_PART, state)
 
 
 def _row(todo: int, outcomes: list[Outcome], tested: list[int]) -> Row:

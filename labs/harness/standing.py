@@ -35,9 +35,16 @@ def open_todos(lab: Lab, progress: Progress) -> list[int]:
     return [todo for todo in functions(lab) if not _earned(progress.todos(lab.id).get(todo))]
 
 
-def next_todo(progress: Progress) -> tuple[Lab, int] | None:
-    """The first open TODO of the first lab that has one."""
-    return next(((lab, todo) for lab in all_labs(progress.path.parent) for todo in open_todos(lab, progress)[:1]), None)
+def next_todo(progress: Progress, only: Lab | None = None) -> tuple[Lab, int] | None:
+    """The first open TODO: of the lab that is worked on, if it has one, then of those after it, then of the first.
+
+    Worked on is the lab of which tests have run on a starter that was saved last.
+    """
+    labs = [only] if only is not None else all_labs(progress.path.parent)
+    begun = [lab for lab in labs if progress.todos(lab.id) and lab.starter.is_file()]
+    last = max(begun, key=lambda lab: lab.starter.stat().st_mtime).number if begun else 0
+    in_order = [lab for lab in labs if lab.number >= last] + [lab for lab in labs if lab.number < last]
+    return next(((lab, todo) for lab in in_order for todo in open_todos(lab, progress)[:1]), None)
 
 
 def whose(lab: Lab, progress: Progress) -> str:

@@ -11,6 +11,7 @@ from labs.harness.results import Row, points_text
 _COLOURS = {
     results.SOLVED: "green",
     results.PARTLY: "yellow",
+    results.IN_PART: "yellow",
     results.BLOCKED: "yellow",
     results.FAILING: "red",
     results.NOT_STARTED: "dim",
@@ -70,6 +71,21 @@ def _print_plain(title: str, lines: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _width_of(lines: Sequence[tuple[str, ...]]) -> int:
+    """Columns without which points or a command would be cut; states may go over several lines."""
+    longest = [max(len(text) for text in texts) for texts in zip(*(line[1:] for line in lines), strict=True)]
+    return sum(longest) - longest[2] + min(longest[2], 12) + 3 * len(_HEADINGS) + 1
+
+
+def _print_narrow(title: str, lines: Sequence[tuple[str, ...]]) -> None:
+    """What a narrow terminal has room for: points and state, and under them the command."""
+    print(f"\n{title}")
+    for _, name, points, state, command in lines:
+        print(f"{'TODO ' if name.isdigit() else ''}{name}  {points}  {state}".rstrip())
+        if command:
+            print(f"    {command}")
+
+
 def _print_rich(title: str, lines: Sequence[tuple[str, ...]]) -> None:
     from rich import box
     from rich.console import Console
@@ -81,5 +97,8 @@ def _print_rich(title: str, lines: Sequence[tuple[str, ...]]) -> None:
     for colour, *cells in lines:
         table.add_row(*cells, style=colour)
     console = Console(file=sys.stdout)
+    if console.width < _width_of(lines):
+        _print_narrow(title, lines)
+        return
     console.print(f"\n{title}", style="bold", highlight=False, markup=False, soft_wrap=True)
     console.print(table)

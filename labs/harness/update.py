@@ -7,19 +7,21 @@ undone. Files that only one of the two versions has are added, or stay.
 """
 
 import ast
+import io
 import os
-import tempfile
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TypeGuard
 
-from labs.harness import regions
+from labs.harness import files, regions, source
 from labs.harness.backups import FOLDER
 from labs.harness.catalog import Lab, LabError, all_labs, lab_at
 from labs.harness.given import starter_text
-from labs.harness.regions import Function, definitions, put_back, span
+from labs.harness.regions import Function, definitions, extent, put_back
+from labs.harness.source import lines_of
 
 _NOT_COPIED = {"__pycache__", "build", "dist"}
 
@@ -40,30 +42,30 @@ class Change:
         return self.path.relative_to(home.parent).as_posix()
 
 
-def update(home: Path, source: Path) -> tuple[list[Change], Path | None]:
+def update(home: Path, newer: Path) -> tuple[list[Change], Path | None]:
     """Bring the labs in `home` (and the course around them) to the version in `source`; return the changes and the archive.
 
     Args:
-        source: the folder of a newer course, or its folder of labs.
+        newer: the folder of a newer course, or its folder of labs.
 
     Raises:
         LabError: it is not one, or a starter cannot be merged. Then nothing is written.
     """
-    changes = plan(home, source)
+    changes = plan(home, newer)
     if not changes:
         return [], None
     kept = _archive([change.path for change in changes if change.replaces], home)
-    _write(changes)
+    files.replace_all({change.path: change.content for change in changes})
     return changes, kept
 
 
-def plan(home: Path, source: Path) -> list[Change]:
+def plan(home: Path, given: Path) -> list[Change]:
     """What `update` would write."""
-    newer = source / "labs" if all_labs(source / "labs") else source
+    newer = given / "labs" if all_labs(given / "labs") else given
     if not all_labs(newer):
-        raise LabError(f"{source} is not a version of this course: it has no folder of labs.")
+        raise LabError(f"{given} is not a version of this course: it has no folder of labs.")
     if newer.resolve() == home.resolve():
-        raise LabError(f"{source} is this version itself. Unpack the newer one beside it, and name that folder.")
+        raise LabError(f"{given} is this version itself. Unpack the newer one beside it, and name that folder.")
     whole = (newer.parent / "pyproject.toml").is_file() and (home.parent / "pyproject.toml").is_file()
     here, there = (home.parent, newer.parent) if whole else (home, newer)
     starters = {lab.starter for lab in all_labs(newer)}
@@ -74,7 +76,7 @@ def plan(home: Path, source: Path) -> list[Change]:
         notes: list[str] = []
         if path in starters and target.is_file():
             merged, notes = merged_starter(lab_at(target.parent), content.decode("utf-8"))
-            content = merged.encode("utf-8", "surrogateescape")
+            content = merged.encode()
         if not target.is_file() or target.read_bytes() != content:
             changes.append(Change(target, content, target.exists(), tuple(notes)))
     return changes
@@ -86,17 +88,15 @@ def merged_starter(lab: Lab, newer: str) -> tuple[str, list[str]]:
     Raises `LabError` if the learner's file is no Python, or has a written function that the newer
     version does not have.
     """
-    work = lab.starter.read_text(encoding="utf-8", errors="surrogateescape").replace("\r\n", "\n")
+    file = f"{lab.folder.name}/{lab.starter.name}"
+    work = source.decoded(lab.starter.read_bytes(), file).text
     base = starter_text(lab) if lab.solution.is_file() or lab.untouched.is_file() else None
     if work == base:
         return newer, []
-    file = f"{lab.folder.name}/{lab.starter.name}"
     try:
-        mine = definitions(ast.parse(work))
-    except SyntaxError as error:
-        either = f"mend it, or put it back: python -m labs reset {lab.id}"
-        message = f"{file} line {error.lineno} is not Python yet ({error.msg}): {either}"
-        raise LabError(message) from None
+        mine = definitions(source.parsed(work, file))
+    except LabError as error:
+        raise LabError(f"{error} Mend it, or put it back: python -m labs reset {lab.id}") from None
     theirs, old = definitions(ast.parse(newer)), definitions(ast.parse(base or ""))
     written = [name for name in mine if name in _regions(old or theirs) and not _same(mine[name], old.get(name))]
     if lost := [name for name in written if name not in theirs]:
@@ -105,14 +105,42 @@ def merged_starter(lab: Lab, newer: str) -> tuple[str, list[str]]:
             f"Keep a copy of your file, then: python -m labs reset {lab.id}"
         )
     outermost = [name for name in written if not any(name.startswith(f"{other}.") for other in written)]
-    merged = put_back(newer, work, outermost)
-    merged, added = _with_additions(merged, work, base if base is not None else newer)
+    if twice := _defined_twice(work, written):
+        raise LabError(
+            f"{file} defines {twice} more than once, and one copy would be lost. Nothing was changed. Keep one of them.")
     try:
-        ast.parse(merged)
-    except SyntaxError as error:
-        message = f"{file} cannot be merged: line {error.lineno} of the result would be no Python ({error.msg})."
-        raise LabError(message) from None
-    return merged, _notes(mine, theirs, old, outermost, added)
+        merged = put_back(newer, work, outermost)
+        merged, added = _with_additions(merged, work, base if base is not None else newer)
+        kept = _keeps(merged, mine, outermost, [node for _, node in added])
+    except (LabError, SyntaxError):
+        kept = False
+    if not kept:
+        raise LabError(
+            f"{file} cannot be merged without changing what you wrote. Nothing was changed. "
+            f"Keep a copy of your file, then: python -m labs reset {lab.id}")
+    return merged, _notes(mine, theirs, old, outermost, [name for name, _ in added])
+
+
+def _defined_twice(work: str, names: list[str]) -> str | None:
+    """One of `names` that the file defines a second time in the same place."""
+    seen: Counter[str] = Counter()
+
+    def count(tree: ast.AST, prefix: str) -> None:
+        for node in ast.iter_child_nodes(tree):
+            inner = f"{prefix}{node.name}." if isinstance(node, Function | ast.ClassDef) else prefix
+            seen[inner[:-1]] += isinstance(node, Function)
+            count(node, inner)
+
+    count(ast.parse(work), "")
+    return next((name for name in names if seen[name] > 1), None)
+
+
+def _keeps(merged: str, mine: dict[str, Function], written: list[str], added: list[ast.stmt]) -> bool:
+    """Whether every function that was written, and every statement that was added, means in `merged` what it meant before."""
+    tree = ast.parse(merged)
+    there, statements = definitions(tree), {ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.stmt)}
+    kept = all(name in there and ast.dump(there[name]) == ast.dump(mine[name]) for name in written)
+    return kept and all(ast.dump(node) in statements for node in added)
 
 
 def _notes(
@@ -148,24 +176,25 @@ def _same(one: Function, other: Function | None) -> bool:
 # what the learner added to the file
 
 
-def _with_additions(merged: str, work: str, base: str) -> tuple[str, list[str]]:
-    """`merged` with the statements and methods that stand in `work` and not in `base`; and their names."""
-    lines, work_lines, names = merged.splitlines(), work.splitlines(), []
+def _with_additions(merged: str, work: str, base: str) -> tuple[str, list[tuple[str, ast.stmt]]]:
+    """`merged` with the statements and methods that stand in `work` and not in `base`; and these by name."""
+    lines, work_lines = lines_of(merged), lines_of(work)
+    found: list[tuple[str, ast.stmt]] = []
     tree = ast.parse(merged)
     into = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     inserts: list[tuple[int, list[str]]] = []
     for node in _added(ast.parse(work).body, ast.parse(base).body, tree.body):
-        names.append(_name(node))
+        found.append((_name(node), node))
         inserts.append((_place(tree, node), ["", *([""] * _is_definition(node)), *_text(node, work_lines)]))
     old = {node.name: node for node in ast.parse(base).body if isinstance(node, ast.ClassDef)}
     for node in ast.parse(work).body:
         if isinstance(node, ast.ClassDef) and node.name in old and node.name in into:
             for inner in _added(node.body, old[node.name].body, into[node.name].body):
-                names.append(f"{node.name}.{_name(inner)}")
+                found.append((f"{node.name}.{_name(inner)}", inner))
                 inserts.append((into[node.name].end_lineno or 0, ["", *_text(inner, work_lines)]))
     for line, text in sorted(inserts, key=lambda insert: -insert[0]):
         lines[line:line] = text
-    return "\n".join(lines) + "\n", names
+    return "\n".join(lines) + "\n", found
 
 
 def _added(work: list[ast.stmt], base: list[ast.stmt], merged: list[ast.stmt]) -> list[ast.stmt]:
@@ -179,7 +208,7 @@ def _key(node: ast.stmt) -> str:
 
 
 def _name(node: ast.stmt) -> str:
-    return node.name if _is_definition(node) else ast.unparse(node).splitlines()[0]
+    return node.name if _is_definition(node) else ast.unparse(node).split("\n")[0]
 
 
 def _is_definition(node: ast.stmt) -> TypeGuard[Function | ast.ClassDef]:
@@ -191,7 +220,7 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def _text(node: ast.stmt, lines: list[str]) -> list[str]:
-    first, last = span(node) if isinstance(node, Function) else (node.lineno, node.end_lineno or node.lineno)
+    first, last = extent(node, lines) if isinstance(node, Function) else (node.lineno, node.end_lineno or node.lineno)
     if isinstance(node, ast.ClassDef):
         first = min([first, *(decorator.lineno for decorator in node.decorator_list)])
     return lines[first - 1 : last]
@@ -213,9 +242,9 @@ def _place(tree: ast.Module, node: ast.stmt) -> int:
 def _files(folder: Path) -> list[Path]:
     """The course's files in a folder: nothing hidden, nothing built, no environments, no links."""
     found = []
-    for name, folders, files in os.walk(folder):
+    for name, folders, names in os.walk(folder):
         folders[:] = sorted(one for one in folders if _is_copied(Path(name) / one))
-        found += [Path(name) / one for one in sorted(files) if not one.startswith(".") and not one.endswith(".pyc")]
+        found += [Path(name) / one for one in sorted(names) if not one.startswith(".") and not one.endswith(".pyc")]
     return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
@@ -229,48 +258,8 @@ def _archive(paths: list[Path], home: Path) -> Path | None:
     """The files as they are, in one archive in `.backups`; None if there are none."""
     if not paths:
         return None
-    folder = home / FOLDER
-    folder.mkdir(exist_ok=True)
-    for number in range(1000):
-        kept = folder / f"before-update-{datetime.now():%Y%m%d-%H%M%S}{f'-{number}' if number else ''}.zip"
-        try:
-            with zipfile.ZipFile(kept, "x", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-                for path in paths:
-                    archive.write(path, path.relative_to(home.parent))
-            return kept
-        except FileExistsError:
-            continue
-    raise LabError(f"{folder} already holds a thousand archives of this second.")
-
-
-def _write(changes: list[Change]) -> None:
-    """All of them or none: new contents are written beside the files, then moved; what fails moves the old ones back."""
-    staged: list[tuple[Path, Path]] = []
-    old: list[tuple[Path, bytes | None]] = []
-    try:
-        for change in changes:
-            change.path.parent.mkdir(parents=True, exist_ok=True)
-            staged.append((_beside(change.path, change.content), change.path))
-        for new, path in staged:
-            before = path.read_bytes() if path.exists() else None
-            os.replace(new, path)
-            old.append((path, before))
-    except OSError as error:
-        for path, content in old:
-            if content is None:
-                path.unlink()
-            else:
-                os.replace(_beside(path, content), path)
-        raise LabError(f"Nothing was changed: {error}") from None
-    finally:
-        for new, _ in staged:
-            new.unlink(missing_ok=True)
-
-
-def _beside(path: Path, content: bytes) -> Path:
-    """A new file in the same folder, with the rights of `path`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-    return Path(name)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for path in paths:
+            archive.write(path, path.relative_to(home.parent))
+    return files.write_new(home / FOLDER, f"before-update-{datetime.now():%Y%m%d-%H%M%S}", ".zip", packed.getvalue())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +180,20 @@ def workshop(tmp_path: Path) -> Workshop:
 def toy(workshop: Workshop) -> Path:
     """The folder of one toy lab in the workshop."""
     return workshop.add_lab()
+
+
+@pytest.fixture
+def newer(workshop, toy, tmp_path_factory) -> Path:
+    """A newer version of the toy lab: another docstring, a goal in other words, a new TODO, a new file."""
+    folder = tmp_path_factory.mktemp("newer")
+    lab = folder / "lab07_toy"
+    shutil.copytree(toy, lab)
+    text = (toy / "starter.py").read_text().replace('"""A toy lab: three', '"""A toy lab, second edition: three')
+    text = text.replace("twice 4 is", "twice four is").replace("TODO 3: double twice", "TODO 3: double it twice")
+    more = (
+        "\n\ndef octuple(number: int) -> int:\n    # TODO 4: double three times\n"
+        '    raise TodoError("TODO 4: double three times", lab="07")\n')
+    (lab / "starter.py").write_text(text.replace("\n\ndef main", more + "\n\ndef main"))
+    (lab / "README.md").write_text("second edition\n")
+    (lab / "hints.md").write_text((toy / "hints.md").read_text() + "## TODO 4: a title\n### Hint 1\nhm\n")
+    return folder

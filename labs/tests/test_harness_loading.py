@@ -146,8 +146,8 @@ def test_a_module_that_fails_is_not_left_behind(toy_lab):
     import sys
 
     before = set(sys.modules)
-    with pytest.raises(ZeroDivisionError):
-        load(toy_lab, write(toy_lab.folder, "1 / 0\n"))
+    with pytest.raises(LabError, match="mine.py line 2, while it is loaded: ZeroDivisionError: division by zero"):
+        load(toy_lab, write(toy_lab.folder, "x = 1\n1 / 0\n"))
     assert set(sys.modules) == before
 
 

@@ -1,3 +1,7 @@
-from nano_qwen3_serving.cli import main
+from nano_qwen3_serving.observe.terminal import prepare_streams
 
-main()
+if __name__ == "__main__":
+    prepare_streams()
+    from nano_qwen3_serving.cli import main
+
+    main()

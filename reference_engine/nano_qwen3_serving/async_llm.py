@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import threading
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
-from nano_qwen3_serving.arguments import check_choice, check_int, invalid, names_unknown_arguments
-from nano_qwen3_serving.async_results import Chunk, Result, Totals, chunk_dict, finish, last, result_dict
+from nano_qwen3_serving.arguments import check_choice, check_int, check_text, invalid, names_unknown_arguments, own_copy
+from nano_qwen3_serving.async_results import Chunk, Result, Totals, chunk_dict, last, result_dict
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters, pick_device
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
-from nano_qwen3_serving.exceptions import EngineDeadError, EngineError, InvalidParametersError
+from nano_qwen3_serving.exceptions import EngineDeadError, EngineError, InvalidParametersError, shown
 from nano_qwen3_serving.model.checkpoint import default_model_name, find_checkpoint, read_model_config
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.ownership import copies_arguments
 from nano_qwen3_serving.prompts import Prompt
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
 
@@ -44,7 +48,8 @@ class AsyncLLM:
     """Asynchronous text generation.
 
     Use it as a context manager: `async with AsyncLLM() as llm: await llm.generate("Hello")`.
-    Without it, the first call starts the engine and `shutdown()` ends it.
+    Without it, the first call starts the engine and `shutdown()` ends it. One object serves calls from any number of
+    threads and event loops. What a call is given is copied at once, and what it returns is the caller's own.
 
     Args:
         model_name: a bundled name, a folder, or a Hugging Face id; None is $NANO_QWEN3_MODEL or
@@ -83,19 +88,23 @@ class AsyncLLM:
         check_int("max_seq_length", max_seq_length, at_least=2)
         check_int("worker_count", worker_count, at_least=1)
         pick_device(device)
-        self.model_name = model_name or default_model_name()
+        if model_name is None or (isinstance(model_name, str) and not model_name):
+            model_name = default_model_name()
         self._max_seq_length = max_seq_length
         self._worker_count = worker_count
         self._max_queue_size = max_queue_size
         self._args = EngineArgs(
-            model=self.model_name, device=device, dtype=dtype, num_gpu_blocks_override=num_blocks,
+            model=model_name, device=device, dtype=dtype, num_gpu_blocks_override=num_blocks,
             block_size=block_size, scheduling_policy="priority", max_num_queued_reqs=max_queue_size)
+        self.model_name = str(model_name)
         self._components, self._recorder = components, recorder
         self._engine: AsyncLLMEngine | None = None
-        self._starting: asyncio.Lock | None = None
+        self._lock = threading.Lock()
+        self._starting: Future[AsyncLLMEngine] | None = None
+        self._process = os.getpid()
         self._stopped = False
         self._ids = itertools.count()
-        self._submitted: dict[str, asyncio.Task[Result]] = {}
+        self._submitted: dict[str, Future[RequestOutput]] = {}
         self._totals = Totals()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -106,27 +115,21 @@ class AsyncLLM:
         await self.shutdown()
 
     async def start(self) -> None:
-        """Loads the checkpoint in a thread and starts the engine; a second call does nothing."""
-        self._starting = self._starting or asyncio.Lock()
-        async with self._starting:
-            if self._stopped:
-                raise EngineDeadError("this AsyncLLM was shut down; make a new one")
-            if self._engine is None:
-                engine = await asyncio.to_thread(self._build)
-                if self._stopped:
-                    engine.shutdown()
-                    raise EngineDeadError("this AsyncLLM was shut down while it started; make a new one")
-                self._engine, self._totals = engine, Totals()
+        """Loads the checkpoint in a thread and starts the engine; a second call does nothing.
+
+        Calls that come meanwhile, on whatever thread and event loop, wait for the same engine. Cancelling one leaves the others
+        their engine.
+        """
+        await self._started()
 
     async def shutdown(self) -> None:
-        """Ends the engine. Whoever still waits gets an `EngineDeadError`."""
+        """Ends the engine. Whoever still waits gets an `EngineDeadError`, and so do results that were not ready."""
         self._stopped = True
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
-        tasks = [t for t in self._submitted.values() if not t.done()]
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     @names_unknown_arguments
+    @copies_arguments
     async def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -144,6 +147,7 @@ class AsyncLLM:
         return await self._one(prompts, sampling_params, priority, timeout)
 
     @names_unknown_arguments
+    @copies_arguments
     async def generate_stream(
         self,
         prompt: Prompt,
@@ -165,6 +169,7 @@ class AsyncLLM:
                 text, total = text + new.text, total + len(new.token_ids)
                 yield chunk_dict(output, text, total)
 
+    @copies_arguments
     async def chat(
         self,
         messages: list[Message],
@@ -180,6 +185,7 @@ class AsyncLLM:
         """
         return await self._one(await self._render(messages, template), sampling_params, priority, timeout)
 
+    @copies_arguments
     async def chat_stream(
         self,
         messages: list[Message],
@@ -196,6 +202,7 @@ class AsyncLLM:
                 yield chunk
 
     @names_unknown_arguments
+    @copies_arguments
     async def generate_batch(
         self,
         prompts: Sequence[Prompt],
@@ -218,6 +225,7 @@ class AsyncLLM:
         return await self._gather([one(p) for p in prompts])
 
     @names_unknown_arguments
+    @copies_arguments
     async def submit_request(
         self,
         prompt: Prompt,
@@ -235,19 +243,18 @@ class AsyncLLM:
         params = self._params(sampling_params, RequestOutputKind.FINAL_ONLY)
         totals = self._totals.begin()
         try:
-            stream = await engine.add_request(
-                request_id, prompt, params, priority=self._order(priority), timeout=timeout)
+            future = await engine.submit(request_id, prompt, params, self._order(priority), timeout)
         except BaseException:
-            totals.failed += 1
+            totals.end(None)
             raise
-        task = asyncio.create_task(finish(stream, totals), name=f"result-{request_id}")
-        task.add_done_callback(retrieve)
-        self._submitted[request_id] = task
-        self._expire_results()
+        future.add_done_callback(totals.end_of)
+        with self._lock:
+            self._submitted[request_id] = future
+            self._expire_results()
         return request_id
 
     async def get_result(self, request_id: str) -> Result:
-        """The result of a submitted request, waiting for it.
+        """The result of a submitted request, waiting for it; on any thread and in any event loop.
 
         It can be fetched again until 1,000 younger ones were submitted. Cancelling the wait does
         not cancel the request.
@@ -255,12 +262,13 @@ class AsyncLLM:
         Raises:
             InvalidParametersError: nothing of that id was submitted, or its result expired.
         """
-        task = self._submitted.get(request_id)
-        if task is None:
+        check_text("request_id", request_id)
+        future = self._submitted.get(request_id)
+        if future is None:
             raise InvalidParametersError(
-                f"no request {request_id!r} is known: it was never submitted here, or its result expired after "
+                f"no request {shown(request_id)} is known: it was never submitted here, or its result expired after "
                 f"{RESULTS_KEPT} younger ones", parameter="request_id", value=request_id)
-        return await asyncio.shield(task)
+        return result_dict(await asyncio.shield(asyncio.wrap_future(future)))
 
     async def abort(self, request_id: str) -> None:
         """Ends a request; its result has finish_reason "abort". An unknown id is a no-op."""
@@ -310,16 +318,42 @@ class AsyncLLM:
         trained = read_model_config(find_checkpoint(self.model_name)).max_position_embeddings
         return replace(self._args, max_model_len=min(self._max_seq_length, trained))
 
-    def _build(self) -> AsyncLLMEngine:
-        return AsyncLLMEngine.from_engine_args(
-            self._engine_args(), components=self._components, recorder=self._recorder,
-            worker_count=self._worker_count)
-
     async def _started(self) -> AsyncLLMEngine:
-        if self._engine is None or self._stopped:
-            await self.start()
+        """The engine, which the first call builds while the others wait.
+
+        The build is a plain future of a thread: an asyncio lock belongs to one event loop, and calls come from many.
+        """
+        if self._stopped:
+            raise EngineDeadError("this AsyncLLM was shut down; make a new one")
+        if self._engine is None:
+            await asyncio.shield(asyncio.wrap_future(self._start_once()))
         assert self._engine is not None
         return self._engine
+
+    def _start_once(self) -> Future[AsyncLLMEngine]:
+        """The build that is under way, or a new one if there is none or it failed."""
+        if self._starting is not None and os.getpid() != self._process:
+            raise EngineDeadError("this process was forked while its parent started the engine; make an AsyncLLM after the fork")
+        with self._lock:
+            if self._starting is None or (self._starting.done() and self._starting.exception()):
+                self._starting, self._process = Future(), os.getpid()
+                self._starting.set_running_or_notify_cancel()
+                threading.Thread(target=self._build, args=[self._starting], name="engine-build", daemon=True).start()
+            return self._starting
+
+    def _build(self, built: Future[AsyncLLMEngine]) -> None:
+        """Builds the engine, and says so to everybody who waits."""
+        try:
+            engine = AsyncLLMEngine.from_engine_args(
+                self._engine_args(), components=self._components, recorder=self._recorder,
+                worker_count=self._worker_count)
+            if self._stopped:
+                engine.shutdown()
+                raise EngineDeadError("this AsyncLLM was shut down while it started; make a new one")
+            self._engine, self._totals = engine, Totals()
+            built.set_result(engine)
+        except BaseException as error:
+            built.set_exception(error)
 
     def _next_id(self) -> str:
         return f"req-{next(self._ids)}"
@@ -335,7 +369,7 @@ class AsyncLLM:
         if given is None:
             assert self._engine is not None
             defaults = self._engine.engine.config.model.generation_defaults
-            return SamplingParams(**defaults, max_tokens=DEFAULT_MAX_TOKENS, output_kind=kind)
+            return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **defaults, "output_kind": kind})
         if not isinstance(given, SamplingParams):
             raise invalid("sampling_params", given, "a SamplingParams or None")
         if given.n != 1:
@@ -344,6 +378,7 @@ class AsyncLLM:
 
     async def _render(self, messages: list[Message], template: dict[str, Any]) -> str:
         engine = await self._started()
+        messages, template = own_copy("messages", messages), own_copy("chat_template_kwargs", template)
         return await engine.run_text(engine.get_tokenizer().apply_chat_template, messages, **template)
 
     async def _run(
@@ -377,12 +412,7 @@ class AsyncLLM:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _expire_results(self) -> None:
-        finished = [i for i, task in self._submitted.items() if task.done()]
+        """Forgets the oldest results of which there are too many; not those that somebody still has to compute."""
+        finished = [i for i, future in self._submitted.items() if future.done()]
         for request_id in finished[: max(len(self._submitted) - RESULTS_KEPT, 0)]:
             del self._submitted[request_id]
-
-
-def retrieve(task: asyncio.Task[Any]) -> None:
-    """Looks at a task's error, so that asyncio does not complain if nobody fetches the result."""
-    if not task.cancelled():
-        task.exception()

@@ -5,8 +5,11 @@ Knows outputs; knows nothing of engines or queues.
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,26 +29,38 @@ class Totals:
     failed: int = 0
     waited: float = 0.0
     start_time: float = field(default_factory=time.time)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def begin(self) -> Totals:
         """Counts a request; its end is counted in the object returned, whatever was cleared since."""
-        self.total += 1
+        with self.lock:
+            self.total += 1
         return self
+
+    def end(self, output: RequestOutput | None) -> None:
+        """Counts how a request ended: with its last output, or without one. On any thread."""
+        with self.lock:
+            if output is None:
+                self.failed += 1
+                return
+            self.completed += 1
+            if output.metrics and output.metrics.scheduled_ts:
+                self.waited += output.metrics.scheduled_ts - output.metrics.arrival_time
+
+    def end_of(self, future: Future[RequestOutput]) -> None:
+        """Counts how a submitted request ended."""
+        self.end(None if future.exception() else future.result())
 
     async def count(self, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
         """Hands on a request's outputs and counts how it ends; given up is failed."""
-        finished = False
+        end = None
         try:
             async with aclosing(outputs):
                 async for output in outputs:
-                    if output.finished:
-                        finished = True
-                        self.completed += 1
-                        if output.metrics and output.metrics.scheduled_ts:
-                            self.waited += output.metrics.scheduled_ts - output.metrics.arrival_time
+                    end = output if output.finished else None
                     yield output
         finally:
-            self.failed += not finished
+            self.end(end)
 
     def as_dict(self) -> dict[str, Any]:
         """With the keys that users of `get_stats` know; the wait is in seconds until first scheduled."""
@@ -68,13 +83,8 @@ async def last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
     return output
 
 
-async def finish(stream: AsyncGenerator[RequestOutput, None], totals: Totals) -> Result:
-    """The result of a request that was submitted."""
-    return result_dict(await last(totals.count(stream)))
-
-
 def result_dict(output: RequestOutput) -> Result:
-    """A finished request in the shape that users of `AsyncLLM` rely on."""
+    """A finished request in the shape that users of `AsyncLLM` rely on; all of it is the caller's own."""
     completion = output.outputs[0]
     return {
         "request_id": output.request_id,
@@ -82,9 +92,9 @@ def result_dict(output: RequestOutput) -> Result:
         "generated_text": completion.text,
         "tokens_generated": len(completion.token_ids),
         "total_tokens": len(output.prompt_token_ids) + len(completion.token_ids),
-        "block_indices": output.block_indices,
+        "block_indices": list(output.block_indices),
         "finish_reason": completion.finish_reason,
-        "metrics": output.metrics,
+        "metrics": copy.copy(output.metrics),
     }
 
 

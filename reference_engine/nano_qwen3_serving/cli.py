@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from nano_qwen3_serving.exceptions import EngineError
+from nano_qwen3_serving.exceptions import EngineDeadError, EngineError, PromptTooLongError
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.sampling_params import SamplingParams
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="A serving engine for Qwen3. Without --model: the bundled course checkpoint.")
-console = Console()
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)  # what people and models write, as it is
 
 Model = Annotated[str | None, typer.Option(help="course, course-draft, a folder, or a Hugging Face id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -39,8 +40,8 @@ def generate(
     llm = LLM(model, device=device, dtype=dtype)
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
     for output in llm.generate(prompts, params):
-        console.print(output.prompt, style="bold", end="", markup=False, highlight=False)
-        console.print(output.outputs[0].text, markup=False, highlight=False)
+        console.print(output.prompt, style="bold", end="")
+        console.print(output.outputs[0].text)
 
 
 @app.command()
@@ -60,32 +61,57 @@ async def converse(questions: list[str] | None, params: SamplingParams, **engine
 
     async with AsyncLLM(**engine) as llm:
         for question in questions or []:
-            console.print(f"[bold]You:[/] {question}", highlight=False)
+            console.print("You:", style="bold", end=" ")
+            console.print(question)
             await answer(llm, [{"role": "user", "content": question}], params)
         messages: list[dict[str, str]] = []
         while questions is None:
             typed = await asyncio.to_thread(ask)
             if typed is None:
                 return
-            messages.append({"role": "user", "content": typed})
-            messages.append({"role": "assistant", "content": await answer(llm, messages, params)})
+            messages = await turn(llm, [*messages, {"role": "user", "content": typed}], params)
 
 
 def ask() -> str | None:
     """What a person types; None at the end of input."""
     try:
-        return console.input("[bold]You (Ctrl-D ends):[/] ").strip() or ask()
+        while True:
+            console.print("You (Ctrl-D ends):", style="bold", end=" ")
+            if typed := input().strip():
+                return typed
     except EOFError:
         return None
 
 
+async def turn(llm: Any, messages: list[dict[str, str]], params: SamplingParams) -> list[dict[str, str]]:
+    """Answers the last message: the conversation after it.
+
+    What no longer fits into the model's context is forgotten, the oldest question and answer first. A message that
+    cannot be answered is said so and left out; the conversation goes on.
+    """
+    while True:
+        try:
+            return [*messages, {"role": "assistant", "content": await answer(llm, messages, params)}]
+        except EngineDeadError:
+            raise
+        except EngineError as error:
+            if not isinstance(error, PromptTooLongError) or len(messages) == 1:
+                console.print(f"error: {error}", style="red")
+                return messages[:-1]
+        console.print("(The conversation is longer than the model's context; its beginning is forgotten.)", style="dim")
+        messages = messages[2:]
+
+
 async def answer(llm: Any, messages: list[dict[str, str]], params: SamplingParams) -> str:
     """Prints an answer as it is generated; returns it."""
-    console.print("[bold cyan]Model:[/] ", end="")
-    text = ""
-    async for chunk in llm.chat_stream(messages, params):
-        print(chunk["token"], end="", flush=True)
-        text = chunk["text"]
+    text, begun = "", False
+    async with aclosing(llm.chat_stream(messages, params)) as chunks:
+        async for chunk in chunks:
+            if not begun:
+                console.print("Model:", style="bold cyan", end=" ")
+                begun = True
+            print(chunk["token"], end="", flush=True)
+            text = chunk["text"]
     print("\n")
     return text
 
@@ -102,7 +128,7 @@ def verify(
     report = verify_model(model, device, dtype)
     write_atomically(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     show(report, console)
-    console.print(f"The whole report is in {out}", highlight=False)
+    console.print(f"The whole report is in {out}")
     if not report["passed"]:
         raise typer.Exit(1)
 
@@ -123,7 +149,7 @@ def bench(
         print(json.dumps(result, indent=2))
         return
     for name, value in result["median"].items():
-        console.print(f"{name.replace('_', ' '):28} {value:10.3f}", highlight=False)
+        console.print(f"{name.replace('_', ' '):28} {value:10.3f}")
 
 
 @app.command()
@@ -134,8 +160,13 @@ def fuzz(
     replay: Annotated[str | None, typer.Option(help="A trace of a failure to live through again.")] = None,
     trace: Annotated[str, typer.Option(help="Where a failure's trace goes.")] = "fuzz_trace.json",
     totals: Annotated[str | None, typer.Option("--json", help="Where the totals go.")] = None,
+    api: Annotated[bool, typer.Option("--api", help="Hostile arguments for every public call instead.")] = False,
 ) -> None:
     """Throw random requests, aborts and faults at the engine, and check every token."""
+    if api:
+        from nano_qwen3_serving.testing.api_fuzz import api_fuzz_command
+
+        raise typer.Exit(api_fuzz_command(requests, seed or [0]))
     from nano_qwen3_serving.testing.fuzz.command import fuzz_command
 
     raise typer.Exit(fuzz_command(
@@ -152,7 +183,7 @@ def trace(
 
     steps = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
     write_atomically(out, json.dumps(chrome_trace(steps)))
-    console.print(f"{len(steps)} steps are in {out}", highlight=False)
+    console.print(f"{len(steps)} steps are in {out}")
 
 
 def main() -> None:

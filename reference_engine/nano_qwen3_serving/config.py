@@ -1,31 +1,37 @@
 """What a checkpoint is and how the engine is to run it, checked and complete.
 
-Knows the fields of a Qwen3 `config.json`; knows nothing of files or tensors. `EngineArgs` (what a
-user writes) becomes `EngineConfig` (what the parts read) in `engine/arg_utils.py`.
+Knows the fields of a Qwen3 `config.json` and `generation_config.json`; knows nothing of tensors. `EngineArgs`
+(what a user writes) becomes `EngineConfig` (what the parts read) in `engine/arg_utils.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nano_qwen3_serving.exceptions import ModelLoadError
+from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.side_files import Fields
 
 ARCHITECTURE = "Qwen3ForCausalLM"
+MODEL_TYPE = "qwen3"
 DEFAULT_HEAD_DIM = 128  # of a config.json without one, as in transformers
+DEFAULT_ROPE_THETA = 10_000.0  # the same
+SAMPLING_DEFAULTS = {name: name for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")} | {
+    "max_new_tokens": "max_tokens"}  # of generation_config.json → of SamplingParams, as in vLLM
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Qwen3 network, from the checkpoint's `config.json`.
+    """Shape of a Qwen3 network, from the checkpoint's `config.json`, and how it likes to be sampled.
 
     Attributes:
         rope_theta: base of the rotary frequencies.
-        eos_token_ids: tokens that end a sequence.
-        generation_defaults: `temperature`, `top_p`, `top_k` of `generation_config.json`.
+        eos_token_ids: tokens that end a sequence; the tokenizer's own is the first, see `with_eos`.
+        generation_defaults: of `generation_config.json`, under the names of `SamplingParams`.
     """
 
     vocab_size: int
@@ -44,100 +50,149 @@ class ModelConfig:
     generation_defaults: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:
+    def from_dict(
+        cls, raw: dict[str, Any], generation: dict[str, Any] | None = None, folder: Path | None = None
+    ) -> ModelConfig:
         """From the parsed `config.json` and, if there is one, `generation_config.json`.
 
+        Args:
+            raw: the object in `config.json`.
+            generation: the object in `generation_config.json`; None if there is no such file.
+            folder: where the files lie, for errors.
+
         Raises:
-            ModelLoadError: another architecture, a missing field, or a feature that would change
-                the results and is not implemented.
+            ModelLoadError: another architecture, a field that is missing or cannot be, or a feature that
+                would change the results and is not implemented.
         """
-        refuse_other_architectures(raw)
-        generation = generation or {}
-        heads = positive_int(raw, "num_attention_heads")
+        folder = folder or Path()
+        fields = Fields(folder / "config.json", raw)
+        defaults = None if generation is None else Fields(folder / "generation_config.json", generation)
+        refuse_other_networks(fields)
+        vocab_size, heads = fields.integer("vocab_size"), fields.integer("num_attention_heads")
         config = cls(
-            vocab_size=positive_int(raw, "vocab_size"),
-            hidden_size=positive_int(raw, "hidden_size"),
-            intermediate_size=positive_int(raw, "intermediate_size"),
-            num_hidden_layers=positive_int(raw, "num_hidden_layers"),
+            vocab_size=vocab_size,
+            hidden_size=fields.integer("hidden_size"),
+            intermediate_size=fields.integer("intermediate_size"),
+            num_hidden_layers=fields.integer("num_hidden_layers"),
             num_attention_heads=heads,
-            num_key_value_heads=positive_int(raw, "num_key_value_heads", heads),
-            head_dim=positive_int(raw, "head_dim", DEFAULT_HEAD_DIM),
-            max_position_embeddings=positive_int(raw, "max_position_embeddings"),
-            rms_norm_eps=positive_number(raw, "rms_norm_eps", 1e-6),
-            rope_theta=rope_theta(raw),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bool(raw.get("attention_bias", False)),
-            eos_token_ids=as_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
-            generation_defaults={
-                k: generation[k] for k in ("temperature", "top_p", "top_k") if generation.get(k) is not None
-            },
+            num_key_value_heads=num_key_value_heads(fields, heads),
+            head_dim=head_dim(fields),
+            max_position_embeddings=fields.integer("max_position_embeddings"),
+            rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope_theta=rope_theta(fields),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+            attention_bias=fields.flag("attention_bias", False),
+            eos_token_ids=token_ids(fields if defaults is None else defaults, "eos_token_id", vocab_size),
+            generation_defaults={} if defaults is None else sampling_defaults(defaults),
         )
-        if heads % config.num_key_value_heads:
-            raise ModelLoadError(
-                f"config.json has num_key_value_heads={config.num_key_value_heads}, which does not divide "
-                f"num_attention_heads={heads}")
-        if config.head_dim % 2:
-            raise ModelLoadError(f"config.json has head_dim={config.head_dim}; rotary embeddings need an even one")
+        refuse_other_layers(fields, config.num_hidden_layers)
         return config
 
+    def with_eos(self, token_id: int | None) -> ModelConfig:
+        """The configuration with the tokenizer's end-of-sequence token before its own, as in vLLM.
 
-def positive_int(raw: dict[str, Any], name: str, default: int | None = None) -> int:
-    """A field of `config.json`; `default`, if there is one, when it is left out or null."""
-    value = default if raw.get(name) is None else raw[name]
-    if value is None:
-        raise ModelLoadError(f"config.json has no field {name!r}; is this a complete {ARCHITECTURE} checkpoint?")
-    if type(value) is not int or value < 1:
-        raise ModelLoadError(f"config.json has {name}={value!r}; it must be an int of at least 1")
-    return value
-
-
-def positive_number(raw: dict[str, Any], name: str, default: float) -> float:
-    """A field of `config.json` that may have a fraction; `default` when it is left out."""
-    value = raw.get(name, default)
-    if type(value) not in (int, float) or not value > 0:
-        raise ModelLoadError(f"config.json has {name}={value!r}; it must be a number above 0")
-    return float(value)
+        A token for which the network has no row can never be generated, and is left out.
+        """
+        if token_id is None or token_id >= self.vocab_size:
+            return self
+        return replace(self, eos_token_ids=tuple(dict.fromkeys([token_id, *self.eos_token_ids])))
 
 
-def refuse_other_architectures(raw: dict[str, Any]) -> None:
+def num_key_value_heads(fields: Fields, heads: int) -> int:
+    """Heads of keys and values: as many as of queries if it is null, a divisor of that otherwise."""
+    if "num_key_value_heads" in fields and fields.get("num_key_value_heads") is None:
+        return heads
+    count = fields.integer("num_key_value_heads")
+    if heads % count:
+        raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads={heads}")
+    return count
+
+
+def head_dim(fields: Fields) -> int:
+    """Numbers of a head: even, for rotary embeddings turn pairs."""
+    size = fields.integer("head_dim", DEFAULT_HEAD_DIM)
+    if size % 2:
+        raise fields.wrong("head_dim", "even: rotary embeddings turn pairs of numbers")
+    return size
+
+
+def refuse_other_networks(fields: Fields) -> None:
     """Raises a `ModelLoadError` for anything that this engine would compute wrongly."""
-    architectures = raw.get("architectures") or []
-    if architectures != [ARCHITECTURE]:
-        raise ModelLoadError(
-            f"config.json names the architecture {architectures or raw.get('model_type')!r}; this engine "
-            f"serves {ARCHITECTURE} (dense Qwen3, such as Qwen/Qwen3-0.6B)"
-        )
-    scaling = section(raw, "rope_scaling")
-    kind = (section(raw, "rope_parameters") or scaling).get("rope_type", scaling.get("type", "default"))
-    unsupported = {
-        "rope_scaling": kind if kind != "default" else None,
-        "use_sliding_window": raw.get("use_sliding_window"),
-        "quantization_config": raw.get("quantization_config"),
-        "hidden_act": raw.get("hidden_act") if raw.get("hidden_act", "silu") != "silu" else None,
-    }
-    for name, value in unsupported.items():
-        if value:
-            raise ModelLoadError(f"config.json asks for {name}={value!r}, which is not supported")
+    served = f"{MODEL_TYPE!r} with architectures=[{ARCHITECTURE!r}]: this engine serves dense Qwen3, such as Qwen/Qwen3-0.6B"
+    if fields.get("architectures") not in (None, [ARCHITECTURE]):
+        raise fields.wrong("architectures", f"those of model_type {served}")
+    if fields.raw.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        raise fields.wrong("model_type", served)
+    if fields.get("architectures") is None:
+        raise fields.wrong("architectures", f"those of model_type {served}")
+    if fields.raw.get("hidden_act", "silu") != "silu":
+        raise fields.wrong("hidden_act", "'silu': nothing else is supported")
+    if fields.flag("use_sliding_window", False):
+        raise fields.wrong("use_sliding_window", "false: sliding windows are not supported")
+    if fields.raw.get("partial_rotary_factor", 1) != 1:
+        raise fields.wrong("partial_rotary_factor", "1 or left out: only whole heads are rotated")
+    for name in ("quantization_config", "compression_config", "per_layer_config"):
+        if fields.get(name):
+            raise fields.wrong(name, "left out: it is not supported")
 
 
-def rope_theta(raw: dict[str, Any]) -> float:
-    """The rotary base: at the top level in older files, inside `rope_parameters` in newer ones."""
-    return positive_number(raw | section(raw, "rope_parameters"), "rope_theta", 10_000.0)
+def refuse_other_layers(fields: Fields, count: int) -> None:
+    """Raises a `ModelLoadError` unless `layer_types`, if given, names full attention for each layer."""
+    kinds = fields.get("layer_types")
+    if kinds is not None and kinds != ["full_attention"] * count:
+        raise fields.wrong("layer_types", f"left out, or 'full_attention' {count} times (num_hidden_layers)")
 
 
-def section(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    """An object inside `config.json`; empty if it is left out or null."""
-    value = raw.get(name) or {}
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"config.json has {name}={value!r}; it must be an object")
-    return value
+def rope_theta(fields: Fields) -> float:
+    """The rotary base: at the top level in older files, inside `rope_parameters` in newer ones.
+
+    `rope_scaling`, the older name, comes before `rope_parameters`, as in transformers.
+
+    Raises:
+        ModelLoadError: the angles are to be stretched for longer texts (YaRN and the like), or differ from
+            layer to layer.
+    """
+    older = fields.section("rope_scaling")
+    rope = older if older.raw else fields.section("rope_parameters")
+    for name in ("rope_type", "type"):
+        if rope.raw.get(name, "default") != "default":
+            raise rope.wrong(name, "'default' or left out: stretched rotary angles (YaRN and the like) are not supported; "
+                                   "without them the model reads as many tokens as it was trained for")
+    if rope.raw.get("partial_rotary_factor", 1) != 1:
+        raise rope.wrong("partial_rotary_factor", "1 or left out: only whole heads are rotated")
+    for name, value in rope.raw.items():
+        if isinstance(value, dict):
+            raise rope.wrong(name, "left out: rotary angles of their own for some layers are not supported")
+    default = fields.number("rope_theta", DEFAULT_ROPE_THETA) if "rope_theta" not in rope else DEFAULT_ROPE_THETA
+    return rope.number("rope_theta", default)
 
 
-def as_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """`eos_token_id` as a tuple: configs write one id, several, or none."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+def token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
+    """A field that names one token, several, or none.
+
+    Raises:
+        ModelLoadError: it is something else, or the network has no row for one of them.
+    """
+    value = fields.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        raise fields.wrong(name, f"a token id in [0, {vocab_size - 1}] (vocab_size), a list of such ids, or null")
+    return tuple(dict.fromkeys(ids))
+
+
+def sampling_defaults(fields: Fields) -> dict[str, Any]:
+    """What `generation_config.json` says of `SamplingParams`: the six fields that vLLM uses.
+
+    Raises:
+        ModelLoadError: a request could not have one of them.
+    """
+    found = {ours: fields.raw[theirs] for theirs, ours in SAMPLING_DEFAULTS.items() if fields.get(theirs) is not None}
+    try:
+        SamplingParams(**found)
+    except InvalidParametersError as error:
+        theirs = next(theirs for theirs, ours in SAMPLING_DEFAULTS.items() if ours == error.parameter)
+        raise fields.wrong(theirs, f"what SamplingParams takes ({error}), or null") from error
+    return found
 
 
 @dataclass(frozen=True)

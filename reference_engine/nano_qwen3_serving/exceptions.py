@@ -13,11 +13,68 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import reprlib
+from collections.abc import Callable
 from typing import Any
+
+SHORT_REPR = reprlib.Repr()
+SHORT_REPR.maxlevel, SHORT_REPR.maxdict, SHORT_REPR.maxlist, SHORT_REPR.maxtuple = 6, 20, 20, 20
+SHORT_REPR.maxstring, SHORT_REPR.maxlong, SHORT_REPR.maxother = 200, 80, 400
 
 
 class EngineError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error raised on purpose by this package.
+
+    An error goes through pickle, copy and deepcopy with its message and its attributes, so that it reaches the
+    parent of a worker process. An attribute that cannot be pickled arrives as its repr.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuilt, (type(self), self.args, kept(self.__dict__, through_pickle))
+
+    def __copy__(self) -> EngineError:
+        """A twin to be raised: it has the cause, and a traceback of its own."""
+        twin = rebuilt(type(self), self.args, dict(self.__dict__))
+        twin.__cause__ = self.__cause__
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineError:
+        return rebuilt(type(self), self.args, kept(self.__dict__, lambda value: copy.deepcopy(value, memo)))
+
+
+def rebuilt(kind: type[EngineError], args: tuple[Any, ...], attributes: dict[str, Any]) -> EngineError:
+    """The error again, without its constructor: that takes other arguments than an exception's `args`."""
+    error = kind.__new__(kind, *args)
+    error.args = args  # an OSError leaves that to its constructor
+    error.__dict__.update(attributes)
+    return error
+
+
+def kept(attributes: dict[str, Any], carried: Callable[[Any], Any]) -> dict[str, Any]:
+    """The attributes, each `carried`; one that cannot be is its repr. Callers put all kinds of values into them."""
+    result = {}
+    for name, value in attributes.items():
+        try:
+            result[name] = carried(value)
+        except Exception:
+            result[name] = shown(value)
+    return result
+
+
+def through_pickle(value: Any) -> Any:
+    """The value itself, if pickle takes it. Raises whatever pickle raises if not."""
+    pickle.dumps(value)
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as errors name it: its repr, cut where it is long or deep. Never raises."""
+    try:
+        return SHORT_REPR.repr(value)
+    except Exception:  # ints of thousands of digits, objects whose repr fails
+        return f"<{type(value).__name__}>"
 
 
 class InvalidParametersError(EngineError, ValueError):

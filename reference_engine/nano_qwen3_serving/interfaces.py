@@ -164,6 +164,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`; special tokens written in it are recognised, none are added."""
 
+    def encode_literally(self, text: str) -> list[int]:
+        """Tokens that spell `text`, byte for byte; special tokens written in it are plain text."""
+
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to the text, as UTF-8 bytes: perhaps a part of a character, and nothing for an unknown id."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-from nano_qwen3_serving.arguments import invalid, names_unknown_arguments, refuse_unknown
+from nano_qwen3_serving.arguments import check_bool, check_text, invalid, names_unknown_arguments, own_copy, refuse_unknown
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
-from nano_qwen3_serving.exceptions import GenerationError, InvalidParametersError
+from nano_qwen3_serving.exceptions import EngineDeadError, GenerationError, InvalidParametersError
+from nano_qwen3_serving.observe.metrics import Metric
 from nano_qwen3_serving.observe.progress import progress_bar
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
@@ -44,13 +46,35 @@ class LLM:
         **engine_args: Any,
     ) -> None:
         refuse_unknown("LLM()", [f.name for f in fields(EngineArgs)], engine_args)
-        self.llm_engine = LLMEngine.from_engine_args(
+        self._engine: LLMEngine | None = LLMEngine.from_engine_args(
             EngineArgs(model=model, **engine_args), components, recorder=recorder)
         self._ids = itertools.count()
+        self._one_at_a_time = threading.Lock()
 
     def get_tokenizer(self) -> Any:
         """The engine's tokenizer."""
         return self.llm_engine.get_tokenizer()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets cached prefixes; False, and nothing happens, while requests hold blocks."""
+        with self._one_at_a_time:
+            return self.llm_engine.reset_prefix_cache()
+
+    def get_metrics(self) -> list[Metric]:
+        """What the engine counted: `Counter`s and `Gauge`s with vLLM's names, labels and a value."""
+        return self.llm_engine.get_metrics()
+
+    def shutdown(self) -> None:
+        """Gives the engine's memory back as soon as nobody else holds it. Every later call is an `EngineDeadError`."""
+        with self._one_at_a_time:
+            self._engine = None
+
+    @property
+    def llm_engine(self) -> LLMEngine:
+        """The engine. Raises `EngineDeadError` after `shutdown()`."""
+        if self._engine is None:
+            raise EngineDeadError("this LLM was shut down; make a new one")
+        return self._engine
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What is used without parameters: the checkpoint's generation_config.json."""
@@ -77,8 +101,9 @@ class LLM:
             InvalidParametersError: some prompt or parameter is not acceptable; nothing was run.
             GenerationError: a request failed; `outputs` on the error has all of them.
 
-        An interrupted call (Ctrl-C) leaves nothing behind in the engine.
+        An interrupted call (Ctrl-C) leaves nothing behind in the engine. Calls from several threads run one after the other.
         """
+        check_bool("use_tqdm", use_tqdm)
         many = prompts if isinstance(prompts, (list, tuple)) else [prompts]
         params = self._spread(
             "sampling_params", self.get_default_sampling_params() if sampling_params is None else sampling_params, len(many))
@@ -91,7 +116,8 @@ class LLM:
                 str(next(self._ids)), prompt, p.clone(output_kind=RequestOutputKind.FINAL_ONLY), priority=order)
             for prompt, p, order in zip(many, params, priorities, strict=True)
         ]
-        done = self._run(groups, use_tqdm)
+        with self._one_at_a_time:
+            done = self._run(groups, use_tqdm)
         outputs = [done[i] for i in range(len(groups))]
         failed = next((o.error for o in outputs if o.error), None)
         if isinstance(failed, GenerationError):
@@ -113,13 +139,18 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers one conversation, or a list of them, through the checkpoint's own chat template."""
         if not isinstance(messages, (list, tuple)) or not messages:
-            raise InvalidParametersError(
-                f"messages must be a non-empty list, got {messages!r}", parameter="messages", value=messages)
+            raise invalid("messages", messages, "a non-empty list")
+        messages, tools = own_copy("messages", messages), own_copy("tools", tools)
+        if chat_template is not None:
+            check_text("chat_template", chat_template)
+        switches = own_copy("chat_template_kwargs", chat_template_kwargs) or {}
+        if not isinstance(switches, dict) or not all(isinstance(name, str) for name in switches):
+            raise invalid("chat_template_kwargs", switches, "a dict whose keys are strings, or None")
         many = messages if isinstance(messages[0], (list, tuple)) else [messages]
         prompts = [
             self.get_tokenizer().apply_chat_template(
                 conversation, add_generation_prompt=add_generation_prompt, tools=tools, chat_template=chat_template,
-                continue_final_message=continue_final_message, **(chat_template_kwargs or {}))
+                continue_final_message=continue_final_message, **switches)
             for conversation in many
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
@@ -138,8 +169,9 @@ class LLM:
                     for group in itertools.islice(todo, max(room, 0)):
                         engine.add(group)
                     for output in engine.step():
-                        done[position[output.request_id]] = output
-                        bar.advance(task)
+                        if output.request_id in position:  # else of somebody who uses `llm_engine`, too
+                            done[position[output.request_id]] = output
+                            bar.advance(task)
         finally:
             engine.abort_request(list(position))
         return done

@@ -70,6 +70,8 @@ class CompletionOutput:
 class RequestOutput:
     """The state of a request, or with `DELTA` what is new of it.
 
+    Two are equal if they say the same; when things happened, and in which blocks, is not compared.
+
     Attributes:
         request_id: the caller's id.
         prompt: its text, None if tokens were given.
@@ -89,10 +91,10 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None
     outputs: list[CompletionOutput]
     finished: bool
-    metrics: RequestMetrics | None = field(default=None)
+    metrics: RequestMetrics | None = field(default=None, compare=False)
     num_cached_tokens: int | None = None
     error: Exception | None = None
-    block_indices: list[int] = field(default_factory=list)
+    block_indices: list[int] = field(default_factory=list, compare=False)
 
     def merged(self, newer: RequestOutput, *, deltas: bool) -> RequestOutput:
         """This output and a newer one as one: what a consumer gets who did not fetch this one.

@@ -59,7 +59,8 @@ class Request:
         sample_index: which of n completions of the prompt this is.
         seed: what its draws are seeded with, given by the caller or drawn by the engine.
         max_total_tokens: prompt and output together never exceed this.
-        eos_token_ids: tokens that end it; empty when `ignore_eos`.
+        eos_token_ids: the model's tokens that end it, unless `ignore_eos`; not generated before `min_tokens`.
+        eos_token_id: the one of them that is the tokenizer's own; the others are named as `stop_reason`.
         bad_words_token_ids: sequences of tokens that must not be completed.
         cache_salt: requests share cached prefixes only with the same salt.
         grammar: where it stands in its structured output.
@@ -77,6 +78,7 @@ class Request:
     arrival_number: int = 0
     sample_index: int = 0
     eos_token_ids: frozenset[int] = frozenset()
+    eos_token_id: int | None = None
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     cache_salt: str = ""
     output_token_ids: list[int] = field(default_factory=list)

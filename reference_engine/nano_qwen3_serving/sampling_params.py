@@ -15,9 +15,12 @@ from nano_qwen3_serving.arguments import (
     check_choice,
     check_float,
     check_int,
+    check_texts,
     invalid,
     names_unknown_arguments,
+    own_copy,
 )
+from nano_qwen3_serving.exceptions import shown
 
 MAX_N = 16_384  # as in vLLM
 MIN_TEMPERATURE = 0.01  # below it float16 logits overflow when divided
@@ -60,6 +63,7 @@ class StructuredOutputsParams:
             right = isinstance(value, kinds[name]) and value not in ("", [], False)
             if not right or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
                 raise invalid(f"structured_outputs.{name}", value, "filled, and of its type")
+            setattr(self, name, own_copy(f"structured_outputs.{name}", value))
 
 
 @names_unknown_arguments
@@ -128,6 +132,7 @@ class SamplingParams:
     bad_words: list[str] | None = field(default=None)
 
     def __post_init__(self) -> None:
+        self._own()
         self._check_numbers()
         self._check_lengths()
         self._check_stops()
@@ -160,7 +165,7 @@ class SamplingParams:
         return self.stop if isinstance(self.stop, list) else []
 
     def clone(self, **changes: Any) -> SamplingParams:
-        """A copy, with `changes` checked like new arguments."""
+        """A copy that shares no list or dict with this object; all of it is checked like new arguments."""
         return replace(self, **changes)
 
     def _check_numbers(self) -> None:
@@ -191,8 +196,7 @@ class SamplingParams:
         if isinstance(self.stop, str):
             self.stop = [self.stop]
         if self.stop is not None:
-            if not isinstance(self.stop, list) or not all(isinstance(s, str) and s for s in self.stop):
-                raise invalid("stop", self.stop, "a non-empty string or a list of non-empty strings")
+            check_texts("stop", self.stop, "a non-empty string or a list of non-empty strings")
             if self.stop and not self.detokenize:
                 raise invalid("stop", self.stop, "left out when detokenize=False: stop strings need text")
         for name in ("ignore_eos", "detokenize", "skip_special_tokens",
@@ -214,10 +218,18 @@ class SamplingParams:
                 raise invalid("logit_bias", self.logit_bias, "a dict of token id to number")
             check_token_ids("logit_bias", list(self.logit_bias))
             for token_id, bias in self.logit_bias.items():
-                check_float(f"logit_bias[{token_id}]", bias, low=-100, high=100)
-        words = self.bad_words
-        if words is not None and not (isinstance(words, list) and all(isinstance(w, str) and w for w in words)):
-            raise invalid("bad_words", words, "a list of non-empty strings")
+                check_float(f"logit_bias[{shown(token_id)}]", bias, low=-100, high=100)
+        if self.bad_words is not None:
+            check_texts("bad_words", self.bad_words, "a list of non-empty strings")
+
+    def _own(self) -> None:
+        """Copies what is the caller's: a list that grows later would change a request that runs."""
+        for name in ("stop", "stop_token_ids", "logit_bias", "allowed_token_ids", "bad_words"):
+            value = getattr(self, name)
+            if isinstance(value, (list, dict)):
+                setattr(self, name, list(value) if isinstance(value, list) else dict(value))
+        if isinstance(self.structured_outputs, StructuredOutputsParams):
+            self.structured_outputs = replace(self.structured_outputs)
 
     def _normalise(self) -> None:
         if 0 < self.temperature < MIN_TEMPERATURE:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from typer.testing import CliRunner
 
 from nano_qwen3_serving import cli
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
+from nano_qwen3_serving.observe.terminal import is_terminal, prepare_streams
 from nano_qwen3_serving.observe.trace import Recorder
 
 runner = CliRunner()
@@ -97,3 +102,102 @@ def test_a_mistake_is_one_line_on_standard_error(arguments, monkeypatch: pytest.
 def test_the_errors_behind_those_lines_are_ours():
     with pytest.raises(ModelLoadError, match="nosuch"):
         run("generate", "x", "--model", "nosuch")
+
+
+# --- any terminal, any text
+
+
+def command(*arguments: str | bytes, encoding: str = "utf-8", given: str = "", module: str = "nano_qwen3_serving"):
+    """A real process: (exit status, its output and its errors as bytes of `encoding`)."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], input=given.encode(encoding), capture_output=True, timeout=240,
+        env=os.environ | {"PYTHONIOENCODING": encoding})
+    return done.returncode, done.stdout, done.stderr
+
+
+QUESTIONS = ["What does [/INST] mean?", "In a[bold] and b[red], what is in brackets?", "what is x[/b]? :smile:"]
+
+
+def test_what_people_write_is_shown_as_they_wrote_it():
+    output = run("chat", *QUESTIONS, "--max-tokens", "3")
+    for question in QUESTIONS:
+        assert f"You: {question}" in output
+    assert "[/INST] :smile: a[red]" in run("generate", "[/INST] :smile: a[red]", "--max-tokens", "1")
+
+
+def test_a_long_answer_is_not_broken_into_lines():
+    result = runner.invoke(cli.app, ["generate", "word " * 60, "--max-tokens", "1"], env={"COLUMNS": "40"})
+    assert "word " * 59 in result.output
+
+
+def test_a_thousand_empty_lines_are_a_thousand_empty_lines():
+    output = run("chat", "--max-tokens", "4", input="\n" * 1500 + "Hello!\n")
+    assert output.count("Model:") == 1
+
+
+def test_a_conversation_longer_than_the_context_goes_on_without_its_beginning():
+    long = "Tell me about a KV cache. " * 100
+    output = run("chat", "--max-tokens", "4", input=f"{long}\n" * 4 + "What is a KV cache?\n")
+    assert "its beginning is forgotten" in output and output.count("Model:") == 5
+
+
+def test_a_question_that_cannot_be_answered_does_not_end_the_conversation():
+    output = run("chat", "--max-tokens", "12", input="word " * 3000 + "\nWhat is a KV cache?\n")
+    assert output.count("error:") == 1 and "max_model_len" in output and "A KV cache stores" in output
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii"])
+def test_every_text_is_written_in_every_encoding(encoding: str):
+    status, output, errors = command("generate", "你好 😀 é…", "--max-tokens", "3", encoding="utf-8")
+    assert status == 0 and "你好 😀 é…".encode() in output
+    status, output, errors = command("chat", encoding=encoding, given="What is a KV cache?\n")
+    assert (status, errors) == (0, b"") and b"KV cache stores" in output
+    for module, arguments in (("nano_qwen3_serving", ["generate", "你好 😀 – é…", "--max-tokens", "3"]),
+                              ("labs", ["hint", "06", "1", "--all"]), ("labs", ["list"]), ("grading", ["--help"])):
+        status, output, errors = command(*arguments, encoding=encoding, module=module)
+        assert status == 0, errors.decode(encoding)
+        assert output.decode(encoding)
+        if module == "nano_qwen3_serving":
+            said = output.decode(encoding)
+            assert {"ascii": "- e...", "cp1252": "– é…", "cp932": " e…"}[encoding] in said and "\\U0001f600" in said
+
+
+def test_an_argument_that_is_no_text_is_one_line_on_standard_error():
+    status, output, errors = command("generate", b"Gr\xfc\xdfe")
+    assert (status, output) == (1, b"")
+    assert errors.startswith(b"error: prompt has half of a surrogate pair") and errors.count(b"\n") == 1
+
+
+class Log:
+    """What many services put in place of sys.stderr."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, Log(), closed()], ids=["none", "a log", "closed"])
+def test_an_engine_needs_no_standard_streams(stream, monkeypatch: pytest.MonkeyPatch, make_llm):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    prepare_streams()
+    output = make_llm().generate("Hello", cli.SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
+    assert len(output[0].outputs[0].token_ids) == 3
+    assert not is_terminal(sys.stderr)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("a → b", "a -> b"), ("1 – 2 … “x”", '1 - 2 ... "x"'), ("Grüße, Ångström", "Gru\\xdfe, Angstrom"), ("│ ─ ✓", "| - +"),
+    ("你", "\\u4f60"), ("ﬁ", "fi"), ("plain", "plain"),
+])  # fmt: skip
+def test_what_an_encoding_lacks_is_written_plainly(text: str, expected: str):
+    prepare_streams()
+    assert text.encode("ascii", "readable").decode() == expected

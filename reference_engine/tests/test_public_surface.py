@@ -248,7 +248,7 @@ def test_what_none_means_is_decided_once_and_is_vllms():
     ("name", "value"),
     [
         ("model", ""), ("model", 5), ("tokenizer", ""), ("tokenizer", 1.0), ("dtype", "int8"), ("dtype", None),
-        ("trust_remote_code", True), ("trust_remote_code", 1), ("seed", -1), ("seed", None), ("seed", 0.5),
+        ("trust_remote_code", 1), ("seed", -1), ("seed", None), ("seed", 0.5),
         ("max_model_len", 0), ("max_model_len", 10.0), ("block_size", 0), ("block_size", -16), ("block_size", "16"),
         ("enable_prefix_caching", 1), ("gpu_memory_utilization", 0), ("gpu_memory_utilization", 1.5),
         ("gpu_memory_utilization", "0.9"), ("kv_cache_memory_bytes", 0), ("num_gpu_blocks_override", 1),
@@ -265,6 +265,23 @@ def test_an_engine_argument_outside_its_range_is_refused_with_its_name_and_value
         kind(**{name: value})
     assert caught.value.parameter == name
     assert name in str(caught.value) and repr(value) in str(caught.value)
+
+
+def test_a_script_that_trusts_remote_code_runs_with_one_warning():
+    with pytest.warns(UserWarning, match="never run here") as caught:
+        assert LLM(model="course", trust_remote_code=True, num_gpu_blocks_override=16, components=double_components())
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"num_gpu_blocks_override": 10**12}, "memory has"), ({"kv_cache_memory_bytes": 2**62}, "memory has"),
+    ({"block_size": 2**62}, "two blocks"), ({"model": "a" * 300}, "255 bytes"), ({"model": "a/" * 3000}, "4096 characters"),
+    ({"tokenizer": "half \ud83d"}, "surrogate"), ({"max_num_seqs": 2**70}, "at most 9223372036854775807"),
+])  # fmt: skip
+def test_what_no_machine_has_room_for_is_refused_before_it_is_allocated(given, words):
+    with pytest.raises(InvalidParametersError, match=words) as caught:
+        EngineArgs(**{"model": "course"} | given).create_engine_config()
+    assert caught.value.parameter in (*given, "kv_cache_memory_bytes")
 
 
 @pytest.mark.parametrize(

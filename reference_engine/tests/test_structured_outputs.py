@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.exceptions import GenerationError, InvalidParametersError
 from nano_qwen3_serving.sampling_params import StructuredOutputsParams
+from nano_qwen3_serving.testing.tiny_tokenizer import write_tokenizer
+from nano_qwen3_serving.text.grammar import GrammarCompiler
+from nano_qwen3_serving.text.tokenizer import Tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -113,3 +118,70 @@ def test_without_the_library_the_error_names_the_extra(course_llm: LLM, monkeypa
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InvalidParametersError, match=r"\[structured\]"):
         course_llm.generate("x", structured(regex="a"))
+
+
+CONSTANTS = [
+    "plain", "<|im_end|>", "a<|im_end|>b<|endoftext|>", "<think>", "<tool_call>\n{}\n</tool_call>", "e\u0301", "\u212b", "ﬁ①ｱ",
+    "\u1100\u1161\u11a8", "🙂👩\u200d👧", "<|im_end", "  two  spaces ", "\u0344", "a\u0315\u0300", "<|image_pad|><|fim_prefix|>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("constant", CONSTANTS, ids=ascii)
+def test_a_constant_comes_out_as_it_is_whatever_the_tokenizer_would_make_of_it(course_llm: LLM, constant: str):
+    """Special tokens written in it, other added tokens, and characters that the tokenizer would compose."""
+    for form in ({"json": {"const": constant}}, {"choice": [constant]}, {"regex": re.escape(constant)}):
+        text, reason = generated(course_llm, structured(max_tokens=120, **form).clone(temperature=0.0))
+        assert (json.loads(text) if "json" in form else text, reason) == (constant, "stop"), form
+
+
+def test_an_added_token_that_is_text_may_be_generated_as_one_token(course_llm: LLM):
+    """A model that was trained to call tools says `<tool_call>` in one token, and a grammar lets it."""
+    tokenizer = course_llm.get_tokenizer()
+    (call,) = tokenizer.encode("<tool_call>")
+    params = structured(regex=r"<tool_call>[a-z]{3}</tool_call>").clone(logit_bias={call: 100.0})
+    completion = course_llm.generate("Call it.", params)[0].outputs[0]
+    assert completion.token_ids[0] == call
+    assert re.fullmatch(r"<tool_call>[a-z]{3}</tool_call>", completion.text)
+
+
+def qwen_compiler(folder: Path, vocab_size: int = 320) -> tuple[Tokenizer, GrammarCompiler]:
+    """Qwen3's added tokens and normaliser over a vocabulary of bytes, in a network with rows to spare."""
+    write_tokenizer(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.eos_token_id is not None
+    return tokenizer, GrammarCompiler(tokenizer, vocab_size, [tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize("constant", CONSTANTS, ids=ascii)
+def test_with_qwens_added_tokens_every_allowed_path_spells_the_constant(tmp_path: Path, constant: str):
+    """A path is any choice among the allowed tokens: here the first, the last, and seeded ones."""
+    tokenizer, compiler = qwen_compiler(tmp_path)
+    for seed in range(6):
+        grammar = compiler.compile(StructuredOutputsParams(choice=[constant]))
+        dice, said = random.Random(seed), []
+        while True:
+            allowed = grammar.allowed().nonzero().flatten().tolist()
+            token = allowed[0] if seed == 0 else allowed[-1] if seed == 1 else dice.choice(allowed)
+            grammar.accept([token])
+            if token == tokenizer.eos_token_id:
+                break
+            said.append(token)
+        assert tokenizer.decode(said) == constant
+        assert b"".join(map(tokenizer.token_bytes, said)).decode() == constant
+
+
+def test_tokens_for_which_the_network_has_no_row_are_left_out(tmp_path: Path):
+    tokenizer, compiler = qwen_compiler(tmp_path, vocab_size=300)
+    assert len(tokenizer) < 300
+    (think,) = tokenizer.encode("<think>")
+    small = GrammarCompiler(tokenizer, think, [tokenizer.eos_token_id or 0])
+    for each, allows in ((compiler, True), (small, False)):
+        allowed = each.compile(StructuredOutputsParams(regex="<think>.*")).allowed()
+        assert bool(allowed[tokenizer.encode("<")[0]]) and (len(allowed) > think and bool(allowed[think])) == allows
+
+
+def test_without_a_token_that_ends_a_text_structured_outputs_are_refused_with_the_way_out(tmp_path: Path):
+    write_tokenizer(tmp_path)
+    compiler = GrammarCompiler(Tokenizer.from_folder(tmp_path), 320, [])
+    with pytest.raises(InvalidParametersError, match="eos_token"):
+        compiler.compile(StructuredOutputsParams(choice=["a"]))

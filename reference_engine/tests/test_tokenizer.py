@@ -235,9 +235,141 @@ def test_a_template_that_refuses_and_a_template_that_is_broken_are_the_callers_e
         OURS.apply_chat_template([USER], chat_template="{% for %}")
 
 
-def test_a_template_cannot_reach_python() -> None:
+@pytest.mark.parametrize("template", [
+    "{{ messages.__class__.__mro__[1].__subclasses__() }}", "{{ dict.__class__.__mro__ }}",
+    "{{ dict.fromkeys.__globals__.items() }}",
+    "{{ namespace.__init__.__globals__.items() }}", "{{ namespace(_a=1) }}", "{{ strftime_now.__globals__.items() }}",
+    "{{ messages.append(1) }}",
+])
+def test_a_template_cannot_reach_python(template: str) -> None:
     with pytest.raises(InvalidParametersError):
-        OURS.apply_chat_template([USER], chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
+        OURS.apply_chat_template([USER], chat_template=template)
+
+
+CALL_ALONE = {"role": "assistant", "content": None, "tool_calls": CALL["tool_calls"]}
+THINKS = [{"role": "assistant", "content": "So.", name: "Hm."} for name in ("thinking", "reasoning")]
+IN_THE_WILD = [
+    "{{ messages[0] | tojson(ensure_ascii=False) }}", "{{ messages[0] | tojson(true) }}", "{{ messages | tojson(indent=4) }}",
+    "{{ messages[0] | tojson(separators=(',', ':'), sort_keys=true) }}", "{{ messages | tojson(false, 2) }}",
+    "{{ '<b>&' | tojson }}", "{{ messages | tojson(nonsense=1) }}", "{{ strftime_now('%Y') }}", "{{ strftime_now() }}",
+    "{% generation %}{{ messages[0].content }}{% endgeneration %}", "{%- generation -%} a {%- endgeneration -%} b",
+    "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "{% generation %}never closed",
+    "{{ documents is none }}{{ documents is defined }}",
+    "{% for d in documents or [] %}{{ d.title }}: {{ d['text'] }};{% endfor %}",
+    "{{ tools is none }}{{ tools | length if tools else 'none' }}", "{% for t in tools %}{{ t | tojson }}{% endfor %}",
+    "{% for m in messages %}{{ m.content }}|{% endfor %}",
+    "{% for m in messages %}{{ 'content' in m }}{{ m.content is defined }}{% endfor %}",
+    "{% for m in messages %}{{ m.content is none }}{{ m.content is string }}{% endfor %}",
+    "{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}", "{% for m in messages %}{{ m.tool_calls or '' }}{% endfor %}",
+    "{% for m in messages %}{{ m.reasoning_content }}/{{ m.thinking }}/{{ m.reasoning }};{% endfor %}",
+    "{% for m in messages %}{{ m.items() | list }}{% endfor %}", "{{ messages[-1].tool_calls[0].function.arguments.city }}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "{% set ns = namespace(self=1) %}{{ ns.self }}", "{{ dict(a=1, b=2) }}{{ dict.fromkeys(['a']) }}",
+    "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+    "{% macro say(x) %}[{{ x }}]{% endmacro %}{{ say(messages[0].role) }}", "{% call(x) say() %}{% endcall %}",
+    "  {% if true %}\n    indented\n  {% endif %}\n", "{{- '\n' -}}  x  \n\n", "{# remark #}x", "{{ bos_token }}{{ eos_token }}",
+    "{{ messages[0].content.split('?')[0] | trim | upper }}", "{{ messages[0].content[::-1] }}", "{{ messages[7].content }}",
+    "{{ undefined_name.field }}", "{{ undefined_name }}", "{{ 1 // 0 }}", "{{ 'x' + none }}", "{{ 'a' * 10 ** 20 }}",
+    "{{ range(10 ** 9) | list }}", "{{ raise_exception('no') }}", "{{ messages | nofilter }}", "{% for %}", "{% include 'x' %}",
+    "{{ messages | sort(attribute='role') | map(attribute='role') | join(',') }}", "{{ add_generation_prompt }}",
+    "{{ self.__init__ }}", "{{ cycler('a', 'b').next() }}{{ lipsum is defined }}", "{{ messages[0].get('name', 'nobody') }}",
+]
+
+
+def their_text(messages: list[dict[str, Any]], how: dict[str, Any]) -> str | None:
+    """transformers' text; None where it raises."""
+    try:
+        return THEIRS.apply_chat_template(messages, **how)
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("template", IN_THE_WILD)
+def test_templates_in_the_wild_give_transformers_text_or_are_the_callers_error(template: str) -> None:
+    """Where transformers raises, whatever it raises, this is an `InvalidParametersError`; but what fails there only for
+    want of a content beside tool calls has an empty one, as in vLLM."""
+    documents = [{"title": "Köln", "text": "A city."}]
+    for messages in ([USER, ANSWER], [USER, CALL_ALONE, RESULT], [*THINKS, USER], [USER, {**ANSWER, "name": None,
+        "tool_calls": None}]):
+        for more in ({}, {"tools": TOOLS, "documents": documents}):
+            how: dict[str, Any] = {"chat_template": template, "add_generation_prompt": False, "tokenize": False, **more}
+            expected = their_text(messages, how)
+            if expected is None:
+                expected = their_text([{**m, "content": m["content"] or ""} for m in messages], how)
+            before = repr(messages)
+            if expected is None:
+                with pytest.raises(InvalidParametersError, match="chat template"):
+                    OURS.apply_chat_template(messages, **how)
+            else:
+                assert OURS.apply_chat_template(messages, **how) == expected
+            assert repr(messages) == before, "the caller's messages were changed"
+
+
+@pytest.mark.parametrize("given", [{"tools": ["x"]}, {"tools": {"a": 1}}, {"documents": "x"}, {"documents": [3]},
+                                   {"chat_template": 3}], ids=repr)
+def test_tools_documents_and_templates_of_a_wrong_type_are_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParametersError) as caught:
+        OURS.apply_chat_template([USER], **given)
+    assert caught.value.parameter in given
+
+
+def test_a_switch_may_replace_a_special_tokens_text_as_in_transformers() -> None:
+    template = "{{ eos_token }}{{ messages[0].content }}"
+    ours = OURS.apply_chat_template([USER], chat_template=template, eos_token="<end>")
+    assert ours == THEIRS.apply_chat_template([USER], chat_template=template, eos_token="<end>", tokenize=False)
+
+
+def test_several_templates_are_chosen_among_by_name_and_by_tools(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools: {{ tools | length }}")
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ documents[0].title }}")
+    ours = Tokenizer.from_folder(folder)
+    assert ours.apply_chat_template([USER]) == OURS.apply_chat_template([USER])
+    assert ours.apply_chat_template([USER], tools=TOOLS) == "tools: 2"
+    assert ours.apply_chat_template([USER], chat_template="rag", documents=[{"title": "Köln"}]) == "Köln"
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidParametersError, match="rag, tool_use"):
+        Tokenizer.from_folder(folder).apply_chat_template([USER])
+
+
+def test_the_template_of_chat_template_json_is_used_when_there_is_no_other(folder: Path) -> None:
+    (folder / "chat_template.json").write_text('{"chat_template": "older {{ messages[0].content }}"}')
+    assert Tokenizer.from_folder(folder).apply_chat_template([USER]) == OURS.apply_chat_template([USER])
+    (folder / "chat_template.jinja").unlink()
+    assert Tokenizer.from_folder(folder).apply_chat_template([USER]) == "older What is a KV cache?"
+
+
+@pytest.mark.parametrize("kind", ["truncation", "padding"])
+def test_truncation_and_padding_of_a_trainer_do_not_cut_or_fill_prompts(folder: Path, kind: str) -> None:
+    saved = {"truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+             "padding": {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                         "pad_type_id": 0, "pad_token": "!"}}[kind]
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), kind: saved}))
+    assert Tokenizer.from_folder(folder).encode(USER["content"]) == OURS.encode(USER["content"])
+
+
+@pytest.mark.parametrize(("file", "declared"), [
+    ("tokenizer_config.json", {"extra_special_tokens": ["<|tool|>"]}), ("added_tokens.json", {"<|tool|>": 2048}),
+    ("tokenizer_config.json", {"additional_special_tokens": ["<|tool|>"]}), ("special_tokens_map.json",
+        {"mask_token": "<|tool|>"}),
+])
+def test_a_token_declared_only_beside_tokenizer_json_is_one_token(folder: Path, file: str, declared: dict[str, Any]) -> None:
+    path = folder / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | declared))
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.encode("a<|tool|>b") == [*OURS.encode("a"), 2048, *OURS.encode("b")]
+    assert tokenizer.is_special(2048) == (file != "added_tokens.json")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(["<|im_end|>", "<think>", "</think>", "<|im", "e\u0301"]), st.text(max_size=8)),
+    max_size=6))
+def test_a_text_that_is_spelled_is_its_tokens_bytes(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    ids = OURS.encode_literally(text)
+    assert b"".join(map(OURS.token_bytes, ids)) == text.encode()
+    assert not any(OURS.is_special(i) for i in ids)
 
 
 def test_continuing_a_message_and_beginning_another_is_refused() -> None:

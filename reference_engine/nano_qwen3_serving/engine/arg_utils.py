@@ -6,6 +6,8 @@ Checks every argument, finds the checkpoint, picks device and dtype, sizes the K
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from nano_qwen3_serving.arguments import (
     check_choice,
     check_float,
     check_int,
+    check_text,
     invalid,
     names_unknown_arguments,
 )
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
           "float32": torch.float32, "float": torch.float32}
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # of most systems, which raise errors of their own for longer ones
 DEFAULT_POOL_BYTES = 1 << 30
 ACTIVATION_RESERVE = 1 << 30  # CUDA bytes left to activations
 
@@ -69,8 +73,9 @@ class EngineArgs:
             chunked; slower. See "Determinism" in reference_engine/README.md.
         cpu_kernels: compiled operators on a CPU, built once with the machine's C++ compiler. None: for
             bfloat16 models, where they can be built; False: torch alone.
-        trust_remote_code, tensor_parallel_size, quantization, speculative_config: as in vLLM;
-            only the defaults are supported, anything else is refused.
+        trust_remote_code: accepted, with a warning: code from a checkpoint is never run here.
+        tensor_parallel_size, quantization, speculative_config: as in vLLM; only the defaults are
+            supported, anything else is refused.
 
     Raises:
         InvalidParametersError: on construction, for a wrong type or range.
@@ -109,8 +114,13 @@ class EngineArgs:
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, (str, Path)) or not str(value)):
+            if value is None:
+                continue
+            if not isinstance(value, (str, Path)) or not str(value):
                 raise invalid(name, value, "a name or a path")
+            check_text(name, str(value))
+            if len(str(value)) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in Path(value).parts):
+                raise invalid(name, value, f"a path of at most {LONGEST_PATH} characters, {LONGEST_NAME} bytes a folder")
         for name, at_least in (("seed", 0), ("tensor_parallel_size", 1), ("max_logprobs", -1),
                                ("stream_interval", 1), ("long_prefill_token_threshold", 0)):
             check_int(name, getattr(self, name), at_least=at_least)
@@ -129,9 +139,8 @@ class EngineArgs:
         self._refuse_unsupported()
 
     def _refuse_unsupported(self) -> None:
-        for name, supported in (("trust_remote_code", False), ("tensor_parallel_size", 1),
-                                ("quantization", None), ("speculative_config", None)):
-            if getattr(self, name) != supported:
+        for name, supported in (("tensor_parallel_size", 1), ("quantization", None), ("speculative_config", None)):
+            if type(getattr(self, name)) is not type(supported) or getattr(self, name) != supported:
                 raise invalid(name, getattr(self, name), f"{supported!r}: nothing else is supported")
 
     def create_engine_config(self) -> EngineConfig:
@@ -141,6 +150,8 @@ class EngineArgs:
             ModelLoadError: the checkpoint is missing or not usable.
             InvalidParametersError: an argument does not fit this checkpoint or this machine.
         """
+        if self.trust_remote_code:
+            warnings.warn("trust_remote_code=True changes nothing: code from a checkpoint is never run here", stacklevel=2)
         name = str(self.model or default_model_name())
         path = find_checkpoint(name)
         model = read_model_config(path)
@@ -150,7 +161,7 @@ class EngineArgs:
         return EngineConfig(
             model_name=name,
             model_path=path,
-            tokenizer_path=find_checkpoint(str(self.tokenizer)) if self.tokenizer else path,
+            tokenizer_path=find_checkpoint(str(self.tokenizer), weights=False) if self.tokenizer else path,
             model=model,
             cache=cache,
             scheduler=self._scheduler_config(model, cache),
@@ -190,14 +201,16 @@ class EngineArgs:
     def _cache_config(self, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> CacheConfig:
         size = self.block_size or 16
         caching = self.enable_prefix_caching is not False
-        if self.num_gpu_blocks_override is not None:
-            return CacheConfig(self.num_gpu_blocks_override, size, caching)
         token_bytes = kv_bytes_per_token(model, dtype)
+        if self.num_gpu_blocks_override is not None:
+            refuse_more_than_there_is("num_gpu_blocks_override", self.num_gpu_blocks_override, size * token_bytes, device)
+            return CacheConfig(self.num_gpu_blocks_override, size, caching)
         wanted = self.kv_cache_memory_bytes or self._pool_bytes(model, device, dtype, token_bytes)
         num_blocks = wanted // (token_bytes * size)
         if num_blocks < 2:
             raise invalid("kv_cache_memory_bytes", wanted,
                           f"at least two blocks of {token_bytes * size} bytes; give more memory or a smaller block_size")
+        refuse_more_than_there_is("kv_cache_memory_bytes", wanted, 1, device)
         return CacheConfig(num_blocks, size, caching)
 
     def _pool_bytes(self, model: ModelConfig, device: torch.device, dtype: torch.dtype, token_bytes: int) -> int:
@@ -238,6 +251,23 @@ class EngineArgs:
 @dataclass
 class AsyncEngineArgs(EngineArgs):
     """Arguments of an asynchronous engine: the same."""
+
+
+def refuse_more_than_there_is(parameter: str, value: int, each: int, device: torch.device) -> None:
+    """Refuses a KV pool of `value` times `each` bytes that the device's memory could never hold, where that is known."""
+    there = memory_bytes(device)
+    if there is not None and value * each > there:
+        raise invalid(parameter, value, f"at most {there // each}, for the memory has {there / 1e9:.1f} GB")
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Bytes of the memory in which the KV pool would be; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,19 +14,21 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from nano_qwen3_serving.arguments import check_float, names_unknown_arguments
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
-from nano_qwen3_serving.engine.llm_engine import LLMEngine
-from nano_qwen3_serving.engine.mailbox import LoopPort, Mailbox
+from nano_qwen3_serving.engine.input_processor import check_arguments
+from nano_qwen3_serving.engine.llm_engine import LLMEngine, ids_of
+from nano_qwen3_serving.engine.mailbox import FinalMailbox, LoopPort, Mailbox
 from nano_qwen3_serving.engine.step_loop import StepGate, StepLoop, Stream, timed_out
 from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError, QueueFullError
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
+from nano_qwen3_serving.ownership import copies_arguments
 from nano_qwen3_serving.prompts import Prompt
 from nano_qwen3_serving.request import member_ids
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
@@ -132,6 +134,7 @@ class AsyncLLMEngine:
         return cls(engine, worker_count=worker_count, gate=gate, start_engine_loop=start_engine_loop)
 
     @names_unknown_arguments
+    @copies_arguments
     def generate(
         self,
         prompt: Prompt,
@@ -173,6 +176,7 @@ class AsyncLLMEngine:
                 yield output
 
     @names_unknown_arguments
+    @copies_arguments
     async def add_request(
         self,
         request_id: str,
@@ -189,12 +193,25 @@ class AsyncLLMEngine:
         stream = await self._start(prompt, params, request_id, arrival_time, priority, timeout)
         return await self._outputs(stream)
 
+    async def submit(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int = 0, timeout: float | None = None,
+    ) -> Future[RequestOutput]:
+        """Queues a request that runs by itself; its last output, or its error, will be in the future returned.
+
+        That can be waited for on any thread, and in any event loop by `asyncio.wrap_future`. Raises like `add_request`.
+        """
+        mailbox = FinalMailbox()
+        await self._start(prompt, params, request_id, None, priority, timeout, mailbox)
+        return mailbox.future
+
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests; their consumers get a last output with finish_reason "abort".
 
         Unknown ids are no-ops, and so is an abort that comes too late.
         """
-        for one in [request_id] if isinstance(request_id, str) else request_id:
+        if self.is_stopped:
+            return
+        for one in ids_of(request_id):
             for stream in self._steps.streams_of(one):
                 self._steps.abort(stream)
 
@@ -207,6 +224,8 @@ class AsyncLLMEngine:
 
     async def get_stats(self) -> dict[str, Any]:
         """Numbers of this moment, taken between two steps."""
+        if self._steps.forked:
+            raise self.dead_error
         if not self._steps.started:
             return self.engine.stats()
         return await asyncio.wrap_future(self._steps.call(self.engine.stats))
@@ -227,6 +246,8 @@ class AsyncLLMEngine:
         Raises:
             EngineDeadError: the engine was shut down before the work began.
         """
+        if self.is_stopped:
+            raise self.dead_error
         call = functools.partial(function, *args, **kwargs)
         try:
             future = self._text_threads.submit(call)
@@ -252,7 +273,8 @@ class AsyncLLMEngine:
         """
         if timeout is not None:
             check_float("timeout", timeout, low=0, high=1e9)
-            self._steps.wait_idle(timeout)
+            if not self._steps.forked:
+                self._steps.wait_idle(timeout)
         self._finalizer()
 
     @property
@@ -277,13 +299,15 @@ class AsyncLLMEngine:
 
     async def _start(
         self, prompt: Prompt, params: SamplingParams, request_id: str,
-        arrival_time: float | None, priority: int, timeout: float | None,
+        arrival_time: float | None, priority: int, timeout: float | None, mailbox: FinalMailbox | None = None,
     ) -> Stream:
         """Takes a place in the queue, tokenises in a text thread, and submits."""
+        check_arguments(request_id, params, arrival_time, priority)
+        params = params.clone()  # it may have been changed since it was checked
         arrival = self.engine.clock() if arrival_time is None else arrival_time
         if timeout is not None:
             check_float("timeout", timeout, low=0, high=1e9, open_low=True)
-        stream = self._register(request_id, params, None if timeout is None else arrival + timeout, timeout)
+        stream = self._register(request_id, params, None if timeout is None else arrival + timeout, timeout, mailbox)
         try:
             async with asyncio.timeout(self._seconds_of(timeout)) as scope:
                 requests = await self.run_text(
@@ -324,19 +348,17 @@ class AsyncLLMEngine:
                 self._steps.abort(stream)
 
     def _register(
-        self, request_id: str, params: SamplingParams, deadline: float | None, timeout: float | None
+        self, request_id: str, params: SamplingParams, deadline: float | None, timeout: float | None,
+        mailbox: FinalMailbox | None,
     ) -> Stream:
         """A new stream with a name of its own, its places in the queue taken."""
         if self.is_stopped:
             raise self.dead_error
-        loop = asyncio.get_running_loop()
-        deltas = getattr(params, "output_kind", None) is RequestOutputKind.DELTA
-        count = getattr(params, "n", 1)
         with self._lock:
-            port = self._ports.setdefault(loop, LoopPort(loop))
-            own_id = self._own_id(request_id, count)
-            members = member_ids(own_id, count)
-            stream = Stream(own_id, request_id, Mailbox(port, deltas), deadline, timeout, member_ids=members)
+            own_id = self._own_id(request_id, params.n)
+            members = member_ids(own_id, params.n)
+            mail = mailbox or Mailbox(self._port(), deltas=params.output_kind is RequestOutputKind.DELTA)
+            stream = Stream(own_id, request_id, mail, deadline, timeout, member_ids=members)
             self.waiting_room.enter(own_id, members)
             try:
                 self._steps.open(stream)
@@ -346,6 +368,11 @@ class AsyncLLMEngine:
         self._steps.start()
         return stream
 
+    def _port(self) -> LoopPort:
+        """The way to the event loop that runs here."""
+        loop = asyncio.get_running_loop()
+        return self._ports.setdefault(loop, LoopPort(loop))
+
     def _own_id(self, request_id: str, count: int) -> str:
         """The caller's id, or with a number if it, or one of its members', is in flight already."""
         names = itertools.chain([request_id], (f"{request_id}#{i}" for i in itertools.count(2)))
@@ -354,5 +381,7 @@ class AsyncLLMEngine:
 
 def stop_threads(steps: StepLoop, text_threads: ThreadPoolExecutor) -> None:
     """Ends an engine's threads; knows no engine, so that it can run after one is gone."""
+    if steps.forked:
+        return  # they are the parent's
     text_threads.shutdown(wait=False, cancel_futures=True)  # first: a step may take its time to end
     steps.stop()

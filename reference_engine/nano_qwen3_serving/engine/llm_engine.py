@@ -10,18 +10,20 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from nano_qwen3_serving.arguments import names_unknown_arguments
+from nano_qwen3_serving.arguments import invalid, names_unknown_arguments
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters
 from nano_qwen3_serving.engine.input_processor import InputProcessor
 from nano_qwen3_serving.engine.output_processor import OutputProcessor
-from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError
+from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError, shown
 from nano_qwen3_serving.execution.model_runner import ModelRunner
 from nano_qwen3_serving.interfaces import RequestUpdate, SampledTokens, ScheduledBatch, StoppedRequest
 from nano_qwen3_serving.model.huge_pages import use_huge_pages
+from nano_qwen3_serving.observe.metrics import Metric
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.prompts import Prompt
@@ -57,10 +59,11 @@ class LLMEngine:
         recorder: Recorder | None = None,
     ) -> None:
         parts = components or Components()
+        self.tokenizer = parts.tokenizer(config)
+        config = replace(config, model=config.model.with_eos(getattr(self.tokenizer, "eos_token_id", None)))
         self.config = config
         self.clock = clock
         self.recorder = recorder
-        self.tokenizer = parts.tokenizer(config)
         self.input_processor = InputProcessor(config, self.tokenizer, clock)
         attention = parts.attention(config)
         model = parts.model(config, attention)
@@ -122,7 +125,7 @@ class LLMEngine:
         request_id = first.request_id if len(requests) == 1 else first.request_id.removeprefix("0_")
         if any(i in self.output_processor for i in (request_id, *(r.request_id for r in requests))):
             raise InvalidParametersError(
-                f"a request {request_id!r} is in flight; choose another id or wait for it",
+                f"a request {shown(request_id)} is in flight; choose another id or wait for it",
                 parameter="request_id", value=request_id)
         try:
             self.output_processor.add(request_id, requests)
@@ -139,9 +142,8 @@ class LLMEngine:
 
         Unknown ids, finished requests among them, are no-ops.
         """
-        ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
         outputs = []
-        for request_id in ids:
+        for request_id in ids_of(request_ids):
             output, stopped = self.output_processor.abort(request_id)
             self.scheduler.finish(stopped)
             if output is not None:
@@ -182,9 +184,7 @@ class LLMEngine:
         self._note(batch, result, updates, scheduled, executed)
         outputs, stopped = self.output_processor.process(updates)
         self.scheduler.finish(stopped)
-        if self.recorder:
-            times = (started, scheduled, executed, self.clock())
-            self.recorder.record(batch, result, self.block_manager, who, times)
+        self._record(batch, result, who, (started, scheduled, executed, self.clock()))
         if self.config.check_invariants:
             self.check_invariants()
         return failed + outputs
@@ -237,6 +237,12 @@ class LLMEngine:
             "kv_cache_usage": 1.0 - free / usable,
         }
 
+    def get_metrics(self) -> list[Metric]:
+        """Counters of the requests that ended, and gauges of this moment, under vLLM's names."""
+        now = self.stats()
+        return self.output_processor.counts.metrics(
+            now["num_requests_running"], now["num_requests_waiting"], now["kv_cache_usage"])
+
     def _end_failed(self, result: SampledTokens) -> list[RequestOutput]:
         """Ends the requests of `result.errors`; what their callers are shown."""
         shown: list[RequestOutput] = []
@@ -263,9 +269,27 @@ class LLMEngine:
             metrics.last_token_ts = executed
             metrics.num_generation_tokens = len(update.request.output_token_ids)
 
+    def _record(self, batch: ScheduledBatch, result: SampledTokens, who: Any, times: tuple[float, float, float, float]) -> None:
+        """Has the recorder note the step. One that fails, as on a full disk, is put away: nobody's request depends on it."""
+        try:
+            if self.recorder:
+                self.recorder.record(batch, result, self.block_manager, who, times)
+        except Exception:
+            logger.exception("the recorder failed, and notes nothing more")
+            self.recorder = None
+
     def _who(self) -> tuple[list[str], list[str]]:
         running = [r.request_id for r in self.scheduler.running]
         return running, [r.request_id for r in self.scheduler.waiting]
+
+
+def ids_of(request_ids: Any) -> list[str]:
+    """One id, or several, as a list; what is no string is no id of anything."""
+    try:
+        ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
+    except Exception:
+        raise invalid("request_id", request_ids, "an id, or several") from None
+    return [one for one in ids if isinstance(one, str)]
 
 
 def is_small(config: EngineConfig) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from concurrent.futures import Future
 
 from nano_qwen3_serving.outputs import RequestOutput
 
@@ -95,3 +96,34 @@ class Mailbox:
             if output is not None:
                 return output
             await self._bell.wait()
+
+
+class NoLoop:
+    """In place of a `LoopPort` for results that wait for whoever comes: there is no event loop to wake, and none to close."""
+
+    def wake(self, mailboxes: list[FinalMailbox]) -> bool:
+        """True: somebody may look at any time."""
+        return True
+
+
+class FinalMailbox:
+    """The last output of one request, in a future: to be had on any thread and in any event loop, as often as one likes."""
+
+    def __init__(self) -> None:
+        self.port = NoLoop()
+        self.future: Future[RequestOutput] = Future()
+        self.future.set_running_or_notify_cancel()  # who gives up waiting does not cancel it for the others
+
+    def put(self, output: RequestOutput) -> None:
+        """Keeps the output if it is the last."""
+        if output.finished and not self.future.done():
+            self.future.set_result(output)
+
+    def with_unfetched(self, output: RequestOutput) -> RequestOutput:
+        """`output`: it has everything."""
+        return output
+
+    def fail(self, error: BaseException) -> None:
+        """Whoever asks gets `error`."""
+        if not self.future.done():
+            self.future.set_exception(error)

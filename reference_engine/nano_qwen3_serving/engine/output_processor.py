@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from nano_qwen3_serving.exceptions import GenerationError
 from nano_qwen3_serving.interfaces import Detokenizer, RequestUpdate, StoppedRequest, Tokenizer
+from nano_qwen3_serving.observe.metrics import EngineCounts
 from nano_qwen3_serving.outputs import (
     CompletionOutput,
     FinishReason,
@@ -89,7 +90,7 @@ class Completion:
             text=self.text[text_from:],
             token_ids=self.token_ids[token_from:],
             cumulative_logprob=self.cumulative_logprob if wants_logprobs else None,
-            logprobs=self.logprobs[token_from:] if wants_logprobs else None,
+            logprobs=[dict(each) for each in self.logprobs[token_from:]] if wants_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
@@ -120,17 +121,17 @@ class Group:
             if not due or kind is RequestOutputKind.FINAL_ONLY:
                 return None
         deltas = kind is RequestOutputKind.DELTA
-        return RequestOutput(
+        return RequestOutput(  # with lists of its own: what the caller does to them reaches nobody
             request_id=self.request_id,
             prompt=first.prompt,
-            prompt_token_ids=first.prompt_token_ids,
-            prompt_logprobs=self.prompt_logprobs,
+            prompt_token_ids=list(first.prompt_token_ids),
+            prompt_logprobs=self.prompt_logprobs and [each and dict(each) for each in self.prompt_logprobs],
             outputs=[s.completion(deltas) for s in (news if deltas else self.sequences)],
             finished=self.finished,
             metrics=self.metrics(),
             num_cached_tokens=first.num_cached_tokens,
             error=self.error,
-            block_indices=first.block_indices,
+            block_indices=list(first.block_indices),
         )
 
     def metrics(self) -> RequestMetrics:
@@ -164,6 +165,7 @@ class OutputProcessor:
         self._tokenizer = tokenizer
         self._make_detokenizer = make_detokenizer
         self._stream_interval = stream_interval
+        self.counts = EngineCounts()
         self._groups: dict[str, Group] = {}
         self._members: dict[str, tuple[Group, Completion]] = {}
 
@@ -202,6 +204,8 @@ class OutputProcessor:
             touched[group.request_id] = group
             try:
                 sequence.take(self._with_text(update))
+                if group.prompt_logprobs is None:
+                    group.prompt_logprobs = self._prompt_logprobs(group.sequences[0].request)
             except Exception as error:
                 stopped += self._fail(group, error)
                 continue
@@ -242,12 +246,12 @@ class OutputProcessor:
         """The groups' outputs; forgets those that are finished."""
         outputs = []
         for group in groups:
-            if group.prompt_logprobs is None:
-                group.prompt_logprobs = self._prompt_logprobs(group.sequences[0].request)
             output = group.output()
             if output is not None:
                 outputs.append(output)
             if group.finished:
+                if output is not None:
+                    self.counts.add(output, [s.finish_reason or "" for s in group.sequences])
                 del self._groups[group.request_id]
                 for sequence in group.sequences:
                     del self._members[sequence.request.request_id]
@@ -255,7 +259,7 @@ class OutputProcessor:
 
     def _with_text(self, update: RequestUpdate) -> RequestUpdate:
         """The update with each log-probability's token as text."""
-        if update.logprobs is None:
+        if update.logprobs is None or not update.request.params.detokenize:
             return update
         return replace(update, logprobs=[self._decoded(position) for position in update.logprobs])
 
@@ -263,7 +267,9 @@ class OutputProcessor:
         """For each token of the prompt, None for the first; None altogether if nobody asked."""
         if request.params.prompt_logprobs is None:
             return None
-        known = {i: self._decoded(logprobs) for i, logprobs in request.prompt_logprobs.items()}
+        known = request.prompt_logprobs
+        if request.params.detokenize:
+            known = {i: self._decoded(logprobs) for i, logprobs in known.items()}
         return [known.get(i) for i in range(request.num_prompt_tokens)]
 
     def _decoded(self, logprobs: dict[int, Logprob]) -> dict[int, Logprob]:

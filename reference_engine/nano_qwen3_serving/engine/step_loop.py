@@ -7,7 +7,9 @@ or an error.
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
-from nano_qwen3_serving.engine.mailbox import LoopPort, Mailbox
+from nano_qwen3_serving.engine.mailbox import FinalMailbox, LoopPort, Mailbox, NoLoop
 from nano_qwen3_serving.exceptions import EngineDeadError, RequestTimeoutError
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.request import Request
@@ -43,7 +45,7 @@ class Stream:
 
     request_id: str
     external_id: str
-    mailbox: Mailbox
+    mailbox: Mailbox | FinalMailbox
     deadline: float | None = None
     timeout: float | None = None
     aborted: bool = False
@@ -83,7 +85,8 @@ class StepLoop:
         on_gone: Callable[[str], None],
     ) -> None:
         self.engine = engine
-        self.dead_error: EngineDeadError | None = None
+        self._died: EngineDeadError | None = None
+        self._process = os.getpid()
         self._gate = gate
         self._on_scheduled = on_scheduled
         self._on_gone = on_gone
@@ -98,9 +101,25 @@ class StepLoop:
 
     def start(self) -> None:
         """Starts the thread, once."""
+        if self.forked:
+            return
         with self._wakeup:
             if self._thread.ident is None and not self._stopping:
                 self._thread.start()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that runs the thread. Its locks may be held by threads it does not have."""
+        return os.getpid() != self._process
+
+    @property
+    def dead_error(self) -> EngineDeadError | None:
+        """What the engine died of, for one caller; None while it lives. Takes no lock."""
+        if self.forked:
+            return EngineDeadError(
+                f"the engine runs in process {self._process}, and this is a fork of it: threads are not copied; make the "
+                "engine after the fork, or start processes with 'spawn'")
+        return copy.copy(self._died)
 
     @property
     def started(self) -> bool:
@@ -122,6 +141,7 @@ class StepLoop:
         Raises:
             EngineDeadError: the engine is gone.
         """
+        self._refuse_if_gone()
         with self._wakeup:
             self._refuse_if_gone()
             self._streams[stream.request_id] = stream
@@ -166,19 +186,24 @@ class StepLoop:
         return self._idle.wait(timeout)
 
     def stop(self, join_timeout: float | None = 10.0) -> None:
-        """Ends the thread after the step it is in. Every waiter gets an `EngineDeadError`."""
+        """Ends the thread after the step it is in. Every waiter gets an `EngineDeadError`. In a fork there is neither."""
+        if self.forked:
+            return
         self._fail_all(self.dead_error or EngineDeadError("the engine was shut down while the request ran"))
         if self.started and threading.current_thread() is not self._thread:
             self._thread.join(join_timeout)
 
     def _refuse_if_gone(self) -> None:
-        if self.dead_error is not None:
-            raise self.dead_error
+        if (dead := self.dead_error) is not None:
+            raise dead
         if self._stopping:
             raise EngineDeadError("the engine was shut down; start a new one")
 
     def _post(self, command: Command) -> None:
         """Queues a command, or refuses it at once if nobody will ever run it."""
+        if self.forked:
+            command.refuse(self.dead_error or EngineDeadError("this process was forked"))
+            return
         with self._wakeup:
             gone = self._stopping
             if not gone:
@@ -195,7 +220,7 @@ class StepLoop:
                 if commands is None:
                     return
                 for command in commands:
-                    command.run()
+                    self._obey(command)
                 self._expire()
                 if self.engine.has_unfinished_requests():
                     self._step()
@@ -215,6 +240,14 @@ class StepLoop:
             commands = list(self._inbox)
             self._inbox.clear()
             return commands
+
+    def _obey(self, command: Command) -> None:
+        """Runs a command. If it fails that is its caller's trouble, and nobody else's."""
+        try:
+            command.run()
+        except Exception as error:
+            logger.exception("a command between two steps failed")
+            command.refuse(error)
 
     def _step(self) -> None:
         if self._gate is not None:
@@ -271,7 +304,7 @@ class StepLoop:
 
     def _wake(self, streams: list[Stream]) -> None:
         """One wake-up per event loop. Requests of a closed loop have nobody left: they end."""
-        by_port: dict[LoopPort, list[Stream]] = {}
+        by_port: dict[LoopPort | NoLoop, list[Stream]] = {}
         for stream in streams:
             by_port.setdefault(stream.mailbox.port, []).append(stream)
         for port, members in by_port.items():
@@ -302,7 +335,7 @@ class StepLoop:
         dead = EngineDeadError(
             f"the engine died: {type(error).__name__}: {error}; every request was ended, start a new engine")
         dead.__cause__ = error
-        self.dead_error = dead
+        self._died = dead
         self._fail_all(dead)
 
     def _fail_all(self, error: BaseException) -> None:

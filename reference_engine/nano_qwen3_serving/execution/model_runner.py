@@ -101,10 +101,15 @@ class ModelRunner:
             return result
         rows = inputs.sampling_rows + [0] * self._padding(len(sampling))
         logits = self.model.compute_logits(hidden[rows])[: len(sampling)]
-        tokens, logprobs = self.sampler.sample(logits, [sampling_row(c.request) for c in sampling])
+        try:
+            tokens, logprobs = self.sampler.sample(logits, [sampling_row(c.request) for c in sampling])
+        except Exception:
+            self._check_finite(logits, inputs.chunks, hidden.dtype)  # perhaps that is what it stumbled over
+            raise
         ids = [c.request.request_id for c in sampling]
         result.token_ids = {i: [t] for i, t in zip(ids, tokens, strict=True)}
         result.logprobs = {i: [lp] for i, lp in zip(ids, logprobs, strict=True) if lp is not None}
+        self._check_finite(logits[range(len(tokens)), tokens], inputs.chunks, hidden.dtype)
         return result
 
     def lay_out(self, batch: ScheduledBatch) -> ModelInputs:
@@ -148,8 +153,28 @@ class ModelRunner:
                     tokens = following[start : start + LOGPROB_ROWS]
                     logits = self.model.compute_logits(hidden[row + start : row + start + LOGPROB_ROWS]).float()
                     each += [logprobs_of(logits[i], token, wanted) for i, token in enumerate(tokens)]
+                    found = torch.tensor([lp[t].logprob for lp, t in zip(each[start:], tokens, strict=True)])
+                    self._check_finite(found, inputs.chunks, hidden.dtype)
             row += chunk.num_tokens
         return result
+
+    def _check_finite(self, chosen: Tensor, chunks: list[ScheduledChunk], dtype: torch.dtype) -> None:
+        """Raises FloatingPointError unless the numbers by which tokens were chosen are finite.
+
+        Those of the chosen tokens are enough, so that no pass over the vocabulary is added: a hidden state that overflowed
+        makes every logit of its row NaN, a single logit that did is the largest, and `draw` refuses it. The engine
+        then computes each request alone. What lies behind the requests' last tokens is cleaned before: it is masked,
+        but zero times the NaN that another request left there is NaN.
+        """
+        if chosen.isfinite().all():
+            return
+        slots = list(range(self.block_size))  # of the null block, and behind the last token of each request
+        for chunk in chunks:
+            slots += self.attention.slots(chunk.block_table, range(chunk.end, len(chunk.block_table) * self.block_size))
+        for layer_cache in self.kv_cache:
+            k, v = (torch.zeros_like(old) for old in self.attention.read(layer_cache, slots))
+            self.attention.write(layer_cache, k, v, self._tensor(slots))
+        raise FloatingPointError(not_finite(dtype))
 
     def _padding(self, rows: int) -> int:
         """Rows missing to a multiple of `row_multiple`."""
@@ -188,3 +213,13 @@ def sampling_row(request: Request) -> SamplingRow:
         request.bad_words_token_ids,
         request.grammar,
     )
+
+
+def not_finite(dtype: torch.dtype) -> str:
+    """What a request fails with whose numbers overflowed, and what to try."""
+    name = str(dtype).removeprefix("torch.")
+    wider = {torch.float16: "dtype='bfloat16' or 'float32'", torch.bfloat16: "dtype='float32'"}.get(dtype)
+    way_out = (f"the model's numbers do not fit into {name}, try {wider}" if wider else
+               "float32 holds all that a sound model computes, so compare its weights with what was published: "
+               "python -m nano_qwen3_serving verify MODEL")
+    return f"its logits are NaN or infinite in {name}: {way_out}"

@@ -118,6 +118,9 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
     Probabilities are cumulated in the order of token ids, whatever the filters, so that the same
     number drawn picks the same token.
+
+    Raises:
+        FloatingPointError: a logit is NaN or infinite.
     """
     device = logits.device
     temperature = torch.tensor([[r.params.temperature] for r in rows], device=device)
@@ -126,6 +129,8 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         min_p = torch.tensor([[r.params.min_p] for r in rows], device=device)
         probs = torch.where(probs >= min_p * probs.amax(dim=-1, keepdim=True), probs, 0.0)
     cumulated = probs.cumsum(dim=-1)
+    if not cumulated[:, -1].isfinite().all():
+        raise FloatingPointError("probabilities are NaN: some logit is NaN or infinite")
     u = torch.tensor([[uniform(r.seed, r.sample_index, r.position)] for r in rows], device=device)
     index = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
     last = (probs > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # rounding must not reach a zero

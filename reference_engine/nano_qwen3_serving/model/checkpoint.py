@@ -6,7 +6,6 @@ code of a checkpoint ever runs. Every failure is a `ModelLoadError` that says wh
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,10 +17,13 @@ from torch import Tensor
 
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.exceptions import ModelLoadError
+from nano_qwen3_serving.side_files import read_object
 
 BUNDLED = Path(__file__).parent.parent / "checkpoints"
 BUNDLED_NAMES = ("course", "course-draft")
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SIDE_FILES = ["*.json", "*.jinja"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,10 +32,14 @@ def default_model_name() -> str:
     return os.environ.get("NANO_QWEN3_MODEL") or "course"
 
 
-def find_checkpoint(name: str) -> Path:
+def find_checkpoint(name: str, *, weights: bool = True) -> Path:
     """The folder of a checkpoint: a bundled name, a local path, or a Hugging Face id.
 
-    A hub id is looked up in the local cache first and downloaded only if it is not there.
+    A hub id is looked up in the local cache first; what is missing there is downloaded.
+
+    Args:
+        name: of the checkpoint.
+        weights: whether they are needed; without, a tokenizer is enough.
 
     Raises:
         ModelLoadError: nothing of that name exists, or the hub cannot be reached.
@@ -49,24 +55,45 @@ def find_checkpoint(name: str) -> Path:
         raise ModelLoadError(
             f"there is no checkpoint {name!r}: no such folder, and not a Hugging Face id like "
             f"'Qwen/Qwen3-0.6B'; the bundled ones are {', '.join(BUNDLED_NAMES)}")
-    return download(name)
+    return download(name, weights)
 
 
-def download(name: str) -> Path:
-    """The hub's snapshot of `name`, from the local cache or the network."""
+def download(name: str, weights: bool) -> Path:
+    """The hub's snapshot of `name`: the local cache's if nothing is missing there, else completed from the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    wanted = SIDE_FILES + ["*.safetensors"] * weights
     try:
         try:
-            return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+            folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            if not missing_files(folder, weights):
+                return folder
         except LocalEntryNotFoundError:
-            return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+            pass  # nothing of it is in the cache
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        missing = missing_files(folder, weights)  # without a network the library returns what there is
     except Exception as error:
-        raise ModelLoadError(
-            f"cannot get {name!r} from the Hugging Face hub ({type(error).__name__}: {first_line(error)}). "
-            "Check the name and the network, or download it elsewhere and give the folder; "
-            "model='course' is bundled and needs no network") from error
+        raise ModelLoadError(cannot_get(name, f"{type(error).__name__}: {first_line(error)}")) from error
+    if missing:
+        raise ModelLoadError(cannot_get(name, f"{folder} still lacks {', '.join(missing[:3])}"))
+    return folder
+
+
+def cannot_get(name: str, why: str) -> str:
+    """What to do without the hub."""
+    return (f"cannot get {name!r} from the Hugging Face hub ({why}). Check the name and the network, or download it "
+            "elsewhere and give the folder; model='course' is bundled and needs no network")
+
+
+def missing_files(folder: Path, weights: bool) -> list[str]:
+    """Files without which a snapshot cannot be served. A program that wanted a tokenizer alone leaves such ones."""
+    needed = ["tokenizer.json"]
+    if weights:
+        index = folder / INDEX
+        sharded = index.exists() and not (folder / WEIGHTS).exists()
+        needed += ["config.json", *(shard_names(index) if sharded else [WEIGHTS])]
+    return [file for file in needed if not (folder / file).exists()]
 
 
 def first_line(error: BaseException) -> str:
@@ -74,25 +101,15 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; a `ModelLoadError` if it is missing or is no JSON object."""
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelLoadError(
-            f"{path} is missing; a checkpoint folder holds config.json, tokenizer.json and *.safetensors") from None
-    except (ValueError, OSError) as error:
-        raise ModelLoadError(f"{path} cannot be read ({first_line(error)}); copy or download it again") from error
-    if not isinstance(parsed, dict):
-        raise ModelLoadError(f"{path} holds no JSON object; copy or download it again")
-    return parsed
-
-
 def read_model_config(folder: Path) -> ModelConfig:
-    """The network's shape, from config.json and generation_config.json."""
+    """The network's shape and its defaults, from config.json and generation_config.json.
+
+    Raises:
+        ModelLoadError: a file is missing, or says what cannot be served.
+    """
     generation = folder / "generation_config.json"
     return ModelConfig.from_dict(
-        read_json(folder / "config.json"), read_json(generation) if generation.exists() else None)
+        read_object(folder / "config.json").raw, read_object(generation).raw if generation.exists() else None, folder)
 
 
 class Tensors:
@@ -115,22 +132,42 @@ class Tensors:
 
 
 def open_tensors(folder: Path) -> Tensors:
-    """The tensors in a checkpoint's safetensors, one file or many."""
-    index = folder / "model.safetensors.index.json"
-    names = shard_names(index) if index.exists() else ["model.safetensors"]
+    """The tensors in a checkpoint's safetensors: the one file, or without it the shards that an index names.
+
+    Raises:
+        ModelLoadError: a file is missing or corrupt, two files hold the same tensor, or the index and its files differ.
+    """
+    index = folder / INDEX
+    if (folder / WEIGHTS).exists() or not index.exists():
+        return Tensors(dict.fromkeys(tensor_names(folder / WEIGHTS), folder / WEIGHTS))
     files: dict[str, Path] = {}
-    for name in names:
-        with open_file(folder / name) as file:
-            files.update(dict.fromkeys(file.keys(), folder / name))
+    for shard in shard_names(index):
+        for name in tensor_names(folder / shard):
+            if name in files:
+                raise ModelLoadError(
+                    f"{folder / shard} and {files[name]} both hold {name}; delete the one that is not of this checkpoint")
+            files[name] = folder / shard
+    for name, shard in read_object(index).section("weight_map").raw.items():
+        if files.get(name) != folder / shard:
+            raise ModelLoadError(f"{index} says that {name} is in {shard}, and it is not; copy or download both again")
     return Tensors(files)
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index of shards names."""
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
-        raise ModelLoadError(f"{index} has no weight_map of tensors to files; copy or download it again")
+    """The files that an index of shards names, each beside it."""
+    fields = read_object(index)
+    where = fields.section("weight_map").raw
+    beside = (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in where.values())
+    if not where or not all(beside):
+        raise ModelLoadError(
+            f"{index} has no weight_map of tensors to *.safetensors beside it; copy or download it again")
     return sorted(set(where.values()))
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The tensors in one safetensors file."""
+    with open_file(path) as file:
+        return list(file.keys())
 
 
 def open_file(path: Path) -> Any:
@@ -141,4 +178,3 @@ def open_file(path: Path) -> Any:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{path} is corrupt ({first_line(error)}); copy or download it again") from error
-

@@ -2,8 +2,8 @@
 
 Knows names, shapes and the order of work; the files are `checkpoint.py`'s. The network may be
 anybody's: it has Hugging Face's parameter names, and its modules may have `finalize_weights()`. A
-layer is loaded and finalized before the next one is touched, so that never two copies of all
-weights exist.
+layer is loaded and finalized before the next one is touched, so that two full copies of
+the weights never coexist.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM
 
 HEAD = "lm_head.weight"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # numbers that need no scale beside them
 
 Network = TypeVar("Network", bound=Any)
 
@@ -52,10 +53,11 @@ def load_weights(network: Network, config: EngineConfig) -> Network:
         config: which checkpoint, in which dtype and place.
 
     Raises:
-        ModelLoadError: a tensor is missing, unexpected, or has another shape than the network's.
+        ModelLoadError: a tensor is missing, unexpected, quantized, or has another shape than the network's.
     """
     tensors = open_tensors(config.model_path)
     check_names(network, tensors, config)
+    check_tied_head(tensors, config)
     model = network.model
     for i, layer in enumerate(track(model.layers, f"Loading {config.model_name}")):
         fill(layer, f"model.layers.{i}.", tensors, config)
@@ -100,6 +102,20 @@ def check_names(network: nn.Module, tensors: Tensors, config: EngineConfig) -> N
                 "does its config.json belong to these weights?")
 
 
+def check_tied_head(tensors: Tensors, config: EngineConfig) -> None:
+    """Refuses a file with a head of its own where the configuration says that head and embedding are one.
+
+    Files are believed differently here: vLLM takes the embedding, transformers the head.
+    """
+    embedding = "model.embed_tokens.weight"
+    if not config.model.tie_word_embeddings or HEAD not in set(tensors):
+        return
+    if not torch.equal(tensors.load(HEAD), tensors.load(embedding)):
+        raise ModelLoadError(
+            f"{config.model_path / 'config.json'} has tie_word_embeddings=true, but {HEAD} differs from {embedding} in "
+            "the checkpoint; set it to false if the head is right, or remove the tensor if it is left over")
+
+
 def fill(module: nn.Module, prefix: str, tensors: Tensors, config: EngineConfig) -> None:
     """Replaces each parameter of `module` by the tensor of its name, in the engine's dtype and place."""
     for name, parameter in list(module.named_parameters()):
@@ -107,6 +123,10 @@ def fill(module: nn.Module, prefix: str, tensors: Tensors, config: EngineConfig)
         if tensor.shape != parameter.shape:
             raise ModelLoadError(
                 f"{prefix + name} has shape {list(tensor.shape)}, config.json says {list(parameter.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise ModelLoadError(
+                f"{prefix + name} is stored as {tensor.dtype}, so it is quantized; give a checkpoint of the same model in "
+                "bfloat16, float16 or float32")
         path, _, leaf = name.rpartition(".")
         loaded = tensor.to(device=config.device, dtype=config.dtype)
         setattr(module.get_submodule(path), leaf, nn.Parameter(loaded, requires_grad=False))

@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nano_qwen3_serving.observe.terminal import is_terminal
+
 T = TypeVar("T")
 
 
@@ -19,7 +21,7 @@ def progress_bar(show: bool = True) -> Iterator[Progress]:
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True,
-        disable=not (show and sys.stderr.isatty()),
+        disable=not (show and is_terminal(sys.stderr)),
     ) as bar:
         yield bar
 

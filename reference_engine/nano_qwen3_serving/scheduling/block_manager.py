@@ -32,9 +32,12 @@ def hash_block(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     return hashlib.sha256(parent + b"".join(t.to_bytes(4, "little") for t in token_ids)).digest()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class CachedBlock:
-    """A full block whose content is known: these tokens, after those of `parent`, for this salt."""
+    """A full block whose content is known: these tokens, after those of `parent`, for this salt.
+
+    The parent may have been evicted. When its content is known again, in another block, `parent` becomes that one.
+    """
 
     block_id: int
     key: BlockHash
@@ -213,11 +216,7 @@ class BlockManager:
     @staticmethod
     def _is(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
         """Whether the entry really is this content: a hash alone would serve foreign KV on a collision."""
-        same_parent = entry.parent is parent or (
-            entry.parent is not None and parent is not None and entry.parent.key == parent.key
-            and BlockManager._is(entry.parent, parent.token_ids, parent.parent, salt)
-        )
-        return entry.token_ids == tokens and entry.salt == salt and same_parent
+        return entry.token_ids == tokens and entry.salt == salt and has_parent(entry, parent)
 
     def _take(self, block: int) -> None:
         self._evictable.pop(block, None)
@@ -239,3 +238,21 @@ class BlockManager:
         del self._by_hash[entry.key]
         self.num_evictions += 1
         return block
+
+
+def has_parent(entry: CachedBlock, parent: CachedBlock | None) -> bool:
+    """Whether the tokens before the entry are those of `parent`'s chain.
+
+    Two chains of equal content are made one on the way up, so that the next entry finds its parent at once. A chain is
+    as long as a prompt: a loop, not a recursion.
+    """
+    equal: list[tuple[CachedBlock, CachedBlock | None]] = []
+    while entry.parent is not parent:
+        old = entry.parent
+        if old is None or parent is None or (old.key, old.token_ids, old.salt) != (parent.key, parent.token_ids, parent.salt):
+            return False
+        equal.append((entry, parent))
+        entry, parent = old, parent.parent
+    for child, known in equal:
+        child.parent = known
+    return True

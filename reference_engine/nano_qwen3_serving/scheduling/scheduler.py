@@ -175,7 +175,8 @@ def finish_reason(request: Request) -> FinishReason | None:
     """Whether the request's last token ends it, by what it is or by how many there are."""
     last = request.output_token_ids[-1]
     enough = len(request.output_token_ids) >= request.params.min_tokens
-    if enough and last in request.eos_token_ids:
+    if enough and last in request.eos_token_ids and not request.params.ignore_eos:
+        request.stop_reason = None if last == request.eos_token_id else last
         return "stop"
     if enough and last in (request.params.stop_token_ids or ()):
         request.stop_reason = last

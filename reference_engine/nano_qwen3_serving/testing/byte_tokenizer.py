@@ -29,6 +29,10 @@ class ByteTokenizer:
             self._on_encode(text)
         return list(text.encode())
 
+    def encode_literally(self, text: str) -> list[int]:
+        """The bytes of `text`."""
+        return list(text.encode())
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
         shown = [t for t in token_ids if not (skip_special_tokens and self.is_special(t))]

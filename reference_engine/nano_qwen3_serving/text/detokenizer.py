@@ -74,7 +74,7 @@ class IncrementalDetokenizer:
                 stop = self._find_stop(len(new))
                 if stop is not None:
                     return stop
-        return TextDelta(self._cut(len(self._pending) - self._hold))
+        return TextDelta(self._cut(len(self._pending) - self._held()))
 
     def finish(self) -> TextDelta:
         """No more tokens come: the text that was kept back. An incomplete character is U+FFFD."""
@@ -99,6 +99,14 @@ class IncrementalDetokenizer:
         self._stopped = True
         text = self._cut(end if self._include_stop else end - len(stop))
         return TextDelta(text, stop)
+
+    def _held(self) -> int:
+        """Characters at the end of the pending text that could still turn into a stop string: with which one begins."""
+        for count in range(min(self._hold, len(self._pending)), 0, -1):
+            end = self._pending[-count:]
+            if any(stop.startswith(end) for stop in self._stop):
+                return count
+        return 0
 
     def _cut(self, count: int) -> str:
         """Takes the first `count` characters off the pending text."""

@@ -11,13 +11,13 @@ import functools
 import json
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.interfaces import Tokenizer
 from nano_qwen3_serving.sampling_params import StructuredOutputsParams
 
 
@@ -58,13 +58,13 @@ class GrammarCompiler:
     """Makes grammars for one vocabulary. May be called from any thread.
 
     Args:
-        tokenizer_path: folder of `tokenizer.json`.
+        tokenizer: says which bytes a token adds to the text, and how a text is spelled.
         vocab_size: columns of the logits.
         eos_token_ids: allowed where the grammar may end.
     """
 
-    def __init__(self, tokenizer_path: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
-        self._tokenizer_path = tokenizer_path
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._lock = threading.Lock()
@@ -81,6 +81,11 @@ class GrammarCompiler:
             raise InvalidParametersError(
                 "structured_outputs needs the llguidance library: pip install 'nano-qwen3-serving[structured]'",
                 parameter="structured_outputs", value=params) from None
+        if not self._eos_token_ids:
+            raise InvalidParametersError(
+                "structured_outputs needs an end-of-sequence token, and this checkpoint names none: give its "
+                "tokenizer_config.json an eos_token, or its generation_config.json an eos_token_id",
+                parameter="structured_outputs", value=params)
         with self._lock:
             vocabulary = self._vocabulary
         try:
@@ -100,8 +105,48 @@ class GrammarCompiler:
         """llguidance's view of the tokenizer; made once, it takes a moment for a large one."""
         import llguidance
 
-        source = (self._tokenizer_path / "tokenizer.json").read_text(encoding="utf-8")
-        return llguidance.LLTokenizer(source, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+        spelled = Spelling(self._tokenizer, self._vocab_size, self._eos_token_ids)
+        return llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(spelled), n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+
+
+class Spelling:
+    """A tokenizer as llguidance asks for one: bytes of each token, and tokens that spell a text.
+
+    What llguidance reads out of a `tokenizer.json` itself is another thing: there text is normalised first, and
+    every added token is special. A grammar is about the text that comes out, so here a token is the bytes that it
+    adds to that text, and a special token, which adds none, is not used to spell any.
+
+    Attributes:
+        tokens: bytes of each token in [0, vocab_size).
+        special_token_ids: tokens that spell nothing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self.tokens = [tokenizer.token_bytes(i) for i in range(vocab_size)]
+        self.special_token_ids = sorted({*(i for i in range(vocab_size) if tokenizer.is_special(i)), *eos_token_ids})
+        self.eos_token_id, self.bos_token_id = eos_token_ids[0], None
+        silent = set(self.special_token_ids)
+        self._ids = {token: i for i, token in reversed(list(enumerate(self.tokens))) if token and i not in silent}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def __call__(self, text: str) -> list[int]:
+        """Tokens whose bytes are those of `text`: the tokenizer's own if they are, else the longest that fit."""
+        if not isinstance(text, str):
+            raise TypeError("text is spelled, not bytes")  # llguidance tries both
+        wanted = text.encode("utf-8")
+        ids = self._tokenizer.encode_literally(text)
+        fits = all(i < len(self.tokens) for i in ids) and b"".join(self.tokens[i] for i in ids) == wanted
+        return ids if fits else self._longest_fits(wanted)
+
+    def _longest_fits(self, text: bytes) -> list[int]:
+        ids = []
+        while text:
+            size = next(n for n in range(min(self._longest, len(text)), 0, -1) if text[:n] in self._ids)
+            ids.append(self._ids[text[:size]])
+            text = text[size:]
+        return ids
 
 
 def grammar_source(matcher: Any, params: StructuredOutputsParams) -> str:

@@ -91,8 +91,7 @@ class ToyOracle:
     ) -> tuple[int, Any]:
         state = torch.tensor(prefix_states(prompt + tokens)[-1:])
         row = SamplingRow(
-            params, prompt, tokens, (params.seed or 0) + index, index,
-            frozenset() if params.ignore_eos else self._eos, self._bad_words(params), grammar)
+            params, prompt, tokens, (params.seed or 0) + index, index, self._eos, self._bad_words(params), grammar)
         logits = telltale_logits(state, self._alphabet, self._vocab_size)
         (token,), (logprob,) = self._sampler.sample(logits, [row])
         return token, logprob

@@ -1,0 +1,168 @@
+"""A limit for one test: what waits or loops for ever is ended, and it is known in which line of the learner's it was.
+
+Works without signals that only some systems have: a thread looks where the others are, and raises in the one that
+is in the learner's file; who waits inside the system instead is woken by what Ctrl-C sends.
+"""
+
+import asyncio
+import ctypes
+import gc
+import linecache
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import AsyncGeneratorType, FrameType, TracebackType
+
+STUBBORN = 20
+"""Seconds after the first attempt until the whole run is ended: what ignores every exception cannot be ended alone."""
+
+
+class WaitsForEver(AssertionError):
+    """A test had not ended when its time was up."""
+
+
+class _Ended(BaseException):
+    """Raised in the thread that would not end."""
+
+
+class Limit:
+    """`with Limit(60, file): …` raises `WaitsForEver` if the block takes longer.
+
+    Args:
+        seconds: 0 for no limit.
+        file: the learner's; None if it is not known.
+        give_up: told the words if nothing ends the block; the process ends right after.
+    """
+
+    def __init__(self, seconds: float, file: Path | None, give_up: Callable[[str], None] = print) -> None:
+        self._seconds, self._file, self._give_up = seconds, str(file), give_up
+        self._main = threading.get_ident()
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._raised_in: set[int] = set()
+        self._seen: dict[int, tuple[int, int]] = {}
+        self.words = ""
+        """Where it was when its time was up; empty if it was not."""
+
+    def __enter__(self) -> "Limit":
+        self._outside = sys._getframe(1).f_back
+        if self._seconds:
+            self._watch.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._seconds:
+            self._stop()
+        if self.words:
+            raise WaitsForEver(self.words) from None
+
+    def _stop(self) -> None:
+        """No exception and no signal of ours arrives after this."""
+        while True:
+            try:
+                self._over.set()
+                self._watch.join()
+                for thread in self._raised_in:
+                    _raise_in(thread, None)
+                return
+            except (_Ended, KeyboardInterrupt):
+                if not self.words:
+                    raise
+
+    def _look(self) -> None:
+        if self._over.wait(self._seconds):
+            return
+        self.words = f"it waits for ever: after {self._seconds:g} s it was still {self._place()[1]}"
+        quiet = 0  # half seconds since something was raised in the learner's code
+        for _ in range(STUBBORN * 2):
+            if not self._is_inside():
+                return
+            thread, _ = self._place()
+            if thread is not None:
+                self._raised_in.add(thread)
+                _raise_in(thread, _Ended)
+            quiet = quiet + 1 if thread is None or thread in self._blocked() else 0
+            if quiet % 4 == 1:
+                _wake(self._main)
+            if self._over.wait(0.5):
+                return
+        self._give_up(self.words)
+        os._exit(1)
+
+    def _is_inside(self) -> bool:
+        """Whether the main thread has not left the block."""
+        return any(frame is self._outside for frame, _ in _outwards(sys._current_frames().get(self._main)))
+
+    def _blocked(self) -> set[int]:
+        """Threads that have not moved since this was asked last: they wait inside the system."""
+        now = {thread: (id(frame), frame.f_lasti) for thread, frame in sys._current_frames().items()}
+        before, self._seen = self._seen, now
+        return {thread for thread, place in now.items() if before.get(thread) == place}
+
+    def _place(self) -> tuple[int | None, str]:
+        """The thread that is in the learner's file, None if none is, and where it is, in words."""
+        frames = sys._current_frames()
+        for thread in sorted(frames, key=lambda one: one != self._main):
+            for frame, line in _outwards(frames[thread]):
+                if frame.f_code.co_filename == self._file:
+                    return thread, _in_words(frame, line)
+        for frame in _waiting(frames.get(self._main)):
+            if frame.f_code.co_filename == self._file:
+                return None, _in_words(frame, frame.f_lineno)
+        return None, "not in your file: it waits for something that does not come"
+
+
+def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    return traceback.walk_stack(frame) if frame is not None else iter(())
+
+
+def _waiting(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames of the coroutines that an event loop has, if one runs in that thread."""
+    for one, _ in _outwards(frame):
+        loop = one.f_locals.get("self")
+        if one.f_code.co_name == "run_forever" and isinstance(loop, asyncio.AbstractEventLoop):
+            for task in asyncio.all_tasks(loop):
+                yield from reversed(list(_suspended(task.get_coro())))
+
+
+def _suspended(awaited: object) -> Iterator[FrameType]:
+    """The frames of a coroutine and of all that it waits for, outermost first."""
+    while awaited is not None:
+        kinds = [kind for kind in ("cr", "gi", "ag") if hasattr(awaited, f"{kind}_frame")]
+        if not kinds:  # such as the next item of an asynchronous generator, which is known to gc only
+            awaited = next((one for one in gc.get_referents(awaited) if isinstance(one, AsyncGeneratorType)), None)
+            continue
+        kind = kinds[0]
+        if (frame := getattr(awaited, f"{kind}_frame")) is not None:
+            yield frame
+        awaited = getattr(awaited, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
+
+
+def _in_words(frame: FrameType, line: int) -> str:
+    file = frame.f_code.co_filename
+    code = linecache.getline(file, line).strip()
+    return f"in line {line} of {Path(file).name}, in {frame.f_code.co_name}" + (f": {code[:100]}" if code else "")
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Has the thread raise `error` at its next instruction; None takes back what was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+
+
+def _wake(main: int) -> None:
+    """What Ctrl-C does: it also ends waiting inside the system."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        import _thread
+
+        _thread.interrupt_main()
+
+
+def debugged() -> bool:
+    """Whether a debugger is at work: then nothing is ended for taking long."""
+    return sys.gettrace() is not None or any(name in sys.modules for name in ("debugpy", "pydevd"))
