@@ -162,6 +162,6 @@ def cut_film(words: Sequence[str], ids: Sequence[int], stages: Mapping[str, Sequ
             left += 400 * share
     falls = [(0.0, -12.0 if i < len(frames) - 1 else 0.0) for i in range(len(frames))]
     mark = 96 + 400 * number
-    film.line((mark, y - 4), (mark, y + 20), COLOURS[6], path=falls, when=[i == len(frames) - 1 for i in range(len(frames))])
+    film.line((mark, y - 4), (mark, y + 20), path=falls, when=[i == len(frames) - 1 for i in range(len(frames))])
     film.clock(78 + 20 * len(words), titles)
     return film
