@@ -147,6 +147,17 @@ def test_the_map_shows_the_whole_way_and_every_notebook_has_a_place_on_it() -> N
     assert {number for about in journey.WAY.values() for number in about} == {path.stem[:2] for path in NOTEBOOKS}
 
 
+def test_drawing_the_map_anew_changes_the_map_and_nothing_else(tmp_path: Path) -> None:
+    committed = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))
+    stale = json.loads(json.dumps(committed))
+    stale["cells"][1]["source"] = [f"![{journey.ALT}](data:,)"]
+    copy = tmp_path / NOTEBOOKS[0].name
+    copy.write_text(json.dumps(stale), encoding="utf-8")
+    journey.main([str(copy)])
+    assert json.loads(copy.read_text(encoding="utf-8")) == committed
+    assert list(tmp_path.iterdir()) == [copy]
+
+
 @each
 def test_it_is_an_essay_with_a_little_code(path: Path) -> None:
     prose = [cell["source"] for cell in cells(path, "markdown") if not cell["source"].startswith("![")]

@@ -33,6 +33,7 @@ from nano_qwen3_serving.pictures import (
     cache_film,
     card,
     cut_film,
+    decode_work,
     drawn,
     exactly,
     flat_batch,
@@ -66,6 +67,7 @@ from nano_qwen3_serving.pictures import (
     stations,
     streams_film,
     streams_over_time,
+    throughput,
     tokens_again,
     tokens_computed,
     tokens_over_time,
@@ -322,6 +324,25 @@ def test_a_roof_is_what_reading_and_computing_both_allow(itemsize: int, by_memor
 
 def test_intensity_is_flops_for_each_byte() -> None:
     assert Work(flops=3_000, num_bytes=2_000).intensity == 1.5
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_weight_is_two_flops_for_each_token_and_read_once(batch: int) -> None:
+    matrices = [torch.zeros(4, 3, dtype=torch.bfloat16, device="meta"), torch.zeros(5, 4, dtype=torch.bfloat16, device="meta")]
+    assert decode_work(matrices, batch) == (2 * 32 * batch, 2 * 32)
+
+
+def test_throughput_is_that_of_the_best_step_of_two_rounds() -> None:
+    class Slow:
+        """Steps that take as long as is written down."""
+
+        recorder = Recorder()
+        lasting = iter([4.0, 2.0, 8.0, 8.0, 4.0, 4.0, 1.0, 9.0])  # two steps for each of 1 and 2 requests, twice
+
+        def prepare(self, batch: int):
+            return lambda: self.recorder.steps.append({"seconds": {"execute": next(self.lasting)}})
+
+    assert throughput(Slow(), (1, 2), steps=2) == {1: 1 / 2, 2: 2 / 1}
 
 
 def test_a_roof_rises_with_memory_and_is_flat_from_the_ridge_on() -> None:
