@@ -110,13 +110,14 @@ def filters_in_float32_whatever_comes_in(lab: Remote, dice: random.Random) -> No
     # 600 tokens, the likeliest of 0.3 %: their sum, in 8 or 11 bits, reaches the border far too early or never
     for dtype in HALF:
         logits = (random_logits(dice, 1, 600) / 10).to(dtype)
-        while not clear(logits[0].tolist(), **(wishes := {"top_p": dice.uniform(0.85, 0.95)})):
-            pass
-        tokens = sorted(filtered(logits[0].tolist(), SamplingParams(**wishes)))
+        top_p = dice.uniform(0.85, 0.95)
+        while not clear(logits[0].tolist(), top_p=top_p):
+            top_p = dice.uniform(0.85, 0.95)
+        tokens = sorted(filtered(logits[0].tolist(), SamplingParams(top_p=top_p)))
         right = torch.full((1, 600), -INF)
         right[0, tokens] = logits[0, tokens].float()
-        expect_logits(lab.keep_top(logits, [row(**wishes)]), right,
-                      f"{dtype} logits become float32 before they are filtered by {wishes}; {len(tokens)} of 600 stay")
+        expect_logits(lab.keep_top(logits, [row(top_p=top_p)]), right,
+                      f"{dtype} logits become float32 before they are filtered by top_p={top_p}; {len(tokens)} of 600 stay")
 
 
 def expect_mixed(lab: Remote, dice: random.Random, logits: Tensor) -> None:
