@@ -62,7 +62,7 @@ HABITS = [
     Habit("its own text", "import inspect", "assert 'block' in inspect.getsource(slots)"),
     Habit("a log", "import logging\nlogging.basicConfig(level=logging.DEBUG)\nlogging.info('loaded')"),
     Habit("a log in a file",
-          "import logging, tempfile\nlogging.basicConfig(filename=tempfile.mkdtemp() + '/log', force=True)\nlogging.warning('x')"),
+          "import logging, tempfile\nlogging.basicConfig(filename=tempfile.mkdtemp() + '/log', force=True)"),
     Habit("no warnings", "import warnings\nwarnings.filterwarnings('ignore')"),
     Habit("who am I", "import getpass\nassert getpass.getuser()"),
     Habit("where am I", "import os, platform\nprint(os.environ['HOME'], os.getcwd(), platform.platform())"),
