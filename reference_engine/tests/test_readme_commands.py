@@ -132,7 +132,7 @@ PROOFS = {
         "test_a_learners_first_hours",
     r'python -m labs generate "What is a KV cache\?" --use mine:03,06': "test_a_learners_first_hours",
     r"python -m (labs|grading)": "test_subcommands_and_options_exist",
-    r"python -m labs (predict|reset) \d\d": "test_labs_commands_name_what_there_is",
+    r"python -m labs ((predict|reset) \d\d|hint \d\d \d)": "test_labs_commands_name_what_there_is",
     r"python -m labs generate .+": f"{PARTS}::test_generate_streams_and_says_whose_parts_ran --use",
     r"python -m labs watch 02": f"{LEARNING}::test_watch_runs_the_tests_of_the_todo_that_was_changed_at_each_save watch",
     r"python -m labs diagnose 02":
@@ -143,6 +143,8 @@ PROOFS = {
     r"python -m labs solution":
         f"{RELEASE}::test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_not solution",
     r"python starter\.py": f"{EVERY_LAB}::test_the_untouched_starter_as_a_program_ends_with_a_friendly_note starter.py",
+    r"python broken\.py":
+        "labs/tests/test_lab03.py::test_the_five_broken_networks_do_what_the_readme_says_of_them broken",
     r"python solution\.py": f"{EVERY_LAB}::test_the_readmes_expected_output_is_what_the_solution_prints solution.py",
     r"python -m timeit .+": "labs/tests/test_lab06.py::test_the_line_that_measures_a_free_list_runs timeit",
     r"python starter\.py --.+|(python \S+/)?(compare|overhead|make_checkpoint|train|report)\.py .+":
@@ -270,7 +272,7 @@ def test_labs_commands_name_what_there_is() -> None:
             case ["hint", number, todo]:
                 assert int(todo) in read_hints(find_lab(number, PROJECT / "labs")), command
             case ["generate", _, "--use", use]:
-                for number in use.removeprefix("mine:").split(","):
+                for number in use.rpartition(":")[2].split(","):
                     assert (find_lab(number, PROJECT / "labs").folder / "seam.py").is_file(), command
             case ["compare", number]:
                 assert (find_lab(number, PROJECT / "labs").folder / "seam.py").is_file(), command
@@ -353,7 +355,8 @@ def test_every_command_of_an_edition_is_one_that_works_and_what_it_names_is_ther
 NAMED = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|toml|json|txt|svg|ipynb|sealed|in|yml|html|sh)|(?:[\w.-]+/)+)`")
 TREE = re.compile(r"^[├└]── (\S+)", re.MULTILINE)
 WRITTEN = {"predictions.json", "labs/.progress.json", "labs/.backups/", ".github/workflows/practice.yml",
-           "added_tokens.json", "special_tokens_map.json", "chat_template.json"}
+           "added_tokens.json", "special_tokens_map.json", "chat_template.json",
+           *(f"broken/{number}.py" for number in range(1, 6))}
 """Files that pages name and that a command makes, or that other people's checkpoints have."""
 OF_AN_EDITION = {"ours.sealed", "untouched.py"}
 EXAMPLES = re.compile(r"labNN|\.\./train\.py")
