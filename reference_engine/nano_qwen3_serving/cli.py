@@ -164,7 +164,7 @@ def fuzz(
 ) -> None:
     """Throw random requests, aborts and faults at the engine, and check every token."""
     if api:
-        from nano_qwen3_serving.testing.api_fuzz import api_fuzz_command
+        from nano_qwen3_serving.testing.api_fuzz.run import api_fuzz_command
 
         raise typer.Exit(api_fuzz_command(requests, seed or [0]))
     from nano_qwen3_serving.testing.fuzz.command import fuzz_command
