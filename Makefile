@@ -33,6 +33,7 @@ check: .venv/developing
 	@$(RUN) -m mypy
 
 notebooks: .venv/installed
+	@$(RUN) -m nano_qwen3_serving.pictures.journey notebooks/*.ipynb
 	@$(RUN) -m nbconvert --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:

@@ -55,17 +55,18 @@ class Plan:
     def unit(self, one: HandedIn) -> Unit:
         """What is graded, and a key of all that its result depends on: what has the same is not graded again."""
         submission, lab, settings = one.submission, one.attempt.lab, self.settings
-        facts = [submission.student, lab, submission.digest, submission.notes, self.seed(submission.student, lab),
-                 self.versions[lab], settings.level, settings.predictions, asdict(settings.limits)]
+        facts = [submission.student, lab, submission.digest, submission.notes,
+                 self.seed(submission.student, lab, submission.digest), self.versions[lab],
+                 settings.level, settings.predictions, asdict(settings.limits)]
         return Unit(lab, submission, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
 
-    def seed(self, student: str, lab: str) -> str:
-        """What the inputs of this student's checks are drawn from."""
-        return self.settings.seed or seed_for(self.settings.secret, lab, student, self.settings.seed_mode)
+    def seed(self, student: str, lab: str, digest: str) -> str:
+        """What the inputs of the checks of this student's file are drawn from."""
+        return self.settings.seed or seed_for(self.settings.secret, lab, student, digest, self.settings.seed_mode)
 
     def fingerprint(self) -> str:
         """What tells seeds from others without telling them."""
-        return self.seed("", "journal") + f" {self.settings.seed_mode}"
+        return self.seed("", "journal", "") + f" {self.settings.seed_mode}"
 
 
 def plan_of(labs: Sequence[Lab], settings: Settings) -> Plan:

@@ -12,7 +12,8 @@ from labs.harness.regions import Function, definitions, with_stand_ins
 
 HERE = Path(__file__).parent / "cheats"
 LAB = "06"
-_KEYS = {"base": str, "worth": int, "todos": list, "needs_isolation": bool}
+"""Of cheats that name none."""
+_KEYS = {"lab": str, "base": str, "worth": int, "todos": list, "needs_isolation": bool}
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Cheat:
     Attributes:
         name: of its file.
         tries: what it tries, in a sentence or two.
+        lab: whose submission it is.
         worth: the points that its honest part earns, of 85.
         todos: at which it loses the others.
         needs_isolation: whether it has its way at the level `none`.
@@ -30,6 +32,7 @@ class Cheat:
 
     name: str
     tries: str
+    lab: str
     worth: int
     todos: tuple[int, ...]
     needs_isolation: bool
@@ -38,15 +41,15 @@ class Cheat:
 
 def read_cheats() -> list[Cheat]:
     """All of them, by name: files, and what only an archive or a folder can express."""
-    lab = find_lab(LAB)
-    written = [_read(lab, path) for path in HERE.glob("*.py") if path.name != "__init__.py"]
-    built = [_built(lab, build) for build in cheat_files.BUILDERS]
+    written = [_read(path) for path in HERE.glob("*.py") if path.name != "__init__.py"]
+    built = [_built(find_lab(LAB), build) for build in cheat_files.BUILDERS]
     return sorted([*written, *built], key=lambda one: one.name)
 
 
-def _read(lab: Lab, path: Path) -> Cheat:
+def _read(path: Path) -> Cheat:
     text = path.read_text(encoding="utf-8")
     tries, facts = _heading(path, ast.get_docstring(ast.parse(text)) or "")
+    lab = find_lab(facts["lab"])
     base = {"solution": lab.solution, "starter": lab.starter}.get(facts["base"])
     if base is None:
         raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
@@ -60,21 +63,21 @@ def _built(lab: Lab, build: cheat_files.Builder) -> Cheat:
 
 
 def _cheat(name: str, tries: str, facts: dict, make: Callable[[Path], Path]) -> Cheat:
-    return Cheat(name, tries, facts["worth"], tuple(facts["todos"]), facts["needs_isolation"], make)
+    return Cheat(name, tries, facts["lab"], facts["worth"], tuple(facts["todos"]), facts["needs_isolation"], make)
 
 
 def _heading(path: Path, said: str) -> tuple[str, dict]:
-    """What it tries, and the facts below that, `needs_isolation` among them."""
+    """What it tries, and the facts below that, `lab` and `needs_isolation` among them."""
     tries, _, rest = said.partition("\n\n")
     try:
-        facts = {"needs_isolation": False} | tomllib.loads(rest)
+        facts = {"needs_isolation": False, "lab": LAB} | tomllib.loads(rest)
     except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
     wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
     if not tries or wrong:
         raise LabError(
             f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73, todos = [4] and "
-            "perhaps needs_isolation = true; "
+            "perhaps lab = '04' and needs_isolation = true; "
             f"see {', '.join(wrong)}.")
     return " ".join(tries.split()), facts
 

@@ -3,14 +3,17 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from grading.cheat_corpus import LAB, Cheat
+from grading.cheat_corpus import Cheat
+from grading.checks import Check
 from grading.intake import read_submission
 from grading.isolation import Limits
-from grading.judge import Settings, grader_of
+from grading.judge import Grader, Settings, grader_of
 from grading.model import Report
+from grading.sandbox import Sandbox
 from labs.harness.catalog import find_lab
 
 LIMITS = Limits(wall_seconds=5.0, cpu_seconds=3, memory_bytes=768 << 20)
@@ -18,7 +21,7 @@ LIMITS = Limits(wall_seconds=5.0, cpu_seconds=3, memory_bytes=768 << 20)
 
 
 MOST = 85
-"""Points of the lab, without predictions."""
+"""Points of a lab, without predictions."""
 GONE = "the judge was gone before it had a verdict"
 
 
@@ -68,19 +71,23 @@ def verdicts(
     cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
     besides: Sequence[int] = range(1, 7)
 ) -> Iterator[Verdict]:
-    """Each cheat's, in order. The worker is one for all: what a cheat does to it is to do nothing to the next.
+    """Each cheat's, in order. The worker is one for all of a lab: what a cheat does to it is to do nothing to the next.
 
     Args:
         besides: TODOs that are graded, besides those at which a cheat loses points.
     """
-    settings, lab = Settings(seed="cheats", level=level, limits=limits, predictions=False), find_lab(LAB)
-    with tempfile.TemporaryDirectory(prefix="cheats-") as name, grader_of(lab, settings) as grader, grader.sandbox() as shared:
-        checks = grader.checks
+    settings = Settings(seed="cheats", level=level, limits=limits, predictions=False)
+    with tempfile.TemporaryDirectory(prefix="cheats-") as name, ExitStack() as open_ones:
+        graders: dict[str, tuple[Grader, Sandbox, Sequence[Check]]] = {}
         for cheat in cheats:
+            if cheat.lab not in graders:
+                grader = open_ones.enter_context(grader_of(find_lab(cheat.lab), settings))
+                graders[cheat.lab] = grader, open_ones.enter_context(grader.sandbox()), grader.checks
+            grader, shared, checks = graders[cheat.lab]
             grader.checks = [check for check in checks if check.todo in (*cheat.todos, *besides)]
             try:
-                report = grader.grade(read_submission(cheat.make(Path(name)), lab_folder=lab.folder.name), shared=shared)
-                yield Verdict(cheat, level, report)
+                handed_in = read_submission(cheat.make(Path(name)), lab_folder=grader.lab.folder.name)
+                yield Verdict(cheat, level, grader.grade(handed_in, shared=shared))
             except Exception as error:
                 yield Verdict(cheat, level, None, f"the judge failed: {type(error).__name__}: {error}")
             done()

@@ -13,7 +13,6 @@ worked out here, by the judge. A check fails by raising `Wrong`, or by what the 
 
 import importlib
 import pkgutil
-import random
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ import torch
 from grading.worker.peer import Exported, Final, Raised, Remote, kept
 from labs.harness.catalog import Lab
 
-__all__ = ["Check", "Wrong", "check", "checks_of", "expect", "hold", "kept", "look", "ours", "refusal", "shown"]
+__all__ = [
+    "Check", "Wrong", "check", "checks_of", "expect", "expect_nothing_replaced", "hold", "kept", "look", "operators_seen", "ours",
+    "refusal", "same", "shown"]
 
 
 class Wrong(Final):
@@ -33,7 +34,12 @@ class Wrong(Final):
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a lab, see `grading.model.CheckResult` for what its fields mean."""
+    """One check of a lab, see `grading.model.CheckResult` for what its fields mean.
+
+    Attributes:
+        repeats: if it says something, the check is run in two processes, one after the other, with the same inputs, and what
+            it returns has to be the same; else this is what was wrong. It is told which run it is, 0 or 1.
+    """
 
     name: str
     todo: int
@@ -41,14 +47,15 @@ class Check:
     hidden: bool
     section: str
     concept: str
-    run: Callable[[Remote, random.Random], None]
+    run: Callable[..., Any]
+    repeats: str = ""
 
 
-def check(todo: int, points: float, section: str, concept: str, hidden: bool = False) -> Callable:
-    """Makes a function `(lab, dice)` a check."""
+def check(todo: int, points: float, section: str, concept: str, hidden: bool = False, repeats: str = "") -> Callable:
+    """Makes a function `(lab, dice)` a check, or one `(lab, dice, which)` a check that `repeats`."""
 
-    def mark(run: Callable[[Remote, random.Random], None]) -> Callable:
-        made = Check(run.__name__, todo, points, hidden, section, concept, run)
+    def mark(run: Callable[..., Any]) -> Callable:
+        made = Check(run.__name__, todo, points, hidden, section, concept, run, repeats)
         run.check = made  # type: ignore[attr-defined]  # a function takes any attribute; `checks_of` looks for this one
         return run
 
@@ -84,14 +91,48 @@ def refusal(kind: str, call: Callable[..., Any], otherwise: str) -> str:
     raise Wrong(f"expected {kind}, and {shown(answer)} came back: {otherwise}")
 
 
+def same(found: Any, right: Any) -> bool:
+    """Whether two values are equal and of the same types, all the way down: 3.0 is not 3, nor is True 1."""
+    if type(found) is not type(right):
+        return False
+    if isinstance(right, list | tuple):
+        return len(found) == len(right) and all(map(same, found, right))
+    return bool(found == right)
+
+
 def hold(lab: Remote, value: Any) -> Remote:
     """A copy of a value that lives where the submission is: a tensor that its functions can change in place."""
-    return kept(lab._peer.root.hold, value)
+    return kept(tool(lab, "hold"), value)
 
 
 def look(remote: Remote) -> Any:
     """The value of something held there, as it is now."""
-    return remote._peer.root.look(remote)
+    expect_nothing_replaced(remote, "memory")
+    return tool(remote, "look")(remote)
+
+
+def tool(remote: Remote, name: str) -> Remote:
+    """A function of the bench, as it was before the submission was loaded."""
+    tools = remote._peer.tools
+    return tools[name] if name in tools else getattr(remote._peer.root, name)
+
+
+def operators_seen(lab: Remote) -> Remote:
+    """What notes which of torch's operators run where the submission is, see `grading.worker.operators`."""
+    expect_nothing_replaced(lab, "memory", "operators")
+    return tool(lab, "log")()
+
+
+def expect_nothing_replaced(remote: Remote, *measured: str) -> None:
+    """What is `measured` beside the submission counts where Python, torch and the bench are what they were.
+
+    Args:
+        measured: keys of `grading.worker.bench.MEASURED_WITH`.
+    """
+    for what in measured:
+        replaced = tool(remote, "replaced")(what)
+        expect(replaced == "", f"the submission has put something of its own in the place of {shorter(str(replaced), 80)}, which "
+               "this check needs as it is")
 
 
 def ours(thing: Any, *names: str) -> Exported:

@@ -174,8 +174,7 @@ def symptoms(
             print(f"wrote {symptom_tables.write_table(lab, in_table, symptom_tables.concepts(lab, found))}")
     if score:
         console.print(symptom_tables.score_table(scores))
-        total = sum((one for kinds in scores.values() for one in kinds.values()), symptom_tables.Score())
-        raise typer.Exit(not total.is_enough)
+        raise typer.Exit(not symptom_tables.single(scores).is_enough)
 
 
 def _judge(

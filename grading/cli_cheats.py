@@ -10,7 +10,7 @@ from rich.text import Text
 
 from grading import throwaway
 from grading.bar import bar
-from grading.cheat_corpus import LAB, read_cheats
+from grading.cheat_corpus import read_cheats
 from grading.cheat_trial import Verdict, verdicts
 from grading.isolation import LEVELS, strongest_level, weaknesses
 from grading.sandbox import NOT_HERE, SetupError
@@ -54,13 +54,14 @@ def cheats(
 
 
 def _print(console: Console, found: dict[str, list[Verdict]]) -> None:
-    table = Table(title=f"Cheats, Lab {LAB}", title_justify="left")
-    for name in ("cheat", "worth", *found, "what the report says"):
-        table.add_column(name, justify="left" if name in ("cheat", "what the report says") else "right")
+    table = Table(title="Cheats", title_justify="left")
+    for name in ("lab", "cheat", "worth", *found, "what the report says"):
+        table.add_column(name, justify="left" if name in ("lab", "cheat", "what the report says") else "right")
     for row in zip(*found.values(), strict=True):
         scores = [Text("-" if one.report is None else points(one.report.score), style="" if one.right else "bold red")
                   for one in row]
-        table.add_row(row[0].cheat.name, points(row[0].cheat.worth), *scores, Text(plain(_said(row), 90).replace("\n", " ")))
+        cheat, said = row[0].cheat, plain(_said(row), 90).replace("\n", " ")
+        table.add_row(cheat.lab, cheat.name, points(cheat.worth), *scores, Text(said))
     console.print(table)
     wrong = [one for of_level in found.values() for one in of_level if not one.right]
     for one in wrong:

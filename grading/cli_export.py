@@ -227,6 +227,7 @@ def similarity_command(
         table.add_row(*map(Text, _cells(pair)))
     console.print(table)
     console.print("A high share is a reason to look at both, and no verdict.")
+    _tell("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(submissions, chosen)])
     _tell("not compared", [plain(line) for line in unusable])
     if out:
         _write(out,

@@ -23,6 +23,11 @@ from grading.worker import confine
 
 LEVELS = ("namespaces", "limits", "none")
 NOBODY = 65534
+COURSE = Path(__file__).parents[1]
+SITE = sysconfig.get_path("purelib")
+SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/bin", "/usr/local/lib", "/usr/local/lib64",
+          "/usr/share/zoneinfo", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
+"""Of the machine's own files, what Python and its libraries may need."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Limits:
 def strongest_level() -> str:
     """The strongest level that this machine has."""
     if sys.platform == "linux" and shutil.which("bwrap"):
-        probe = [*_bwrap(Path("/tmp"), Path("/tmp"), []), sys.executable, "-I", "-S", "-c", "pass"]
+        probe = [*_bwrap(Path("/tmp"), Path("/tmp"), None), sys.executable, "-I", "-S", "-c", "pass"]
         if subprocess.run(probe, capture_output=True, timeout=20).returncode == 0:
             return "namespaces"
     return "limits" if os.name == "posix" else "none"
@@ -64,6 +69,14 @@ def confinement() -> tuple[int, bool]:
     return (int(said[0]), said[1] == "1") if done.returncode == 0 and len(said) == 2 else (0, False)
 
 
+def other_sites() -> list[str]:
+    """Where else packages are installed on this machine: a worker sees none of them."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    found = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
+             for of in (version, "python3") for name in ("site", "dist")]
+    return [path for path in dict.fromkeys(found) if os.path.realpath(path) != os.path.realpath(SITE)]
+
+
 @functools.cache
 def other_user() -> int | None:
     """Who submissions are where the judge is root and there are no namespaces.
@@ -73,7 +86,7 @@ def other_user() -> int | None:
     if os.name != "posix" or os.geteuid() != 0:
         return None
     given = [sys.executable, "-I", "-S", confine.__file__, str(NOBODY), os.__file__,
-             os.path.join(sysconfig.get_path("purelib"), "torch", "__init__.py")]
+             os.path.join(SITE, "torch", "__init__.py")]
     return NOBODY if subprocess.run(given, capture_output=True, timeout=60).returncode == 0 else None
 
 
@@ -89,45 +102,60 @@ def weaknesses(level: str) -> tuple[str, ...]:
     return tuple(said)
 
 
-def command(level: str, runtime: Path, folder: Path, hidden: Sequence[str], control: int) -> list[str]:
+def command(level: str, runtime: Path, folder: Path, libraries: Sequence[str], control: int) -> list[str]:
     """What starts a worker.
 
     Args:
         runtime: made by `grading.runtime`.
         folder: an empty one, where the submission runs.
-        hidden: names of installed packages that it must not find.
+        libraries: names of the installed packages that it may have.
         control: the descriptor of the control socket.
     """
     main = [sys.executable, "-I", "-B", "-S", str(runtime / "worker" / "main.py"),
-            str(control), sysconfig.get_path("purelib"), str(runtime), ",".join(hidden)]
-    return [*_bwrap(runtime, folder, hidden), *main] if level == "namespaces" else main
+            str(control), SITE, str(runtime), ",".join(libraries)]
+    return [*_bwrap(runtime, folder, libraries), *main] if level == "namespaces" else main
 
 
-def _bwrap(runtime: Path, folder: Path, hidden: Sequence[str]) -> list[str]:
+def _bwrap(runtime: Path, folder: Path, libraries: Sequence[str] | None) -> list[str]:
     options = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    for path in ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives"):
+    for path in SYSTEM:
         options += ["--ro-bind-try", path, path]
-    site = sysconfig.get_path("purelib")
     options += ["--proc", "/proc", "--dev", "/dev"]
-    for path in dict.fromkeys([sys.base_prefix, sys.prefix, os.path.dirname(os.path.realpath(sys.executable)), site]):
-        if not Path(path).is_relative_to("/usr"):
+    pythons = dict.fromkeys([sys.base_prefix, sys.prefix, os.path.dirname(os.path.realpath(sys.executable)), SITE])
+    for path in pythons:
+        if not any(Path(path).is_relative_to(one) for one in SYSTEM) and path not in ("/usr", "/usr/local"):
             options += _bind_python(path)
-    for name in hidden:
-        if Path(site, name).is_dir():
-            options += ["--tmpfs", f"{site}/{name}"]
+    seen = [*SYSTEM, *pythons]
+    options += [part for path in (*other_sites(), str(COURSE)) if os.path.isdir(path) and _lies_in(path, seen)
+                for part in ("--tmpfs", path, "--remount-ro", path)]
+    if libraries is not None:
+        options += _only(libraries)
     options += ["--ro-bind", str(runtime), str(runtime), "--bind", str(folder), str(folder)]
     options += ["--dir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]  # nothing to fill memory with
-    for name, value in environment(folder).items():
+    for name, value in environment().items():
         options += ["--setenv", name, value]
     return options
+
+
+def _lies_in(path: str, folders: Sequence[str]) -> bool:
+    """Whether it would be seen in one of them, and does not have one of them in it, as a checkout may have its environment."""
+    return any(Path(path).is_relative_to(one) for one in folders) and not any(Path(one).is_relative_to(path) for one in folders)
+
+
+def _only(libraries: Sequence[str]) -> list[str]:
+    """Of the installed packages these, and nothing else."""
+    options = ["--tmpfs", SITE]
+    for name in sorted(os.listdir(SITE)):
+        if name.split(".")[0] in libraries:
+            options += ["--ro-bind", f"{SITE}/{name}", f"{SITE}/{name}"]
+    return [*options, "--remount-ro", SITE]
 
 
 def _bind_python(path: str) -> list[str]:
     return ["--ro-bind", path, path]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """A worker's variables: nothing of the judge's; home and temporary files are in `folder`, where it may write."""
-    return {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "LOGNAME": "student",
-            **dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"), str(folder)),
-            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+def environment() -> dict[str, str]:
+    """A worker's variables: nothing of the judge's. A check's process makes its own folder its home."""
+    return {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "LOGNAME": "student",
+            "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

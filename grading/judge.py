@@ -4,6 +4,7 @@ The judge never imports what it grades. What a TODO builds on is taken from our 
 submission's own lost points, so that no mistake is paid for twice.
 """
 
+import ast
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from grading import answers
-from grading.checks import Check, Wrong, checks_of, shorter
+from grading.checks import Check, Wrong, checks_of, expect, shorter
 from grading.intake import Submission
 from grading.isolation import LEVELS, Limits, strongest_level
 from grading.model import CheckResult, Report, digest_of
@@ -31,6 +32,8 @@ PRINTED = 2_000
 MESSAGE = 2_000
 """Of what it says of a check."""
 NOTHING_SAID = "an exception without a name or a message"
+TOOLS = ("hold", "look", "log", "replaced")
+"""Of the bench, what checks measure with."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,16 @@ class Settings:
 class Grader:
     """Grades submissions of one lab. Made by `grader_of`."""
 
-    def __init__(self, lab: Lab, settings: Settings, runtime: Path, hidden: Sequence[str]) -> None:
+    def __init__(self, lab: Lab, settings: Settings, runtime: Path, libraries: Sequence[str]) -> None:
         self.lab, self.settings = lab, settings
         self.checks = checks_of(lab)
         self.versions = versions(lab)
-        self._runtime, self._hidden = runtime, hidden
+        self._runtime, self._libraries = runtime, libraries
         self._solution = lab.solution.read_text(encoding="utf-8")
 
     def sandbox(self) -> Sandbox:
         """A worker's supervisor; submissions that trust each other may share one."""
-        return Sandbox(self.settings.level, self._runtime, self._hidden, self.settings.limits)
+        return Sandbox(self.settings.level, self._runtime, self._libraries, self.settings.limits)
 
     def grade(
         self, submission: Submission, done: Callable[[Check], None] = lambda check: None, shared: Sandbox | None = None
@@ -77,7 +80,7 @@ class Grader:
             shared: a sandbox to use; by default one of its own.
         """
         settings, notes, student = self.settings, list(submission.notes), sayable(submission.student)
-        seed = settings.seed or seed_for(settings.secret, self.lab.id, student, settings.seed_mode)
+        seed = settings.seed or seed_for(settings.secret, self.lab.id, student, submission.digest, settings.seed_mode)
         results: list[CheckResult] = []
         text, problem = self._usable(submission)
         if problem:
@@ -108,32 +111,40 @@ class Grader:
     ) -> Iterator[CheckResult]:
         lost = {result.todo for result in before if not result.passed}
         ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
-        graded, broken = text, ""
+        graded, broken, functions = text, "", {}
         if ours:
+            only = self.lab.stand_ins.get(todo)
+            functions = our_functions(self._solution, ours, only)
             try:
-                graded = with_ours(text, self._solution, ours)
+                graded = with_ours(text, self._solution, ours, only)
             except LabError as error:
                 broken = str(error)
         for check in [check for check in self.checks if check.todo == todo]:
-            result, ended = (_result(check, broken), False) if broken else self._run(check, graded, ours, seed, sandbox)
+            result, ended = ((_result(check, broken), False) if broken else
+                             self._run(check, graded, ours, seed, sandbox, functions))
             if ended and not broken:
                 broken = f"not tried any more: {result.message}"
             done(check)
             yield result
 
     def _run(
-        self, check: Check, text: str, ours: tuple[int, ...], seed: str, sandbox: Sandbox
+        self, check: Check, text: str, ours: tuple[int, ...], seed: str, sandbox: Sandbox, functions: dict[str, str] | None = None
     ) -> tuple[CheckResult, bool]:
         """One check's result, and whether it ended so that the TODO's other checks are not worth their time."""
         message, ended, unwritten, printed = None, False, False, b""
         try:
-            with sandbox.child() as child:
-                _lay(child, text)
-                try:
-                    check.run(child.bench.load(text), dice_for(seed, check.name))
-                finally:
-                    child.last_words()
-                    printed = child.printed
+            runs = []
+            for which in range(2 if check.repeats else 1):
+                with sandbox.child() as child:
+                    _lay(child, text)
+                    try:
+                        child.peer.tools = {name: getattr(child.bench, name) for name in TOOLS}
+                        more = (which,) if check.repeats else ()
+                        runs.append(check.run(child.bench.load(text, functions or {}), dice_for(seed, check.name), *more))
+                    finally:
+                        child.last_words()
+                        printed += child.printed
+            expect(all(one == runs[0] for one in runs), check.repeats)
         except Wrong as wrong:
             message = str(wrong)
         except Stopped as stopped:
@@ -164,18 +175,27 @@ def _lay(child: Child, text: str) -> None:
         raise SetupError(f"the submission could not be laid into the folder where it runs: {error}") from None
 
 
-def with_ours(text: str, solution: str, todos: Sequence[int]) -> str:
-    """A submission with our functions for `todos`. Raises `LabError` if they cannot be put into it."""
+def our_functions(solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> dict[str, str]:
+    """By name the text of our functions for `todos`, or of those of them in `only`."""
+    made = regions.definitions(ast.parse(solution))
+    return {name: ast.unparse(made[name]) for todo, found in regions.functions_of(solution).items() if todo in todos
+            for name in found if only is None or name in only}
+
+
+def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> str:
+    """A submission with our functions for `todos`, or those of them in `only`.
+
+    Raises `LabError` if they cannot be put into it.
+    """
     try:
-        return regions.with_our_functions(text, solution, todos)
+        return regions.with_our_functions(text, solution, todos, only)
     except (ValueError, RecursionError, MemoryError):  # Python's own unparse does not write every tree
-        names = [name for todo, found in regions.functions_of(solution).items() if todo in todos for name in found]
+        names = list(our_functions(solution, todos, only))
     try:
         return regions.put_back(text, solution, names)
     except Exception as error:
-        which = ", ".join(map(str, todos))
         raise LabError(
-            f"our code for TODO {which}, which lost points, could not be put in its place: {shorter(str(error))}") from None
+            f"our code for {', '.join(names)}, which lost points, could not be put in its place: {shorter(str(error))}") from None
 
 
 def sayable(text: str, most: int = MESSAGE) -> str:

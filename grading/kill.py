@@ -164,7 +164,7 @@ def _work(folder: str, tests: str, select: str, stop_first: bool) -> None:
 
     torch.set_num_threads(1)
     options = ["--impl", f"{folder}/impl.py", "--lab-json", f"{folder}/report.json", "--plain", "-q", "--tb=short"]
-    options += ["-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:warnings"]
+    options += ["--limit", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:warnings"]
     options += [*(["-k", select] if select else []), *(["-x"] if stop_first else [])]
     status = pytest.main([tests, *options], plugins=[_Journal(Path(folder) / "journal.txt")])
     sys.stdout.flush()

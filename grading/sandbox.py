@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from grading.footprint import bytes_in, clear, lives, memory_of_worker, processes_of, resident_bytes, threads_beside
-from grading.isolation import Limits, command, confinement, environment, other_user
+from grading.isolation import COURSE, Limits, command, confinement, environment, other_sites, other_user
 from grading.worker.peer import Peer
 from grading.worker.wire import Ended
 
@@ -61,18 +61,18 @@ class Sandbox:
     Args:
         level: of isolation.
         runtime: the folder made by `grading.runtime`.
-        hidden: packages that submissions must not find.
+        libraries: packages that submissions may have.
         limits: of one check.
     """
 
-    def __init__(self, level: str, runtime: Path, hidden: Sequence[str], limits: Limits) -> None:
+    def __init__(self, level: str, runtime: Path, libraries: Sequence[str], limits: Limits) -> None:
         if not hasattr(socket, "send_fds"):
             raise SetupError(NOT_HERE)
         self.level, self.limits = level, limits
         self.cpu_seconds = 0.0
-        self.peak_bytes = 0
+        self.peak_bytes = self._number = 0
         self._user = other_user() if level == "limits" else None
-        self._runtime, self._hidden = runtime, hidden
+        self._runtime, self._libraries = runtime, libraries
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
@@ -113,13 +113,13 @@ class Sandbox:
     def _start(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="submission-"))
         if self._user is not None:
-            os.chown(self._folder, self._user, self._user)
+            self._folder.chmod(0o755)
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_SECONDS)
-        given = command(self.level, self._runtime, self._folder, self._hidden, theirs.fileno())
+        given = command(self.level, self._runtime, self._folder, self._libraries, theirs.fileno())
         try:
             self._process = subprocess.Popen(
-                given, env=environment(self._folder), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                given, env=environment(), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             self._control.close()
@@ -141,7 +141,8 @@ class Sandbox:
         for _ in range(TRIES):
             if self._process is None:
                 self._start()
-            given = {"folder": str(self._folder), "user": self._user, "confined": None if self.level == "none" else confinement()}
+            given = {"folders": str(self._folder), "folder": str(self._new_folder()), "user": self._user,
+                     "unseen": [*other_sites(), str(COURSE)], "confined": None if self.level == "none" else confinement()}
             wire, theirs = socket.socketpair()
             printed, output = os.pipe()
             try:
@@ -201,6 +202,15 @@ class Sandbox:
         if answer["left"]:
             self._stop()
         return answer["ended"]
+
+    def _new_folder(self) -> Path:
+        """One that no check has left a mark on, be it only a time or an attribute of the folder itself."""
+        self._number += 1
+        folder = self._folder / str(self._number)
+        folder.mkdir()
+        if self._user is not None:
+            os.chown(folder, self._user, self._user)
+        return folder
 
     def _clear_folder(self) -> None:
         """Whatever the check left behind is gone before the next one."""

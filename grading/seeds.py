@@ -1,4 +1,4 @@
-"""Where the inputs of checks come from: a student's seed for a lab, which a resubmission does not change."""
+"""Where the inputs of checks come from: a seed for what a student hands in; a file that was changed draws others."""
 
 import hashlib
 import hmac
@@ -21,9 +21,13 @@ def read_secret(path: Path | None) -> str:
     return secret
 
 
-def seed_for(secret: str, lab_id: str, student: str, mode: str = "student") -> str:
-    """HMAC-SHA256 of lab and student under the term secret, 16 hex digits; with mode `cohort` everybody has the same."""
-    whom = student if mode == "student" else ""
+def seed_for(secret: str, lab_id: str, student: str, digest: str, mode: str = "student") -> str:
+    """HMAC-SHA256 of lab, student and what was handed in under the term secret, 16 hex digits.
+
+    What a report says of its inputs is of no use for the next file, and the same file gets the same score. With mode `cohort`
+    everybody has the same, always.
+    """
+    whom = f"{student}/{digest}" if mode == "student" else ""
     return hmac.new(secret.encode(), f"{lab_id}/{whom}".encode(), hashlib.sha256).hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """A report for a person at a terminal. Whatever came from a submission is shown as text, never as markup or control."""
 
+import builtins
 import re
 import unicodedata
 
@@ -24,7 +25,23 @@ def words_for(check: CheckResult, as_student: bool) -> str:
     """What is said of a check that lost points: for a hidden one a student is told what it is about, and no more."""
     if as_student and check.hidden:
         return f"a hidden check failed; it is about: {check.concept}"
+    if as_student and check.on_ours:
+        return f"{check.name.replace('_', ' ')}: {told_on_ours(check)}"
     return f"{check.name.replace('_', ' ')}: {plain(check.message)}"
+
+
+def told_on_ours(check: CheckResult) -> str:
+    """What a student is told of a check that ran on our code: the error's class, and our own words.
+
+    Whatever else a message says may be that code, which the submission could read.
+    """
+    if check.unwritten:
+        return f"TODO {check.todo} is not written yet"
+    kind = re.match(r"\w+", check.message)
+    known = kind is not None and isinstance(getattr(builtins, kind[0], None), type)
+    todos = ", ".join(map(str, check.on_ours))
+    return (f"failed on our TODO {todos}{f', with {kind[0]}' if kind and known else ''}; it is about: {check.concept}. "
+            f"The tests of TODO {check.todo} say more")
 
 
 def points(value: float) -> str:
@@ -51,6 +68,6 @@ def print_report(report: Report, console: Console, as_student: bool = False) -> 
                 console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
     for note in report.notes:
         console.print(Text(f"note: {plain(note)}"))
-    console.print(Text(
-        f"Graded {CHECKED_AT[report.isolation]} ({report.isolation}); seed {report.seed}; checks {report.versions['checks']}.",
-        style="dim"))
+    seed = "" if as_student else f" seed {report.seed};"
+    console.print(Text(f"Graded {CHECKED_AT[report.isolation]} ({report.isolation});{seed} checks {report.versions['checks']}.",
+                       style="dim"))

@@ -7,6 +7,7 @@ the shorter a lab, the more alike its honest solutions. Needs the extra `similar
 
 import ast
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -140,3 +141,23 @@ def _copydetect() -> Any:
     except ImportError:
         raise ValueError("copydetect finds what is alike, and is not installed: pip install -e '.[similarity]'") from None
     return copydetect
+
+
+def same_predictions(folder: Path, lab: Lab) -> list[tuple[str, ...]]:
+    """Groups of students who handed in the same predictions, with the same seed: nothing in that file says whose it is."""
+    met: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("."):
+            handed_in = read_submission(path, None, lab.folder.name)
+            for attempt in _attempts(handed_in.files.get("predictions.json", b"")):
+                met.setdefault(attempt, []).append(handed_in.student)
+    return sorted({tuple(dict.fromkeys(students)) for students in met.values() if len(set(students)) > 1})
+
+
+def _attempts(content: bytes) -> list[str]:
+    """Each attempt in a form that can be compared; nothing of a file that is none."""
+    try:
+        found = json.loads(content)["attempts"]
+        return [json.dumps(attempt, sort_keys=True) for attempt in found if attempt.get("answers")]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return []

@@ -1,8 +1,9 @@
 """Labs' `symptoms.json`: how runs fail on the mutants, for `labs diagnose`; and how often that is right.
 
 Mutants that one sentence is true of are gathered in `grading/concepts/labNN.toml`; any other is a
-concept of its own, with its own symptom and hint. Mutants of the kind `blind` stay out of the table:
-with them it is scored.
+concept of its own, with its own symptom and hint. There, too, concepts are gathered into areas, of which a
+coarser sentence is true: that is said where the concept cannot be told. Mutants of the kind `blind` stay out
+of the table: with them it is scored.
 """
 
 import ast
@@ -12,25 +13,27 @@ import itertools
 import json
 import random
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rich.table import Table
 
 from grading import kill
 from grading.mutants import HERE, Mutant, read_alternatives, read_mutant
-from labs.harness import regions
+from labs.harness import files, regions
 from labs.harness.catalog import Lab, LabError
-from labs.harness.diagnosis import FILE, Pattern, Symptom, match, nearest, pattern_of
+from labs.harness.diagnosis import FILE, Area, Pattern, Symptom, match, nearest, pattern_of, table_of
 from labs.harness.regions import definitions
 from labs.harness.results import Outcome
 
 IN_TABLE = ("author",)
 ENOUGH = 0.8
 """The share of answers about a concept that have to be right, or it does not speak."""
-RIGHT_OF_SPOKEN, WRONG_OF_ALL = 0.8, 0.05
-"""What is asked of all labs together: at least, and at most."""
+SPOKEN_OF_ALL, RIGHT_OF_SPOKEN, FALSE_OF_ALL = 0.6, 0.85, 0.03
+"""What is asked of single mistakes in all labs together: at least, at least, and at most; false is a wrong kind."""
+SINGLE = ("left out", "blind")
+"""The kinds of bugs that are one mistake which nothing in the table was made from."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Concept:
     todo: int
     says: str
     hint: int
+    area: Area | None = None
 
 
 # making the table
@@ -69,7 +73,20 @@ def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HERE) -> dict[str
             if name not in named or named[name].todo != entry["todo"]:
                 raise LabError(f"{path}: lab {lab.id} has no mutant {name} of TODO {entry['todo']}.")
             found[name] = Concept(entry["todo"], entry["says"], entry["hint"])
-    return found
+    return _with_areas(found, tomllib.loads(path.read_text(encoding="utf-8")).get("area", []) if path.is_file() else [], path)
+
+
+def _with_areas(concept_of: dict[str, Concept], entries: Iterable[dict], path: Path) -> dict[str, Concept]:
+    """The concepts with their areas: an area is given by mutants, of each concept one or more. Its hint is their first."""
+    area_of: dict[Concept, Area] = {}
+    for entry in entries:
+        if strange := [name for name in entry["mutants"] if name not in concept_of or concept_of[name].todo != entry["todo"]]:
+            raise LabError(f"{path}: there is no mutant {strange[0]} of TODO {entry['todo']}.")
+        gathered = {concept_of[name] for name in entry["mutants"]}
+        if twice := gathered & area_of.keys():
+            raise LabError(f"{path}: {twice.pop().says!r} is in two areas.")
+        area_of |= dict.fromkeys(gathered, Area(entry["todo"], entry["says"], min(concept.hint for concept in gathered)))
+    return {name: replace(concept, area=area_of.get(concept)) for name, concept in concept_of.items()}
 
 
 def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Symptom]:
@@ -81,23 +98,32 @@ def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Sy
 
 
 def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]) -> list[Symptom]:
+    """The table of one TODO; who cannot be told from others, first of the concepts, then of the areas, does not speak."""
     own = [(concept, pattern) for concept, pattern in zip(concepts, patterns, strict=True) if concept.todo == todo]
-    said = [nearest(_gathered(own[:index] + own[index + 1 :]), pattern) for index, (_, pattern) in enumerate(own)]
-    answers = [(concept.says, symptom.says) for (concept, _), symptom in zip(own, said, strict=True) if symptom is not None]
-    return [replace(symptom, speaks=_can_be_told(symptom.says, answers)) for symptom in _gathered(own)]
+    quiet: set[str] = set()
+    for level in (Symptom, Area):
+        said = [nearest(_gathered(own[:index] + own[index + 1 :], quiet), pattern) for index, (_, pattern) in enumerate(own)]
+        answers = [
+            (concept.says if level is Symptom else concept.area.says if concept.area else "", answer.says)
+            for (concept, _), answer in zip(own, said, strict=True) if isinstance(answer, level)]
+        quiet |= {says for pair in answers for says in pair if not _can_be_told(says, answers)}
+    return _gathered(own, quiet)
 
 
-def _gathered(own: Iterable[tuple[Concept, Pattern]]) -> list[Symptom]:
+def _gathered(own: Iterable[tuple[Concept, Pattern]], quiet: Collection[str]) -> list[Symptom]:
     """One symptom for each concept, with its different patterns."""
     found: dict[Concept, list[Pattern]] = {}
     for concept, pattern in own:
         known = found.setdefault(concept, [])
         known += [pattern] * (pattern not in known)
-    return [Symptom(concept.todo, concept.says, concept.hint, tuple(known)) for concept, known in found.items()]
+    return [
+        Symptom(concept.todo, concept.says, concept.hint, tuple(known), concept.says not in quiet,
+                replace(concept.area, speaks=concept.area.says not in quiet) if concept.area else None)
+        for concept, known in found.items()]
 
 
 def _can_be_told(says: str, answers: Iterable[tuple[str, str]]) -> bool:
-    """Whether enough of the answers about this concept are right: true of it, or said to be, with each mutant left out."""
+    """Whether enough of the answers about this are right: true of it, or said to be, with each mutant left out."""
     about = [true == said for true, said in answers if says in (true, said)]
     return sum(about) >= ENOUGH * len(about)
 
@@ -106,8 +132,8 @@ def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) 
     """Write the lab's `symptoms.json`."""
     entries = sorted(symptoms_of(seen, concept_of), key=lambda symptom: (symptom.todo, symptom.says))
     path = lab.folder / FILE
-    table = {"made_from": made_from(lab), "symptoms": [asdict(entry) for entry in entries]}
-    path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    table = {"made_from": made_from(lab), **table_of(entries)}
+    files.replace(path, (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode())
     return path
 
 
@@ -167,27 +193,25 @@ def _kept(cache: Path | None, job: kill.Job) -> Path | None:
 # scoring
 
 
-@dataclass
+@dataclass(frozen=True)
 class Score:
     """How often what is said is right, of bugs that are not in the table."""
 
-    right: int = 0
-    wrong: int = 0
+    right_kinds: int = 0
+    right_areas: int = 0
+    wrong_kinds: int = 0
+    wrong_areas: int = 0
     silent: int = 0
 
-    def note(self, said: Symptom | None, right: Iterable[str]) -> None:
-        """One bug: what was said, and the sentences that would be right."""
-        if said is None:
-            self.silent += 1
-        elif said.says in right:
-            self.right += 1
-        else:
-            self.wrong += 1
+    @property
+    def right(self) -> int:
+        """How often a diagnosis was right, of either sort."""
+        return self.right_kinds + self.right_areas
 
     @property
     def spoken(self) -> int:
         """How often a diagnosis was made, right or wrong."""
-        return self.right + self.wrong
+        return self.right + self.wrong_kinds + self.wrong_areas
 
     @property
     def count(self) -> int:
@@ -196,40 +220,47 @@ class Score:
 
     @property
     def is_enough(self) -> bool:
-        """Whether it is as often right, and as seldom wrong, as is asked for."""
-        return self.right >= RIGHT_OF_SPOKEN * self.spoken and self.wrong <= WRONG_OF_ALL * self.count
+        """Whether it speaks as often, is as often right, and as seldom false, as is asked for."""
+        often = self.spoken >= SPOKEN_OF_ALL * self.count and self.right >= RIGHT_OF_SPOKEN * self.spoken
+        return often and self.wrong_kinds <= FALSE_OF_ALL * self.count
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(self.right + other.right, self.wrong + other.wrong, self.silent + other.silent)
+        return Score(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+
+def scored(said: Symptom | Area | None, true: Iterable[Concept]) -> Score:
+    """One bug: what was said, and the concepts that are true of it."""
+    if said is None:
+        return Score(silent=1)
+    if isinstance(said, Area):
+        right = any(concept.area is not None and concept.area.says == said.says for concept in true)
+        return Score(right_areas=right, wrong_areas=not right)
+    right = any(concept.says == said.says for concept in true)
+    return Score(right_kinds=right, wrong_kinds=not right)
+
+
+def without(seen: Sequence[Seen], name: str, concept_of: dict[str, Concept], todo: int) -> list[Symptom]:
+    """The table of a TODO that is made of all mutants but one."""
+    return symptoms_of([one for one in seen if one.mutant.name != name and one.mutant.todo == todo], concept_of)
 
 
 def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score:
-    """Each mutant, diagnosed without itself; right is another mutant's sentence that is true of it, too."""
+    """Each mutant, diagnosed without itself."""
+    return family_left_out(seen, [(one, one.mutant.name) for one in seen], concept_of)
+
+
+def family_left_out(seen: Sequence[Seen], bugs: Iterable[tuple[Seen, str]], concept_of: dict[str, Concept]) -> Score:
+    """Wrong solutions that stem each from a mutant, diagnosed without that."""
     score = Score()
-    for one in seen:
-        others = [other for other in seen if other is not one and other.mutant.todo == one.mutant.todo]
-        table = symptoms_of(others, concept_of)
-        score.note(match(table, one.outcomes, one.mutant.todo), [concept_of[one.mutant.name].says])
+    for one, name in bugs:
+        table = without(seen, name, concept_of, one.mutant.todo)
+        score += scored(match(table, one.outcomes, one.mutant.todo), [concept_of[name]])
     return score
 
 
-def on_others(table: Sequence[Symptom], seen: Iterable[Seen], right: dict[str, set[str]]) -> Score:
-    """Other wrong solutions, on the whole table; `right` has what would be right of each, by its name."""
-    score = Score()
-    for one in seen:
-        score.note(match(table, one.outcomes, one.mutant.todo), right[one.mutant.name])
-    return score
-
-
-def blind_right(blind: Iterable[Mutant], concept_of: dict[str, Concept]) -> dict[str, set[str]]:
-    """What is right of a blind wrong solution: its concept's sentence; of one in no concept, any with its TODO and hint."""
-    gathered = {concept.says for concept in concept_of.values()} - {one.symptom.strip() for one in blind}
-    found = {}
-    for one in blind:
-        own = concept_of[one.name].says
-        same_hint = {other.says for other in concept_of.values() if (other.todo, other.hint) == (one.todo, one.hint)}
-        found[one.name] = {own} if own in gathered else same_hint
-    return found
+def on_others(table: Sequence[Symptom], seen: Iterable[Seen], true: dict[str, list[Concept]]) -> Score:
+    """Other wrong solutions, on the whole table; `true` has the concepts that are true of each, by its name."""
+    return sum((scored(match(table, one.outcomes, one.mutant.todo), true[one.mutant.name]) for one in seen), Score())
 
 
 def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path = HERE) -> dict[str, tuple[Mutant, set[str]]]:
@@ -287,31 +318,40 @@ def _fits(alternative: str, solution: str, names: Sequence[str]) -> bool:
 def score(
     lab: Lab, seen: Sequence[Seen], most: int, seed: str, run: Callable[[Sequence[Mutant]], list[Seen]]
 ) -> dict[str, Score]:
-    """How the diagnosis does on four kinds of bugs it has not seen; `run` runs mutants."""
+    """How the diagnosis does on bugs it has not seen; `run` runs mutants.
+
+    What stems from a mutant in the table is diagnosed without that mutant; of two at once both are in the table, but
+    never together.
+    """
     in_table = [one for one in seen if one.mutant.kind in IN_TABLE and one.fails]
     blind = [one for one in seen if one.mutant.kind == "blind" and one.fails]
     concept_of = concepts(lab, [one.mutant for one in seen])
     table = symptoms_of(in_table, concept_of)
     mutants = [one.mutant for one in in_table]
     both = pairs(lab, mutants, most, seed)
-    of_both = {name: {concept_of[part].says for part in parts} for name, (_, parts) in both.items()}
+    of_both = {name: [concept_of[part] for part in parts] for name, (_, parts) in both.items()}
     carried = carried_over(lab, mutants, most, seed)
     controls = run([control for _, control in carried])
     passing = [control.outcomes and not control.fails for control in controls]
     fitting = [wrong for (wrong, _), fits in zip(carried, passing, strict=True) if fits]
-    of_carried = {one.name: {concept_of[one.name.partition(" in ")[0]].says} for one in fitting}
+    of_carried = [(one, one.mutant.name.partition(" in ")[0]) for one in run(fitting) if one.fails]
     return {
         "left out": leave_one_out(in_table, concept_of),
+        "blind": on_others(table, blind, {one.mutant.name: [concept_of[one.mutant.name]] for one in blind}),
+        "in alternatives": family_left_out(in_table, of_carried, concept_of),
         "two at once": on_others(table, [one for one in run([mutant for mutant, _ in both.values()]) if one.fails], of_both),
-        "in alternatives": on_others(table, [one for one in run(fitting) if one.fails], of_carried),
-        "blind": on_others(table, blind, blind_right([one.mutant for one in blind], concept_of)),
     }
 
 
+def single(scores: dict[str, dict[str, Score]]) -> Score:
+    """Of all labs together, the bugs that are one mistake each: what is asked of the diagnosis is asked of these."""
+    return sum((found for kinds in scores.values() for kind, found in kinds.items() if kind in SINGLE), Score())
+
+
 def score_table(scores: dict[str, dict[str, Score]]) -> Table:
-    """Lab by kind of bug: how many, right, wrong, silent; and all labs together."""
+    """Lab by kind of bug: how many, what was said of them, and how often that was right; and all labs together."""
     table = Table(title="bugs that are not in the table", title_justify="left")
-    for heading in ("lab", "bugs", "count", "spoken", "right", "wrong", "silent", "right of spoken", "wrong of all"):
+    for heading in ("lab", "bugs", "count", "kind", "area", "wrong kind", "wrong area", "spoken", "right of spoken", "false"):
         table.add_column(heading, justify="left" if heading in ("lab", "bugs") else "right", no_wrap=heading == "bugs")
     totals: dict[str, Score] = {}
     for lab_id, kinds in scores.items():
@@ -322,10 +362,13 @@ def score_table(scores: dict[str, dict[str, Score]]) -> Table:
     table.add_section()
     for kind, found in totals.items():
         table.add_row("all", kind, *_cells(found))
+    table.add_row("all", "single mistakes", *_cells(single(scores)))
     table.add_row("all", "all", *_cells(sum(totals.values(), Score())))
     return table
 
 
 def _cells(score: Score) -> list[str]:
-    shares = [f"{part / of:.0%}" if of else "–" for part, of in ((score.right, score.spoken), (score.wrong, score.count))]
-    return [*map(str, (score.count, score.spoken, score.right, score.wrong, score.silent)), *shares]
+    parts = ((score.spoken, score.count), (score.right, score.spoken), (score.wrong_kinds, score.count))
+    shares = [f"{part / of:.0%}" if of else "–" for part, of in parts]
+    counts = (score.count, score.right_kinds, score.right_areas, score.wrong_kinds, score.wrong_areas)
+    return [*map(str, counts), *shares]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grading.cheat_corpus import LAB, Cheat, read_cheats
+from grading.cheat_corpus import Cheat, read_cheats
 from grading.mutants import read_mutants
 from grading.roster import ENDINGS
 from labs.harness.catalog import Lab
@@ -44,7 +44,7 @@ def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None)
         cheats: by default the lab's.
     """
     dice = random.Random(f"{seed}/{lab.id}")
-    parts = _Parts(lab, cheats if cheats is not None else read_cheats() if lab.id == LAB else [])
+    parts = _Parts(lab, cheats if cheats is not None else [one for one in read_cheats() if one.lab == lab.id])
     width = max(3, len(str(count)))
     return [Made(f"s{number:0{width}}", *parts.draw(dice)) for number in range(1, count + 1)]
 

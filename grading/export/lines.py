@@ -1,9 +1,12 @@
-"""What is told of each check, in the order of the report. Of a hidden one a student is told TODO and concept, and no more."""
+"""What is told of each check, in the order of the report. Of a hidden one a student is told TODO and concept, and no more.
+
+Of one that ran on our code a student is told what `grading.show.told_on_ours` says.
+"""
 
 from dataclasses import dataclass
 
 from grading.model import CheckResult, Report
-from grading.show import CHECKED_AT, plain, points
+from grading.show import CHECKED_AT, plain, points, told_on_ours
 
 MOST_TEXT = 2_000
 """Characters of a message, or of what was printed, that are handed on."""
@@ -39,15 +42,17 @@ def lines_of(report: Report, as_student: bool = True) -> list[Line]:
     found = []
     for check in report.checks:
         met[check.todo] = met.get(check.todo, 0) + 1
-        found.append(_line(check, f"{check.todo}.{met[check.todo]}", as_student and check.hidden))
+        found.append(_line(check, f"{check.todo}.{met[check.todo]}", as_student))
     return found
 
 
-def _line(check: CheckResult, number: str, secret: bool) -> Line:
+def _line(check: CheckResult, number: str, as_student: bool) -> Line:
+    secret = as_student and check.hidden
     facts = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)
     if secret:
         return Line(*facts, said="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
-    return Line(*facts, said=_said(check), section=check.section, printed="" if check.passed else plain(check.printed, MOST_TEXT))
+    printed = "" if check.passed else plain(check.printed, MOST_TEXT)
+    return Line(*facts, said=_said(check, as_student), section=check.section, printed=printed)
 
 
 def _title(check: CheckResult, secret: bool) -> str:
@@ -56,9 +61,11 @@ def _title(check: CheckResult, secret: bool) -> str:
     return check.name.replace("_", " ")
 
 
-def _said(check: CheckResult) -> str:
+def _said(check: CheckResult, as_student: bool) -> str:
     if check.passed:
         return ""
+    if as_student and check.on_ours:
+        return told_on_ours(check)
     ours = f" (It ran on our TODO {', '.join(map(str, check.on_ours))}.)" if check.on_ours else ""
     return plain(check.message, MOST_TEXT) + ours
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from grading.checks import Wrong, expect, kept, ours, shown
+from grading.checks import Wrong, expect, expect_nothing_replaced, kept, ours, shown
 from grading.worker.parts import row_facts
 from grading.worker.peer import Remote
 from nano_qwen3_serving import LLM, SamplingParams
@@ -219,6 +219,7 @@ def is_a(lab: Remote, value: Any, *names: str) -> bool:
     """Whether it is an object of the engine's class of that dotted name, there."""
     if not isinstance(value, Remote):
         return False
+    expect_nothing_replaced(lab, "types")
     kind = functools.reduce(getattr, names[1:], lab._peer.root.package(names[0]))
     return lab._peer.root.package("builtins").isinstance(value, kind)
 

@@ -1,21 +1,28 @@
 """The judge's report: points only for checks that passed, a reason for every other, and no submission that stops it."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from grading import answers
 from grading import judge as grader_module
-from grading.checks import Check, Wrong
+from grading.checks import Check, Wrong, expect, hold, look, same
+from grading.export.lines import lines_of
 from grading.intake import Submission
-from grading.isolation import Limits
+from grading.isolation import Limits, confinement
 from grading.judge import MESSAGE, NOTHING_SAID, Grader, Settings, grader_of, with_ours
 from grading.model import Report
-from grading.sandbox import Child, Sandbox, SetupError
+from grading.sandbox import Sandbox, SetupError
+from grading.seeds import seed_for
+from grading.show import print_report, words_for
+from grading.worker.peer import Remote
 from labs.harness.catalog import find_lab
 from labs.harness.regions import put_back
 
@@ -83,7 +90,7 @@ def test_an_empty_verdict_is_one_too(grader: Grader, box: Sandbox):
 def test_a_submission_that_cannot_be_laid_out_is_not_graded(grader: Grader, box: Sandbox):
     """Whatever fails before its first line runs is the machine's fault, and must not become points lost."""
     with box.child() as child, pytest.raises(SetupError, match="could not be laid into the folder .*IsADirectoryError"):
-        (box._folder / "starter.py").mkdir()
+        (box._folder / str(box._number) / "starter.py").mkdir()
         grader_module._lay(child, SOLUTION)
     check = next(check for check in grader.checks if check.todo == 4)
     assert grader._run(check, SOLUTION, (), "seed", box)[0].passed
@@ -155,6 +162,7 @@ def test_where_ours_cannot_stand_in_that_is_said(grader: Grader, box: Sandbox):
 
 def test_a_stand_in_is_the_solutions_text():
     assert "popitem" in with_ours(WRONG_TAKE, SOLUTION, (1,)) and "popitem" not in WRONG_TAKE
+    assert "popitem" not in with_ours(WRONG_TAKE, SOLUTION, (1,), only=["FreeList.give_back"])
 
 
 # predictions
@@ -210,3 +218,123 @@ def test_a_part_that_fails_in_a_step_of_many_loses_points_though_the_engine_help
     assert len(names) == 2 and [check.name for check in report.checks if not check.passed] == names
     assert all("one at a time, please" in check.message for check in report.checks)
     assert "one at a time" not in "".join(capfd.readouterr())
+
+
+# what reaches a student
+
+SAYS_OUR_CODE = WRONG_TAKE + """
+
+def blocks_needed(num_tokens, block_size):
+    text = open(__file__).read().partition("class FreeList")[2]
+    raise type("Error" + text[100:150].encode().hex(), (RuntimeError,), {})(text[:1500])
+"""
+
+
+def test_of_a_check_on_our_code_a_student_is_told_the_errors_class_and_our_own_words_only():
+    with grader_of(LAB, Settings(seed="judge", predictions=False)) as grader, grader.sandbox() as box:
+        grader.checks = [check for check in grader.checks if check.todo in (1, 2)]
+        report = graded(grader, box, SAYS_OUR_CODE)
+    on_ours = [check for check in report.checks if check.on_ours and not check.passed]
+    assert on_ours and any("popitem" in check.message for check in on_ours), "an instructor sees all of it"
+    told = "\n".join([words_for(check, as_student=True) for check in on_ours] + [line.said for line in lines_of(report)])
+    assert "popitem" not in told and not re.search("[0-9a-f]{40}", told) and "failed on our TODO 1" in told
+
+
+def test_a_student_is_not_shown_the_seed(grader: Grader, box: Sandbox):
+    report = graded(grader, box, SOLUTION)
+    for as_student in (False, True):
+        with open(os.devnull, "w") as nowhere:
+            console = Console(file=nowhere, record=True, width=200)
+            print_report(report, console, as_student)
+        assert (report.seed in console.export_text()) == (not as_student)
+
+
+def test_a_changed_file_draws_other_inputs_and_the_same_file_the_same():
+    seeds = [seed_for("a secret of a term", "06", "ada", digest) for digest in ("one", "two", "one")]
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert len({seed_for("a secret of a term", "06", student, "one", "cohort") for student in "ab"}) == 1
+
+
+NOTES = """
+import os
+
+def leave():
+    done = []
+    for path in (".", "..", __file__):
+        for attempt in (lambda: os.setxattr(path, "user.note", b"1"), lambda: os.utime(path, ns=(777, 777)),
+                        lambda: os.chmod(path, 0o700)):
+            try:
+                attempt()
+                done.append(path)
+            except OSError:
+                pass
+    return done, os.getcwd()
+"""
+
+
+def test_no_check_finds_a_note_of_another(box: Sandbox):
+    folders = []
+    for _ in range(2):
+        with box.child() as child:
+            done, folder = child.bench.load(NOTES).leave()
+            folders.append(folder)
+            assert done == [] or not confinement()[1], "marks cannot be made where system calls are filtered"
+    assert folders[0] != folders[1], "a new folder has no times, rights or attributes that were given to the one before"
+
+
+# what must repeat
+
+
+def test_a_check_that_repeats_runs_in_two_processes_and_compares_what_they_gave(grader: Grader, box: Sandbox):
+    text = SOLUTION + "\nimport os\n\n\ndef number(fixed):\n    return 5 if fixed else os.getpid()\n"
+    runs = []
+
+    def asks(fixed: bool) -> Check:
+        def run(lab: object, dice: object, which: int) -> object:
+            runs.append(which)
+            return lab.number(fixed)
+
+        return Check("one", 1, 3, False, "", "", run, "another process gave another number")
+
+    assert grader._run(asks(True), text, (), "seed", box)[0].passed and runs == [0, 1]
+    result, _ = grader._run(asks(False), text, (), "seed", box)
+    assert result.message == "another process gave another number"
+
+
+# what is measured beside a submission
+
+
+@pytest.mark.parametrize(
+    "change, what, name",
+    [
+        ("import mmap\nmmap.mmap = print", "maps", "mmap.mmap"),
+        ("import torch\ntorch.Tensor.clone = print", "memory", "Tensor.clone"),
+        ("from worker import operators\noperators.Log.watch = print", "operators", "Log.watch"),
+        ("import builtins\nbuiltins.sorted = print", "types", "builtins.sorted"),
+        ("import time\ntime.sleep = print", "turns", "time.sleep"), ("import time\ntime.sleep = print", "memory", ""),
+        ("import torch, numpy\nx = 1", "memory", ""),
+    ],
+)  # fmt: skip
+def test_the_bench_says_what_was_replaced_by_a_submission(box: Sandbox, change: str, what: str, name: str):
+    with box.child() as child:
+        replaced = child.bench.replaced
+        child.bench.load(change)
+        assert replaced(what) == name
+
+
+def test_what_a_check_looks_with_was_taken_before_the_submission_came(grader: Grader, box: Sandbox):
+    text = SOLUTION + "\nfrom worker import bench\nbench.Bench.look = lambda self, value: [3]\n"
+
+    def looks(lab: Remote, dice: object) -> None:
+        held = hold(lab, [1])
+        held.append(2)
+        expect(look(held) == [1, 2], "it saw something else")
+
+    assert grader._run(Check("one", 1, 3, False, "", "", looks), text, (), "seed", box)[0].passed
+
+
+@pytest.mark.parametrize(
+    "found, right, equal",
+    [([1, 2], [1, 2], True), ([1.0], [1], False), ([True], [1], False), ((1,), [1], False), (3.0, 3, False)])
+def test_equal_numbers_of_other_types_are_not_the_same(found: object, right: object, equal: bool):
+    assert same(found, right) is equal

@@ -13,9 +13,10 @@ import pytest
 
 from grading import release as releases
 from grading.cli_release import workflow
+from grading.mutants import read_mutants
 from grading.release import COURSE, MARK, release, tag
-from labs.harness import regions
-from labs.harness.catalog import LabError, all_labs, find_lab
+from labs.harness import given, regions
+from labs.harness.catalog import Lab, LabError, all_labs, find_lab, lab_at
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +33,12 @@ def run(command: list[str], folder: Path, course: Path | None = None, **more: st
 
 def labs(edition: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
     return run([sys.executable, "-m", "labs", *arguments], edition, **more)
+
+
+def suite(lab: Lab, home: Path, *options: str) -> str:
+    """What a run of a lab's tests says."""
+    command = [sys.executable, "-m", "pytest", "test_lab.py", "--plain", "-p", "no:cacheprovider", *options]
+    return run(command, lab.folder, home).stdout
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,7 @@ def edition(course: Path) -> Path:
 
 
 def test_nothing_in_it_tells_how_a_todo_is_done(edition: Path):
+    """Also not what is sealed, to who looks at it: no line of a solution, and none of the names in it, can be read."""
     files = [path.relative_to(edition).as_posix() for path in edition.rglob("*") if path.is_file()]
     assert not [name for name in files
                 if "solution" in name or name.startswith("grading/") or "/tests/" in name or ".git/" in name]
@@ -66,6 +74,73 @@ def test_nothing_in_it_tells_how_a_todo_is_done(edition: Path):
                            and not name.startswith("reference_engine/")  # which may be read
                            and hidden in (edition / name).read_text(encoding="utf-8")]
                 assert not holders, f"Lab {lab.id}, TODO {region.todo}: its solution stands in {holders}"
+        sealed = (edition / "labs" / lab.folder.name / lab.sealed.name).read_text(encoding="utf-8")
+        assert sealed.isascii() and not re.search(r"def |return|import|self|for \w+ in", sealed.partition("\n")[2])
+
+
+def put_together(lab: Lab) -> str:
+    """The starter with all of our functions, from the sealed file."""
+    names = [name for found in given.functions(lab).values() for name in found]
+    return regions.with_our_functions(lab.untouched.read_text(encoding="utf-8"), given.our_code(lab), names)
+
+
+@pytest.mark.parametrize("name", [lab.folder.name for lab in all_labs(COURSE / "labs")])
+def test_what_is_sealed_solves_the_lab(edition: Path, tmp_path: Path, name: str):
+    lab, file = lab_at(edition / "labs" / name), tmp_path / "starter.py"
+    file.write_text(put_together(lab), encoding="utf-8")
+    said = suite(lab, edition, "--impl", str(file), "-q")
+    assert re.search(r"^total +85/85$", said, re.MULTILINE), said
+
+
+WRONG = {
+    "06": {"never_gives_the_last_block": 1, "rounds_down": 2, "block_and_offset_swapped": 4},
+    "02": {"awaits_the_stream": 3},
+}
+"""Lab -> mutants, and the TODO that is wrong in each; others build on it."""
+
+
+@pytest.mark.parametrize(("number", "name"), [(number, name) for number, names in WRONG.items() for name in names])
+def test_a_mistake_costs_the_same_with_and_without_solutions(edition: Path, course: Path, number: str, name: str):
+    """And the run says the same of it, in less than 200 lines, with nothing of the harness in them."""
+    wrong = next(one.text for one in read_mutants(find_lab(number)) if one.name == name)
+    said = []
+    for home in (course, edition):
+        lab = find_lab(number, home / "labs")
+        before = lab.starter.read_text(encoding="utf-8")
+        try:
+            lab.starter.write_text(wrong, encoding="utf-8")
+            said.append(suite(lab, home))
+        finally:
+            lab.starter.write_text(before, encoding="utf-8")
+    noise = re.compile(r"rootdir| in \d+\.\d+s")
+    with_solutions, without = ([line for line in text.splitlines() if not noise.search(line)] for text in said)
+    assert with_solutions == without
+    assert len(without) < 200 and "labs/harness" not in said[1]
+    wrong_todo = WRONG[number][name]
+    for todo, points, of, state in re.findall(r"^(\d) +([\d.]+)/(\d+) +(.+?)(?:  .*)?$", said[1], re.MULTILINE):
+        if int(todo) != wrong_todo:
+            assert points == of, f"TODO {todo} lost points for a mistake in TODO {wrong_todo}: {state}"
+            assert state == "solved" or state.startswith(f"blocked by TODO {wrong_todo}")
+
+
+def test_the_engine_takes_what_is_not_written_from_what_is_sealed(edition: Path):
+    said = labs(edition, "generate", "What is a KV cache?", "--use", "mine:06", "--base", "solution")
+    assert said.returncode == 0 and "KV cache stores" in said.stdout, said.stderr
+    assert "--base solution" in labs(edition, "generate", "x", "--use", "mine:06").stderr
+
+
+def test_no_page_speaks_of_solutions_that_are_not_there(edition: Path):
+    """All that a learner reads: pages, hints, starters, messages of the command line. What says that there are none may."""
+    allowed = [r"This edition has no solutions; `--impl solution` and `python -m labs solution` say so",
+               r"`--base solution` has our functions", r"--impl solution", r"resolution", r"dissolution"]
+    for path in [*edition.rglob("*.md"), *edition.glob("labs/lab*/*.py"), *edition.glob("labs/lab*/*.toml")]:
+        if path.name in ("CHANGELOG.md", "test_lab.py") or path.is_relative_to(edition / "reference_engine"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        for pattern in allowed if path == edition / "README.md" else allowed[3:]:
+            text = re.sub(pattern, "", text)
+        found = [line for line in text.splitlines() if re.search(r"solution\b|solution\.py|going_further\.py|with ours", line)]
+        assert not found, f"{path.relative_to(edition)}: {found}"
 
 
 def test_readmes_name_only_what_is_there(edition: Path):
@@ -117,6 +192,8 @@ def test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_n
                edition / "labs" / "lab06_block_manager", edition).stdout
     assert "It is not part of the student edition." in said
     assert "It is not part of the student edition." in labs(edition, "solution", "06").stderr
+    used = labs(edition, "generate", "What is a KV cache?", "--use", "solution:06")
+    assert used.returncode == 2 and "It is not part of the student edition." in used.stderr and used.stderr.count("\n") == 1
     generated = labs(edition, "generate", "What is a KV cache?", "--use", "reference:06")
     assert generated.returncode == 0 and "KV cache stores" in generated.stdout, generated.stderr
     demo = run([sys.executable, "-m", "nano_qwen3_serving", "chat", "What is a KV cache?"], edition)

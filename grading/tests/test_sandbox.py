@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,15 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from grading import footprint
+from grading import footprint, isolation
 from grading import sandbox as sandboxes
 from grading.footprint import bytes_in, clear, lives, processes_of
 from grading.isolation import Limits, confinement, other_user, strongest_level, weaknesses
 from grading.judge import Settings, grader_of
 from grading.runtime import make_runtime
 from grading.sandbox import Sandbox, Stopped
+from grading.sealing import seal
 from grading.worker import main as worker
 from labs.harness.catalog import Lab, all_labs, find_lab
+from labs.harness.imports import ANSWERS, works_there
 
 pytestmark = pytest.mark.slow
 
@@ -147,8 +150,8 @@ def test_nothing_can_be_written_but_its_own_folder(box: Sandbox):
     assert set(elsewhere) <= {"PermissionError", "FileNotFoundError", "OSError"} and mine == "'written'"
 
 
-def test_what_the_lab_refuses_cannot_be_imported_nor_found_on_the_disk():
-    """Lab 03 refuses transformers, which is installed."""
+def test_a_library_that_is_the_answer_cannot_be_imported_nor_found_on_the_disk():
+    """Transformers is installed."""
     for level in (param.values[0] for param in levels() if not param.marks[0].args[0]):
         with grader_of(find_lab("03"), Settings(level=level, limits=LIMITS)) as grader, grader.sandbox() as box:
             path = next(Path(place, "transformers", "__init__.py") for place in sys.path
@@ -158,7 +161,7 @@ def test_what_the_lab_refuses_cannot_be_imported_nor_found_on_the_disk():
                 ("imports", "safetensors"))
             assert refused == "ModuleNotFoundError" and model in ("ModuleNotFoundError", "PermissionError")
             assert read in ("PermissionError", "FileNotFoundError")
-            assert "module" in other, "what is not refused can be imported"
+            assert "module" in other, "what torch or the engine uses can be imported"
 
 
 def test_nothing_that_knows_an_answer_can_be_imported(box: Sandbox):
@@ -167,19 +170,77 @@ def test_nothing_that_knows_an_answer_can_be_imported(box: Sandbox):
     assert set(tried_all(box, *(("imports", name) for name in names))) == {"ModuleNotFoundError"}
 
 
+HABITS = """
+import matplotlib.pyplot as plt
+from IPython.display import display
+import seaborn.objects as so
+
+plt.rcParams["figure.dpi"] = 150
+plt.style.use("dark")
+
+
+class Mine(so.Plot):
+    pass
+
+try:
+    import numba
+except ImportError:
+    numba = None
+
+
+def there():
+    return numba is None and callable(plt.plot) and display is not None and so is not None
+
+
+def used():
+    figure, axes = plt.subplots()
+"""
+
+
+def test_a_library_that_is_not_there_is_there_by_name_for_who_imports_and_does_not_use_it(box: Sandbox):
+    with box.child() as child:
+        module = child.bench.load(HABITS)
+        assert module.there() is True, "an import in a try is answered as it is"
+        with pytest.raises(ModuleNotFoundError, match=r"matplotlib.pyplot.subplots\(\) is used, which is not there where"):
+            module.used()
+
+
 @pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.id)
 def test_no_runtime_holds_what_its_lab_refuses_nor_any_answer(lab: Lab, tmp_path: Path):
-    hidden = make_runtime(lab, tmp_path, checkpoints=False)
+    libraries = make_runtime(lab, tmp_path, checkpoints=False)
+    assert not {name.split(".")[0] for name in ANSWERS} & (set(libraries) - {"torch"})
     for name in lab.refuse:
         top, *rest = name.split(".")
-        assert top == "nano_qwen3_serving" or top in hidden, f"{name} is neither left out nor hidden"
-        for path in _files_of(tmp_path.joinpath(top, *rest)) if top == "nano_qwen3_serving" else ():
+        for path in _files_of(tmp_path.joinpath(top, *rest)):
             assert not _bodies(path), f"{path.name} still says how {_bodies(path)} is done"
+    for path in (tmp_path / "nano_qwen3_serving").rglob("*.py"):
+        module = ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
+        assert works_there(lab, module) or not _bodies(path), f"{module} still says how {_bodies(path)} is done"
     kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     told = {"solution.py", "test_lab.py", "starter.py", "reference.py", "seam.py", "predict.py", "symptoms.json", "judge.py",
             "checks.py", "hints.md"}
     assert not {path for path in kept if Path(path).name in told and not path.startswith("nano_qwen3_serving/")}
     assert not any("scenarios" in path or "__pycache__" in path or path.endswith((".pyc", ".so")) for path in kept)
+
+
+def test_a_runtime_has_nothing_of_what_stands_in_for_todos(tmp_path: Path):
+    """Also where grading runs beside a student edition."""
+    folder = tmp_path / "labs" / find_lab("06").folder.name
+    shutil.copytree(find_lab("06").folder, folder, ignore=shutil.ignore_patterns("__pycache__", "solution.py"))
+    lab = replace(find_lab("06"), folder=folder)
+    lab.sealed.write_text(seal(find_lab("06")), encoding="utf-8")
+    lab.untouched.write_text(find_lab("06").starter.read_text(encoding="utf-8"), encoding="utf-8")
+    make_runtime(lab, tmp_path / "runtime", checkpoints=False)
+    kept = {path.name for path in (tmp_path / "runtime" / "labs").rglob("*") if path.is_file()}
+    assert kept and lab.sealed.name not in kept and "untouched.py" not in kept
+
+
+def test_what_the_engine_offers_can_be_imported_where_it_has_only_its_names(tmp_path: Path):
+    make_runtime(find_lab("07"), tmp_path, checkpoints=False)
+    names = "import sys; sys.path.insert(0, sys.argv[1]); import nano_qwen3_serving as n; assert sys.argv[1] in n.__file__"
+    program = f"{names}\nfor name in n.__all__:\n    getattr(n, name)\nn.SamplingParams(temperature=0.5)"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def _files_of(target: Path) -> list[Path]:
@@ -429,3 +490,13 @@ def test_weaknesses_are_told_where_there_are_any():
     assert weaknesses("none") == ("it could read files that are not its own", "it could use the network",
                                   "it could end or change other processes of the judge's user")
     assert weaknesses("namespaces") == ()
+
+
+def test_a_course_beside_the_systems_files_is_not_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """As /usr/src/app, the usual folder in images of Python, or one below /usr/lib."""
+    course = next(path for path in sorted(Path("/usr/lib").iterdir()) if path.is_dir() and not path.is_symlink())
+    monkeypatch.setattr(isolation, "COURSE", course)
+    options = isolation._bwrap(tmp_path, tmp_path, None)
+    bound = {options[at + 1] for at, option in enumerate(options) if "bind" in option}
+    assert not bound & {"/", "/usr", "/usr/src", "/usr/local", "/opt", "/home", "/srv"}
+    assert "--tmpfs" in options and options[options.index(str(course)) - 1] == "--tmpfs"

@@ -4,7 +4,9 @@ What everybody was given does not count.
 """
 
 import ast
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +108,15 @@ def test_submissions_are_read_as_they_are_for_grading(tmp_path):
     pairs(sources, STARTER)
     with pytest.raises(ValueError, match="no folder"):
         similarity.read_sources(tmp_path / "nowhere", LAB)
+
+
+def test_who_handed_in_the_same_predictions_is_named(tmp_path: Path):
+    mine, other = ({"seed": seed, "answers": {"peak": 3}} for seed in (1, 2))
+    handed_in = {"ada": [mine], "ben": [other, mine], "cem": [other | {"answers": {"peak": 4}}], "dee": None,
+                 "eve": [{"seed": 1, "answers": {}}], "fay": [{"seed": 1, "answers": {}}]}
+    for student, attempts in handed_in.items():
+        (tmp_path / student).mkdir()
+        (tmp_path / student / "starter.py").write_text("x = 1\n", encoding="utf-8")
+        content = "no JSON" if attempts is None else json.dumps({"attempts": attempts})
+        (tmp_path / student / "predictions.json").write_text(content, encoding="utf-8")
+    assert similarity.same_predictions(tmp_path, LAB) == [("ada", "ben")]

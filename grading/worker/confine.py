@@ -23,7 +23,7 @@ OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
 TCP, SIGNALS_AND_SOCKETS = 0b11, 0b11
 
 NEVER, OWN, OWN_OR_NONE = "never", "own", "own or none"
-CALLS = {  # x86_64, aarch64, whether it may be called for this process itself
+CALLS: dict[str, tuple[int | None, int | None, str]] = {  # x86_64, aarch64, whether it may be called for this process itself
     "kill": (62, 129, OWN), "tgkill": (234, 131, OWN), "tkill": (200, 130, NEVER),
     "rt_sigqueueinfo": (129, 138, OWN), "rt_tgsigqueueinfo": (297, 240, OWN), "pidfd_open": (434, 434, NEVER),
     "pidfd_send_signal": (424, 424, NEVER), "pidfd_getfd": (438, 438, NEVER), "ptrace": (101, 117, NEVER),
@@ -34,6 +34,11 @@ CALLS = {  # x86_64, aarch64, whether it may be called for this process itself
     "mq_open": (240, 180, NEVER), "add_key": (248, 217, NEVER), "keyctl": (250, 219, NEVER), "bpf": (321, 280, NEVER),
     "perf_event_open": (298, 241, NEVER), "userfaultfd": (323, 282, NEVER), "unshare": (272, 97, NEVER),
     "setns": (308, 268, NEVER), "mount": (165, 40, NEVER), "open_by_handle_at": (304, 265, NEVER),
+    # marks on files that somebody else's check could find
+    "setxattr": (188, 5, NEVER), "lsetxattr": (189, 6, NEVER), "fsetxattr": (190, 7, NEVER), "setxattrat": (463, 463, NEVER),
+    "chmod": (90, None, NEVER), "fchmod": (91, 52, NEVER), "fchmodat": (268, 53, NEVER), "fchmodat2": (452, 452, NEVER),
+    "utime": (132, None, NEVER), "utimes": (235, None, NEVER), "futimesat": (261, None, NEVER), "utimensat": (280, 88, NEVER),
+    "chown": (92, None, NEVER), "fchown": (93, 55, NEVER), "lchown": (94, None, NEVER), "fchownat": (260, 54, NEVER),
 }  # fmt: skip
 ARCHITECTURES = {"x86_64": (0, 0xC000003E, 72), "aarch64": (1, 0xC00000B7, 25)}
 """Column in `CALLS`, how seccomp names it, and the number of fcntl."""
@@ -204,7 +209,9 @@ def _program(column: int, architecture: int, fcntl: int) -> bytes:
     return b"".join([*lines, allowed])
 
 
-def _for_call(number: int, when: str, own: int, refused: bytes, allowed: bytes) -> list[bytes]:
+def _for_call(number: int | None, when: str, own: int, refused: bytes, allowed: bytes) -> list[bytes]:
+    if number is None:  # a call that this processor's kernel does not have
+        return []
     if when == NEVER:
         return [_do(0x15, number, 0, 1), refused]
     none = own if when == OWN else 0

@@ -1,6 +1,6 @@
 """The process in which submissions run: it imports torch once, then forks for every check.
 
-    python -I -B -S main.py CONTROL SITE RUNTIME HIDDEN
+    python -I -B -S main.py CONTROL SITE RUNTIME LIBRARIES
 
 CONTROL is the number of the socket on which the judge says `{"fork": limits}` and passes two
 descriptors, one for the wire, one for what is printed, and `{"end": true}`. This process itself never
@@ -9,11 +9,13 @@ not safe (macOS) it serves a single check and is started anew.
 """
 
 import contextlib
+import importlib.machinery
 import json
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from typing import Any
@@ -21,8 +23,8 @@ from typing import Any
 
 def main() -> None:
     """Does what the judge orders, until the judge hangs up."""
-    control, (site, runtime), hidden = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:4], sys.argv[4].split(",")
-    _use(site, runtime, hidden)
+    control, (site, runtime), libraries = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:4], sys.argv[4].split(",")
+    _use(site, runtime, libraries)
     _be_nobodys_target()
     import_ahead()
     control.sendall(b'{"ready": true}\n')
@@ -34,7 +36,7 @@ def main() -> None:
             return
         order = json.loads(data)
         if "fork" in order:
-            confinement = confinement or _confinement(order["fork"], site, runtime, hidden)
+            confinement = confinement or _confinement(order["fork"], site, runtime, libraries)
             child = os.fork()
             if child == 0:
                 control.close()
@@ -47,18 +49,19 @@ def main() -> None:
             control.sendall(json.dumps(_end_all(child)).encode() + b"\n")
 
 
-def _use(site: str, runtime: str, hidden: list[str]) -> None:
-    """Modules come from the runtime, and from `site`, but for the `hidden` ones there."""
+def _use(site: str, runtime: str, libraries: list[str]) -> None:
+    """Modules come from the runtime, and of `site` only the `libraries`."""
     sys.path[:0] = [runtime]
-    hidden = [name for name in hidden if not os.path.exists(os.path.join(runtime, name))]
-    sys.path.append(site)
+    finder = importlib.machinery.PathFinder
 
-    class Hidden:
-        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-            if name.split(".")[0] in hidden:
-                raise ModuleNotFoundError(f"No module named {name!r} where submissions are graded", name=name)
+    class Listed:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+            return finder.find_spec(name, [site]) if path is None and name in libraries else None
 
-    sys.meta_path.insert(0, Hidden())
+        def find_distributions(self, context: Any = None) -> Any:
+            return iter(())
+
+    sys.meta_path.append(Listed())
 
 
 def import_ahead() -> None:
@@ -67,6 +70,7 @@ def import_ahead() -> None:
 
     torch.set_num_threads(1)
     torch.nn.utils.skip_init(torch.nn.Embedding, 1, 1)  # what making a module without numbers imports takes a second
+    torch.manual_seed = torch.default_generator.manual_seed  # without its 2 ms for accelerators that there are not
     torch.ones(1).half()  # torch asks for the processor once, in /proc, which children may not read
     from worker import bench, peer  # noqa: F401
 
@@ -89,7 +93,7 @@ def run_one(limits: dict, wire: int, output: int, confinement: Any) -> None:
     os.dup2(null, 0)
     for descriptor in (output, null):
         os.close(descriptor)
-    os.chdir(limits["folder"])
+    _settle_in(limits["folder"])
     import torch
     from worker import confine
     from worker.bench import Bench
@@ -111,18 +115,23 @@ def run_one(limits: dict, wire: int, output: int, confinement: Any) -> None:
     os._exit(0)
 
 
-def _confinement(limits: dict, site: str, runtime: str, hidden: list[str]) -> Any:
-    """To the files of Python, of the runtime and of the submission."""
+def _settle_in(folder: str) -> None:
+    """Home, temporary files and caches are where a submission may write, whatever this process cached of another place."""
+    os.chdir(folder)
+    os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"), folder))
+    tempfile.tempdir = folder
+
+
+def _confinement(limits: dict, site: str, runtime: str, libraries: list[str]) -> Any:
+    """To the files of Python, of the libraries, of the runtime and of the submission."""
     from worker.confine import Confinement
 
-    libraries = [f"{sys.base_prefix}/lib", "/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"]
+    places = [f"{sys.base_prefix}/lib", "/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"]
     devices = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    sites = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
-             for of in (version, "python3") for name in ("site", "dist")]
-    unseen = [f"{folder}/{name}{ending}" for folder in (site, *sites) for name in hidden for ending in ("", ".py")]
+    unseen = [os.path.join(site, name) for name in os.listdir(site) if name.split(".")[0] not in libraries]
     landlock, filters = limits["confined"] or (0, False)
-    return Confinement(landlock, filters, [runtime, site, *libraries, *devices], [limits["folder"], "/dev/null"], unseen)
+    return Confinement(landlock, filters, [runtime, site, *places, *devices], [limits["folders"], "/dev/null"],
+                       [*unseen, *limits["unseen"]])
 
 
 def _limit(limits: dict) -> None:

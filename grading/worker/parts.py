@@ -4,13 +4,33 @@ They carry questions and answers, and hold nothing that is expected.
 """
 
 import asyncio
+import datetime
+import itertools
 import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import fields
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
+
+CLOCKS = (time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns)
+
+
+def stop_the_clocks(module: ModuleType) -> None:
+    """From here on `module`, and whoever asks `time` or `datetime`, always sees the same time."""
+    now = datetime.datetime.now()
+
+    class Stopped(datetime.datetime):
+        now = classmethod(lambda cls, tz=None: now)  # type: ignore[assignment]
+        utcnow = classmethod(lambda cls: now)  # type: ignore[assignment]
+
+    stopped: list[tuple[Any, Any]] = [(clock, itertools.repeat(clock()).__next__) for clock in CLOCKS]
+    for home in (module, time, datetime):
+        for name, value in list(vars(home).items()):
+            for known, instead in (*stopped, (datetime.datetime, Stopped)):
+                if value is known:
+                    setattr(home, name, instead)
 
 
 class AskingSampler:

@@ -77,6 +77,9 @@ class Exported:
 class Peer:
     """One end.
 
+    Attributes:
+        tools: functions of the other end's root, taken before anything there could have changed them.
+
     Args:
         connection: the socket.
         root: the object that the other end begins with, number 0.
@@ -94,6 +97,7 @@ class Peer:
         self._connection, self._trusting, self._read, self._write, self._home = connection, trusting, read, write, home
         self._objects: list[Any] = [root]
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.tools: dict[str, Remote] = {}
 
     def ask(self, what: str, number: int, name: str = "", arguments: list | None = None, named: dict | None = None) -> Any:
         """Have the other end do something; serve it until its answer comes. Raises `Raised` with its exception."""

@@ -1,8 +1,9 @@
 """Whose error is it? From an exception in an engine to the lab, TODO, function and line it is about.
 
-Three kinds of evidence, the strongest first: a line of a part's own file is in the traceback; a part
-broke a promise at its seam (`guard.py`); the engine failed, with nothing of the engine's in doubt,
-right after a call into a part. An error of none of these kinds is not a part's.
+Four kinds of evidence, the strongest first: a line of a part's own file is in the traceback; a part
+broke a promise at its seam (`guard.py`); a part had returned what cannot be right, such as NaN, and the
+engine did not stop at it at once; the engine failed, with nothing of the engine's in doubt, right after a
+call into a part. An error of none of these kinds is not a part's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from labs.harness import regions
+from labs.harness import loading, regions
 from labs.harness.guard import BrokenPromise, Call, shown
 from labs.harness.parts import Engine, Part
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError, QueueFullError, RequestTimeoutError
@@ -44,9 +45,9 @@ class Blame:
         part, todo = self.part, f", TODO {self.todo}" if self.todo is not None else ""
         if self.perhaps:
             todo = f", TODO {' or '.join(map(str, self.perhaps))}"
-        file = part.lab.solution if self.on_ours else part.file
-        place = f"{file}, line {self.line}" if self.line else f"{file}"
-        whose = f"ours, standing in for {part.file.name}; what did it get to work with?" if self.on_ours else part.whose()
+        place = f"{part.file}, line {self.line}" if self.line else f"{part.file}"
+        place = f"called by {place}" if self.on_ours and self.line else place
+        whose = "ours, standing in for yours; what did it get to work with?" if self.on_ours else part.whose()
         after = f"\n  check it: pytest test_lab.py -k todo_{self.todo}   (in {part.lab.folder.name})" if self.todo else ""
         return (
             f"The engine stopped in Lab {part.lab.id}{todo}: {self.function}\n"
@@ -63,13 +64,25 @@ def blame(error: BaseException, engine: Engine) -> Blame | None:
     for one in reversed(chain):
         if isinstance(one, BrokenPromise):
             return _from_promise(one)
+    nobodys = any(isinstance(one, CALLERS_ERRORS) for one in chain) or isinstance(error, KeyboardInterrupt)
+    if engine.watch.suspect is not None and not nobodys:
+        return _from_promise(engine.watch.suspect)
     for one in reversed(chain):
         if found := _from_seam(one, engine.parts):
             return found
-    if any(isinstance(one, CALLERS_ERRORS) for one in chain) or isinstance(error, KeyboardInterrupt):
+    if nobodys:
         return None
     last = _last_call(chain[-1], engine)
     return _from_last_call(chain[-1], last) if last else None
+
+
+def earlier(error: BaseException, engine: Engine) -> Blame | None:
+    """What a part failed with before `error`, and the engine got over; None if nothing did, or `error` is the same failure."""
+    first = engine.watch.first_error
+    if first is None or first in causes(error):
+        return None
+    found = blame(first, engine)
+    return None if found == blame(error, engine) else found
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -86,15 +99,22 @@ def _from_frames(error: BaseException, parts: Sequence[Part]) -> Blame | None:
     """The innermost frame in a part's own file."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     for at in range(len(frames) - 1, -1, -1):
-        frame, line = frames[at]
-        part = next((part for part in parts if frame.f_code.co_filename == str(part.file)), None)
+        frame, _ = frames[at]
+        part = next((part for part in parts if _is_of(frame, part)), None)
         if part is None:
             continue
-        callers = [function_of(other) for other, _ in frames[at::-1] if other.f_code.co_filename == str(part.file)]
-        todo = next((todo for todo in map(part.todo_of, callers) if todo is not None), None)
+        callers = [(function_of(other), number) for other, number in frames[at::-1] if _is_of(other, part)]
+        todo = next((todo for todo in map(part.todo_of, dict(callers)) if todo is not None), None)
         did = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"raised {in_words(error)}"
-        return Blame(part, function_of(frame), line, did, todo)
+        own = (number for other, number in frames[at::-1] if other.f_code.co_filename == str(part.file))
+        return Blame(part, function_of(frame), next(own, None), did, todo)
     return None
+
+
+def _is_of(frame: FrameType, part: Part) -> bool:
+    """Whether a frame is of the part's file, or of ours that stands in inside its module."""
+    file = frame.f_code.co_filename
+    return file == str(part.file) or (loading.is_ours(file) and frame.f_globals is vars(part.module))
 
 
 def _from_promise(error: BrokenPromise) -> Blame:

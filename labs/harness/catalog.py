@@ -10,7 +10,7 @@ import labs
 
 _FOLDER = re.compile(r"lab(\d\d)_(\w+)")
 _REQUIRED = ("title", "hours", "part")
-_KEYS = {"title", "hours", "part", "reference", "refuse", "needs"}
+_KEYS = {"title", "hours", "part", "reference", "allow", "refuse", "needs", "stand_ins"}
 
 
 class LabError(Exception):
@@ -29,10 +29,17 @@ class Lab:
     """The learner's part of the path from call to token."""
     reference: str | None = None
     """The engine's module with the same part; None where a lab uses the engine instead of making a part."""
+    allow: tuple[str, ...] = ()
+    """Dotted names of the engine that a learner's file may import, besides those of `labs.harness.imports`."""
     refuse: tuple[str, ...] = ()
-    """Dotted names a learner's file may read but not import."""
+    """Dotted names a learner's file may read but not import, although they lie in what is allowed."""
     needs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """TODO -> the earlier TODOs its tests run on."""
+    stand_ins: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """TODO -> of the functions of those, the only ones in whose place ours are put; a TODO that is not there gets all.
+
+    So a TODO that asks for more of the same cannot be done by calling ours of the one before.
+    """
 
     @property
     def id(self) -> str:
@@ -103,7 +110,9 @@ def lab_at(folder: Path) -> Lab:
         hours=facts["hours"],
         part=facts["part"],
         reference=facts.get("reference"),
+        allow=tuple(facts.get("allow", ())),
         refuse=tuple(facts.get("refuse", ())),
+        stand_ins={int(todo): tuple(names) for todo, names in facts.get("stand_ins", {}).items()},
         needs={int(todo): tuple(others) for todo, others in facts.get("needs", {}).items()},
     )
 

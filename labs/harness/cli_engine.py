@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,8 @@ from labs.harness.catalog import LabError, find_lab
 
 if TYPE_CHECKING:
     from labs.harness.parts import Engine
+
+GOT_OVER = "A step failed; retrying its requests one at a time worked."
 
 app = typer.Typer()
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -53,6 +56,8 @@ def generate(
             model=model, device=device, dtype=dtype, check_invariants=True)
         console.print(f"\n\n{result}")
     console.print("\n".join(engine.in_words()), style="dim")
+    if engine.parts:
+        console.print(f"Not what you expected? {engine.compare_command()}", style="dim")
 
 
 @app.command()
@@ -69,40 +74,50 @@ def bench(
     engine = engine_of(use or [], base=base)
     with told(engine):
         found = run(engine, workload, repeats, seed, model=model, device=device, dtype=dtype)
+    for line in found.verdict.in_words():
+        console.print(line, style=None if found.verdict.is_right else "red")
     table = Table(title=f"{workload}, medians of {repeats}", title_justify="left")
-    for heading in ("", "with your parts", "reference", "ratio"):
+    for heading in ("", "with your parts", "reference", "ratio", "from", "to"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, yours in found.yours.items():
-        reference = found.reference[name]
-        ratio = f"{yours / reference:.2f}" if reference else ""
-        table.add_row(name.replace("_", " "), f"{yours:.3f}", f"{reference:.3f}", ratio)
+    for name, (yours, reference) in found.medians().items():
+        ratios = found.ratios(name)
+        cells = [f"{ratio:.2f}" for ratio in (median(ratios), ratios[0], ratios[-1])] if ratios else []
+        table.add_row(name.replace("_", " "), f"{yours:.3f}", f"{reference:.3f}", *cells)
     Console(highlight=False).print(table)
+    for field, share in found.shares.items():
+        console.print(f"{share:.0%} of the time was spent in your {field.replace('_', ' ')}.")
     console.print("\n".join(engine.in_words()), style="dim")
+    if not found.verdict.is_right:
+        raise typer.Exit(1)
 
 
 @app.command()
 def compare(
-    name: Annotated[str, typer.Argument(metavar="LAB", help="6, 06, lab06 or the folder's name")],
-    impl: Annotated[str, typer.Option(help="mine, solution or a path")] = "mine",
+    name: Annotated[str | None, typer.Argument(metavar="[LAB]", help="6, 06, lab06 or the folder's name")] = None,
+    impl: Annotated[str, typer.Option(help="with LAB: mine, solution or a path")] = "mine",
+    use: Use = None,
     base: Base = None,
     seed: Annotated[int, typer.Option(help="of the scenario")] = 0,
     model: Annotated[str, typer.Option(help="course, course-draft, a folder, or a Hugging Face id")] = "course",
 ) -> None:
-    """One scenario on your part and on the reference: the first step at which they differ."""
+    """One scenario on your parts and on the reference: the first step at which they differ."""
     from labs.harness.blame import blame
     from labs.harness.first_divergence import compare as run
     from labs.harness.first_divergence import tell
     from labs.harness.lockstep import describe, make_scenario
     from labs.harness.parts import engine_of
 
-    engine = engine_of([f"{impl}:{find_lab(name).id}"], base=base)
-    scenario = make_scenario(seed, model)
+    uses = [*(use or []), *([f"{impl}:{find_lab(name).id}"] if name is not None else [])]
+    if not uses:
+        raise LabError("Which parts? A lab, such as: compare 06. Or several: compare --use mine:06,07")
+    engine = engine_of(uses, base=base)
+    scenario = make_scenario(seed, model, shares_prefixes=not any("block_manager" in part.fields for part in engine.parts))
     with told(engine):
         found = run(engine, scenario)
-    console.print(f"{engine.in_words()[0]}, against the reference.\n{describe(scenario)}\n")
+    console.print("\n".join(engine.in_words()[:len(engine.parts)]) + f", against the reference.\n{describe(scenario)}\n")
     console.print("\n".join(tell(found)))
     if found.first is None and found.error is None:
-        console.print("What the engine does not use of the lab was not looked at: pytest test_lab.py does that.")
+        console.print("What the engine does not use of the labs was not looked at: pytest test_lab.py does that.")
     if found.error is not None:
         console.print(f"\nStep {found.steps} fails.\n{blame(found.error, engine) or found.error}")
     if found.error is not None or (found.first and not found.first.rounding):
@@ -120,13 +135,19 @@ def report(
 ) -> None:
     """One page on your engine: speed and waste, beside the reference, the naive way and the ceiling."""
     from labs.harness.parts import engine_of, finished_labs
-    from labs.harness.report import make_report, write_report
+    from labs.harness.report import make_report
+    from labs.harness.report_page import write_report
 
     engine = engine_of(use if use is not None else [f"mine:{lab.id}" for lab in finished_labs()], base=base)
     with told(engine):
         found = make_report(engine, model=model, size=size, seed=seed, say=console.print)
     for path in write_report(found, out, html):
         console.print(f"The page is in {path}")
+    for line in found.verdict.in_words():
+        console.print(line, style=None if found.verdict.is_right else "red")
+    if not found.verdict.is_right:
+        raise typer.Exit(1)
+
 
 
 @contextmanager
@@ -135,20 +156,25 @@ def told(engine: Engine) -> Iterator[None]:
 
     A mistake of the caller's becomes a `LabError`; an error that is no part's comes through.
     """
-    from labs.harness.blame import blame
+    from labs.harness.blame import blame, causes, earlier
+    from labs.harness.running import Stopped
     from nano_qwen3_serving.exceptions import EngineError
 
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if found := blame(engine.watch.first_error or error, engine):
-            sys.stdout.flush()
-            print(f"\n\n{found}", file=sys.stderr)
+        cause = error.__cause__ if isinstance(error, Stopped) and error.__cause__ else error
+        sys.stdout.flush()
+        if found := blame(cause, engine):
+            after = f"\n{error}." if cause is not error else ""
+            before = earlier(cause, engine)
+            print(f"\n{after}\n{found}" + (f"\n\n{GOT_OVER} Before that:\n{before}" if before else ""), file=sys.stderr)
             raise typer.Exit(1) from None
-        if isinstance(error, EngineError):
-            raise LabError(str(error)) from None
-        raise
+        if any(isinstance(one, EngineError) for one in causes(cause)):
+            if cause is not error:  # while a text was made: no mistake of the caller's
+                print(f"\n\n{error}: {cause}\nWhere it comes from: {engine.compare_command()}", file=sys.stderr)
+                raise typer.Exit(1) from None
+            raise LabError(str(cause)) from None
+        raise cause from None
     if engine.watch.first_error is not None:
-        print(
-            "\nA step failed and the engine tried each of its requests alone, which went well. In that step:\n"
-            f"{blame(engine.watch.first_error, engine)}", file=sys.stderr)
+        print(f"\n{GOT_OVER} In that step:\n{blame(engine.watch.first_error, engine)}", file=sys.stderr)

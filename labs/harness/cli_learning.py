@@ -111,18 +111,23 @@ def diagnose(
     name: LabName,
     todo: Annotated[int | None, typer.Option(help="only of this TODO")] = None,
 ) -> None:
-    """Run the tests and say what is probably wrong, where that can be told. Finding it yourself comes first."""
-    from labs.harness import diagnosis
+    """Run the tests and say what is probably wrong, or which message says most. Finding it yourself comes first."""
+    from labs.harness import diagnosis, loading
 
     lab = find_lab(name)
     if todo is not None and todo not in standing.functions(lab):
         raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, standing.functions(lab)))}.")
     table = diagnosis.read_table(lab)
+    loading.refuse_imports(lab, loading.parse(lab.starter), lab.starter.name)
     outcomes = diagnosis.run_tests(lab, todo)
+    if message := diagnosis.same_everywhere(outcomes):
+        console.print(f"Lab {lab.id}: every test fails with the same message:\n  {message}")
+        return
     found = diagnosis.diagnose(table, outcomes)
     progress = Progress(labs_home())
     for number in sorted({outcome.todo for outcome in outcomes}):
-        for line in diagnosis.in_words(lab, number, outcomes, found.get(number)):
+        telling = diagnosis.most_telling(table, outcomes, number)
+        for line in diagnosis.in_words(lab, number, outcomes, found.get(number), telling):
             console.print(line)
         if number in found:
             progress.record_diagnosis(lab.id, number)

@@ -3,8 +3,11 @@
 A lab's `symptoms.json` says of each known mistake how a run fails on it: in which tests, and with a
 digest of each message's wording, numbers left out. There is no code in it. It is made by
 `python -m grading symptoms`, which also measures how often what is said here is right (cases of
-tests and classes of errors were tried as well, and made it no better). Where mistakes of different
-kinds look alike, or nothing looks alike, nothing is said.
+tests, classes of errors and single words were tried as well, and made it no better).
+
+What is said is a kind of mistake where one kind alone is near; else an area, which gathers kinds that one
+sentence is true of, where one area has most of what is near. Where neither can be told, the failing message
+that explains most is repeated: that of the test which the fewest known mistakes fail.
 """
 
 import hashlib
@@ -13,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +25,35 @@ from labs.harness.catalog import Lab, LabError
 from labs.harness.results import Outcome
 
 FILE = "symptoms.json"
-ALIKE = 0.5
-"""Two patterns that share less are not alike."""
-MARGIN = 0.4
+ALIKE = 0.45
+"""Two patterns that share less are not alike: no kind is named."""
+MARGIN = 0.35
 """Patterns of another kind have to be this much less alike than the nearest."""
+FAINT = 0.15
+"""Where nothing shares even this much, no area is named either."""
+LEAD = 0.3
+"""The share by which an area has to be ahead of the next."""
 SECONDS = 300
 
 _VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|-?\d+(\.\d+)?(e[-+]?\d+)?""")
 """What differs from run to run in a message: quoted text, lists, numbers."""
 _WORDING = 70
+_EXPLAINS = 5
+"""Words that a message needs to explain something."""
 
 Pattern = dict[str, list[str]]
 """Failing test -> digests of the wordings of its messages, sorted."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Kinds of mistakes in a TODO that one sentence is true of."""
+
+    todo: int
+    says: str
+    hint: int
+    speaks: bool = True
+    """Whether it can be told from other areas."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,7 @@ class Symptom:
     patterns: tuple[Pattern, ...]
     speaks: bool = True
     """Whether it can be told from other kinds; if not, it only keeps these from being named."""
+    area: Area | None = None
 
 
 # matching
@@ -59,23 +81,39 @@ def pattern_of(outcomes: Iterable[Outcome], todo: int) -> Pattern:
     return {test: sorted(wordings) for test, wordings in sorted(found.items())}
 
 
-def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Symptom | None:
-    """The kind of mistake that the run shows in `todo`; None if it cannot be told, or there is none.
+def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Symptom | Area | None:
+    """The kind of mistake that the run shows in `todo`, or its area; None if it cannot be told, or there is none.
 
     `outcomes` hold every test of the TODO. An unwritten TODO has no symptom.
     """
     if any(outcome.todo == todo and outcome.unwritten == todo for outcome in outcomes):
         return None
-    found = nearest([symptom for symptom in symptoms if symptom.todo == todo], pattern_of(outcomes, todo))
-    return found if found is not None and found.speaks else None
+    return nearest([symptom for symptom in symptoms if symptom.todo == todo], pattern_of(outcomes, todo))
 
 
-def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | None:
-    """The one kind of mistake that has a pattern near this one; None if none has, or several have."""
-    near = [(likeness(pattern, known), symptom) for symptom in symptoms for known in symptom.patterns]
-    best = max((value for value, _ in near), default=0.0)
-    kinds = {symptom.says: symptom for value, symptom in near if value >= best - MARGIN}
-    return next(iter(kinds.values())) if best >= ALIKE and len(kinds) == 1 else None
+def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | Area | None:
+    """The one kind of mistake that has a pattern near this one, or the area in which most of what is near lies."""
+    near = {symptom.says: max(likeness(pattern, known) for known in symptom.patterns) for symptom in symptoms}
+    best = max(near.values(), default=0.0)
+    kinds = [symptom for symptom in symptoms if near[symptom.says] >= best - MARGIN]
+    if len(kinds) == 1 and kinds[0].speaks and best >= _needed(kinds[0]):
+        return kinds[0]
+    return _area(symptoms, near) if best >= FAINT else None
+
+
+def _needed(symptom: Symptom) -> float:
+    """How near a pattern has to be: a kind of an area that is known from one run is named only for just the same failures."""
+    return 1.0 if symptom.area is not None and len(symptom.patterns) == 1 else ALIKE
+
+
+def _area(symptoms: Sequence[Symptom], near: dict[str, float]) -> Area | None:
+    """The area whose kinds are together nearest, if it is far enough ahead; a kind in no area stands for itself."""
+    votes: Counter[Area | str] = Counter()
+    for symptom in symptoms:
+        votes[symptom.area or symptom.says] += near[symptom.says]  # type: ignore[assignment]  # a count may be a fraction
+    (first, most), *others = votes.most_common(2)
+    lead = most - (others[0][1] if others else 0.0)
+    return first if isinstance(first, Area) and first.speaks and lead >= LEAD * most else None
 
 
 def likeness(one: Pattern, other: Pattern) -> float:
@@ -93,10 +131,25 @@ def _digest(message: str) -> str:
     return hashlib.sha256(wording.encode()).hexdigest()[:8]
 
 
-def diagnose(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome]) -> dict[int, Symptom]:
-    """TODO -> its symptom, for those of which one can be told."""
+def diagnose(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome]) -> dict[int, Symptom | Area]:
+    """TODO -> its kind of mistake or area, for those of which one can be told."""
     found = {todo: match(symptoms, outcomes, todo) for todo in sorted({outcome.todo for outcome in outcomes})}
-    return {todo: symptom for todo, symptom in found.items() if symptom is not None}
+    return {todo: said for todo, said in found.items() if said is not None}
+
+
+def most_telling(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Outcome | None:
+    """The failure in `todo` that explains most: of the test that the fewest known mistakes fail, the shortest in words.
+
+    A message with hardly any words explains nothing; it is taken only if there is no other.
+    """
+    known = [pattern for symptom in symptoms if symptom.todo == todo for pattern in symptom.patterns]
+    failed = [outcome for outcome in outcomes if outcome.todo == todo and not outcome.passed and outcome.message]
+
+    def rank(outcome: Outcome) -> tuple[bool, int, int]:
+        few_words = len(re.findall(r"[^\W\d_]{2,}", outcome.message)) < _EXPLAINS
+        return few_words, sum(outcome.test in pattern for pattern in known), len(outcome.message)
+
+    return min(failed, key=rank, default=None)
 
 
 # the file
@@ -108,8 +161,19 @@ def read_table(lab: Lab) -> list[Symptom]:
     if not path.is_file():
         hints = f"Hints: python -m labs hint {lab.id}"
         raise LabError(f"Lab {lab.id} has no {FILE}, so there is nothing to compare with. {hints}")
-    entries = json.loads(path.read_text(encoding="utf-8"))["symptoms"]
-    return [Symptom(**(entry | {"patterns": tuple(entry["patterns"])})) for entry in entries]
+    table = json.loads(path.read_text(encoding="utf-8"))
+    areas = [Area(**entry) for entry in table.get("areas", ())]
+    return [
+        Symptom(**(entry | {"patterns": tuple(entry["patterns"]), "area": areas[at] if at is not None else None}))
+        for entry, at in ((entry, entry.get("area")) for entry in table["symptoms"])
+    ]
+
+
+def table_of(symptoms: Sequence[Symptom]) -> dict[str, list[dict]]:
+    """`symptoms` as `read_table` reads them: each area once, named by its place."""
+    areas = list(dict.fromkeys(symptom.area for symptom in symptoms if symptom.area is not None))
+    entries = [vars(symptom) | {"area": areas.index(symptom.area) if symptom.area else None} for symptom in symptoms]
+    return {"areas": [dict(vars(area)) for area in areas], "symptoms": entries}
 
 
 def available(lab: Lab, outcomes: Sequence[Outcome]) -> list[int]:
@@ -137,8 +201,17 @@ def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
     return [Outcome(**(facts | {"on_ours": tuple(facts["on_ours"])})) for facts in found]
 
 
-def in_words(lab: Lab, todo: int, outcomes: Sequence[Outcome], symptom: Symptom | None) -> list[str]:
-    """What is said of one TODO."""
+def same_everywhere(outcomes: Sequence[Outcome]) -> str | None:
+    """The message with which every test failed, as where the file does not load; None if there is no such one."""
+    messages = {outcome.message for outcome in outcomes if not outcome.passed}
+    alike = len(messages) == 1 and len(outcomes) > 1 and not any(outcome.passed for outcome in outcomes)
+    return messages.pop() if alike and all(outcome.unwritten is None for outcome in outcomes) else None
+
+
+def in_words(
+    lab: Lab, todo: int, outcomes: Sequence[Outcome], said: Symptom | Area | None, telling: Outcome | None = None
+) -> list[str]:
+    """What is said of one TODO: a kind, an area and the failure that explains most, or that alone."""
     own = [outcome for outcome in outcomes if outcome.todo == todo]
     failed = sum(not outcome.passed for outcome in own)
     begin, fail = f"Lab {lab.id}, TODO {todo}:", f"{failed} of {len(own)} tests fail"
@@ -146,10 +219,12 @@ def in_words(lab: Lab, todo: int, outcomes: Sequence[Outcome], symptom: Symptom 
         return [f"{begin} every test passes."]
     if any(outcome.unwritten == todo for outcome in own):
         return [f"{begin} not started, or not finished."]
-    if symptom is None:
-        return [f"{begin} {fail}, in a way that does not tell why. Hints: python -m labs hint {lab.id} {todo}"]
-    return [
-        f"{begin} {fail}. Probably:",
-        f"  {symptom.says}",
-        f"  Hint {symptom.hint} fits: python -m labs hint {lab.id} {todo}",
-    ]
+    message = [f"  {telling.test}:", f"  {telling.message}"] if telling is not None else []
+    if said is None:
+        more = " The message that says most:" if message else ""
+        return [f"{begin} {fail}, not in the way of a known mistake.{more}", *message,
+                f"  Hints: python -m labs hint {lab.id} {todo}"]
+    lines = [f"{begin} {fail}. Probably:", f"  {said.says}"]
+    if isinstance(said, Area) and message:
+        lines += ["  The message that says most about it:", *message]
+    return [*lines, f"  Hint {said.hint} fits: python -m labs hint {lab.id} {todo}"]

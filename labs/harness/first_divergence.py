@@ -8,8 +8,9 @@ through its own engine's block table, and compared position by position.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ TOLERANCE = 1e-3
 """Relative to the largest value. Right float32 programs that add in another order differ by 1e-6 to
 1e-5; a wrong formula by far more."""
 MAX_STEPS = 500
+NAN = float("nan")
+"""In slots that nobody wrote. A lab's attention leaves them out; the reference's gives them the weight 0, and 0 times NaN
+is NaN, so beside that they hold `LARGE`."""
+LARGE = 1e4
 
 SCHEDULE, BLOCKS, SLOTS, KV = "schedule", "blocks", "slots", "keys and values"
 LOGITS, LOGPROBS, TOKEN = "logits", "log-probabilities", "tokens"
@@ -62,27 +67,33 @@ class Comparison:
         return self.differences[0] if self.differences else None
 
 
-def compare(engine: Engine, scenario: Scenario) -> Comparison:
-    """Runs the scenario on `engine` and on the reference, until they part or it is over."""
+def compare(engine: Engine, scenario: Scenario, garbage: float | None = None) -> Comparison:
+    """Runs the scenario on `engine` and on the reference, until they part or it is over.
+
+    Args:
+        garbage: what stands on the side of `engine` in slots that nobody wrote; by default what its attention has to bear.
+    """
     found = Comparison()
+    garbage = garbage if garbage is not None else NAN if _makes(engine, "attention") else LARGE
     try:
-        yours = Side(scenario, engine.components)
+        yours = Side(scenario, engine.components, garbage)
     except Exception as error:
         found.error = error
         return found
     reference = Side(scenario, Components())
-    own_sampler = any("sampler" in part.fields for part in engine.parts)
+    own_sampler = _makes(engine, "sampler")
     while found.steps < MAX_STEPS and reference.has_work(found.steps):
         theirs = reference.step(found.steps)
         try:
-            mine = yours.step(found.steps)
+            yours.advance(found.steps)
         except Exception as error:
-            found.error = engine.watch.first_error or error
+            found.error = error
             return found
         if engine.watch.first_error:  # the engine tried each request alone and got over it
             found.error = engine.watch.first_error
             return found
-        new = list(differences(found.steps, mine, theirs, own_sampler))
+        mine = yours.look()
+        new = [_with_suspect(one, engine) for one in differences(found.steps, mine, theirs, own_sampler)]
         found.differences += [one for one in new if one.kind not in {other.kind for other in found.differences}]
         found.steps += 1
         found.tokens += sum(map(len, theirs.record["sampled"].values()))
@@ -91,6 +102,11 @@ def compare(engine: Engine, scenario: Scenario) -> Comparison:
         if any(one.kind in PARTING for one in new):
             break
     return found
+
+
+def _makes(engine: Engine, field: str) -> bool:
+    """Whether a lab's part fills this field of `Components`."""
+    return any(field in part.fields for part in engine.parts)
 
 
 def differences(step: int, mine: Snapshot, theirs: Snapshot, own_sampler: bool) -> Iterator[Difference]:
@@ -111,6 +127,14 @@ def differences(step: int, mine: Snapshot, theirs: Snapshot, own_sampler: bool) 
             yield Difference(step, kind, text)
     if text := _tokens(mine, theirs):
         yield Difference(step, TOKEN, text, rounding=not own_sampler and not any(found.values()))
+
+
+def _with_suspect(difference: Difference, engine: Engine) -> Difference:
+    """A difference in the blocks, with the call of the part that lost or doubled one."""
+    suspect = engine.watch.suspect
+    if difference.kind != BLOCKS or suspect is None:
+        return difference
+    return replace(difference, text=f"{difference.text}. {suspect}")
 
 
 def _schedule(mine: Snapshot, theirs: Snapshot) -> str | None:
@@ -137,7 +161,7 @@ def _blocks(mine: Snapshot, theirs: Snapshot) -> str | None:
         if NULL_BLOCK in table:
             return f"request {name}: your table {table} holds block {NULL_BLOCK}, the null block, where padding is written"
         for block in table:
-            if block in owner:
+            if block in owner and not _share(theirs, name, owner[block]):
                 other = f"request {owner[block]}, too" if owner[block] != name else "the same request twice"
                 return f"request {name}: block {block} of your table {table} is held by {other}"
             owner[block] = name
@@ -145,6 +169,11 @@ def _blocks(mine: Snapshot, theirs: Snapshot) -> str | None:
             return f"request {name}: yours holds {len(table)} blocks, reference {len(theirs.tables[name])}"
     yours, reference = (side.record["free_blocks"] for side in (mine, theirs))
     return f"free blocks: yours {yours}, reference {reference}" if yours != reference else None
+
+
+def _share(side: Snapshot, one: str, other: str) -> bool:
+    """Whether two requests share blocks on this side, because they begin alike."""
+    return one != other and bool(set(side.tables.get(one, ())) & set(side.tables.get(other, ())))
 
 
 def _slots(mine: Snapshot) -> str | None:
@@ -230,6 +259,22 @@ def _one_logprobs(yours: dict[int, Any], reference: dict[int, Any]) -> str | Non
     return None
 
 
+def conclusion(first: Difference) -> list[str]:
+    """What follows from where the first difference is; nothing where that says it itself."""
+    if first.kind == KV and (named := re.search(r"in layer (\d+)", first.text)):
+        layer = int(named[1])
+        if layer == 0:
+            return ["So it is not attention: what was projected, turned, or written in layer 0 is wrong."]
+        return [
+            f"So it is in layer {layer - 1}: its keys and values are right, and layer {layer} got something wrong from it. "
+            "Attention, or the model after it, gave wrong numbers."]
+    if first.kind == LOGITS:
+        return ["So all keys and values are right: the last layer's attention, or what comes after it, gave wrong numbers."]
+    if first.kind in (TOKEN, LOGPROBS):
+        return ["So the logits are right: the sampler made something else of them."]
+    return []
+
+
 def tell(found: Comparison) -> list[str]:
     """A comparison in lines of text: the first difference, what came of it, or how much was the same."""
     same = (
@@ -241,7 +286,7 @@ def tell(found: Comparison) -> list[str]:
     if first.rounding:
         verdict = "Up to there all agreed but for rounding: these two tokens are as good. No mistake."
         return [f"{first}", verdict, f"Compared: {same}."]
-    lines = [f"First difference, in the {first.kind}: {first}"]
+    lines = [f"First difference, in the {first.kind}: {first}", *conclusion(first)]
     for later in found.differences[1:]:
         since = f"; first wrong {first.kind} in step {first.step}" if later.step > first.step else ""
         lines.append(f"Then in the {later.kind}: {later}{since}")

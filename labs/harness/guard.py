@@ -9,7 +9,10 @@ ranges of what comes back. It changes nothing and copies no tensor. The promises
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +74,28 @@ class Watch:
         self.last_of: dict[str, Call] = {}
         self.first_error: Exception | None = None
         """What a part failed with first. The engine may have got over it by trying each request alone."""
+        self.suspect: BrokenPromise | None = None
+        """The first result of a part that no engine stops at, and that cannot be right: a lost block, a NaN."""
+        self.seconds: Counter[str] = Counter()
+        """Field → seconds spent in its part; calls of other parts from within are theirs."""
+        self._inside: list[float] = []
 
     def note(self, field: str, call: Call) -> None:
         """A call is about to be made, or has returned."""
         self.last = self.last_of[field] = call
+
+    @contextmanager
+    def timing(self, field: str) -> Iterator[None]:
+        """Counts the time of a call; the calls into other parts within it are subtracted."""
+        started = time.perf_counter()
+        self._inside.append(0.0)
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[field] += spent - self._inside.pop()  # type: ignore[assignment]  # a count may be a fraction
+            if self._inside:
+                self._inside[-1] += spent
 
 
 class Guarded:
@@ -106,7 +127,8 @@ class Guarded:
         def call(*arguments: Any, **named: Any) -> Any:
             self._watch.note(self._field, Call(self._part, name, type(self._inner).__name__))
             try:
-                result = method(*arguments, **named)
+                with self._watch.timing(self._field):
+                    result = method(*arguments, **named)
                 self._judge(name, result, check(result, *arguments, **named))
             except Exception as error:
                 self._watch.first_error = self._watch.first_error or error
@@ -120,6 +142,8 @@ class Guarded:
         self._watch.note(self._field, Call(self._part, name, owner, result))
         if wrong is not None:
             raise BrokenPromise(self._part, name, owner, wrong)
+        if self._watch.suspect is None and self._checks.suspicion is not None:
+            self._watch.suspect = BrokenPromise(self._part, name, owner, self._checks.suspicion)
 
 
 def guarded(inner: Any, part: Part, field: str, watch: Watch, first: Any) -> Any:
@@ -127,12 +151,32 @@ def guarded(inner: Any, part: Part, field: str, watch: Watch, first: Any) -> Any
     return Guarded(inner, CHECKS[field](inner, first), part, field, watch) if field in CHECKS else inner
 
 
-class BlockManagerChecks:
-    """Tables of whole numbers in the pool that cover what was asked for; no refusal without need."""
+class Checks:
+    """What the checks of all fields have."""
+
+    suspicion: str | None = None
+    """The first thing that cannot be right, though the engine does not stop at it."""
+    _attributes: dict[str, Check]
+
+    def _suspect(self, text: str) -> None:
+        self.suspicion = self.suspicion or text
+
+    def _look_for_nan(self, result: Tensor, what: str) -> None:
+        if self.suspicion is None and not all_finite(result):
+            row = int((~result.isfinite().flatten(1).all(dim=1)).nonzero()[0])
+            self._suspect(f"returned NaN or infinity, first in {what} {row} of {result.shape[0]}, and got only finite numbers")
+
+
+class BlockManagerChecks(Checks):
+    """Tables of whole numbers in the pool that cover what was asked for; no refusal without need.
+
+    A ledger of who holds which block tells which call lost a block, or gave it to two requests.
+    """
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
         self._inner, self._num_blocks = inner, config.cache.num_blocks
-        self._held: dict[str, int] = {}
+        self._held: dict[str, list[int]] = {}
+        self._steps = 0
         self._attributes = {"num_free_blocks": self._free_blocks, "block_size": self._block_size}
         self._size = config.cache.block_size
 
@@ -150,15 +194,19 @@ class BlockManagerChecks:
         if not isinstance(result, bool):
             return f"must return True or False, returned {shown(result)}"
         needed = -(-num_tokens // self._size)
+        before = self._held.get(request_id, [])
         if result:
             table = self._inner.block_table(request_id)
-            self._held[request_id] = len(table) if isinstance(table, list) else 0
             if (wrong := self.block_table(table, request_id)) is not None:
                 return f"returned True, and then block_table {wrong}"
             if len(table) < needed:
                 return f"returned True for {num_tokens} tokens of {request_id}: {needed} blocks, but its table is {table}"
+            if not cached_prefix:
+                self._look_for_other_owners(request_id, [block for block in table if block not in before])
+            self._held[request_id] = list(table)
+            self._count(f"{request_id} got the blocks {table}")
             return None
-        missing, free = needed - self._held.get(request_id, 0), self._inner.num_free_blocks
+        missing, free = needed - len(before), self._inner.num_free_blocks
         if not cached_prefix and whole(free) and missing <= free:
             return f"returned False: {request_id} needs {max(missing, 0)} more blocks, and {free} are free"
         return None
@@ -171,7 +219,24 @@ class BlockManagerChecks:
         return None
 
     def free(self, result: Any, request_id: str) -> None:
-        self._held.pop(request_id, None)
+        table = self._held.pop(request_id, None)
+        if table is not None:
+            self._count(f"{request_id} was freed, which held the blocks {table}")
+
+    def _look_for_other_owners(self, request_id: str, blocks: Sequence[int]) -> None:
+        for other, table in self._held.items():
+            if other != request_id and (shared := [block for block in blocks if block in table]):
+                self._suspect(f"{request_id} got block {shared[0]}, which is in the table of {other}, too{self._when()}")
+
+    def _count(self, happened: str) -> None:
+        """Whether all blocks that no request holds are free."""
+        held = {block for table in self._held.values() for block in table}
+        expected, free = self._num_blocks - 1 - len(held), self._inner.num_free_blocks
+        if free != expected:
+            self._suspect(f"{happened}: {expected} blocks should be free then, and num_free_blocks says {free}{self._when()}")
+
+    def _when(self) -> str:
+        return f" (step {self._steps})" if self._steps else ""
 
     def find_cached_prefix(self, result: Any, token_ids: Sequence[int], salt: str = "") -> str | None:
         if whole(result) and result % self._size == 0 and 0 <= result < max(len(token_ids), 1):
@@ -180,13 +245,14 @@ class BlockManagerChecks:
 
     def commit(self, result: Any, request_id: str, token_ids: Sequence[int]) -> None: ...
 
-    def check_integrity(self, result: Any) -> None: ...
+    def check_integrity(self, result: Any) -> None:
+        self._steps += 1  # asked once a step, if at all
 
     def reset_prefix_cache(self, result: Any) -> str | None:
         return None if isinstance(result, bool) else f"must return True or False, returned {shown(result)}"
 
 
-class SamplerChecks:
+class SamplerChecks(Checks):
     """One token per row, from the vocabulary; log-probabilities for the rows that asked."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
@@ -212,7 +278,7 @@ class SamplerChecks:
         return None
 
 
-class AttentionChecks:
+class AttentionChecks(Checks):
     """Slots in the cache, outputs of the query's shape."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
@@ -237,7 +303,9 @@ class AttentionChecks:
     def write(self, result: Any, layer_cache: Any, k: Tensor, v: Tensor, slots: Tensor) -> None: ...
 
     def forward(self, result: Any, q: Tensor, layer_cache: Any, metadata: AttentionMetadata) -> str | None:
-        return tensor_like(result, tuple(q.shape), q.dtype)
+        if (wrong := tensor_like(result, tuple(q.shape), q.dtype)) is None and all_finite(q):
+            self._look_for_nan(result, "row")
+        return wrong
 
     def copy_blocks(self, result: Any, cache: list[Any], pairs: Sequence[tuple[int, int]]) -> None: ...
 
@@ -248,7 +316,7 @@ class AttentionChecks:
         return tensor_like(result[0], shape) or tensor_like(result[1], shape)
 
 
-class ModelChecks:
+class ModelChecks(Checks):
     """Hidden states a token, logits a row."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
@@ -257,13 +325,17 @@ class ModelChecks:
 
     def call(self, result: Any, token_ids: Tensor, positions: Tensor, cache: Any, metadata: Any) -> str | None:
         """Of the network itself: hidden states of every token."""
-        return tensor_like(result, (token_ids.shape[0], self._hidden))
+        if (wrong := tensor_like(result, (token_ids.shape[0], self._hidden))) is None:
+            self._look_for_nan(result, "token")
+        return wrong
 
     def compute_logits(self, result: Any, hidden: Tensor) -> str | None:
-        return tensor_like(result, (hidden.shape[0], self._vocabulary))
+        if (wrong := tensor_like(result, (hidden.shape[0], self._vocabulary))) is None and all_finite(hidden):
+            self._look_for_nan(result, "row")
+        return wrong
 
 
-class SchedulerChecks:
+class SchedulerChecks(Checks):
     """Batches and updates made of the engine's own types."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
@@ -290,7 +362,7 @@ class SchedulerChecks:
     def finish(self, result: Any, stopped: Sequence[StoppedRequest]) -> None: ...
 
 
-class DetokenizerChecks:
+class DetokenizerChecks(Checks):
     """Pieces of text."""
 
     def __init__(self, inner: Any, tokenizer: Any) -> None:
@@ -318,6 +390,11 @@ CHECKS = {
 def whole(value: Any) -> bool:
     """Whether it is an int, and no bool."""
     return type(value) is int
+
+
+def all_finite(value: Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite."""
+    return bool(value.isfinite().all())
 
 
 def tensor_like(value: Any, shape: tuple[int, ...], dtype: Any = None) -> str | None:

@@ -13,12 +13,12 @@ import itertools
 import linecache
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from labs.harness import given, regions, source
+from labs.harness import given, imports, regions, source
 from labs.harness.catalog import Lab, LabError
 from labs.harness.todo import TodoError
 
@@ -58,8 +58,8 @@ def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
     raise LabError(f"--impl {impl}: not starter, solution or reference, and neither a file nor a folder with a starter.py.")
 
 
-def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleType:
-    """The module `choose` chose, with our functions for the TODOs in `stand_ins`.
+def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequence[str] | None = None) -> ModuleType:
+    """The module `choose` chose, with our functions for the TODOs in `stand_ins`; of these functions, with the `only` ones.
 
     Raises `LabError` for a file that is no Python or raises while it is run, `ImportRefused` for one that
     imports the answer; an unwritten TODO that is called while it is run comes through as `TodoError`.
@@ -70,7 +70,8 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = ()) -> ModuleT
     if chosen not in (lab.solution, lab.reference_file):
         refuse_imports(lab, tree, chosen.name)
         _refuse_neighbours(tree, chosen)
-    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins for name in found}
+    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins
+             for name in found if only is None or name in only}
     if names:
         ours = given.our_code(lab)
         if ours is None:
@@ -202,14 +203,11 @@ def runs_when_loaded(file: Path) -> list[str]:
 
 
 def refuse_imports(lab: Lab, tree: ast.AST, name: str) -> None:
-    """Raise `ImportRefused` if `tree` imports `solution` or what `lab.toml` lists under `refuse`."""
+    """Raise `ImportRefused` if `tree` imports what `labs.harness.imports` does not allow."""
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr)):
         for imported in _imported_by(node):
-            if _is_refused(imported, lab):
-                raise ImportRefused(
-                    f"{name} line {node.lineno} imports {imported}. Reading it is allowed, importing it is not: "
-                    "what it does is what this lab has you write."
-                )
+            if not imports.may_import(lab, imported):
+                raise ImportRefused(f"{name} line {node.lineno} imports {imported}. {imports.why_not(lab, imported)}")
 
 
 def _imported_by(node: ast.AST) -> list[str]:
@@ -225,9 +223,3 @@ def _imported_by(node: ast.AST) -> list[str]:
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             return [text.removesuffix(".py").replace("/", ".").strip(".") for text in texts]
     return []
-
-
-def _is_refused(imported: str, lab: Lab) -> bool:
-    return "solution" in imported.split(".") or any(
-        imported == name or imported.startswith(name + ".") for name in lab.refuse
-    )

@@ -6,7 +6,8 @@ Knows requests, steps and what an engine holds after one; knows nothing of right
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -67,10 +68,15 @@ class Snapshot:
     logits: dict[str, Tensor]
     logprobs: dict[str, Any]
     block_size: int
+    computed: dict[str, int]
+    """Request → how many of its tokens are in the cache."""
 
 
-def make_scenario(seed: int = 0, model: str = "course") -> Scenario:
-    """Nine requests into a pool that holds about two of them: chunks, mixed batches, preemptions, an abort.
+def make_scenario(seed: int = 0, model: str = "course", shares_prefixes: bool = False) -> Scenario:
+    """Ten requests into a pool that holds about two of them: chunks, mixed batches, preemptions, an abort.
+
+    The last two prompts begin with the same two blocks. With `shares_prefixes` the engine keeps what was computed, and
+    the second of the two takes these blocks over: a block then belongs to two requests.
 
     Prompts have lengths at the edges of blocks, and some are longer than a step's budget. A model of
     one layer, such as course-draft, would hide what attention does to tokens before the last: nothing
@@ -85,9 +91,12 @@ def make_scenario(seed: int = 0, model: str = "course") -> Scenario:
                 max_tokens=rng.randint(8, 14), ignore_eos=True, detokenize=False, **SETTINGS[i % len(SETTINGS)]))
         for i, length in enumerate(lengths)
     ]
+    last = arrivals[-1]
+    twin = [*last.prompt[:8], *(rng.randrange(300, 2000) for _ in range(3))]
+    arrivals.append(Arrival(last.step + 2, "J", twin, replace(last.params, max_tokens=6)))
     return Scenario(arrivals, {7: "C"}, {
         "model": model, "device": "cpu", "dtype": "float32", "block_size": 4, "num_gpu_blocks_override": 13,
-        "max_num_batched_tokens": 16, "max_num_seqs": 4, "enable_prefix_caching": False,
+        "max_num_batched_tokens": 16, "max_num_seqs": 4, "enable_prefix_caching": shares_prefixes,
     })
 
 
@@ -98,26 +107,38 @@ def describe(scenario: Scenario) -> str:
     return (
         f"The scenario: prompts of {prompts} tokens; "
         f"{args['num_gpu_blocks_override'] - 1} blocks of {args['block_size']} tokens; "
-        f"at most {args['max_num_batched_tokens']} tokens a step; {', '.join(scenario.aborts.values())} is aborted.")
+        f"at most {args['max_num_batched_tokens']} tokens a step; {', '.join(scenario.aborts.values())} is aborted. "
+        "On your side slots that nobody wrote, or that were freed, hold garbage"
+        + ("; J shares two blocks with I." if args["enable_prefix_caching"] else "."))
 
 
 class Side:
     """One of the two engines."""
 
-    def __init__(self, scenario: Scenario, components: Components) -> None:
-        self.scenario = scenario
+    def __init__(self, scenario: Scenario, components: Components, garbage: float | None = None) -> None:
+        """`garbage` is put into slots that nobody wrote, or that were freed: what is in them must not matter."""
+        self.scenario, self.garbage = scenario, garbage
         self.tap: list[Sampling] = []
         self.recorder = Recorder()
         self.engine = LLMEngine.from_engine_args(
             EngineArgs(**scenario.engine_args), components.using(sampler=tapped(components.sampler, self.tap)),
             recorder=self.recorder)
+        self.tables: dict[str, tuple[list[int], int]] = {}
+        """Of the requests seen last: their block tables, and how many of their tokens were computed."""
+        for tensor in self._cached():
+            tensor[:] = float(garbage or 0)
 
     def has_work(self, step: int) -> bool:
         """Whether requests are in flight or to come."""
         return self.engine.has_unfinished_requests() or any(a.step >= step for a in self.scenario.arrivals)
 
     def step(self, number: int) -> Snapshot:
-        """Lets the requests of this step come and go, runs it, and looks. Raises the error of a request that failed."""
+        """Runs a step, and looks."""
+        self.advance(number)
+        return self.look()
+
+    def advance(self, number: int) -> None:
+        """Lets the requests of this step come and go, and runs it. Raises the error of a request that failed."""
         for arrival in self.scenario.arrivals:
             if arrival.step == number:
                 self.engine.add_request(arrival.name, {"prompt_token_ids": arrival.prompt}, arrival.params)
@@ -127,7 +148,32 @@ class Side:
         for output in self.engine.step():
             if output.error is not None:
                 raise output.error
-        return self._look()
+
+    def look(self) -> Snapshot:
+        """What can be seen after a step; what was freed in it is spoiled."""
+        snapshot = self._look()
+        self._spoil_what_was_freed(snapshot)
+        return snapshot
+
+    def _spoil_what_was_freed(self, seen: Snapshot) -> None:
+        """Garbage into the blocks of requests that are gone; where content is kept, only into those that are not full."""
+        cache = self.engine.config.cache
+        held = {block for r in self.engine.scheduler.running for block in self.engine.block_manager.block_table(r.request_id)}
+        running = {r.request_id for r in self.engine.scheduler.running}
+        now = {name: (table, seen.computed[name]) for name, table in seen.tables.items()}
+        for table, computed in (found for name, found in (self.tables | now).items() if name not in running):
+            kept = computed // cache.block_size if self.scenario.engine_args["enable_prefix_caching"] else 0
+            for block in set(table[kept:]) - held:
+                for tensor in self._cached():
+                    if tensor.shape[0] == cache.num_blocks:
+                        tensor[block] = float(self.garbage or 0)
+        self.tables = {name: found for name, found in now.items() if name in running}
+
+    def _cached(self) -> list[Tensor]:
+        """The tensors of the KV cache that are to be spoiled."""
+        if self.garbage is None:
+            return []
+        return [tensor for tensor in tensors_in(self.engine.model_runner.kv_cache) if tensor.is_floating_point()]
 
     def _look(self) -> Snapshot:
         engine, runner = self.engine, self.engine.model_runner
@@ -148,7 +194,16 @@ class Side:
         logits, logprobs = self.tap[-1] if names else ((), ())
         return Snapshot(
             chunks, tables, self.recorder.steps[-1], slots, kv,
-            dict(zip(names, logits, strict=True)), dict(zip(names, logprobs, strict=True)), size)
+            dict(zip(names, logits, strict=True)), dict(zip(names, logprobs, strict=True)), size, computed)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a cache, however it is nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from tensors_in(one)
 
 
 class Tapped:

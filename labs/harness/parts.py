@@ -97,6 +97,10 @@ class Engine:
         rest = [field.replace("_", " ") for field in FIELDS if field not in filled]
         return [*lines, f"reference: {', '.join(rest)}"] if rest else lines
 
+    def compare_command(self) -> str:
+        """The command that finds where an engine with these parts and the reference first differ."""
+        return "python -m labs compare " + " ".join(f"--use {part.impl}:{part.lab.id}" for part in self.parts)
+
 
 def engine_of(
     uses: Sequence[str], *, base: str | None = None, home: Path | None = None, folder: Path | None = None
@@ -144,9 +148,9 @@ def with_stand_ins(choice: Choice, base: str | None = None) -> Choice:
     if base == SOLUTION:
         return replace(choice, stand_ins=tuple(missing))
     todos = "TODO " + ", ".join(map(str, missing))
+    way_out = " With --base solution ours stand in for what is not written." if choice.lab.solution.is_file() else ""
     raise LabError(
-        f"Lab {choice.lab.id}: {todos} of {choice.file.name} {'is' if len(missing) == 1 else 'are'} not written yet. "
-        "With --base solution ours stand in for what is not written.")
+        f"Lab {choice.lab.id}: {todos} of {choice.file.name} {'is' if len(missing) == 1 else 'are'} not written yet.{way_out}")
 
 
 def unwritten(choice: Choice) -> list[int]:
@@ -162,6 +166,14 @@ def unwritten(choice: Choice) -> list[int]:
 def labs_with_seam(home: Path | None = None) -> list[Lab]:
     """The labs that make a part of the engine."""
     return [lab for lab in all_labs(home) if lab.seam.is_file()]
+
+
+def is_begun(lab: Lab) -> bool:
+    """Whether some TODO of the lab's starter is written; also if the file is no Python, so that somebody is told."""
+    try:
+        return set(unwritten(_choose(lab, MINE, None))) != set(given.functions(lab))
+    except LabError:
+        return True
 
 
 def finished_labs(home: Path | None = None) -> list[Lab]:
@@ -231,9 +243,10 @@ def _pairs(use: str, home: Path | None) -> list[tuple[str, Lab]]:
     if not colon or not impl or not names:
         raise LabError(f"--use {use}: write whose and which labs, such as mine:03,06, solution:07 or my_file.py:06.")
     if names.strip() == "all":
-        found = labs_with_seam(home)
-        if not found:
+        if not (found := labs_with_seam(home)):
             raise LabError(f"--use {use}: no lab here makes a part of the engine.")
+        if impl == MINE and not (found := [lab for lab in found if is_begun(lab)]):
+            raise LabError(f"--use {use}: you have not written anything yet in a lab that makes a part of the engine.")
         return [(impl, lab) for lab in found]
     return [(impl, find_lab(name, home)) for name in re.split(r"\s*,\s*", names.strip())]
 

@@ -12,12 +12,17 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import AsyncGeneratorType, FrameType, TracebackType
 
-STUBBORN = 20
+IDLE = 0.01
+"""Of a core: a process that uses less only waits."""
+PATIENCE = 15
+"""Times its limit a test may take, however slowly it gets on."""
+STUBBORN = 60
 """Seconds after the first attempt until the whole run is ended: what ignores every exception cannot be ended alone."""
 
 
@@ -30,10 +35,10 @@ class _Ended(BaseException):
 
 
 class Limit:
-    """`with Limit(60, file): …` raises `WaitsForEver` if the block takes longer.
+    """`with Limit(60, file): …` raises `WaitsForEver` if the block computes for longer, or waits for longer without computing.
 
     Args:
-        seconds: 0 for no limit.
+        seconds: of the process's CPU time, or without any; 0 for no limit.
         file: the learner's; None if it is not known.
         give_up: told the words if nothing ends the block; the process ends right after.
     """
@@ -44,10 +49,12 @@ class Limit:
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._raised_in: set[int] = set()
+        self._seen: dict[int, tuple[int, int]] = {}
         self.words = ""
         """Where it was when its time was up; empty if it was not."""
 
     def __enter__(self) -> "Limit":
+        self._outside = sys._getframe(1).f_back
         if self._seconds:
             self._watch.start()
         return self
@@ -55,7 +62,7 @@ class Limit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._seconds:
             self._stop()
-        if self.words and kind is not None:
+        if self.words:
             raise WaitsForEver(self.words) from None
 
     def _stop(self) -> None:
@@ -71,24 +78,55 @@ class Limit:
                 if not self.words:
                     raise
 
+    def _time_is_up(self) -> str:
+        """Waits until the block is over, which gives no words, or until it has computed or idled for too long.
+
+        Time is what the process used, not what a clock says: on a busy machine right code waits for its turn.
+        """
+        tick = min(1.0, self._seconds / 4)
+        start = used = time.process_time()
+        idle = ticks = 0
+        while not self._over.wait(tick):
+            before, used, ticks = used, time.process_time(), ticks + 1
+            idle = 0 if used - before > IDLE * tick else idle + 1
+            if used - start >= self._seconds:
+                return "computing"
+            if idle * tick >= self._seconds or ticks * tick >= self._seconds * PATIENCE:
+                return "waiting"
+        return ""
+
     def _look(self) -> None:
-        if self._over.wait(self._seconds):
+        if not (doing := self._time_is_up()):
             return
-        thread, where = self._place()
-        self.words = f"it waits for ever: after {self._seconds:g} s it was still {where}"
-        for attempt in range(STUBBORN * 2):
-            self._raised_in.add(thread)
-            _raise_in(thread, _Ended)
-            if attempt % 4 == 1:
+        self.words = f"it does not end: after {self._seconds:g} s of {doing} it was still {self._place()[1]}"
+        quiet = 0  # half seconds since something was raised in the learner's code
+        for _ in range(STUBBORN * 2):
+            if not self._is_inside():
+                return
+            thread, _ = self._place()
+            if thread is not None:
+                self._raised_in.add(thread)
+                _raise_in(thread, _Ended)
+            quiet = quiet + 1 if thread is None or thread in self._blocked() else 0
+            if quiet % 4 == 1:
                 _wake(self._main)
             if self._over.wait(0.5):
                 return
-            thread, _ = self._place()
         self._give_up(self.words)
         os._exit(1)
 
-    def _place(self) -> tuple[int, str]:
-        """The thread that is in the learner's file, or else the main one, and where it is, in words."""
+    def _is_inside(self) -> bool:
+        """Whether the main thread has not left the block."""
+        return any(frame is self._outside for frame, _ in _outwards(sys._current_frames().get(self._main)))
+
+    def _blocked(self) -> set[int]:
+        """Threads that have not moved since this was asked last: they wait inside the system."""
+        now = {thread: (id(frame), frame.f_lasti) for thread, frame in sys._current_frames().items()}
+        before, self._seen = self._seen, now
+        return {thread for thread, place in now.items() if before.get(thread) == place}
+
+    def _place(self) -> tuple[int | None, str]:
+        """The thread that is in the learner's file, None if none is, and where it is, in words."""
         frames = sys._current_frames()
         for thread in sorted(frames, key=lambda one: one != self._main):
             for frame, line in _outwards(frames[thread]):
@@ -96,8 +134,8 @@ class Limit:
                     return thread, _in_words(frame, line)
         for frame in _waiting(frames.get(self._main)):
             if frame.f_code.co_filename == self._file:
-                return self._main, _in_words(frame, frame.f_lineno)
-        return self._main, "not in your file: it waits for something that does not come"
+                return None, _in_words(frame, frame.f_lineno)
+        return None, "not in your file: it waits for something that does not come"
 
 
 def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:

@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--plain", action="store_true", help="the lab's table without colours and box drawing")
     group.addoption(
         "--limit", type=float, default=60, metavar="SECONDS",
-        help="a test that takes longer waits for ever, and fails with the line it was in (default: 60; 0: no limit)")
+        help="a test that computes, or idles, for longer fails with the line it was in (default: 60; 0: no limit)")
     group.addoption("--lab-json", metavar="FILE", help="write the outcome of every test of a TODO to FILE")
 
 
@@ -91,7 +91,7 @@ class LabRun:
         """Lab folder -> test id -> how it ended."""
         self.left_out: dict[Path, dict[int, list[str]]] = {}
         """Lab folder -> TODO -> functions that the reference does not have; its tests are deselected."""
-        self.modules: dict[tuple[Path, str, tuple[int, ...]], ModuleType | LabError] = {}
+        self.modules: dict[tuple[Path, str, tuple[int, ...], tuple[str, ...] | None], ModuleType | LabError] = {}
         self.written: dict[tuple[Path, Path], _Written] = {}
         """(lab folder, learner's file) -> what it has; read once."""
         self.ran_other_tests = False
@@ -157,18 +157,21 @@ class LabRun:
         chosen = loading.choose(lab, self.impl, self.base)
         ours = self.stand_ins(lab, chosen, item)
         item.stash[_ON_OURS] = ours
-        key = (lab.folder, str(chosen), ours)
+        only = lab.stand_ins.get(_number_of(item)) if ours else None
+        key = (lab.folder, str(chosen), ours, only)
         if key not in self.modules:
-            self.modules[key] = self.load(lab, chosen, ours)
+            self.modules[key] = self.load(lab, chosen, ours, only)
         found = self.modules[key]
         if isinstance(found, LabError):
             raise found.with_traceback(None)
         return found
 
-    def load(self, lab: Lab, chosen: Path | str, ours: tuple[int, ...]) -> ModuleType | LabError:
+    def load(
+        self, lab: Lab, chosen: Path | str, ours: tuple[int, ...], only: tuple[str, ...] | None
+    ) -> ModuleType | LabError:
         """The module, or why there is none: a file that cannot be loaded is run once, not once for each test."""
         try:
-            return loading.load(lab, chosen, ours)
+            return loading.load(lab, chosen, ours, only)
         except LabError as error:
             return error
 

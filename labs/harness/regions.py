@@ -14,7 +14,7 @@ This module works on source text alone; it knows no files and imports nothing it
 import ast
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,7 +170,7 @@ def meaning(tree: ast.AST, without: Iterable[str] = ()) -> list[str]:
             said.append(f"{len(kept)} of")
             pending += [(one, prefix) for one in kept]
         else:
-            said.append(repr(node))
+            said.append(f"{type(node).__name__} {node:x}" if isinstance(node, int) else repr(node))  # decimals have a limit
     return said
 
 
@@ -207,9 +207,10 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
     return ast.fix_missing_locations(swapped)
 
 
-def with_our_functions(work: str, solution: str, todos: Iterable[int]) -> str:
-    """`work` as text, with our functions for `todos`. Comments and the lines' numbers are lost."""
-    names = [name for todo, found in functions_of(solution).items() if todo in todos for name in found]
+def with_our_functions(work: str, solution: str, todos: Iterable[int], only: Sequence[str] | None = None) -> str:
+    """`work` as text, with our functions for `todos`, or those in `only`. Comments and the lines' numbers are lost."""
+    names = [name for todo, found in functions_of(solution).items() if todo in todos for name in found
+             if only is None or name in only]
     return ast.unparse(with_stand_ins(ast.parse(work), ast.parse(solution), names)) + "\n"
 
 

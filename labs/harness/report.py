@@ -18,6 +18,7 @@ from typing import Any
 
 from labs.harness.ceilings import Ceilings, measure
 from labs.harness.parts import Engine
+from labs.harness.verdict import Remembering, Verdict, judged
 from nano_qwen3_serving.bench import WORKLOADS, Workload, run_workload
 from nano_qwen3_serving.ceilings import CacheSize, last_level_cache
 from nano_qwen3_serving.config import EngineConfig
@@ -53,6 +54,8 @@ class Figures:
     """Seconds between two tokens, median of the requests' means."""
     waste: float | None
     """Share of the KV slots held that keep no token, over all steps."""
+    spread: tuple[float, float] | None = None
+    """Least and most tokens per second of the runs; None where there was one."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Report:
     repeats: int
     seed: int
     host: dict[str, Any]
+    verdict: Verdict
+    shares: list[tuple[str, float]]
+    """Field of `Components` → share of the time of the learner's engine that was spent in its part."""
 
 
 def make_report(
@@ -90,13 +96,22 @@ def make_report(
         if not engine.parts:
             del recorders["yours"]
         llms = {
-            who: LLM(str(folder), recorder=recorder, components=engine.components if who == "yours" else None, **ENGINE_ARGS)
+            who: Remembering(
+                str(folder), recorder=recorder, components=engine.components if who == "yours" else None, **ENGINE_ARGS)
             for who, recorder in recorders.items()}
         config = llms["reference"].llm_engine.config
-        figures = {}
+        figures: dict[str, dict[str, Figures]] = {}
+        verdict, seconds = Verdict(), 0.0
+        engine.watch.seconds.clear()
         for title, workload in workloads.items():
             say(f"Measuring {title}: {', '.join(llms)}, naive")
-            figures[title] = {who: measured(llm, recorders[who], workload, seed, repeats) for who, llm in llms.items()}
+            figures[title] = {}
+            for who, llm in llms.items():
+                began = time.perf_counter()
+                figures[title][who] = measured(llm, recorders[who], workload, seed, repeats)
+                seconds += (time.perf_counter() - began) * (who == "yours")
+            if "yours" in llms and verdict.is_right:
+                verdict = judged(engine, llms["yours"], llms["reference"])
             steps = steps_of(llms["reference"], recorders["reference"], workload, seed)
             figures[title]["naive"] = naive(llms["reference"], workload, seed, reserved_waste(steps, config))
             ceilings.append(measure())
@@ -104,8 +119,9 @@ def make_report(
         for title, workload in workloads.items():
             figures[title]["ceiling"] = ceiling(best, config, workload, seed)
         weights = num_parameters(config.model) * config.dtype.itemsize
+    shares = [(field, spent / seconds) for field, spent in engine.watch.seconds.items()]
     return Report(
-        engine.in_words(), figures, workloads, name, weights, cache, best, repeats, seed, host())
+        engine.in_words(), figures, workloads, name, weights, cache, best, repeats, seed, host(), verdict, shares)
 
 
 @contextmanager
@@ -121,7 +137,9 @@ def checkpoint(model: Path | None, target: int, seed: int, say: Callable[[str], 
     shape = Shape(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=MLP, num_hidden_layers=layers,
         num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM)
-    say(f"Making a model of {layers} layers with random weights")
+    size = layers * per_layer + 4 * VOCABULARY * HIDDEN
+    layers_in_words = f"{layers} layer{'s' * (layers > 1)}"
+    say(f"Making a model of {layers_in_words} with random weights, {size / 1e6:.0f} MB (one layer at least)")
     with tempfile.TemporaryDirectory(prefix="my-engine-") as folder:
         yield write_random_checkpoint(Path(folder), shape, seed=seed), f"{layers} layers, random weights"
 
@@ -133,9 +151,11 @@ def measured(llm: LLM, recorder: Recorder, workload: Workload, seed: int, repeat
     runs = [run_workload(llm, workload, seed) for _ in range(repeats)]
     size = llm.llm_engine.config.cache.block_size
     held = [size * sum(map(len, step["block_tables"].values())) for step in recorder.steps]
+    rates = [run["output_tokens_per_second"] for run in runs]
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     return Figures(
-        medians["output_tokens_per_second"], medians["ttft_median"], medians["itl_median"], waste(recorder.steps, held))
+        medians["output_tokens_per_second"], medians["ttft_median"], medians["itl_median"], waste(recorder.steps, held),
+        (min(rates), max(rates)))
 
 
 def waste(steps: Sequence[dict[str, Any]], held: Sequence[int]) -> float:
@@ -195,15 +215,3 @@ def ceiling(ceilings: Ceilings, config: EngineConfig, workload: Workload, seed: 
     first = ceilings.step_seconds(weight_bytes, 2.0 * (parameters - head) * tokens + 2.0 * head * requests)
     step = ceilings.step_seconds(weight_bytes, 2.0 * parameters * requests)
     return Figures(sum(lengths) / (first + (max(lengths) - 1) * step), first, step, 0.0)
-
-
-def write_report(report: Report, out: Path, html: bool) -> list[Path]:
-    """Writes the page, and an HTML one beside it if asked for; the paths."""
-    from labs.harness.report_page import as_html, as_markdown
-    from nano_qwen3_serving.observe.files import write_atomically
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pages = {out: as_markdown(report)} | ({out.with_suffix(".html"): as_html(report)} if html else {})
-    for path, text in pages.items():
-        write_atomically(path, text)
-    return list(pages)

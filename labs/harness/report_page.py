@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 from labs.harness.report import CACHES, Figures, Report
+from nano_qwen3_serving.observe.files import write_atomically
 
 ROWS = (
     ("tokens/s", lambda f: f"{f.tokens_per_second:.1f}"),
+    ("its range", lambda f: "" if f.spread is None else f"{f.spread[0]:.1f} – {f.spread[1]:.1f}"),
     ("TTFT, ms", lambda f: "" if f.ttft is None else f"{1000 * f.ttft:.1f}"),
     ("ITL, ms", lambda f: f"{1000 * f.itl:.1f}"),
     ("KV slots wasted", lambda f: "" if f.waste is None else f"{100 * f.waste:.0f} %"),
@@ -15,6 +18,7 @@ ROWS = (
 COLUMNS = {"yours": "your engine", "reference": "reference", "naive": "naive", "ceiling": "ceiling"}
 MEANING = (
     "tokens/s: generated tokens of all requests, over the time of the whole run.",
+    "its range: the slowest and the fastest of the runs whose median stands above.",
     "TTFT: from the start to a request's first token, median of the requests. ITL: between two of its tokens.",
     "KV slots wasted: of the slots that requests hold, the share that keeps no token, over all steps.",
     "naive: one request after the other, every token computes all before it again; its waste is that of reserving "
@@ -24,9 +28,19 @@ MEANING = (
 )
 
 
+def write_report(report: Report, out: Path, html: bool) -> list[Path]:
+    """Writes the page, and an HTML one beside it if asked for; the paths."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pages = {out: as_markdown(report)} | ({out.with_suffix(".html"): as_html(report)} if html else {})
+    for path, text in pages.items():
+        write_atomically(path, text)
+    return list(pages)
+
+
 def as_markdown(report: Report) -> str:
     """The page in Markdown."""
     lines = ["# My engine", "", *(f"- {line}" for line in report.parts), ""]
+    lines += [f"**{line}**\n" for line in report.verdict.in_words()]
     for title, columns in report.figures.items():
         lines += [f"## {heading(report, title)}", "", *markdown_table(table(columns)), ""]
     lines += ["## How it was measured", "", *(f"- {line}" for line in (*MEANING, *conditions(report))), ""]
@@ -36,6 +50,7 @@ def as_markdown(report: Report) -> str:
 def as_html(report: Report) -> str:
     """The page in HTML, complete in itself."""
     body = ["<h1>My engine</h1>", html_list(report.parts)]
+    body += [f"<p><strong>{escape(line)}</strong></p>" for line in report.verdict.in_words()]
     for title, columns in report.figures.items():
         body += [f"<h2>{escape(heading(report, title))}</h2>", html_table(table(columns))]
     body += ["<h2>How it was measured</h2>", html_list([*MEANING, *conditions(report)])]
@@ -67,6 +82,7 @@ def conditions(report: Report) -> list[str]:
     note = "" if enough else f" Less than {CACHES} times the cache: part of the weights may stay in it."
     made = report.host
     return [
+        *(f"{share:.0%} of your engine's time was spent in your {field.replace('_', ' ')}." for field, share in report.shares),
         f"The model: {report.model}, {weights:.0f} MB in float32; the processor's largest cache: "
         f"{report.cache.num_bytes / 1e6:.0f} MB ({report.cache.source}).{note}",
         f"The machine: {made['processor']}, {made['threads']} thread{'s' * (made['threads'] > 1)}, "

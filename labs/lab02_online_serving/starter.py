@@ -1,7 +1,8 @@
 """Lab 02: serve prompts online with AsyncLLMEngine.
 
 Read README.md first; it has the contract of each TODO. Check your work: pytest test_lab.py
-The same code runs on vLLM: write `vllm` for `nano_qwen3_serving` in the import line.
+What you write runs on vLLM, too: write `vllm` for `nano_qwen3_serving` in the import line. The program's last part counts
+steps with this engine's flight recorder, which vLLM lacks.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from labs.harness.todo import TodoError, run_lab
 from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, RequestOutput, SamplingParams
+from nano_qwen3_serving.observe.trace import Recorder
 
 SINGLE_PROMPT = "Explain async programming in Python"
 PROMPTS = ["What is machine learning?", "How does AI work?", "Explain neural networks"]
@@ -74,7 +76,7 @@ async def serve_many(
 
 
 async def main() -> None:
-    """Serve one prompt, then three at the same time."""
+    """Serve one prompt, then three at the same time, then the three in three ways."""
     print("=== vLLM Async Online Serving Lab ===\n")
     print("Initializing AsyncLLMEngine...")
     engine = await create_engine()
@@ -83,6 +85,7 @@ async def main() -> None:
         sampling_params = SamplingParams(temperature=0.0, max_tokens=64)
         await show_single_request(engine, sampling_params)
         await show_concurrent_requests(engine, sampling_params)
+        await show_three_ways(engine, sampling_params)
     finally:
         engine.shutdown()
 
@@ -117,6 +120,35 @@ async def show_concurrent_requests(engine: AsyncLLMEngine, sampling_params: Samp
         print(f"Request {number} ({output.request_id}): {'Complete' if output.finished else 'Incomplete'}")
     print(f"\nAll {len(outputs)} requests completed in {seconds:.2f} seconds")
     print(f"Throughput: {len(outputs) / seconds:.2f} requests/second")
+
+
+async def show_three_ways(engine: AsyncLLMEngine, sampling_params: SamplingParams) -> None:
+    """Print what the same prompts take one after the other, at the same time, and where only one may run."""
+    print(f"\nThe same {len(PROMPTS)} prompts in three ways")
+    await show_way("one after the other", one_by_one, engine, sampling_params)
+    await show_way("at the same time", serve_many, engine, sampling_params)
+    narrow = await create_engine("course", 1)
+    try:
+        await show_way("at the same time, max_num_seqs=1", serve_many, narrow, sampling_params)
+    finally:
+        narrow.shutdown()
+
+
+async def one_by_one(
+    engine: AsyncLLMEngine, prompts: Sequence[str], sampling_params: SamplingParams
+) -> list[RequestOutput]:
+    """What many a first attempt at serve_many() does: right answers, each awaited before the next is asked for."""
+    return [await serve_one(engine, prompt, sampling_params, new_request_id()) for prompt in prompts]
+
+
+async def show_way(name: str, serve: Callable, engine: AsyncLLMEngine, sampling_params: SamplingParams) -> None:
+    """Print what one way takes; this engine's flight recorder counts the steps."""
+    engine.engine.recorder = recorder = Recorder()
+    started = time.perf_counter()
+    outputs = await serve(engine, PROMPTS, sampling_params)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    print(f"  {name:34}{seconds:.2f} seconds, {tokens / len(recorder.steps):.2f} tokens a step")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
 import asyncio
 import contextlib
 import copy
+import datetime
 import importlib.util
 import inspect
+import itertools
 import re
 import sys
 import threading
@@ -59,28 +61,43 @@ async def within(seconds, awaitable, hint):
 # TODO 1: create the engine
 
 
-@pytest.mark.todo(1, points=6)
+@pytest.mark.todo(1, points=5)
 async def test_todo_1_creates_an_engine_that_answers(lab):
     engine = await lab.create_engine()
     assert isinstance(engine, AsyncLLMEngine), f"create_engine() returned {engine!r}; expected an AsyncLLMEngine"
     try:
         outputs = await ours(engine, PROMPT, exactly(3))
-        assert outputs[-1].finished and len(outputs[-1].outputs[0].token_ids) == 3
+        used = len(outputs[-1].outputs[0].token_ids)
+        assert outputs[-1].finished and used == 3, f"an engine that answers gives the 3 tokens asked for; this one gave {used}"
     finally:
         engine.shutdown()
 
 
 @pytest.mark.todo(1, points=5)
-async def test_todo_1_hands_on_how_many_requests_may_run_at_once(lab):
-    engine = await lab.create_engine("course-draft", max_num_seqs=1)
+@pytest.mark.parametrize("most", [1, 20])
+async def test_todo_1_hands_on_how_many_requests_may_run_at_once(lab, most):
+    engine = await lab.create_engine("course-draft", max_num_seqs=most)
     try:
-        first, second = await asyncio.gather(
-            ours(engine, A, exactly(48), "first"), ours(engine, B, exactly(48), "second")
-        )
+        outputs = await asyncio.gather(*(ours(engine, A, exactly(64), f"request {i}") for i in range(most + 1)))
     finally:
         engine.shutdown()
-    runs = sorted((outputs[-1].metrics.first_token_ts, outputs[-1].metrics.last_token_ts) for outputs in (first, second))
-    assert runs[0][1] < runs[1][0], "with max_num_seqs=1 the second request must start after the first has ended"
+    times = [each[-1].metrics for each in outputs]
+    at_once = max(sum(other.first_token_ts <= one.first_token_ts < other.last_token_ts for other in times) for one in times)
+    assert at_once == most, (
+        f"with max_num_seqs={most}, of {most + 1} requests {most} run at once and one waits; here {at_once} ran at once")
+
+
+@pytest.mark.todo(1, points=1)
+async def test_todo_1_every_call_makes_an_engine_of_its_own(lab):
+    first = await lab.create_engine("course-draft", max_num_seqs=1)
+    first.shutdown()
+    second = await lab.create_engine("course-draft", max_num_seqs=2)
+    try:
+        assert second is not first, "the second call of create_engine() returned the engine of the first, which is shut down"
+        answered = await ours(second, PROMPT, exactly(2))
+        assert answered[-1].finished, "the second engine did not answer to the end"
+    finally:
+        second.shutdown()
 
 
 @pytest.mark.todo(1, points=4)
@@ -92,7 +109,7 @@ async def test_todo_1_lets_the_error_of_a_wrong_model_through(lab):
 # TODO 2: request ids
 
 
-@pytest.mark.todo(2, points=5)
+@pytest.mark.todo(2, points=2)
 def test_todo_2_ids_look_like_ids(lab):
     request_id = lab.new_request_id()
     assert isinstance(request_id, str) and re.fullmatch(r"req-[0-9A-Za-z-]{4,}", request_id), (
@@ -100,7 +117,7 @@ def test_todo_2_ids_look_like_ids(lab):
     )
 
 
-@pytest.mark.todo(2, points=6)
+@pytest.mark.todo(2, points=2)
 def test_todo_2_ten_thousand_calls_give_ten_thousand_ids(lab):
     ids = [lab.new_request_id() for _ in range(10_000)]
     assert len(set(ids)) == len(ids), (
@@ -109,7 +126,39 @@ def test_todo_2_ten_thousand_calls_give_ten_thousand_ids(lab):
     )
 
 
-@pytest.mark.todo(2, points=4)
+CLOCKS = [time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns]
+
+
+@pytest.mark.todo(2, points=2)
+def test_todo_2_two_calls_at_the_same_time_of_the_clock_differ(lab, monkeypatch):
+    for clock in CLOCKS:
+        stopped = itertools.repeat(clock()).__next__
+        for known in [name for name, value in vars(lab).items() if value is clock]:  # from time import time_ns
+            monkeypatch.setattr(lab, known, stopped)
+        monkeypatch.setattr(time, clock.__name__, stopped)
+    _stop_datetime(lab, monkeypatch)
+    ids = [lab.new_request_id() for _ in range(100)]
+    assert len(set(ids)) == 100, (
+        f"100 calls while the clock stood still gave {len(set(ids))} different ids, {ids[0]!r} for one. However finely a clock "
+        "counts, two threads, or two servers, can read the same time"
+    )
+
+
+def _stop_datetime(lab, monkeypatch) -> None:
+    """Whatever the lab calls datetime, the module or its class, always says the same time."""
+    now = datetime.datetime.now()
+
+    class Stopped(datetime.datetime):
+        now = classmethod(lambda cls, tz=None: now)
+        utcnow = classmethod(lambda cls: now)
+
+    for name, value in list(vars(lab).items()):
+        if value is datetime.datetime:
+            monkeypatch.setattr(lab, name, Stopped)
+    monkeypatch.setattr(datetime, "datetime", Stopped)
+
+
+@pytest.mark.todo(2, points=2)
 def test_todo_2_threads_never_get_the_same_id(lab):
     ids: list[list[str]] = [[] for _ in range(4)]
     start = threading.Barrier(4)
@@ -149,29 +198,68 @@ def test_todo_2_threads_never_get_the_same_id(lab):
 # TODO 3: submit
 
 
-@pytest.mark.todo(3, points=5)
+@pytest.mark.todo(3, points=4)
 async def test_todo_3_returns_a_stream_at_once(lab, engine):
     stream = lab.submit_request(engine, PROMPT, exactly(2), "at-once")
     if inspect.iscoroutine(stream):
         stream.close()
         pytest.fail("submit_request() returned a coroutine: it is a plain def, and generate() is not awaited", pytrace=False)
     assert hasattr(stream, "__aiter__"), f"submit_request() returned {stream!r}, which `async for` cannot iterate over"
-    assert [output.request_id async for output in stream][-1] == "at-once"
+    last = [output async for output in stream][-1]
+    assert last.request_id == "at-once", f"the caller chose the id 'at-once'; the outputs carry {last.request_id!r}"
 
 
-@pytest.mark.todo(3, points=5)
+class Handed:
+    """An engine beside the real one: notes what it is asked for, and which of its outputs were fetched."""
+
+    def __init__(self, engine):
+        self._engine = engine
+        self.asked, self.fetched = [], 0
+
+    async def generate(self, prompt, sampling_params, request_id):
+        self.asked.append((prompt, sampling_params, request_id))
+        async for output in self._engine.generate(prompt, sampling_params, request_id):
+            self.fetched += 1
+            yield output
+
+
+@pytest.mark.todo(3, points=2)
+async def test_todo_3_changes_neither_the_prompt_nor_any_parameter(lab, engine):
+    handed = Handed(engine)
+    prompt = "  Explain  async\tprogramming\n"
+    params = SamplingParams(temperature=0.5, top_p=0.75, top_k=9, min_p=0.01, seed=3, max_tokens=3, min_tokens=2, stop=["zzz"],
+                            presence_penalty=0.25, repetition_penalty=1.1, logprobs=2, logit_bias={5: 1.0})
+    [*_, last] = [output async for output in lab.submit_request(handed, prompt, params.clone(), "req-all")]
+    [(asked, used, request_id)] = handed.asked
+    assert asked == prompt, f"the prompt was {prompt!r}, and the engine was asked {asked!r}: white space is part of a prompt"
+    assert used == params, f"the parameters given are\n{params}\nand the engine was asked for\n{used}"
+    ids = request_id, last.request_id
+    assert ids == ("req-all", "req-all"), f"the caller chose the id 'req-all'; the engine was given, and gave back, {ids}"
+
+
+@pytest.mark.todo(3, points=4)
 async def test_todo_3_hands_on_prompt_parameters_and_id_unchanged(lab, engine):
     expected = (await ours(engine, PROMPT, exactly(5)))[-1]
     outputs = [output async for output in lab.submit_request(engine, PROMPT, exactly(5), "req-42")]
     final = outputs[-1]
     assert final.request_id == "req-42", "the output must carry the id that the caller chose"
-    assert final.prompt == PROMPT
+    assert final.prompt == PROMPT, f"the prompt was {PROMPT!r}, and the output is of {final.prompt!r}"
     assert final.outputs[0].token_ids == expected.outputs[0].token_ids, "same prompt and parameters, other tokens"
-    assert final.outputs[0].finish_reason == "length"
+    reason = final.outputs[0].finish_reason
+    assert reason == "length", f"the parameters allow 5 tokens, so the finish reason is 'length'; it is {reason!r}"
 
 
 @pytest.mark.todo(3, points=5)
 async def test_todo_3_the_stream_shows_text_while_it_grows(lab, engine, recorder):
+    handed = Handed(engine)
+    stream = lab.submit_request(handed, PROMPT, exactly(4), "one-by-one")
+    for place in (1, 2, 3):
+        await anext(stream)
+        assert handed.fetched == place, (
+            f"output {place} came when output {handed.fetched} had been fetched from the engine: hand each one on before you ask "
+            "for the next"
+        )
+    await stream.aclose()
     stream = lab.submit_request(engine, PROMPT, exactly(500), "first-of-500")
     await anext(stream)
     done = any("first-of-500" in step["finished"] for step in recorder.steps)
@@ -181,7 +269,8 @@ async def test_todo_3_the_stream_shows_text_while_it_grows(lab, engine, recorder
     counts = [len(output.outputs[0].token_ids) for output in outputs]
     assert len(outputs) > 1, "all came at once: hand on the engine's stream, do not collect it first"
     assert counts == sorted(set(counts)) and counts[-1] == 12, f"the outputs held {counts} tokens"
-    assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    finished = [output.finished for output in outputs]
+    assert finished == [False] * (len(outputs) - 1) + [True], f"only the last output is finished; here they say {finished}"
 
 
 # TODO 4: collect
@@ -192,7 +281,8 @@ async def test_todo_4_reads_to_the_end(lab, engine):
     output = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "to-the-end"))
     assert isinstance(output, RequestOutput), f"collect_output() returned {output!r}; expected a RequestOutput"
     assert output.finished, "this is not the last output: go on until the stream ends by itself"
-    assert len(output.outputs[0].token_ids) == 9
+    used = len(output.outputs[0].token_ids)
+    assert used == 9, f"the stream generated 9 tokens; the output that came back has {used}"
 
 
 @pytest.mark.todo(4, points=4)
@@ -202,7 +292,7 @@ async def test_todo_4_returns_the_whole_text_with_or_without_a_listener(lab, eng
     quiet = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "quiet"))
     loud = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "loud"), heard.append)
     assert quiet.outputs[0].text == expected, "the last output holds the whole text, not only what is new"
-    assert loud.outputs[0].text == expected
+    assert loud.outputs[0].text == expected, "with a listener, too, the last output holds the whole text"
 
 
 @pytest.mark.todo(4, points=4)
@@ -238,21 +328,31 @@ async def test_todo_4_passes_on_what_repeats_and_nothing_empty(lab, engine):
             yield output
 
     output = await lab.collect_output(laughs(), lambda piece: heard.append((piece, read)))
-    assert output.outputs[0].text == "haha!"
+    said = output.outputs[0].text
+    assert said == "haha!", f"the last of the outputs' texts, {texts}, is the answer; it is {said!r}"
     assert heard == [("ha", 2), ("ha", 3), ("!", 5)], (
         f"the outputs' texts were {texts}; on_text got (piece, number of the output) {heard}"
     )
 
 
 @pytest.mark.todo(4, points=4)
-async def test_todo_4_lets_an_error_in_the_middle_through(lab, engine):
-    async def breaks():
-        async for output in engine.generate(PROMPT, exactly(6), "breaks"):
-            yield output
-            raise EngineError("the engine went away")
+@pytest.mark.parametrize("outputs", [0, 1, 3])
+async def test_todo_4_lets_an_error_through_whenever_it_comes(lab, engine, outputs):
+    last = (await ours(engine, PROMPT, exactly(1)))[-1]
 
-    with pytest.raises(EngineError, match="went away"):
-        await lab.collect_output(breaks())
+    async def breaks():
+        for _ in range(outputs):
+            output = copy.deepcopy(last)
+            output.finished = False
+            yield output
+        raise EngineError("the engine went away")
+
+    try:
+        returned = await lab.collect_output(breaks())
+    except EngineError as error:
+        assert "went away" in str(error), f"the stream raised 'the engine went away'; what reached the caller says {error}"
+        return
+    pytest.fail(f"after {outputs} outputs the stream raised EngineError; collect_output() returned {returned!r}", pytrace=False)
 
 
 # TODO 5: many at once
@@ -268,27 +368,43 @@ async def served(lab, engine, prompts, params) -> list[RequestOutput]:
     return outputs
 
 
-@pytest.mark.todo(5, points=7)
-async def test_todo_5_the_requests_share_one_step(lab, engine, recorder):
-    before = len(recorder.steps)
-    outputs = await served(lab, engine, [A, B, C, A, B, C], exactly(64))
+@pytest.mark.todo(5, points=8)
+@pytest.mark.parametrize("count", [6, 40])
+async def test_todo_5_the_requests_share_one_step(lab, engine, recorder, count):
+    before, prompts = len(recorder.steps), [(A, B, C)[i % 3] for i in range(count)]
+    outputs = await served(lab, engine, tuple(prompts), exactly(64 if count == 6 else 24))
     ids = {output.request_id for output in outputs}
-    assert len(outputs) == 6, f"six prompts, two of each, gave {len(outputs)} outputs"
-    assert len(ids) == 6, f"six requests need six ids; they had {sorted(output.request_id for output in outputs)}"
+    assert len(outputs) == count, f"{count} prompts, of which some are equal, gave {len(outputs)} outputs"
+    assert len(ids) == count, f"{count} requests need {count} ids; they had {sorted(output.request_id for output in outputs)}"
     together = [ids & {chunk["request"] for chunk in step["chunks"]} for step in recorder.steps[before:]]
     most = max(map(len, together), default=0)
-    assert most == 6, (
-        f"at most {most} of the 6 requests were ever computed in one step of this engine. Each was awaited before "
+    assert most == count, (
+        f"at most {most} of the {count} requests were ever computed in one step of this engine. Each was awaited before "
         "the next was submitted, or another engine was used: start them all, then wait for all."
     )
 
 
-@pytest.mark.todo(5, points=3)
+@pytest.mark.todo(5, points=2)
+async def test_todo_5_takes_each_id_from_new_request_id(lab, engine, monkeypatch):
+    made, make = [], lab.new_request_id
+
+    def noted() -> str:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr(lab, "new_request_id", noted)
+    outputs = await served(lab, engine, [A, B, A], exactly(2))
+    used = sorted(output.request_id for output in outputs)
+    assert used == sorted(made), f"new_request_id() gave the ids {sorted(made)}; the requests had {used}"
+
+
+@pytest.mark.todo(5, points=4)
 async def test_todo_5_returns_outputs_in_the_order_of_the_prompts(lab, engine):
     prompts = [f"{A} " * 3, B, f"{C} " * 2, A]
     outputs = await served(lab, engine, prompts, SamplingParams(temperature=0.0, max_tokens=8))
-    assert [output.prompt for output in outputs] == prompts
-    assert all(output.finished for output in outputs)
+    found = [output.prompt for output in outputs]
+    assert found == prompts, f"the prompts were {prompts}; their outputs came in the order {found}"
+    assert all(output.finished for output in outputs), "an output that came back is not finished, so not the last of its stream"
     late_first = await served(lab, _FirstIsLast(engine), [A, B, C], exactly(2))
     assert [output.prompt for output in late_first] == [A, B, C], "the order is that of the prompts, not of finishing"
     again = {output.request_id for output in outputs} & {output.request_id for output in late_first}
@@ -311,10 +427,13 @@ class _FirstIsLast:
         self._others_done.set()
 
 
-@pytest.mark.todo(5, points=3)
-async def test_todo_5_the_error_of_one_request_reaches_the_caller(lab, engine):
+@pytest.mark.todo(5, points=5)
+@pytest.mark.parametrize("place", [0, 1, 2, 7], ids=["first", "second", "third", "last of eight"])
+async def test_todo_5_the_error_of_one_request_reaches_the_caller(lab, engine, place):
+    prompts = [A, B, C] if place < 3 else [A, B] * 4
+    prompts[place] = ""
     try:
-        await served(lab, engine, [A, "", C], exactly(3))
+        await served(lab, engine, prompts, exactly(3))
     except InvalidParametersError:
         return
     except BaseExceptionGroup as group:
@@ -322,7 +441,7 @@ async def test_todo_5_the_error_of_one_request_reaches_the_caller(lab, engine):
     pytest.fail("the engine refuses an empty prompt, but serve_many() returned as if nothing had happened", pytrace=False)
 
 
-@pytest.mark.todo(5, points=3)
+@pytest.mark.todo(5, points=4)
 async def test_todo_5_leaves_the_event_loop_free(lab, engine, monkeypatch):
     loop_thread, sleep = threading.get_ident(), time.sleep
 
@@ -356,7 +475,11 @@ async def test_todo_5_the_whole_program_prints_what_the_readme_shows(lab, capsys
         r"Prompt: Explain async programming in Python\nGenerated: \S.+\n\n"
         r"Processing concurrent requests\.\.\.\n"
         r"Request 1 \((req-\S+)\): Complete\nRequest 2 \((req-\S+)\): Complete\nRequest 3 \((req-\S+)\): Complete\n\n"
-        r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n"
+        r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n\n"
+        r"The same 3 prompts in three ways\n"
+        r"  one after the other +\d+\.\d\d seconds, 1\.00 tokens a step\n"
+        r"  at the same time +\d+\.\d\d seconds, [12]\.\d\d tokens a step\n"
+        r"  at the same time, max_num_seqs=1 +\d+\.\d\d seconds, 1\.00 tokens a step\n"
     )
     found = re.fullmatch(shape, said, re.DOTALL)
     assert found, f"README.md, Expected Output, shows another shape than this:\n{said}"
@@ -468,3 +591,7 @@ async def test_optional_5_queue_depths_and_times_can_be_read(extra):
         f"waiting, to_first_token and total all begin at the request's arrival; times() said {slowest}"
     )
     assert slowest["total"] == pytest.approx(slowest["to_first_token"] + slowest["generating"])
+
+
+if __name__ == "__main__":
+    raise SystemExit("These are tests. Run them with: pytest test_lab.py")

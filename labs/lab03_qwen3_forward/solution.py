@@ -277,22 +277,25 @@ def show_example() -> None:
     """The worked example of README.md, TODO by TODO."""
     norm = RMSNorm(4, eps=1e-6)
     norm.weight.copy_(torch.tensor([1.0, 1.0, 1.0, 0.5]))
-    print("RMSNorm of 2 4 4 8:          ", numbers(norm(torch.tensor([2.0, 4.0, 4.0, 8.0]))))
+    show("RMSNorm of 2 4 4 8:", norm(torch.tensor([2.0, 4.0, 4.0, 8.0])), "0.40 0.80 0.80 0.80")
     rotary = RotaryEmbedding(head_dim=4, theta=100.0)
-    print("1 1 0 0 turned, position 3:  ", numbers(rotary(torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]), torch.tensor([3]))))
+    show("1 1 0 0 turned, position 3:", rotary(torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]), torch.tensor([3])), "-0.99 0.96 0.14 0.30")
     layer, cache, zero = example_layer()
     row = torch.tensor([[2.0, 4.0, 4.0, 8.0, 6.0, 6.0, 6.0, 6.0]])
-    print("Two heads, normalised:       ", numbers(layer.self_attn.heads(row, zero)[0]))
+    show("Two heads, normalised:", layer.self_attn.heads(row, zero)[0], "0.40 0.80 0.80 1.60 1.00 1.00 1.00 1.00")
     q = torch.tensor([2.0, 0.0, 0.0, 0.0]).expand(3, 1, 4)
     k = torch.zeros(3, 1, 4)
     k[:, 0, 0] = torch.tensor([1.0, 2.0, 3.0]).log()
     v = torch.tensor([6.0, 12.0, 24.0]).view(3, 1, 1).expand(3, 1, 4)
-    print("Attention over 6, 12, 24:    ", numbers(causal_attention(q, k, v)[:, 0, 0]))
-    print("A token that sees itself:    ", numbers(layer.self_attn(row, zero, cache, one_request(0, 1))))
-    print("Gate 0 2, up 3 5:            ", numbers(layer.mlp(torch.tensor([[0.0, 2.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0]]))[0, :2]))
+    show("Attention over 6, 12, 24:", causal_attention(q, k, v)[:, 0, 0], "6.00 10.00 17.00")
+    alone = layer.self_attn(row, zero, cache, one_request(0, 1))
+    show("A token that sees itself:", alone, "2.00 4.00 4.00 8.00 2.00 4.00 4.00 8.00")
+    gated = layer.mlp(torch.tensor([[0.0, 2.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0]]))
+    show("Gate 0 2, up 3 5:", gated[0, :2], "0.00 8.81")
     layer.self_attn.o_proj.weight.zero_()
     layer.mlp.down_proj.weight.zero_()
-    print("A layer that adds nothing:   ", numbers(layer(row, zero, cache, one_request(0, 1))))
+    added = layer(row, zero, cache, one_request(0, 1))
+    show("A layer that adds nothing:", added, "2.00 4.00 4.00 8.00 6.00 6.00 6.00 6.00")
     print()
 
 
@@ -313,9 +316,10 @@ def example_layer() -> tuple[DecoderLayer, tuple[Tensor, Tensor], Tensor]:
     return layer, core.make_cache(config, 1)[0], torch.tensor([0])
 
 
-def numbers(values: Tensor) -> str:
-    """Two decimals of each."""
-    return " ".join(f"{value:.2f}" for value in values.flatten().tolist())
+def show(what: str, values: Tensor, expected: str) -> None:
+    """Two decimals of each number; where they are not those of README.md, also what was expected."""
+    found = " ".join(f"{value:.2f}" for value in values.flatten().tolist())
+    print(f"{what:29} {found}{'' if found == expected else f'   expected {expected}'}")
 
 
 def show_candidates(network: Qwen3ForCausalLM, core: DenseCore, tokenizer) -> None:

@@ -7,6 +7,7 @@ i is: its `params`, `prompt_token_ids`, `output_token_ids`, `seed`, `sample_inde
 
 import hashlib
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -104,7 +105,10 @@ def main() -> None:
     show_filters()
     show_penalties()
     show_draws()
-    show_engine()
+    llm = LLM("course", components=Components().using(sampler=lambda config: Sampler()), batch_invariant=True)
+    show_engine(llm)
+    show_temperatures(llm)
+    show_cost()
 
 
 def show_filters() -> None:
@@ -149,10 +153,9 @@ def show_draws(num_draws: int = 10_000) -> None:
     print(f"Log-probabilities of a draw of rain: {said}\n")
 
 
-def show_engine() -> None:
-    """The engine's text with this sampler: greedy, with two seeds, and a seed beside other requests."""
+def show_engine(llm: LLM) -> None:
+    """The engine's text with this sampler: greedy, with three seeds, and a seed beside other requests."""
     print("The engine with this sampler")
-    llm = LLM("course", components=Components().using(sampler=lambda config: Sampler()), batch_invariant=True)
     wishes = {"greedy": SamplingParams(temperature=0.0, max_tokens=24)}
     wishes |= {f"seed {seed}": SamplingParams(temperature=0.7, seed=seed, max_tokens=24) for seed in (1, 2, 3)}
 
@@ -165,6 +168,36 @@ def show_engine() -> None:
         print(f"  {name}: Once upon a time{text}")
     together = write(*wishes.values())
     print(f"All in one batch: {sum(map(str.__eq__, together, alone))} of {len(alone)} texts are the same")
+
+
+def show_temperatures(llm: LLM, seed: int = 2) -> None:
+    """One seed at three temperatures, with all tokens and with those that have 90 % of the probability."""
+    print("\nOne seed, three temperatures")
+    for temperature in (0.3, 1.0, 2.0):
+        for top_p in (1.0, 0.9):
+            params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed, max_tokens=24)
+            [output] = llm.generate("Once upon a time", params, use_tqdm=False)
+            text = " ".join(output.outputs[0].text.split())
+            print(f"  temperature {temperature}, top_p {top_p}: {text}")
+
+
+def show_cost(num_rows: int = 8, vocab_size: int = 151_936) -> None:
+    """What your keep_top costs on Qwen3's vocabulary, and what it costs on the 50 largest logits that topk finds."""
+    logits = torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(0))
+    rows = [SamplingRow(SamplingParams(top_k=50, top_p=0.95), [1], [], seed) for seed in range(num_rows)]
+
+    def milliseconds(filtered) -> float:
+        started = time.perf_counter()
+        filtered()
+        return 1000 * (time.perf_counter() - started)
+
+    def by_topk() -> Tensor:
+        largest, tokens = logits.topk(50)
+        return torch.full_like(logits, -math.inf).scatter(1, tokens, keep_top(largest, rows))
+
+    all_of_them, fifty = (min(milliseconds(way) for _ in range(3)) for way in (lambda: keep_top(logits, rows), by_topk))
+    print(f"\nFiltering {num_rows} rows of {vocab_size} logits, top_k=50, top_p=0.95")
+    print(f"  your keep_top on all logits: {all_of_them:.1f} ms; on the 50 that topk finds: {fifty:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ from nano_qwen3_serving.scheduling import block_manager
 class BlockManager(block_manager.BlockManager):
     """The engine's `BlockManager`. Nothing is shared here, because no test commits a block."""
 
+    @property
+    def tables(self) -> dict[str, list[int]]:
+        """Request id → its blocks, under the lab's name."""
+        return self._tables
+
     def admit(self, request_id: str, num_tokens: int) -> bool:
         """Blocks for a request that begins, or False."""
         return self.allocate(request_id, num_tokens)

@@ -28,7 +28,7 @@ class OutOfBlocks(Exception):
 
 
 class FreeList:
-    """The blocks of a pool that nobody holds. In which order they are handed out is yours to choose.
+    """The blocks of a pool that nobody holds. You choose the order in which they are handed out.
 
     Args:
         num_blocks: blocks of the pool, numbered from 0, the null block among them.
@@ -67,7 +67,7 @@ class FreeList:
         Raises:
             ValueError: naming a block that was not out: one that is free already, the null block, a
                 number that the pool does not have, or, in one call, the same block a second time.
-                Such a block is not added; whether the good blocks of the call are is yours to choose.
+                Such a block is not added; you choose whether the good blocks of the call are.
         """
         # TODO 1: put the blocks back, each of which must have been out
         ### BEGIN SOLUTION

@@ -1,16 +1,17 @@
 """`labs diagnose`: it names what it has seen, is silent where it cannot tell, and its tables are current."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grading import symptoms
 from grading.mutants import Mutant, read_mutants
-from grading.symptoms import Concept, Score, Seen, leave_one_out, symptoms_of
+from grading.symptoms import Concept, Score, Seen, family_left_out, leave_one_out, symptoms_of
 from labs.harness import diagnosis
 from labs.harness.catalog import LabError, all_labs, lab_at
-from labs.harness.diagnosis import Symptom, likeness, match, pattern_of
+from labs.harness.diagnosis import Area, Symptom, likeness, match, most_telling, pattern_of, same_everywhere
 from labs.harness.progress import Progress
 from labs.harness.results import Outcome
 
@@ -24,8 +25,8 @@ def failing(*tests: str, todo: int = 1, message: str = "no", unwritten: int | No
     return [*failed, Outcome("passes", todo, 5, True)]
 
 
-def symptom(says: str, *runs: list[Outcome], todo: int = 1, speaks: bool = True) -> Symptom:
-    return Symptom(todo, says, 2, tuple(pattern_of(run, todo) for run in runs), speaks)
+def symptom(says: str, *runs: list[Outcome], todo: int = 1, speaks: bool = True, area: Area | None = None) -> Symptom:
+    return Symptom(todo, says, 2, tuple(pattern_of(run, todo) for run in runs), speaks, area)
 
 
 TABLE = [
@@ -58,6 +59,46 @@ def test_two_kinds_that_look_alike_are_not_told_apart():
     assert match(table, failing("d"), 1) is None
     quiet = [symptom("order", failing("d"), speaks=False)]
     assert match(quiet, failing("d"), 1) is None
+
+
+BORDERS = Area(1, "a border is wrong", 1)
+IN_AREAS = [
+    symptom("first", failing("a", "b"), area=BORDERS),
+    symptom("last", failing("a", "c"), area=BORDERS),
+    symptom("order", failing("d", "e")),
+]
+
+
+def test_where_kinds_of_one_area_are_alike_the_area_is_named_and_a_kind_where_it_stands_out():
+    assert match(IN_AREAS, failing("a"), 1) == BORDERS
+    assert match(IN_AREAS, failing("a", "c"), 1) == IN_AREAS[1]
+    assert match(IN_AREAS, failing("a", "c", "x"), 1) == BORDERS, "a kind known from one run has to fail just the same"
+    known = [*IN_AREAS[:1], symptom("last", failing("a", "c"), failing("c"), area=BORDERS)]
+    assert match(known, failing("a", "c", "x"), 1) == known[1], "one known from several need not"
+    assert match(IN_AREAS, failing("b", "d"), 1) is None, "the area is not far enough ahead of the other kind"
+    assert match(IN_AREAS, failing("x"), 1) is None
+    quiet = [replace(one, area=replace(BORDERS, speaks=False) if one.area else None) for one in IN_AREAS]
+    assert match(quiet, failing("a"), 1) is None
+
+
+def test_the_most_telling_failure_is_of_the_test_that_the_fewest_known_mistakes_fail():
+    run = [
+        Outcome("a", 1, 5, False, message="A has three blocks and should have two of them"),
+        Outcome("b", 1, 5, False, message="the newest token was not read by the second request"),
+        Outcome("b", 1, 5, False, message="the newest token was not read"),
+        Outcome("c", 1, 5, False, message="expected 4, got 5"),
+        Outcome("d", 1, 5, True), Outcome("d", 2, 5, False, message="of another TODO"),
+    ]  # fmt: skip
+    assert most_telling(IN_AREAS, run, 1).message == "the newest token was not read", "in as few words as there are"
+    assert most_telling(IN_AREAS, run[3:5], 1).message == "expected 4, got 5", "rather than nothing"
+    assert most_telling(IN_AREAS, run[4:5], 1) is None
+
+
+def test_one_message_from_every_test_is_told_once_as_where_the_file_does_not_load():
+    run = [Outcome(name, todo, 5, False, message="starter.py line 3: KeyError") for todo, name in ((1, "a"), (2, "b"))]
+    assert same_everywhere(run) == "starter.py line 3: KeyError"
+    assert same_everywhere([*run, Outcome("c", 2, 5, True)]) is None and same_everywhere(run[:1]) is None
+    assert same_everywhere([replace(one, unwritten=1) for one in run]) is None
 
 
 def test_numbers_lists_and_quoted_text_do_not_matter_but_wording_does():
@@ -93,16 +134,35 @@ def test_a_table_has_one_entry_for_each_concept():
 
 
 def test_left_out_one_by_one_a_bug_is_right_only_by_its_concept():
-    assert leave_one_out(BUGS, CONCEPTS) == Score(right=2, wrong=0, silent=2)
+    assert leave_one_out(BUGS, CONCEPTS) == Score(right_kinds=2, silent=2)
     lone = {name: Concept(1, name, 1) for name in ("one", "two", "three")} | {"four": Concept(2, "four", 1)}
-    assert leave_one_out(BUGS, lone) == Score(right=0, wrong=2, silent=2)
+    assert leave_one_out(BUGS, lone) == Score(wrong_kinds=2, silent=2)
+
+
+def test_what_stems_from_a_mutant_is_diagnosed_without_it():
+    same = seen("one in another", "a", "b")
+    assert family_left_out(BUGS, [(same, "one")], CONCEPTS) == Score(right_kinds=1), "by its concept's other mutant"
+    assert family_left_out(BUGS, [(seen("three in another", "d"), "three")], CONCEPTS) == Score(silent=1)
+
+
+def test_an_area_is_right_for_a_mutant_none_of_whose_concept_is_known():
+    area = Area(1, "letters", 1)
+    of = {name: Concept(1, name, 1, area) for name in ("first", "second", "third")} | {"other": Concept(1, "other", 1)}
+    bugs = [seen("first", "a", "b"), seen("second", "a", "c"), seen("third", "a", "d", "e"), seen("other", "x")]
+    assert leave_one_out(bugs, of) == Score(right_areas=3, silent=1)
 
 
 @pytest.mark.parametrize(
     ("score", "enough"),
-    [(Score(8, 2, 30), True), (Score(7, 2, 31), False), (Score(20, 3, 17), False), (Score(0, 0, 9), True)],
+    [
+        (Score(30, 22, 3, 5, 40), True),
+        (Score(29, 20, 3, 7, 41), False),
+        (Score(30, 25, 0, 4, 41), False),
+        (Score(30, 25, 4, 1, 40), False),
+    ],
+    ids=["enough", "too seldom right", "too seldom anything", "too often false"],
 )
-def test_a_score_is_enough_if_it_is_mostly_right_and_seldom_wrong(score, enough):
+def test_a_score_is_enough_if_it_speaks_often_is_mostly_right_and_seldom_false(score, enough):
     assert score.is_enough is enough
 
 
@@ -122,6 +182,24 @@ def test_mutants_that_nothing_gathers_are_concepts_of_their_own(tmp_path, toy):
         symptoms.concepts(lab_at(toy), mutants, tmp_path)
 
 
+def test_a_concept_is_in_the_area_that_names_one_of_its_mutants_and_in_no_second_one(tmp_path, toy):
+    mutants = [one.mutant for one in BUGS]
+    (tmp_path / "concepts").mkdir()
+    file = tmp_path / "concepts" / "lab07.toml"
+    concept = '[[concept]]\ntodo = 1\nsays = "edges"\nhint = 2\nmutants = ["one", "two"]\n'
+    area = '[[area]]\ntodo = 1\nsays = "both"\nmutants = ["two", "three"]\n'
+    file.write_text(concept + area)
+    found = symptoms.concepts(lab_at(toy), mutants, tmp_path)
+    both = dict.fromkeys(("one", "two", "three"), Area(1, "both", 1))
+    assert {name: one.area for name, one in found.items()} == both | {"four": None}
+    file.write_text(concept + area + area.replace("both", "more"))
+    with pytest.raises(LabError, match="is in two areas"):
+        symptoms.concepts(lab_at(toy), mutants, tmp_path)
+    file.write_text(concept + area.replace("three", "four"))
+    with pytest.raises(LabError, match="no mutant four of TODO 1"):
+        symptoms.concepts(lab_at(toy), mutants, tmp_path)
+
+
 def test_only_what_differs_in_functions_can_be_carried_over():
     solution = "LIMIT = 3\ndef f(a):\n    return a\ndef g(a, b=1):\n    return b\n"
     assert symptoms._changed(solution, solution.replace("return b", "return a")) == ["g"]
@@ -136,10 +214,18 @@ def test_only_what_differs_in_functions_can_be_carried_over():
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
 def test_the_table_is_current(lab):
     assert symptoms.is_current(lab), f"python -m grading symptoms {lab.id}"
-    names = set(symptoms.concepts(lab, read_mutants(lab)).values())
+    found = symptoms.concepts(lab, read_mutants(lab)).values()
+    names = {(one.todo, one.says, one.hint, one.area and one.area.says) for one in found}
     for entry in diagnosis.read_table(lab):
-        assert Concept(entry.todo, entry.says, entry.hint) in names and entry.patterns
+        assert (entry.todo, entry.says, entry.hint, entry.area and entry.area.says) in names and entry.patterns
         assert entry.hint in (1, 2, 3) and "\n" not in entry.says
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
+def test_no_area_is_a_whole_todo(lab):
+    found = symptoms.concepts(lab, read_mutants(lab)).values()
+    for area in {one.area for one in found} - {None}:
+        assert {one.todo for one in found if one.todo == area.todo and one.area != area}, area.says
 
 
 def test_what_a_table_was_made_from_shows(tmp_path, toy):
@@ -191,13 +277,18 @@ def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
 
 
 @pytest.mark.slow
-def test_what_it_cannot_tell_it_does_not_tell(workshop, toy):
+def test_what_it_cannot_tell_it_does_not_tell_and_the_message_that_says_most_is_repeated(workshop, toy):
     make_table(workshop, toy)
     text = (toy / "starter.py").read_text()
-    (toy / "starter.py").write_text(text.replace("return 2 * number + 1", "raise RuntimeError('else')"))
+    wrong = "raise RuntimeError(f'the number {number} is one that nobody ever thought of')"
+    (toy / "starter.py").write_text(text.replace("return 2 * number + 1", wrong))
     said = workshop.labs("diagnose", "7", "--todo", "1")
-    assert "in a way that does not tell why. Hints: python -m labs hint 07 1" in said.stdout and said.returncode == 0
+    assert "3 of 3 tests fail, not in the way of a known mistake." in said.stdout and said.returncode == 0
+    assert "  the number 0 is one that nobody ever thought of\n  Hints: python -m labs hint 07 1\n" in said.stdout
     assert Progress(workshop.home).diagnoses_used("07", 1) == 0
+    (toy / "starter.py").write_text(text.replace("return 2 * number + 1", "return ("))
+    broken = workshop.labs("diagnose", "7")
+    assert broken.returncode == 2 and "starter.py line" in broken.stderr and broken.stderr.count("\n") == 1
     (toy / "symptoms.json").unlink()
     without = workshop.labs("diagnose", "7")
     assert without.returncode == 2 and "nothing to compare with" in without.stderr

@@ -89,6 +89,27 @@ def test_the_untouched_starter_fails_every_test_with_that_tests_own_todo(a_lab: 
     wrong = [outcome for outcome in outcomes if outcome["passed"] or outcome["unwritten"] != outcome["todo"]]
     assert not wrong, f"these did not end with their own TodoError: {wrong}"
     assert {outcome["error"] for outcome in outcomes} == {"TodoError"}
+    assert len(run.stdout.splitlines()) < MOST_LINES
+
+
+MOST_LINES = 200
+"""Of a run, however much is wrong."""
+
+
+@every_lab
+def test_where_every_function_gives_none_the_run_fits_on_a_few_screens(a_lab: Lab, tmp_path: Path):
+    """Each failure of a kind is told once, and nothing of the harness is."""
+    text = regions.make_starter(solution_of(a_lab), a_lab.id)
+    (tmp_path / "starter.py").write_text(re.sub(r"raise TodoError\(.*", "return None", text), encoding="utf-8")
+    _, run = run_suite(a_lab, str(tmp_path), tmp_path / "report.json")
+    assert run.returncode == 1 and len(run.stdout.splitlines()) < MOST_LINES
+    assert "labs/harness" not in run.stdout and "Traceback" not in run.stdout
+
+
+@every_lab
+def test_the_suite_run_as_a_program_says_how_tests_are_run(a_lab: Lab):
+    run = python(a_lab.tests)
+    assert run.returncode == 1 and run.stderr == "These are tests. Run them with: pytest test_lab.py\n"
 
 
 @every_lab

@@ -33,6 +33,19 @@ def test_status_of_a_solved_lab(workshop, toy):
     assert "yours: the toy" in status and "Next: every TODO of every lab is solved" in status
 
 
+def test_status_of_one_lab_and_what_is_next_is_the_lab_worked_on_last(workshop, toy):
+    other = workshop.add_lab("lab08_other")
+    first = workshop.labs("status", "8").stdout
+    assert "Lab 08" in first and "Lab 07" not in first and "Next: Lab 08, TODO 1" in first and "From call" not in first
+    assert "Next: Lab 07, TODO 1" in workshop.labs("status").stdout, "nothing was tested yet"
+    workshop.pytest("lab08_other/test_lab.py", "-k", "todo_2")
+    assert "Next: Lab 08, TODO 1" in workshop.labs("status").stdout
+    (other / "starter.py").write_text((other / "solution.py").read_text())
+    workshop.pytest("lab08_other/test_lab.py")
+    assert "Next: Lab 07, TODO 1" in workshop.labs("status").stdout, "every TODO of the other is solved"
+    assert "There is no lab '9'" in workshop.labs("status", "9").stderr
+
+
 def test_hints_come_one_by_one_and_are_noted(workshop, toy):
     shown = [workshop.labs("hint", "7", "2").stdout for _ in range(4)]
     assert [re.search(r"hint (\d) of todo 2", text)[1] for text in shown] == ["1", "2", "3", "3"]
@@ -204,6 +217,30 @@ def test_the_doctor_looks_at_disk_and_write_access(tmp_path, monkeypatch):
     assert doctor.check_disk(1.0, installed=True).level == "ok"
     assert doctor.check_write(str(tmp_path)).level == "ok"
     assert doctor.check_write(str(tmp_path / "absent")).level == "BLOCKS"
+
+
+def test_the_doctor_tells_what_is_needed_from_what_is_optional(monkeypatch):
+    from importlib import metadata
+
+    def absent(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    torch, llguidance = doctor.check_packages([("torch", "2.0"), ("llguidance", "1.0")])
+    assert (torch.level, llguidance.level) == ("BLOCKS", "note")
+    assert "only for structured output" in llguidance.found and "pip install llguidance==1.0" in llguidance.advice
+    assert "copydetect" not in (PROJECT / "reference_engine" / "requirements.txt").read_text()
+
+
+def test_the_doctor_says_when_there_is_more_work_than_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (9.0, 1.0, 1.0), raising=False)
+    assert doctor.check_load().level == "note" and "OMP_NUM_THREADS=1" in doctor.check_load().advice
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (1.5, 1.0, 1.0), raising=False)
+    assert doctor.check_load().level == "ok"
+    monkeypatch.delattr(doctor.os, "getloadavg")
+    assert doctor.check_load().level == "ok", "Windows has no load"
 
 
 def test_another_version_of_a_package_is_noted_but_does_not_block():

@@ -68,7 +68,7 @@ def with_part(workshop):
 
 def compared(engine: Engine, model: str = "course-draft") -> fd.Comparison:
     """With a model of one layer the backend is called once a step, so that a test can count."""
-    return fd.compare(engine, lockstep.make_scenario(model=model))
+    return fd.compare(engine, lockstep.make_scenario(model=model), fd.LARGE)  # as beside the reference's attention
 
 
 @pytest.mark.parametrize(("field", "text"), [("attention", ATTENTION), ("block_manager", BLOCKS), ("sampler", SAMPLER)])
@@ -112,6 +112,7 @@ def test_a_lost_block_is_found_in_the_step_that_loses_it(with_part):
         "            self._free.pop()")))
     first = found.first
     assert first.kind == fd.BLOCKS and "free blocks: yours " in first.text
+    assert "Lab 07, free: A was freed, which held the blocks [" in first.text, "and which call lost it"
     reference = lockstep.Side(lockstep.make_scenario(model="course-draft"), engine_of([]).components)
     for number in range(first.step + 1):
         reference.step(number)
@@ -256,3 +257,56 @@ def test_an_error_that_the_engine_gets_over_is_shown_all_the_same(with_part):
         "        assert len(rows) == 1, 'only one'\n"
         "        return super().sample(logits, rows)")))
     assert "only one" in str(found.error) and found.steps > 0
+
+
+def test_what_nobody_wrote_and_what_was_freed_does_not_matter(with_part):
+    """A part that gives a slot of nobody's the weight 0; beside zeros that would change nothing."""
+    engine = with_part("attention", ATTENTION, (
+        "    def forward(self, q, layer_cache, metadata):\n"
+        "        stranger = layer_cache[1][-1].flatten()[-1]\n"
+        "        return super().forward(q, layer_cache, metadata) + 0 * stranger"))
+    scenario = lockstep.make_scenario(model="course-draft")
+    assert compared(engine).first is None
+    found = fd.compare(engine, scenario)
+    assert (found.first.kind, found.first.step) == (fd.LOGITS, 0) and "nan" in found.first.text
+
+
+def test_blocks_are_spoiled_when_their_request_is_gone_and_kept_ones_only_where_they_are_not_full():
+    for shares in (False, True):
+        scenario = lockstep.make_scenario(model="course-draft", shares_prefixes=shares)
+        side = lockstep.Side(scenario, engine_of([]).components, garbage=fd.LARGE)
+        for step in range(20):
+            seen = side.step(step)
+            if seen.record["finished"]:
+                break
+        name = min(seen.record["finished"])
+        table, size = seen.tables[name], seen.block_size
+        keys = side.engine.model_runner.kv_cache[0][0]
+        spoiled = [bool((keys[block] == fd.LARGE).all()) for block in table]
+        whole = seen.computed[name] // size
+        assert spoiled == [not shares] * whole + [True] * (len(table) - whole)
+
+
+def test_with_shared_prefixes_a_block_belongs_to_two_requests():
+    scenario = lockstep.make_scenario(model="course-draft", shares_prefixes=True)
+    side, step, shared = lockstep.Side(scenario, engine_of([]).components), 0, set()
+    while side.has_work(step):
+        tables = side.step(step).tables
+        shared |= set(tables.get("I", ())) & set(tables.get("J", ()))
+        step += 1
+    assert len(shared) == 2
+    assert "J shares two blocks with I" in lockstep.describe(scenario)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        (fd.KV, "the key in layer 2 is off by 3", "So it is in layer 1: its keys and values are right"),
+        (fd.KV, "the value in layer 0 is off by 3", "So it is not attention"),
+        (fd.LOGITS, "request A: logits are off", "the last layer's attention, or what comes after it"),
+        (fd.TOKEN, "request A", "the logits are right"),
+    ],
+)
+def test_a_comparison_says_what_follows_from_the_first_difference(kind, text, says):
+    told = fd.tell(fd.Comparison([fd.Difference(3, kind, text)]))
+    assert told[0].startswith("First difference") and says in told[1]

@@ -1,10 +1,11 @@
 """`--use`: whose parts an engine is made of, and whose error it is when it stops."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from labs.harness.blame import blame
+from labs.harness.blame import blame, earlier
 from labs.harness.catalog import LabError
 from labs.harness.parts import Engine, engine_of, read_uses
 from labs.harness.regions import make_starter
@@ -204,6 +205,16 @@ def test_all_means_every_lab_that_makes_a_part(home: Path):
     assert [choice.lab.id for choice in read_uses(["solution:all"], home=home)] == ["04", "06"]
 
 
+def test_all_of_mine_means_every_lab_in_which_something_is_written(home: Path):
+    (home / "lab08_toy" / "seam.py").unlink()
+    assert "you have not written anything yet" in refusal("mine:all", home=home)
+    write(home, "lab06_toy", BLOCKS)
+    assert [choice.lab.id for choice in read_uses(["mine:all"], home=home)] == ["06"]
+    write(home, "lab04_toy", SAMPLER, todos=(2,))
+    assert "Lab 04: TODO 2 of starter.py is not written yet. With --base solution" in refusal("mine:all", home=home)
+    assert [choice.lab.id for choice in read_uses(["mine:all"], base="solution", home=home)] == ["04", "06"]
+
+
 @pytest.mark.parametrize(
     ("uses", "message"),
     [
@@ -333,7 +344,8 @@ def test_a_name_that_the_part_lacks_is_its_part_s(home: Path):
 
 def test_blocks_that_two_requests_hold_are_the_block_managers(home: Path):
     found, _ = blamed(home, "lab06_toy", BLOCKS, ("self.blocks.pop() for", "self.blocks[0] for"))
-    assert found.part.lab.id == "06" and "others hold too" in found.what
+    assert found.part.lab.id == "06"
+    assert "0 got the blocks [1]: 10 blocks should be free then, and num_free_blocks says 11" in found.what
 
 
 def test_an_error_of_the_callers_is_nobodys_part(home: Path):
@@ -347,8 +359,8 @@ def test_an_error_in_a_stand_in_is_said_to_be_in_ours(home: Path):
     write(home, "lab06_toy", BLOCKS, ("self.blocks, self.tables", "self.blocks, self.table"), todos=(2,))
     engine = engine_of(["mine:06"], base="solution", home=home)
     found = blame(failure(engine), engine)
-    assert found.on_ours and found.todo == 2 and "solution.py, line" in str(found)
-    assert "ours, standing in for starter.py" in str(found)
+    assert found.on_ours and found.todo == 2 and "ours, standing in for yours" in str(found)
+    assert "solution.py" not in str(found), "the line of a file that the learner need not have"
 
 
 async def test_with_a_failing_part_every_stream_ends(home: Path):
@@ -373,6 +385,44 @@ async def test_with_a_failing_part_every_stream_ends(home: Path):
     assert errors and {blame(error, found).todo for error in errors} == {2}
 
 
+def test_of_two_broken_parts_the_one_that_stopped_the_engine_is_blamed_and_the_other_told_after(home: Path):
+    """The sampler fails for a whole batch, which the engine gets over; then a table is too short."""
+    write(home, "lab04_toy", SAMPLER, ("return pick(logits), ", "assert len(rows) == 1, 'only one'; return pick(logits), "))
+    write(home, "lab06_toy", BLOCKS, ("return -(-num_tokens // block_size)", "return -(-min(num_tokens, 16) // block_size)"))
+    engine = engine_of(["mine:04,06"], home=home)
+    error = failure(engine)
+    assert blame(error, engine).part.lab.id == "06" and "returned True for 17 tokens" in blame(error, engine).what
+    before = earlier(error, engine)
+    assert (before.part.lab.id, before.todo, before.what) == ("04", 2, "raised AssertionError: only one")
+
+
+def test_one_failure_is_not_told_twice(home: Path):
+    write(home, "lab06_toy", BLOCKS, ("        return True\n", ""))
+    engine = engine_of(["mine:06"], home=home)
+    assert earlier(failure(engine), engine) is None
+
+
+def test_a_lost_block_is_named_with_its_last_owner_and_the_call_that_lost_it(home: Path):
+    write(home, "lab06_toy", BLOCKS, (
+        "self.blocks += self.tables.pop(request_id, [])", "self.blocks += self.tables.pop(request_id, [])[:-1]"))
+    engine = engine_of(["mine:06"], home=home)
+    found = blame(failure(engine), engine)
+    assert (found.todo, found.function) == (3, "Pool.free")
+    assert " was freed, which held the blocks [" in found.what
+    assert " blocks should be free then, and num_free_blocks says " in found.what
+    assert "(step " in found.what and "check it: pytest test_lab.py -k todo_3" in str(found)
+
+
+def test_a_block_that_two_requests_got_is_named_with_both(home: Path):
+    shared = "[self.blocks.pop() for _ in range(missing)]\n"
+    shared += "        others = [table for name, table in self.tables.items() if name != request_id]"
+    shared += "\n        self.tables[request_id][-1:] = others[0][-1:] if others else self.tables[request_id][-1:]"
+    write(home, "lab06_toy", BLOCKS, ("[self.blocks.pop() for _ in range(missing)]", shared))
+    engine = engine_of(["mine:06"], home=home)
+    found = blame(failure(engine), engine)
+    assert found.todo == 2 and re.search(r"\d got block \d+, which is in the table of \d, too", found.what)
+
+
 # the commands
 
 
@@ -384,6 +434,7 @@ def test_generate_streams_and_says_whose_parts_ran(workshop, home: Path):
     text, speed, *whose = run.stdout.strip().split("\n\n")[0], *run.stdout.strip().split("\n\n")[1].splitlines()
     assert text.startswith("Once upon a time") and len(text) > len("Once upon a time")
     assert speed.startswith("8 tokens (length), ") and "tokens/s, the first after " in speed
+    assert whose.pop() == "Not what you expected? python -m labs compare --use mine:06 --use solution:04"
     assert whose == ["Lab 06, the toy: your starter.py", "Lab 04, the toy: our solution.py",
                      "reference: scheduler, attention, model, detokenizer, tokenizer"]
 
@@ -425,6 +476,58 @@ def test_bench_shows_both_engines(workshop, home: Path):
     assert run.returncode == 0, run.stderr
     assert "with your parts" in run.stdout and "output tokens per second" in run.stdout
     assert "Lab 06, the toy: our solution.py" in run.stdout
+
+
+def test_bench_says_on_top_that_tokens_or_blocks_are_wrong_and_ends_with_1(workshop, home: Path):
+    options = ["--model", "course-draft", "--workload", "quick", "--repeats", "1"]
+    write(home, "lab04_toy", SAMPLER, ("logits.argmax", "logits.argmin"))
+    write(home, "lab06_toy", BLOCKS, (
+        "self.blocks += self.tables.pop(request_id, [])", "self.blocks += self.tables.pop(request_id, [])[:-1]"))
+    wrong = workshop.labs("bench", "--use", "mine:04,06", *options)
+    assert wrong.returncode == 1, wrong.stderr
+    lines = wrong.stdout.splitlines()
+    assert lines[0] == "The same tokens as the reference: NO, from request 0, token 0 on"
+    assert "Lab 06, TODO 3: Pool.free" in lines[1]
+    assert "Where they part: python -m labs compare --use mine:04 --use mine:06" in lines
+    right = workshop.labs("bench", "--use", "solution:06", *options)
+    assert right.returncode == 0 and right.stdout.startswith("The same tokens as the reference: yes. No block was lost.")
+    assert "of the time was spent in your block manager." in right.stdout
+
+
+NAN = """\
+from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
+
+
+class Mine(TorchPagedAttention):
+    calls = 0
+
+    def forward(self, q, layer_cache, metadata):
+        # TODO 1: attention
+        ### BEGIN SOLUTION
+        self.calls += 1
+        result = super().forward(q, layer_cache, metadata)
+        return result * float("nan") if self.calls > 4 else result
+        ### END SOLUTION
+"""
+NAN_SEAM = """\
+def attention(lab, config):
+    return lab.Mine(config.model, config.cache.block_size, config.dtype, config.device)
+"""
+
+
+def test_generate_stops_at_the_first_nan_and_says_whose_it_is_and_at_which_token(workshop, home: Path):
+    add(workshop, "lab09_toy", NAN, NAN_SEAM)
+    run = workshop.labs("generate", "Once upon a time", "--use", "solution:09", "--model", "course-draft", "--max-tokens", "20")
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "Token 5 did not come.\nThe engine stopped in Lab 09, TODO 1: Mine.forward" in run.stderr
+    assert "returned NaN or infinity, first in row 0 of 1, and got only finite numbers" in run.stderr
+
+
+def test_compare_takes_several_labs_or_says_how_to_name_them(workshop, home: Path):
+    both = workshop.labs("compare", "--use", "solution:04,06", "--model", "course-draft")
+    assert "Lab 04, the toy: our solution.py\nLab 06, the toy: our solution.py, against the reference." in both.stdout
+    none = workshop.labs("compare")
+    assert none.returncode == 2 and "compare --use mine:06,07" in none.stderr
 
 
 def test_compare_ends_with_1_if_something_differs(workshop, home: Path):

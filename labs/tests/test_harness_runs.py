@@ -1,6 +1,7 @@
 """What a learner sees when running a lab's tests: outcomes, states, the table, the progress file."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,86 @@ def test_progress_keeps_whole_todos_only_and_survives_damage(workshop, toy):
     workshop.pytest("lab07_toy/test_lab.py", "-k", "todo_2")
     assert list(json.loads(file.read_text())["labs"]["07"]["todos"]) == ["2"]
     assert not list(workshop.home.glob(".progress.json?*")), "no half-written file is left"
+
+
+def test_one_test_by_its_node_id_counts_as_one_of_its_todo_and_is_not_kept(workshop, toy):
+    """As VS Code and PyCharm run it."""
+    solve(toy, todo_1="return 8")
+    workshop.pytest("test_lab.py", "-k", "todo_1", cwd=toy)
+    kept = (workshop.home / ".progress.json").read_text()
+    assert json.loads(kept)["labs"]["07"]["todos"]["1"]["points"] == 20
+    one = workshop.pytest("test_lab.py::test_todo_1_doubles_four", "--plain", cwd=toy)
+    assert rows(one)["1"][:2] == ["20/30", "1 of 1 tests pass, 2 not run"] and "total" not in one.stdout
+    case = workshop.pytest("test_lab.py::test_todo_1_doubles_other_numbers[0]", "--plain", cwd=toy)
+    assert rows(case)["1"][:2] == ["0/30", "0 of 1 tests pass, 2 not run"]
+    assert (workshop.home / ".progress.json").read_text() == kept
+
+
+def test_in_several_processes_there_are_no_points_and_it_says_why(workshop, toy):
+    solve(toy, 1, todo_3="return 7")
+    run = workshop.run("-m", "pytest", "-p", "no:cacheprovider", "test_lab.py", "-n", "1", cwd=toy)
+    assert "Lab 07: no points with -n, for a TODO is tested after those it builds on" in run.stdout
+    assert "assert lab.quadruple(5) == 20" in run.stdout and not (workshop.home / ".progress.json").exists()
+
+
+def test_a_narrow_terminal_keeps_points_and_commands(workshop, toy):
+    solve(toy, 1)
+    run = workshop.run("-m", "pytest", "-p", "no:cacheprovider", "test_lab.py", cwd=toy, COLUMNS="40")
+    table = run.stdout.partition("Lab 07, A toy")[2].splitlines()
+    assert table[1:4] == ["TODO 1  30/30  solved", "TODO 2  0/25  not started", "    python -m labs hint 07 2"]
+    assert "total  30/100" in table and max(map(len, table)) <= 40
+
+
+WAYS_NOT_TO_LOAD = {
+    "no Python": ("x = (\n", "starter.py line 1 is not Python yet ('(' was never closed), at: x = ("),
+    "found when compiled": ("async for x in y:\n    pass\n", "starter.py line 1 is not Python yet"),
+    "a return outside": ("return 5\n", "starter.py line 1 is not Python yet ('return' outside function), at: return 5"),
+    "raises": ("x = 1\n1 / 0\n", "starter.py line 2, while it is loaded: ZeroDivisionError: division by zero"),
+    "absent module": ("import nowhere_at_all\n", "line 1, while it is loaded: ModuleNotFoundError: No module named 'nowhere"),
+    "a module beside it": ("import helpers\n", "line 1 imports helpers, which lies beside it. Only starter.py is handed in"),
+    "a merge": ("<<<<<<< HEAD\nx = 1\n=======\nx = 2\n>>>>>>> other\n", "starter.py line 1 is a mark of a merge"),
+    "exits": ("raise SystemExit(3)\n", "starter.py line 1, while it is loaded: SystemExit: 3"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_NOT_TO_LOAD)
+def test_a_file_that_cannot_be_loaded_is_told_once(workshop, toy, way: str):
+    text, says = WAYS_NOT_TO_LOAD[way]
+    (toy / "helpers.py").write_text("HALF = 0.5\n")
+    (toy / "starter.py").write_text(text + (toy / "starter.py").read_text())
+    run = workshop.pytest("test_lab.py", "--plain", cwd=toy)
+    assert run.stdout.count(says) == 1 and "… and 4 more, for the same reason" in run.stdout
+    assert len(run.stdout.splitlines()) < 30 and "harness" not in run.stdout and rows(run)["1"][0] == "0/30"
+
+
+def test_a_test_that_waits_for_ever_fails_with_the_line_and_the_todo_is_not_tried_again(workshop, toy):
+    solve(toy, 3, todo_1="while True: number += 1")
+    run = workshop.pytest("test_lab.py", "--plain", "--limit", "1", cwd=toy)
+    assert re.search(r"after 1 s of computing it was still in line \d+ of starter.py, in double: while True", run.stdout)
+    assert rows(run)["1"][:2] == ["0/30", "failing"]
+    assert rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (right on top of ours)"]
+
+
+def test_what_starts_when_the_file_is_loaded_is_said_after_a_run_that_passes(workshop, toy):
+    solve(toy, 1, 2, 3)
+    text = (toy / "starter.py").read_text()
+    (toy / "starter.py").write_text(text.replace('if __name__ == "__main__":\n    run_lab(main)', "run_lab(main)"))
+    run = workshop.pytest("test_lab.py", "--plain", cwd=toy)
+    assert re.search(r"^Line \d+ of starter.py runs run_lab\(\) whenever the file is loaded", run.stdout, re.MULTILINE)
+    (toy / "starter.py").write_text(text)
+    assert "whenever the file is loaded" not in workshop.pytest("test_lab.py", "--plain", cwd=toy).stdout
+
+
+def test_an_error_in_ours_names_the_line_that_called_it(workshop, toy):
+    solve(toy, todo_3="return double(None)")
+    run = workshop.pytest("test_lab.py", "--plain", cwd=toy)
+    assert re.search(r"it went wrong in our double, in place of TODO 1, called by your line \d+", run.stdout)
+
+
+def test_what_a_test_printed_and_whole_tracebacks_can_be_had(workshop, toy):
+    solve(toy, todo_1="print('number is', number); return 5")
+    assert "    number is 4" in workshop.pytest("test_lab.py", cwd=toy).stdout
+    assert "def test_todo_1_doubles_four(lab):" in workshop.pytest("test_lab.py", "--tb=long", cwd=toy).stdout
 
 
 def test_several_labs_in_one_process_keep_apart(workshop, toy):

@@ -1,23 +1,36 @@
 """Lab 03's own promises: every number of the README's worked example, computed by the solution and the engine."""
 
+import doctest
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from labs.harness import loading
+from labs.harness import loading, regions
 from labs.harness.catalog import find_lab
+from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionMetadata
 
 PROJECT = Path(__file__).parents[2]
 LAB = find_lab("03", PROJECT / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")
+FLAT = " ".join(README.split())
+"""The README without its line breaks."""
 
 A, B, PADDING = 6, 3, 3
 """Tokens of the example's requests, and rows behind them."""
+
+
+def module(name: str) -> ModuleType:
+    """A file of the lab's folder as a module."""
+    return loading.run_file(LAB.folder / f"{name}.py", f"lab03_own_{name}")
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +237,68 @@ def test_going_further_1_one_product_of_q_k_and_v_is_made_by_finalize_weights(la
     load_weights(network, config)
     assert calls == list(range(config.model.num_hidden_layers))
     torch.testing.assert_close(logits(network), logits(plain), atol=1e-3, rtol=1e-4)
+
+
+# Half an hour before, and Step 6
+
+
+def test_what_flat_tensors_shows_is_what_torch_prints():
+    found = doctest.testfile(str(LAB.folder / "flat_tensors.md"), module_relative=False, encoding="utf-8")
+    assert found.attempted > 30 and found.failed == 0
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """Number → logits after the prompts, and texts, of the solution with that mistake in it; 0 is the solution."""
+    tool, folder, found = module("broken"), tmp_path_factory.mktemp("broken"), {}
+    text = LAB.solution.read_text(encoding="utf-8")
+    for number, mistake in enumerate([None, *tool.MISTAKES]):
+        file = folder / f"{number}.py"
+        file.write_text(tool.with_mistake(text, *mistake) if mistake else text, encoding="utf-8")
+        with torch.inference_mode():
+            found[number] = tool.written(loading.load(LAB, file), most=12)
+    return found
+
+
+def test_the_five_broken_networks_do_what_the_readme_says_of_them(broken):
+    right, texts = broken[0]
+    off = {number: float((logits - right).abs().max()) for number, (logits, _) in broken.items()}
+    same = {number for number, (_, said) in broken.items() if said == texts}
+    assert {1, 2} <= same and not {4, 5} & same, "two read as if nothing were wrong, two do not"
+    assert off[2] == 0 and "One of them is right to the last digit" in FLAT
+    assert off[3] > 100 and broken[3][1][0] == texts[0] and "writes a right answer with logits that are off by hundreds" in FLAT
+    assert 0.1 < off[1] < 5 < off[5]
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_each_broken_network_fails_a_test_of_the_todo_that_is_wrong_in_it(number, tmp_path):
+    tool, text = module("broken"), LAB.solution.read_text(encoding="utf-8")
+    method = tool.MISTAKES[number - 1][0]
+    [todo] = [todo for todo, names in regions.functions_of(text).items() if method in names]
+    file = tmp_path / f"{number}.py"
+    file.write_text(tool.with_mistake(text, *tool.MISTAKES[number - 1]), encoding="utf-8")
+    result = pytest_on(file, f"todo_{todo}_")
+    assert result.returncode == 1 and " failed" in result.stdout, result.stdout[-2000:]
+
+
+def pytest_on(file: Path, select: str) -> subprocess.CompletedProcess:
+    """The lab's tests of these names on this file, to the first that fails."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--plain", "-p", "no:cacheprovider", str(LAB.tests),
+               "--impl", str(file), "-k", select]
+    return subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300)
+
+
+def test_the_engine_takes_no_row_of_a_request_whose_prompt_is_not_all_computed():
+    """What the README says under TODO 6, and of the example's row 6."""
+    rows = []
+    engine = LLMEngine.from_engine_args(EngineArgs(model="course-draft", device="cpu", long_prefill_token_threshold=6))
+    model = engine.model_runner.model
+    compute = model.compute_logits
+    model.compute_logits = lambda hidden: rows.append(len(hidden)) or compute(hidden)
+    for name, length in (("A", 8), ("B", 3)):
+        params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+        engine.add_request(name, {"prompt_token_ids": list(range(300, 300 + length))}, params)
+    engine.step()
+    engine.step()
+    assert rows == [1, 2], "6 of A's 8 tokens and all of B: B's row alone; then a row of each"

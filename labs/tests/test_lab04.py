@@ -257,10 +257,10 @@ def test_the_smallest_distance_that_is_noticed_is_the_one_in_the_readme(suite):
 
 def wrong_draws(suite) -> dict[str, torch.Tensor]:
     """Mutants of TODO 5 whose single draws have another distribution than the README's row, and which."""
-    right = suite.WEATHER.double().softmax(dim=0)
+    right = suite.weather().double().softmax(dim=0)
     return {
         "any_token_alike": torch.full((6,), 1 / 6),
-        "noise_that_is_not_gumbel": largest_with_uniform_noise(suite.WEATHER.double()),
+        "noise_that_is_not_gumbel": largest_with_uniform_noise(suite.weather().double()),
         "one_too_far": torch.cat([torch.zeros(1), right[:4], right[4:].sum()[None]]),
         "seed_forgotten": torch.eye(6)[0],  # all first draws are one token; the likeliest is the hardest to notice
     }
@@ -281,7 +281,7 @@ def largest_with_uniform_noise(logits: torch.Tensor, cells: int = 20_000) -> tor
 @pytest.mark.parametrize("name", ["any_token_alike", "noise_that_is_not_gumbel", "one_too_far", "seed_forgotten"])
 def test_a_sampler_with_a_wrong_distribution_is_noticed_with_probability_0_999(suite, name):
     assert (PROJECT / "grading" / "mutants" / "lab04" / f"{name}.toml").is_file()
-    right, wrong = suite.WEATHER.double().softmax(dim=0), wrong_draws(suite)[name]
+    right, wrong = suite.weather().double().softmax(dim=0), wrong_draws(suite)[name]
     assert wrong.sum() == pytest.approx(1.0, abs=1e-6)
     assert power(suite.allowed_gap(suite.NUM_DRAWS), distance(right, wrong), suite.NUM_DRAWS) >= 0.999
 
@@ -298,7 +298,7 @@ def test_draws_of_two_places_that_are_one_are_noticed_with_probability_0_999(sui
 )
 def test_a_sampler_put_together_wrongly_is_noticed_with_probability_0_999(solution, suite, name):
     def probabilities(wishes: dict) -> torch.Tensor:
-        rows, logits = [suite.row(**wishes)], suite.WEATHER[None]
+        rows, logits = [suite.row(**wishes)], suite.weather(1)
         scaled, adjusted = solution.apply_temperature(logits, rows), solution.apply_penalties(logits, rows)
         wrong = {
             "filters_before_temperature": lambda: solution.apply_temperature(solution.keep_top(adjusted, rows), rows),
@@ -310,7 +310,7 @@ def test_a_sampler_put_together_wrongly_is_noticed_with_probability_0_999(soluti
 
     powers = []
     for wishes in suite.WISHES.values():
-        right = suite.probabilities_by_hand(suite.WEATHER.tolist(), suite.row(**wishes))
+        right = suite.probabilities_by_hand(suite.weather().tolist(), suite.row(**wishes))
         powers.append(power(suite.allowed_gap(suite.NUM_DRAWS), distance(right, probabilities(wishes)), suite.NUM_DRAWS))
     assert max(powers) >= 0.999, powers
 

@@ -171,3 +171,32 @@ def test_a_mistake_that_the_engine_helps_itself_out_of_is_found(workshop):
             r"in the engine a step of \d requests failed and is computed again, request by request: IndexError: no room",
             one["message"]), one["message"]
     assert "mine.py" in run.stdout, "the line that failed is shown"
+
+
+def test_the_example_of_the_scale(solution):
+    """Five tokens, head_dim 4; with the right scale, without one, and with head_dim itself, whose results the README explains."""
+    k_cache, v_cache = torch.zeros(3, 4, 1, 4), torch.zeros(3, 4, 1, 4)
+    k_cache[2, 0, 0, 0], v_cache[2, 0] = torch.tensor(4.0).log(), 30
+    for factor, told in ((1.0, "4 · 30 / 8 = **{}**"), (2.0, "16 · 30 / 20 = **{}**"), (0.5, "2 · 30 / 6 = **{}**")):
+        q = torch.tensor([[2.0 * factor, 0, 0, 0]])
+        found = solution.decode_attention(q, k_cache, v_cache, torch.tensor([1, 2]), 5)[0, 0].item()
+        assert told.format(round(found, 3)).replace(".0**", "**") in FLAT
+
+
+def test_a_wrong_result_is_told_by_the_mistake_that_gives_it():
+    """Each mistake that the suite knows is named if it is made; nothing is said of other results."""
+    spec = importlib.util.spec_from_file_location("lab07_suite", LAB.tests)
+    suite = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(suite)
+    for spans in ([(5, 4)], [(6, 1)]):
+        request = suite.Pool(*spans, num_heads=6, num_kv_heads=3).requests[0]
+        want = suite.dense(request.q, request.keys, request.values, request.start)
+        limit = suite.allowed_error(request.q, request.keys, request.values)
+        told = 0
+        for why, wrong in suite.mistakes(request):
+            if (wrong - want).abs().max() > 0.01:
+                told += 1
+                assert why in suite.story(wrong.float(), want, request, limit)
+        assert told > 8
+        assert suite.story(want.float(), want, request, limit) == suite.story(want.float() + 0.3, want, request, limit) == ""
+        assert "50 stands in all slots" in suite.story(want.float() + 20, want, request, limit)

@@ -69,6 +69,7 @@ class ModelConfig:
         defaults = None if generation is None else Fields(folder / "generation_config.json", generation)
         refuse_other_networks(fields)
         vocab_size, heads = fields.integer("vocab_size"), fields.integer("num_attention_heads")
+        ends = token_ids(fields, "eos_token_id", vocab_size)
         config = cls(
             vocab_size=vocab_size,
             hidden_size=fields.integer("hidden_size"),
@@ -82,7 +83,7 @@ class ModelConfig:
             rope_theta=rope_theta(fields),
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
             attention_bias=fields.flag("attention_bias", False),
-            eos_token_ids=token_ids(fields if defaults is None else defaults, "eos_token_id", vocab_size),
+            eos_token_ids=ends if defaults is None else token_ids(defaults, "eos_token_id", vocab_size),
             generation_defaults={} if defaults is None else sampling_defaults(defaults),
         )
         refuse_other_layers(fields, config.num_hidden_layers)
@@ -152,8 +153,8 @@ def rope_theta(fields: Fields) -> float:
         ModelLoadError: the angles are to be stretched for longer texts (YaRN and the like), or differ from
             layer to layer.
     """
-    older = fields.section("rope_scaling")
-    rope = older if older.raw else fields.section("rope_parameters")
+    older, newer = fields.section("rope_scaling"), fields.section("rope_parameters")
+    rope = older if older.raw else newer
     for name in ("rope_type", "type"):
         if rope.raw.get(name, "default") != "default":
             raise rope.wrong(name, "'default' or left out: stretched rotary angles (YaRN and the like) are not supported; "

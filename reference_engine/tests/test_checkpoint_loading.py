@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,67 @@ def test_a_corrupt_index_of_shards_is_named(sharded: Path, content: str) -> None
     assert "model.safetensors.index.json" in refusal(sharded)
 
 
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/tmp/model.safetensors", "a/b.safetensors", ".."])
+def test_an_index_reaches_no_file_outside_the_folder(sharded: Path, name: str) -> None:
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(content))
+    message = refusal(sharded)
+    assert str(index) in message and "weight_map" in message
+
+
+def test_a_tensor_that_is_not_in_the_shard_of_the_index_is_named(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shards = sorted(set(content["weight_map"].values()))
+    other = next(s for s in shards if s != content["weight_map"]["model.norm.weight"])
+    for changed in ({"model.norm.weight": other}, {"model.layers.9.mlp.up_proj.weight": shards[0]}):
+        index.write_text(json.dumps({"weight_map": content["weight_map"] | changed}))
+        message = refusal(sharded)
+        assert str(index) in message and all(part in message for pair in changed.items() for part in pair)
+
+
+def test_a_tensor_in_two_shards_is_named_with_both(sharded: Path) -> None:
+    first, second = sorted(sharded.glob("model-*.safetensors"))[:2]
+    name = next(iter(load_file(first)))
+    save_file(load_file(second) | {name: load_file(first)[name]}, second, {"format": "pt"})
+    message = refusal(sharded)
+    assert str(first) in message and str(second) in message and name in message
+
+
+def test_one_file_is_believed_before_an_older_save_in_shards_as_in_transformers(
+    folder: Path, make_llm: Callable[..., LLM]
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: torch.zeros_like(t) for k, t in tensors.items()}, folder / "model-00001-of-00001.safetensors", {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}))
+    tokens, logprob = answer(make_llm(folder))
+    want_tokens, want_logprob = oracle_answer(folder)
+    assert tokens == want_tokens and logprob == pytest.approx(want_logprob, abs=1e-3)
+
+
+def test_a_tied_head_in_the_file_is_served_if_it_is_the_embedding_and_refused_if_not(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, make_llm: Callable[..., LLM]
+) -> None:
+    folder = shutil.copytree(random_checkpoint(SHAPE), tmp_path / "tied")
+    expected = answer(make_llm(folder))
+    edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert answer(make_llm(folder)) == expected
+    edit_tensors(folder, lambda t: t["lm_head.weight"].__setitem__((3, 3), 7.0))
+    message = refusal(folder)
+    assert all(word in message for word in ("config.json", "tie_word_embeddings", "lm_head.weight", "model.embed_tokens.weight"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.bool], ids=str)
+def test_a_tensor_of_quantized_numbers_is_named_with_its_dtype(folder: Path, dtype: torch.dtype) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    message = refusal(folder)
+    assert name in message and str(dtype) in message
+
+
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_norm.weight", "model.norm.weight", "lm_head.weight"])
 def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
     edit_tensors(folder, lambda tensors: tensors.pop(name))
@@ -370,14 +432,145 @@ def test_an_unreachable_hub_is_said_quickly_with_the_ways_out(environment: dict[
     assert float(seconds) < 30
 
 
-def test_a_model_in_the_hubs_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+class Hub:
+    """What `snapshot_download` finds: files in the local cache, and those that the network would add."""
+
+    def __init__(self, folder: Path, cached: list[str], remote: list[str]) -> None:
+        self.folder, self.remote, self.asked_network = folder, remote, 0
+        for file in cached:
+            self.put(file)
+
+    def put(self, file: str) -> None:
+        content = '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}' if "index" in file else "{}"
+        (self.folder / file).write_text(content)
+
+    def snapshot(self, name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        if local_files_only and not list(self.folder.iterdir()):
+            raise LocalEntryNotFoundError("nothing is cached")
+        if not local_files_only:
+            self.asked_network += 1
+            for file in self.remote:
+                if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                    self.put(file)
+        return str(self.folder)
+
+
+ONE = ["config.json", "tokenizer.json", "model.safetensors"]
+SHARDED = ["config.json", "tokenizer.json", "model.safetensors.index.json", "one.safetensors", "two.safetensors"]
+
+
+@pytest.mark.parametrize(("whole", "cached"), [
+    (whole, [file for file in whole if file not in gone])
+    for whole in (ONE, SHARDED) for gone in ([], *([file] for file in whole), whole, whole[2:], whole[1:])
+], ids=str)
+def test_what_is_missing_in_the_hubs_cache_is_fetched_and_nothing_else_asks_the_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: list[str], cached: list[str]
+) -> None:
     import huggingface_hub
 
-    def snapshot(name: str, *, local_files_only: bool = False, **_: Any) -> str:
-        assert local_files_only, "the network was asked for a model that is in the cache"
-        return str(tmp_path)
-
-    for file in ("config.json", "tokenizer.json", "model.safetensors"):
-        (tmp_path / file).touch()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    hub = Hub(tmp_path, cached, whole)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot)
     assert find_checkpoint("Qwen/Qwen3-0.6B") == tmp_path
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(whole)
+    assert hub.asked_network == (cached != whole)
+
+
+def test_without_a_network_what_the_cache_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(tmp_path, SHARDED[:4], SHARDED[:4]).snapshot)
+    with pytest.raises(ModelLoadError, match=r"Qwen/Qwen3-0.6B.* lacks two.safetensors.*network"):
+        find_checkpoint("Qwen/Qwen3-0.6B")
+
+
+def test_a_tokenizer_of_the_hub_needs_no_weights_and_fetches_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    hub = Hub(tmp_path, ["config.json"], ONE)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot)
+    config = EngineArgs(model="course", tokenizer="Qwen/Qwen3-0.6B").create_engine_config()
+    assert config.tokenizer_path == tmp_path and hub.asked_network == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "tokenizer.json"]
+
+
+# -- what ends a text, and how it is sampled unless a request says otherwise --
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Path:
+    return shutil.copytree(find_checkpoint("course"), tmp_path / "course")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps((json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | changes))
+
+
+END, OTHER = 2041, 2039  # the course tokenizer's <|im_end|> and <|endoftext|>
+
+
+@pytest.mark.parametrize(("config", "generation", "ends"), [
+    ({}, {}, (END, OTHER)), ({"eos_token_id": OTHER}, {"eos_token_id": OTHER}, (END, OTHER)), ({}, {"eos_token_id": None},
+        (END,)),
+    ({}, {"eos_token_id": []}, (END,)), ({"eos_token_id": OTHER}, None, (END, OTHER)), ({"eos_token_id": None}, None, (END,)),
+    ({"eos_token_id": OTHER}, {"eos_token_id": 5}, (END, 5)), ({}, {"eos_token_id": [OTHER, OTHER, END]}, (END, OTHER)),
+], ids=str)
+def test_the_tokenizers_end_counts_beside_those_of_generation_config_or_without_it_of_config(
+    course: Path, config: dict[str, Any], generation: dict[str, Any] | None, ends: tuple[int, ...], make_llm: Callable[..., LLM]
+) -> None:
+    edit_json(course / "config.json", **config)
+    if generation is None:
+        (course / "generation_config.json").unlink()
+    else:
+        edit_json(course / "generation_config.json", **generation)
+    llm = make_llm(course)
+    assert llm.llm_engine.config.model.eos_token_ids == ends
+    completion = llm.chat([{"role": "user", "content": "What is a KV cache?"}], SamplingParams(temperature=0,
+        max_tokens=200))[0].outputs[0]
+    assert completion.finish_reason == "stop" and completion.token_ids[-1] == END
+
+
+def test_an_end_for_which_the_network_has_no_row_is_left_out(random_checkpoint: Callable[..., Path], make_llm: Callable[...,
+    LLM]) -> None:
+    llm = make_llm(random_checkpoint())  # 512 rows, and the course's tokenizer
+    assert llm.get_tokenizer().eos_token_id == END and llm.llm_engine.config.model.eos_token_ids == ()
+    assert llm.generate(PROMPT, SamplingParams(max_tokens=4, min_tokens=2))[0].outputs[0].finish_reason == "length"
+
+
+def test_a_token_for_which_the_network_has_no_row_is_refused_only_where_it_would_be_needed(
+    course: Path, make_llm: Callable[..., LLM]
+) -> None:
+    from nano_qwen3_serving.sampling_params import StructuredOutputsParams
+
+    edit_json(course / "tokenizer_config.json", extra_special_tokens=["<|pad|>"])
+    llm = make_llm(course)
+    assert llm.get_tokenizer().encode("<|pad|>") == [2048]
+    for prompt, params in (("a<|pad|>", {}), ("a", {"bad_words": ["<|pad|>"]})):
+        with pytest.raises(InvalidParametersError, match="2048"):
+            llm.generate(prompt, SamplingParams(max_tokens=2, **params))
+    chosen = SamplingParams(max_tokens=9, structured_outputs=StructuredOutputsParams(choice=["<|pad|>"]))
+    assert llm.generate("a", chosen)[0].outputs[0].text == "<|pad|>"
+
+
+DEFAULTS = {"repetition_penalty": 1.3, "temperature": 0.5, "top_k": 7, "top_p": 0.8, "min_p": 0.1, "max_new_tokens": 9}
+
+
+@pytest.mark.parametrize("given", [DEFAULTS, {}, *({k: v} for k, v in DEFAULTS.items()), dict.fromkeys(DEFAULTS)], ids=str)
+def test_generation_config_says_what_a_request_without_parameters_gets(
+    course: Path, given: dict[str, Any], make_llm: Callable[..., LLM]
+) -> None:
+    """vLLM's six, in `LLM.generate` and `LLM.chat` without parameters; a request's own parameters know nothing of them."""
+    (course / "generation_config.json").write_text(json.dumps(given))
+    llm = make_llm(course)
+    expected = SamplingParams(**{k.replace("max_new", "max"): v for k, v in given.items() if v is not None})
+    assert llm.get_default_sampling_params() == expected
+    limit = given.get("max_new_tokens") or 16
+    for output in (*llm.generate("Count: 1 2 3"), *llm.chat([{"role": "user", "content": "What is attention?"}])):
+        assert len(output.outputs[0].token_ids) == limit or output.outputs[0].finish_reason == "stop"
+    own = SamplingParams(temperature=0.0, ignore_eos=True)
+    assert answer_with(llm, own) == answer_with(make_llm("course"), own)
+
+
+def answer_with(llm: LLM, params: SamplingParams) -> list[int]:
+    return llm.generate("Count: 1 2 3", params)[0].outputs[0].token_ids

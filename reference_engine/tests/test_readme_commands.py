@@ -26,6 +26,7 @@ import grading.cli
 import labs.harness.cli
 import nano_qwen3_serving.cli
 from grading.mutants import read_mutants
+from grading.release import release
 from labs.harness.catalog import all_labs, find_lab
 from labs.harness.hints import read_hints
 from labs.harness.predictions import make_case
@@ -127,11 +128,11 @@ PROOFS = {
     r"python -c .+|python -m grading (release|grade|batch|export|report|regrade|similarity|workflow)\b.*":
         "test_an_instructors_first_afternoon",
     r"pytest test_lab\.py.*": "test_a_labs_pytest_commands_select_tests",
-    r"python -m labs (doctor|list|status|hint 02 3|predict 01|solution 02|reset 02|compare 03)":
+    r"python -m labs (doctor|list|status( 06)?|hint 02 3|predict 01|solution 02|reset 02|compare 03)":
         "test_a_learners_first_hours",
     r'python -m labs generate "What is a KV cache\?" --use mine:03,06': "test_a_learners_first_hours",
     r"python -m (labs|grading)": "test_subcommands_and_options_exist",
-    r"python -m labs (predict|reset) \d\d": "test_labs_commands_name_what_there_is",
+    r"python -m labs ((predict|reset) \d\d|hint \d\d \d)": "test_labs_commands_name_what_there_is",
     r"python -m labs generate .+": f"{PARTS}::test_generate_streams_and_says_whose_parts_ran --use",
     r"python -m labs watch 02": f"{LEARNING}::test_watch_runs_the_tests_of_the_todo_that_was_changed_at_each_save watch",
     r"python -m labs diagnose 02":
@@ -142,6 +143,8 @@ PROOFS = {
     r"python -m labs solution":
         f"{RELEASE}::test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_not solution",
     r"python starter\.py": f"{EVERY_LAB}::test_the_untouched_starter_as_a_program_ends_with_a_friendly_note starter.py",
+    r"python broken\.py":
+        "labs/tests/test_lab03.py::test_the_five_broken_networks_do_what_the_readme_says_of_them broken",
     r"python solution\.py": f"{EVERY_LAB}::test_the_readmes_expected_output_is_what_the_solution_prints solution.py",
     r"python -m timeit .+": "labs/tests/test_lab06.py::test_the_line_that_measures_a_free_list_runs timeit",
     r"python starter\.py --.+|(python \S+/)?(compare|overhead|make_checkpoint|train|report)\.py .+":
@@ -269,7 +272,7 @@ def test_labs_commands_name_what_there_is() -> None:
             case ["hint", number, todo]:
                 assert int(todo) in read_hints(find_lab(number, PROJECT / "labs")), command
             case ["generate", _, "--use", use]:
-                for number in use.removeprefix("mine:").split(","):
+                for number in use.rpartition(":")[2].split(","):
                     assert (find_lab(number, PROJECT / "labs").folder / "seam.py").is_file(), command
             case ["compare", number]:
                 assert (find_lab(number, PROJECT / "labs").folder / "seam.py").is_file(), command
@@ -299,24 +302,98 @@ def pyproject() -> dict[str, Any]:
     return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+def is_in_place(command: Command, root: Path) -> bool:
+    """Whether what a command names is there, of a course in `root`."""
+    folder, words = root / command.folder, shlex.split(command.text)
+    match words:
+        case ["cd", target]:
+            return (folder / target).is_dir()
+        case ["jupyter", "lab", target]:
+            return bool(list((folder / target).glob("*.ipynb")))
+        case ["pip", "install", "-r", file]:
+            return (folder / file).is_file()
+        case ["pip", "install", "-e", extra]:
+            return extra[0] == "." and extra[2:-1] in pyproject()["project"]["optional-dependencies"]
+        case ["python3", "-m", "venv", target]:
+            return os.path.normpath(folder / target) == str(root / ".venv")
+        case ["source", script]:
+            return os.path.normpath(folder / script) == str(root / ".venv/bin/activate")
+        case ["python", script, *_] if script.endswith(".py"):
+            return (folder / script).is_file() or ((root / command.page).parent / script).is_file()
+        case other:
+            return other == ["pip", "install"] or other[0] not in ("cd", "jupyter", "pip", "python3", "source")
+
+
 def test_files_and_folders_are_where_pages_say() -> None:
-    for command in assigned("test_files_and_folders_are_where_pages_say"):
-        folder, words = PROJECT / command.folder, shlex.split(command.text)
-        match words:
-            case ["cd", target]:
-                assert (folder / target).is_dir(), command
-            case ["jupyter", "lab", target]:
-                assert list((folder / target).glob("*.ipynb")), command
-            case ["pip", "install", "-r", file]:
-                assert (folder / file).is_file(), command
-            case ["pip", "install", "-e", extra]:
-                assert extra[0] == "." and extra[2:-1] in pyproject()["project"]["optional-dependencies"], command
-            case ["python3", "-m", "venv", target]:
-                assert os.path.normpath(folder / target) == str(PROJECT / ".venv"), command
-            case ["source", script]:
-                assert os.path.normpath(folder / script) == str(PROJECT / ".venv/bin/activate"), command
-            case other:
-                assert other == ["pip", "install"], command
+    for command in commands():
+        assert is_in_place(command, PROJECT), command
+
+
+# The students' edition
+
+
+@pytest.fixture(scope="module")
+def edition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The students' edition of the course as it is here."""
+    if not (PROJECT / ".git").exists():
+        pytest.skip("this course is no git repository, and releases are made from one")
+    folder = tmp_path_factory.mktemp("release") / "students"
+    release("2027S", folder, PROJECT)
+    return folder
+
+
+def test_every_command_of_an_edition_is_one_that_works_and_what_it_names_is_there(edition: Path) -> None:
+    found = [one for page in edition.rglob("*.md") if page.name != "CHANGELOG.md"
+             for one in commands_of(page.relative_to(edition).as_posix(), page.read_text(encoding="utf-8"))]
+    assert len(found) > 100
+    for command in found:
+        assert proof_of(command) is not None and not wrong_words(command.text), command
+        assert is_in_place(command, edition), command
+        assert not command.text.startswith("python -m grading"), f"{command}: students have no folder grading"
+
+
+NAMED = re.compile(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|toml|json|txt|svg|ipynb|sealed|in|yml|html|sh)|(?:[\w.-]+/)+)`")
+TREE = re.compile(r"^[├└]── (\S+)", re.MULTILINE)
+WRITTEN = {"predictions.json", "labs/.progress.json", "labs/.backups/", ".github/workflows/practice.yml",
+           "added_tokens.json", "special_tokens_map.json", "chat_template.json",
+           *(f"broken/{number}.py" for number in range(1, 6))}
+"""Files that pages name and that a command makes, or that other people's checkpoints have."""
+OF_AN_EDITION = {"ours.sealed", "untouched.py"}
+EXAMPLES = re.compile(r"labNN|\.\./train\.py")
+
+
+def named_and_absent(root: Path) -> set[str]:
+    """`page: path` for each path that a page names in backticks, or in a picture of a folder, and that is not there."""
+    there = [path for path in root.rglob("*")
+             if not any(fnmatch(part, one) for part in path.relative_to(root).parts for one in MADE)]
+    names = [f"/{path.relative_to(root).as_posix()}" + "/" * path.is_dir() for path in there]
+    absent = set()
+    for page in (path for path in there if path.suffix == ".md" and path.name != "CHANGELOG.md"):
+        text = page.read_text(encoding="utf-8")
+        named = [name for name in NAMED.findall(FENCE.sub("", text)) if not any(one.endswith(f"/{name}") for one in names)]
+        drawn = [name for block in FENCE.finditer(text) for name in TREE.findall(block["text"])
+                 if not (page.parent / name).exists()]
+        absent |= {f"{page.relative_to(root).as_posix()}: {name}" for name in [*named, *drawn]
+                   if name not in WRITTEN and not EXAMPLES.search(name)}
+    return absent
+
+
+def test_every_path_that_a_page_names_is_there() -> None:
+    assert not {one for one in named_and_absent(PROJECT) if one.rpartition(": ")[2] not in OF_AN_EDITION}
+
+
+def test_every_path_that_a_page_of_an_edition_names_is_there(edition: Path) -> None:
+    assert not named_and_absent(edition)
+    (edition / "labs" / LABS[0].folder.name / "hints.md").unlink()
+    assert named_and_absent(edition), "a path that is gone is noticed"
+
+
+def test_a_labs_page_draws_all_of_its_folder(edition: Path) -> None:
+    for root in (PROJECT, edition):
+        for lab in all_labs(root / "labs"):
+            drawn = TREE.findall((lab.folder / "README.md").read_text(encoding="utf-8").partition("## Lab Structure")[2])
+            there = {path.name for path in lab.folder.iterdir() if not any(fnmatch(path.name, one) for one in MADE)}
+            assert there <= set(drawn), f"{lab.folder}: {there - set(drawn)}"
 
 
 def in_powershell(line: str) -> str:
@@ -504,6 +581,7 @@ FIRST_HOURS = [
     Step("python -m labs hint 02 3", "Lab 02, TODO 3, hint 1 of 3"),
     Step("python -m labs solution 02", "starter.py is our solution now"),
     Step("python -m labs status", "our solution was written in"),
+    Step("python -m labs status 06", "Next: Lab 06, TODO 1"),
     Step("python -m labs reset 02", "Your work: "),
     Step("python -m labs solution 03", "starter.py is our solution now"),
     Step("python -m labs solution 06", "starter.py is our solution now"),

@@ -224,15 +224,6 @@ async def times_out(code: str) -> None:
     names["engine"].shutdown()
 
 
-async def records(code: str) -> None:
-    engine_made, last = code.strip().split("\n...\n")
-    names = {"AsyncLLMEngine": AsyncLLMEngine, "AsyncEngineArgs": AsyncEngineArgs}
-    names |= await run(engine_made, names)
-    assert [output async for output in names["engine"].generate("Hello", GREEDY, "a")][-1].finished
-    assert await run(last, names) == (["a"], [])
-    names["engine"].shutdown()
-
-
 async def loads_a_network(code: str) -> None:
     """The course checkpoint in the place of the real one."""
     lab = solution("03")
@@ -270,7 +261,6 @@ SHOWN_BY = {
     "await engine.abort(request_id)": aborts,
     "engine.generate(prompt, sampling_params, request_id, priority=0)": has_a_priority,
     "try:": times_out,
-    "from nano_qwen3_serving.observe.trace import Recorder": records,
     'config = EngineArgs(model="Qwen/Qwen3-0.6B", device="cpu", dtype="float32").create_engine_config()': loads_a_network,
     "generator = torch.Generator().manual_seed(number)": draws,
     'digest = hashlib.blake2b(b"any bytes", digest_size=8).digest()': hashes,

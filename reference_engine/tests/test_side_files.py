@@ -22,7 +22,6 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from nano_qwen3_serving.config import SAMPLING_DEFAULTS
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
 from nano_qwen3_serving.model.checkpoint import read_model_config
 from nano_qwen3_serving.sampling_params import SamplingParams
@@ -76,7 +75,9 @@ def change_fields(content: dict[str, Any], change: dict[str, Any]) -> dict[str, 
     for path, value in change.items():
         inner, *names = content, *path.split("/")
         for name in names[:-1]:
-            inner = inner.setdefault(name, {})
+            if not isinstance(inner.get(name), dict):
+                inner[name] = {}
+            inner = inner[name]
         inner.pop(names[-1], None)
         if value is not GONE:
             inner[names[-1]] = value
@@ -85,6 +86,8 @@ def change_fields(content: dict[str, Any], change: dict[str, Any]) -> dict[str, 
 
 # -- what files hold --
 
+VLLM_DEFAULTS = {"repetition_penalty": "repetition_penalty", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p",
+                 "min_p": "min_p", "max_new_tokens": "max_tokens"}  # of generation_config.json → of SamplingParams
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "head_dim", "max_position_embeddings")
 YARN = {"factor": 4.0, "original_max_position_embeddings": 128}
@@ -114,6 +117,7 @@ ROPES: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "yarn", **YARN}, "rope_parameters": GONE, "rope_theta": 5e5},
     {"rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     {"rope_scaling": {"type": "default"}, "rope_parameters": GONE, "rope_theta": 5e5},
+    {"rope_scaling": {"rope_type": "default"}, "rope_parameters": [1]},
     {"rope_scaling": {"factor": 2.0}}, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                                                          "high_freq_factor": 4.0, "original_max_position_embeddings": 128}},
     {"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 1.0}, {"partial_rotary_factor": None},
@@ -262,6 +266,21 @@ def variants() -> Iterator[Variant]:
     yield from (Variant("config", {"config.json": {k: v}}) for k, values in OTHER_CONFIGS.items() for v in values)
     yield from (Variant("config", {"generation_config.json": {k: v}}) for k, values in GENERATION.items() for v in values)
     yield Variant("config", {"generation_config.json": {}, "config.json": {"eos_token_id": 3}})
+    for names in (("mask_token", "eos_token", "bos_token"), ("pad_token", "unk_token", "cls_token", "sep_token")):
+        new = {name: f"<|{letter}|>" for name, letter in zip(names, "abcd", strict=False)}  # which comes first in the vocabulary?
+        yield Variant("tokenizer", {"tokenizer_config.json": new})
+        more = {"extra_special_tokens": ["<|tool|>"], "image_token": "<|image|>"}
+        yield Variant("tokenizer", {"tokenizer_config.json": more | new})
+    generic: list[dict[str, Any]] = [
+        {"eos_token": "<think>"}, {"eos_token": "hello"}, {"extra_special_tokens": ["<think>"]}, {"eos_token": TOKEN}]
+    for change in generic:
+        yield Variant("tokenizer", {"tokenizer_config.json": change | GENERIC["tokenizer_config.json"]})
+    named = {"extra_special_tokens": {"image_token": "<|image|>"}, "additional_special_tokens": ["<|tool|>"]}
+    yield Variant("tokenizer", {"tokenizer_config.json": named})
+    yield Variant("tokenizer", {"tokenizer_config.json": {"tokenizer_class": "", "eos_token": GONE}})
+    filled = next(change for change in TOKENIZERS if "padding" in change)
+    yield Variant("tokenizer", {"tokenizer.json": filled, "tokenizer_config.json": {
+        "pad_token": GONE, **GENERIC["tokenizer_config.json"]}})
     yield from (Variant("tokenizer", {"tokenizer_config.json": {k: v}}) for k,
         values in TOKENIZER_CONFIGS.items() for v in values)
     for change in TOKENIZERS:
@@ -282,9 +301,9 @@ def variants() -> Iterator[Variant]:
         yield Variant(kind, {file: GONE})
 
 
-def pairs(count: int) -> Iterator[Variant]:
+def pairs(count: int, seed: int = 4) -> Iterator[Variant]:
     """Two changes at once, of one kind, drawn with a seed."""
-    dice, single = random.Random(4), [v for v in variants() if all(isinstance(c, dict) for c in v.changes.values())]
+    dice, single = random.Random(seed), [v for v in variants() if all(isinstance(c, dict) for c in v.changes.values())]
     while count:
         one, two = dice.sample(single, 2)
         fields = [{(file, field) for file, change in v.changes.items() for field in change} for v in (one, two)]
@@ -298,7 +317,7 @@ def pairs(count: int) -> Iterator[Variant]:
 
 TEXTS = ("hello world", "  two\n\nlines  ", "e\u0301 \u212b ﬁ", "a<|im_end|>b<think>c</think>",
     "x <|new|> y<|tool|>z <|strip|> w", "<é>ﬁ<é>",
-         "<|image|><|mask|><|unk|><|a|><|b|>", "你好 🙂")
+         "<|image|><|mask|><|unk|><|a|><|b|><|c|><|d|>", "你好 🙂")
 MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "é"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 
@@ -318,7 +337,7 @@ def theirs_of_config(folder: Path) -> dict[str, Any]:
     has_file = (folder / "generation_config.json").exists()
     generation = (GenerationConfig.from_pretrained(folder) if has_file else config).to_dict()
     eos = generation.get("eos_token_id")
-    used = {ours: generation[theirs] for theirs, ours in SAMPLING_DEFAULTS.items() if generation.get(theirs) is not None}
+    used = {ours: generation[theirs] for theirs, ours in VLLM_DEFAULTS.items() if generation.get(theirs) is not None}
     SamplingParams(**used)
     return found | {
         "rope_theta": rope["rope_theta"], "generation_defaults": used if has_file else {},

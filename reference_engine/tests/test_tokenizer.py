@@ -269,25 +269,33 @@ IN_THE_WILD = [
     "{% macro say(x) %}[{{ x }}]{% endmacro %}{{ say(messages[0].role) }}", "{% call(x) say() %}{% endcall %}",
     "  {% if true %}\n    indented\n  {% endif %}\n", "{{- '\n' -}}  x  \n\n", "{# remark #}x", "{{ bos_token }}{{ eos_token }}",
     "{{ messages[0].content.split('?')[0] | trim | upper }}", "{{ messages[0].content[::-1] }}", "{{ messages[7].content }}",
-    "{{ undefined_name.field }}", "{{ undefined_name }}", "{{ 1 // 0 }}", "{{ 'x' + none }}", "{{ 'a' * 10 ** 9 ** 9 }}",
+    "{{ undefined_name.field }}", "{{ undefined_name }}", "{{ 1 // 0 }}", "{{ 'x' + none }}", "{{ 'a' * 10 ** 20 }}",
     "{{ range(10 ** 9) | list }}", "{{ raise_exception('no') }}", "{{ messages | nofilter }}", "{% for %}", "{% include 'x' %}",
     "{{ messages | sort(attribute='role') | map(attribute='role') | join(',') }}", "{{ add_generation_prompt }}",
     "{{ self.__init__ }}", "{{ cycler('a', 'b').next() }}{{ lipsum is defined }}", "{{ messages[0].get('name', 'nobody') }}",
 ]
 
 
+def their_text(messages: list[dict[str, Any]], how: dict[str, Any]) -> str | None:
+    """transformers' text; None where it raises."""
+    try:
+        return THEIRS.apply_chat_template(messages, **how)
+    except Exception:
+        return None
+
+
 @pytest.mark.parametrize("template", IN_THE_WILD)
 def test_templates_in_the_wild_give_transformers_text_or_are_the_callers_error(template: str) -> None:
-    """Where transformers raises, whatever it raises, this is an `InvalidParametersError`."""
+    """Where transformers raises, whatever it raises, this is an `InvalidParametersError`; but what fails there only for
+    want of a content beside tool calls has an empty one, as in vLLM."""
     documents = [{"title": "Köln", "text": "A city."}]
     for messages in ([USER, ANSWER], [USER, CALL_ALONE, RESULT], [*THINKS, USER], [USER, {**ANSWER, "name": None,
         "tool_calls": None}]):
         for more in ({}, {"tools": TOOLS, "documents": documents}):
             how: dict[str, Any] = {"chat_template": template, "add_generation_prompt": False, "tokenize": False, **more}
-            try:
-                expected: str | None = THEIRS.apply_chat_template(messages, **how)
-            except Exception:
-                expected = None
+            expected = their_text(messages, how)
+            if expected is None:
+                expected = their_text([{**m, "content": m["content"] or ""} for m in messages], how)
             before = repr(messages)
             if expected is None:
                 with pytest.raises(InvalidParametersError, match="chat template"):

@@ -75,7 +75,7 @@ def batch_attention(q, k_cache, v_cache, query_starts, seq_lens, block_tables):
         count = query_starts[i + 1] - query_starts[i]
         rows += [(i, position) for position in range(seq_len - count, seq_len)]
         columns += [(i, position) for position in range(seq_len)]
-    rows, columns = torch.tensor(rows), torch.tensor(columns)
+    rows, columns = torch.tensor(rows, device=q.device), torch.tensor(columns, device=q.device)
     same = rows[:, None, 0] == columns[None, :, 0]
     sees = same & (columns[None, :, 1] <= rows[:, None, 1])
     keys, values = (

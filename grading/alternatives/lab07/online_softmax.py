@@ -80,15 +80,15 @@ def _stream(q, k_cache, v_cache, block_table, first):
     count, num_heads, dim = q.shape
     size, num_kv_heads = k_cache.shape[1:3]
     queries = q.float().reshape(count, num_kv_heads, -1, dim) / dim**0.5
-    positions = torch.arange(first, first + count)[:, None, None, None]
-    largest = torch.full((*queries.shape[:3], 1), -torch.inf)
+    positions = torch.arange(first, first + count, device=q.device)[:, None, None, None]
+    largest = torch.full((*queries.shape[:3], 1), -torch.inf, device=q.device)
     total, out = torch.zeros_like(largest), torch.zeros_like(queries)
     for start in range(0, first + count, size):
         block = block_table[start // size]
         filled = min(size, first + count - start)
         keys, values = k_cache[block, :filled].float(), v_cache[block, :filled].float()
         scores = torch.einsum("tkgd,nkd->tkgn", queries, keys)
-        scores = scores.masked_fill(torch.arange(start, start + filled) > positions, -torch.inf)
+        scores = scores.masked_fill(torch.arange(start, start + filled, device=q.device) > positions, -torch.inf)
         now = torch.maximum(largest, scores.amax(dim=-1, keepdim=True))
         weights, shrink = (scores - now).exp(), (largest - now).exp()
         total = total * shrink + weights.sum(dim=-1, keepdim=True)

@@ -62,7 +62,7 @@ def write_kv(k_cache, v_cache, k, v, slot_mapping):
 
 
 def gather(cache, block_table, num_tokens):
-    positions = torch.arange(num_tokens)
+    positions = torch.arange(num_tokens, device=cache.device)
     slots = block_table[positions // cache.shape[1]] * cache.shape[1] + positions % cache.shape[1]
     return cache.view(-1, *cache.shape[2:]).index_select(0, slots)
 
@@ -77,20 +77,20 @@ def chunk_attention(q, k_cache, v_cache, block_table, num_computed_tokens):
 
 
 def batch_attention(q, k_cache, v_cache, query_starts, seq_lens, block_tables):
-    lens, starts = torch.tensor(seq_lens), torch.tensor(query_starts)
+    lens, starts = torch.tensor(seq_lens, device=q.device), torch.tensor(query_starts, device=q.device)
     counts = starts[1:] - starts[:-1]
     most, longest, size = int(counts.max()), int(lens.max()), k_cache.shape[1]
     tables = block_tables[:, : -(-longest // size)]
-    mine = torch.arange(longest) < lens[:, None]  # [requests, longest]
+    mine = torch.arange(longest, device=q.device) < lens[:, None]  # [requests, longest]
     keys, values = (
         cache[tables].flatten(1, 2)[:, :longest].masked_fill(~mine[..., None, None], 0).transpose(1, 2)
         for cache in (k_cache, v_cache))
-    rows = torch.arange(most)
+    rows = torch.arange(most, device=q.device)
     used = rows < counts[:, None]  # [requests, most]
     queries = q.new_zeros(len(lens), most, *q.shape[1:])
     queries[used] = q
     positions = (lens - counts)[:, None] + rows  # of every row; past a request's end they mean nothing
-    sees = torch.arange(longest) <= positions[..., None]
+    sees = torch.arange(longest, device=q.device) <= positions[..., None]
     out = F.scaled_dot_product_attention(
         queries.transpose(1, 2), keys, values, attn_mask=(sees & mine[:, None]).unsqueeze(1), enable_gqa=True)
     return out.transpose(1, 2)[used]

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from grading.checks import check, expect, refusal, shown
+from grading.checks import check, expect, kept, refusal, shown
 from grading.scenarios.engines import (
     Ledger,
     as_it_is,
@@ -22,7 +22,7 @@ BATCH = "TODO 3: A batch in one call"
 
 
 def batch(
-    lab: Remote, llm: Remote, prompts: list[str], params: SamplingParams | list[SamplingParams]
+    lab: Remote, llm: Remote, prompts: list[str], params: SamplingParams | list[SamplingParams] | Remote
 ) -> list[tuple[str, Remote]]:
     """What complete_batch() returns, which must be a list of pairs."""
     pairs = as_it_is(lab, lab.complete_batch, llm, prompts, params)
@@ -45,20 +45,22 @@ def expect_from(ledger: Ledger, pairs: Sequence[tuple[str, Remote]], prompts: Se
 
 @check(todo=3, points=6, section=BATCH, concept="one batch for all prompts")
 def all_prompts_share_the_steps_of_one_batch(lab: Remote, dice: random.Random) -> None:
-    ledger = Ledger(dice)
-    prompts, count = some_prompts(dice, dice.randrange(6, 10)), dice.randrange(5, 9)
-    pairs = batch(lab, llm_beside(lab, ledger), prompts, exactly(count))
-    expect(bool(ledger.steps), "the engine that was given took no step: was another one built? The one given is enough")
-    expect(len(ledger.steps) == count,
-           f"{len(prompts)} prompts of {count} tokens each took {len(ledger.steps)} steps. In one batch they take {count}: "
-           "one call, all prompts")
-    expect_from(ledger, pairs, prompts)
+    for num_prompts in (dice.randrange(6, 10), dice.randrange(33, 42)):
+        ledger = Ledger(dice)
+        prompts, count = some_prompts(dice, num_prompts), dice.randrange(5, 9)
+        pairs = batch(lab, llm_beside(lab, ledger), prompts, exactly(count))
+        expect(bool(ledger.steps), "the engine that was given took no step: was another one built? The one given is enough")
+        expect(len(ledger.steps) == count,
+               f"{len(prompts)} prompts of {count} tokens each took {len(ledger.steps)} steps. In one batch they take {count}: "
+               "one call, all prompts")
+        expect_from(ledger, pairs, prompts)
 
 
 @check(todo=3, points=4, section=BATCH, concept="which output belongs to which prompt")
 def each_prompt_comes_back_with_its_own_output_in_order(lab: Remote, dice: random.Random) -> None:
     ledger = Ledger(dice)
     prompts = some_prompts(dice, 9)
+    prompts[2:4] = f"{prompts[2]}\n", f"  {prompts[3]} "  # white space is part of a prompt
     prompts.insert(dice.randrange(5, 9), prompts[1])
     limits = dice.sample(range(1, 12), len(prompts))
     limits[0] = 12  # the first is not the first to finish
@@ -87,7 +89,8 @@ def uses_the_parameters_it_is_given(lab: Remote, dice: random.Random) -> None:
                          seed=dice.randrange(999))
     several = [one.clone(max_tokens=limit, top_k=limit, seed=7 + limit) for limit in dice.sample(range(2, 9), 2)]
     names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
-    for params, each in ((one, [one, one]), (several, several)):
+    as_tuple = kept(lab._peer.root.package("builtins").tuple, several)
+    for params, each in ((one, [one, one]), (several, several), (as_tuple, several)):
         ledger, prompts = Ledger(dice), some_prompts(dice, 2)
         batch(lab, llm_beside(lab, ledger), prompts, params)
         asked = {tokenizer().decode(served.prompt): {name: served.params.get(name) for name in names}

@@ -44,8 +44,8 @@ def expect_read(served: Served, messages: list[dict], template: str | None = Non
 
 @check(todo=4, points=3, section=CHAT, concept="what the model reads")
 def the_model_reads_the_whole_conversation_through_its_template(lab: Remote, dice: random.Random) -> None:
-    for turns in (1, 3):
-        ledger, history, question = Ledger(dice), conversation(dice, turns), f"{words(dice, 3)}?"
+    for turns in (1, 3, dice.randrange(12, 16)):
+        ledger, history, question = Ledger(dice), conversation(dice, turns), f" {words(dice, 3)}?\n"
         _, served = turn(lab, llm_beside(lab, ledger), ledger, history, question, exactly(2))
         expect_read(served, [*history, message("user", question)])
 

@@ -26,7 +26,7 @@ def expect_model(llm: Remote, model: str, dice: random.Random, how: str) -> None
                f"{shown(found)}")
 
 
-@check(todo=1, points=4, section=LOAD, concept="which model is served")
+@check(todo=1, points=3, section=LOAD, concept="which model is served")
 def loads_the_course_model_and_it_answers(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     expect_model(loaded(lab), "course", dice, "load_llm()")
@@ -39,12 +39,12 @@ def hands_on_the_model_and_the_length(lab: Remote, dice: random.Random) -> None:
         most = dice.randrange(20, 60)
         llm = loaded(lab, model, max_model_len=most)
         expect_model(llm, model, dice, f"load_llm({model!r}, max_model_len={most})")
-        long = {"prompt_token_ids": [dice.randrange(300, 2000) for _ in range(most + dice.randrange(1, 9))]}
+        long = {"prompt_token_ids": [dice.randrange(300, 2000) for _ in range(most + 1)]}
         refusal("PromptTooLongError", lambda llm=llm, long=long: llm.generate(long, exactly(1)),
                 f"an engine of max_model_len={most} was given {len(long['prompt_token_ids'])} tokens: is the length handed on?")
 
 
-@check(todo=1, points=2, section=LOAD, concept="how long prompt and output may be together", hidden=True)
+@check(todo=1, points=1, section=LOAD, concept="how long prompt and output may be together", hidden=True)
 def prompt_and_output_share_the_length(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     most = dice.randrange(24, 48)
@@ -53,6 +53,17 @@ def prompt_and_output_share_the_length(lab: Remote, dice: random.Random) -> None
     room = most - len(prompt)
     expect(len(tokens_of(output)) == room,
            f"max_model_len={most} leaves a prompt of {len(prompt)} tokens {room}; it generated {len(tokens_of(output))}")
+
+
+@check(todo=1, points=2, section=LOAD, concept="an engine for each call")
+def every_call_loads_an_engine_of_its_own(lab: Remote, dice: random.Random) -> None:
+    spare_memory(lab)
+    few, prompt = dice.randrange(16, 24), [dice.randrange(300, 2000) for _ in range(30)]
+    short, long = (loaded(lab, "course-draft", max_model_len=length) for length in (few, 2 * few + 4))
+    found = tokens_of(long.generate({"prompt_token_ids": prompt}, exactly(2))[0])
+    expect(len(found) == 2, f"an engine of max_model_len={2 * few + 4} answered 30 tokens with {shown(found)}; expected 2")
+    refusal("PromptTooLongError", lambda: short.generate({"prompt_token_ids": prompt}, exactly(2)),
+            f"an engine of max_model_len={few} was given 30 tokens, after another of {2 * few + 4} was loaded")
 
 
 @check(todo=1, points=1, section=LOAD, concept="a model that is not there", hidden=True)

@@ -4,6 +4,7 @@ import math
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 from grading.checks import check, expect, ours, shown
@@ -76,6 +77,8 @@ def expect_times(lab: Remote, output: RequestOutput) -> None:
 def tokens_and_times_of_a_request(lab: Remote, dice: random.Random) -> None:
     for count in (2, dice.randrange(3, 9), dice.randrange(20, 60)):
         expect_times(lab, finished(dice, count))
+    for zero in (0.0, -dice.uniform(1, 9)):  # of a clock only differences mean something
+        expect_times(lab, finished(dice, dice.randrange(2, 9), arrival=zero))
 
 
 @check(todo=5, points=3, section=OUTPUTS, concept="a request without a gap", hidden=True)
@@ -113,6 +116,9 @@ def throughput_does_not_depend_on_the_order(lab: Remote, dice: random.Random) ->
     outputs = [finished(dice, dice.randrange(2, 40), arrival=float(arrival)) for arrival in dice.sample(range(30), 4)]
     expect_throughput(lab, sorted(outputs, key=lambda output: times_of(output).arrival_time))
     expect_throughput(lab, sorted(outputs, key=lambda output: -times_of(output).arrival_time))
+    long = finished(dice, dice.randrange(2, 40), arrival=0.0)  # arrives first, and its last token is the last of all
+    long.metrics = replace(times_of(long), last_token_ts=dice.uniform(60, 90))
+    expect_throughput(lab, [outputs[0], long, *outputs[1:]])
 
 
 def script_of(salt: int) -> Callable[[list[int], dict[str, Any]], list[int]]:

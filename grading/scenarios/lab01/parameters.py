@@ -63,6 +63,9 @@ def expect_likeliest(mine: SamplingParams, what: str) -> None:
     expect(not differ,
            f"{what}: {len(differ)} of {len(OPENINGS)} texts were not made of the likeliest tokens, {differ[:1]} for one. "
            "temperature=1.0 draws at random; a fixed seed only repeats the same luck")
+    names = ["presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words"]
+    more = {name: getattr(mine, name) for name in names if getattr(mine, name) != getattr(SamplingParams(), name)}
+    expect(not more, f"{what}: the contract says the likeliest token, every time; {more} can make another one the likeliest")
 
 
 @check(todo=2, points=5, section=PARAMS, concept="which token a fact takes")
@@ -73,15 +76,15 @@ def a_fact_takes_the_likeliest_token_every_time(lab: Remote, dice: random.Random
 @check(todo=2, points=3, section=PARAMS, concept="where a fact ends")
 def a_fact_is_said_to_its_end(lab: Remote, dice: random.Random) -> None:
     mine = rebuilt(lab, lab.fact_params())
-    for count in (dice.randrange(12, 20), dice.randrange(20, 32)):
-        answer = f"It is 2.{count}. {words(dice, count)}?\n\nSo, {words(dice, 5)}! "
+    for count in (dice.randrange(12, 20), dice.randrange(20, 30)):
+        answer = f"It is 2.{count}. {words(dice, count)}?\n\nSo, {words(dice, 5)}; {words(dice, 1)}! "
         found = said(answer, mine)
         expect((found.text, found.finish_reason) == (answer, "stop"),
                f"a model that said {answer!r} and ended was heard to say {found.text!r}, "
                f"finish reason {found.finish_reason!r}. What is max_tokens if nobody says it?")
 
 
-@check(todo=2, points=4, section=PARAMS, concept="another seed")
+@check(todo=2, points=3, section=PARAMS, concept="another seed")
 def another_seed_tells_another_story(lab: Remote, dice: random.Random) -> None:
     openings, seeds = dice.sample(OPENINGS, 4), dice.sample(range(10**6), 16)
     params = [story(lab, seed) for seed in seeds]
@@ -91,7 +94,17 @@ def another_seed_tells_another_story(lab: Remote, dice: random.Random) -> None:
            "depend on the seed?")
 
 
-@check(todo=2, points=4, section=PARAMS, concept="the same seed")
+@check(todo=2, points=2, section=PARAMS, concept="which numbers are seeds", hidden=True)
+def every_number_is_a_seed_of_its_own(lab: Remote, dice: random.Random) -> None:
+    low = dice.randrange(1, 100)
+    seeds = [0, low, *(low + 2**power for power in (4, 8, 16, 31, 32, 40)), low + 1000]
+    given = {seed: story(lab, seed).seed for seed in seeds}
+    expect(None not in given.values(), f"of the seeds {seeds} some are handed on as None: {shown(given)}")
+    alike = [seed for seed, handed_on in given.items() if list(given.values()).count(handed_on) > 1]
+    expect(not alike, f"the seeds {alike} are handed on as {[given[seed] for seed in alike]}: other seeds, and the same story")
+
+
+@check(todo=2, points=3, section=PARAMS, concept="the same seed")
 def the_same_seed_tells_the_same_story_alone_or_in_company(lab: Remote, dice: random.Random) -> None:
     seeds = dice.sample(range(10**6), len(OPENINGS))
     twice = [story(lab, seed) for seed in seeds * 2]
@@ -115,9 +128,10 @@ def a_story_is_drawn_from_what_the_contract_says(lab: Remote, dice: random.Rando
              "bad_words"]
     more = {rule: getattr(mine, rule) for rule in rules if getattr(mine, rule) != getattr(plain, rule)}
     expect(not more, f"temperature, top_p and the seed choose the token, says the contract; here {more} does, too")
-    answer = f"{words(dice, 3)}. {words(dice, 8)}!\n{words(dice, 4)}"
-    expect(said(answer, mine).text == answer,
-           f"a story ends when the model ends it; of {answer!r} there was {said(answer, mine).text!r}")
+    answer = f"{words(dice, 3)}. {words(dice, 4)}?\n\n{words(dice, 3)}, {words(dice, 4)}!\n{words(dice, 4)}"
+    found = said(answer, mine)
+    expect((found.text, found.finish_reason) == (answer, "stop"),
+           f"a story ends when the model ends it; of {answer!r} there was {found.text!r}, finish reason {found.finish_reason!r}")
 
 
 @check(todo=2, points=2, section=PARAMS, concept="a sentence of the likeliest tokens")
@@ -134,6 +148,7 @@ def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab: Remote, dice:
     number = dice.randrange(10, 99)
     expect_sentence(mine, f"It takes {number}.{number} seconds, {words(dice, 4)}.", f"It takes {number}.")
     expect_sentence(mine, f"\nA{number}?! So: {words(dice, 3)}.\n{words(dice, 5)}.", None)
+    expect_sentence(mine, f". {words(dice, 3)}.", ".")
 
 
 def expect_sentence(mine: SamplingParams, answer: str, sentence: str | None) -> None:

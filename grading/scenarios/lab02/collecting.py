@@ -88,8 +88,10 @@ def passes_on_what_repeats_and_nothing_empty(lab: Remote, dice: random.Random) -
 
 @check(todo=4, points=4, section=COLLECT, concept="an error in the middle", hidden=True)
 def lets_an_error_in_the_middle_through(lab: Remote, dice: random.Random) -> None:
-    text, texts = f"the engine lost its {words(dice, 2)}", growing(dice, dice.randrange(2, 6))
-    error = lab._peer.root.package("nano_qwen3_serving.exceptions").EngineError(text)
-    handed = Handed(lab, iter([*list(saying([*texts, "never"], "req-error"))[:-1], error]))
-    said = refusal("EngineError", lambda: lab.collect_output(handed.stream()), f"after {len(texts)} outputs the stream raised it")
-    expect(said == text, f"the stream raised an error that says {text!r}; what reached the caller says {said!r}")
+    for count in (dice.randrange(2, 6), 0):
+        text, texts = f"the engine lost its {words(dice, 2)}", growing(dice, count)
+        error = lab._peer.root.package("nano_qwen3_serving.exceptions").EngineError(text)
+        handed = Handed(lab, iter([*list(saying([*texts, "never"], "req-error"))[:-1], error]))
+        said = refusal("EngineError", lambda handed=handed: lab.collect_output(handed.stream()),
+                       f"after {count} outputs the stream raised it")
+        expect(said == text, f"the stream raised an error that says {text!r}; what reached the caller says {said!r}")

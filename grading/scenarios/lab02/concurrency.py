@@ -4,7 +4,7 @@ import random
 import re
 import time
 
-from grading.checks import Wrong, check, expect, ours, refusal, shown
+from grading.checks import Wrong, check, expect, expect_nothing_replaced, ours, refusal, shown
 from grading.scenarios.engines import (
     PatientLedger,
     exactly,
@@ -35,17 +35,33 @@ def served(lab: Remote, engine: Remote, prompts: list[str], params: SamplingPara
     return list(outputs)
 
 
-@check(todo=5, points=5, section=MANY, concept="requests that share steps")
+@check(todo=5, points=8, section=MANY, concept="requests that share steps")
 def the_requests_share_one_step(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
-    prompts = some_prompts(dice, 3) * 2
-    dice.shuffle(prompts)
-    ledger = PatientLedger(dice, len(prompts))
-    outputs = served(lab, engine_beside(lab, ledger), prompts, exactly(dice.randrange(20, 30)))
-    expect(ledger.most == 6,
-           f"at most {ledger.most} of the 6 requests were ever computed in one step of this engine. Each was awaited before "
-           "the next was submitted, or another engine was used: start them all, then wait for all.")
-    expect_served(ledger, outputs, prompts)
+    for different, tokens in ((3, dice.randrange(20, 30)), (dice.randrange(17, 21), dice.randrange(8, 12))):
+        prompts = some_prompts(dice, different) * 2
+        dice.shuffle(prompts)
+        ledger = PatientLedger(dice, len(prompts))
+        outputs = served(lab, engine_beside(lab, ledger), prompts, exactly(tokens))
+        expect(ledger.most == len(prompts),
+               f"at most {ledger.most} of the {len(prompts)} requests were ever computed in one step of this engine. Each was "
+               "awaited before the next was submitted, or another engine was used: start them all, then wait for all.")
+        expect_served(ledger, outputs, prompts)
+
+
+@check(todo=5, points=2, section=MANY, concept="where an id comes from", hidden=True)
+def every_id_is_from_new_request_id(lab: Remote, dice: random.Random) -> None:
+    engine, first = engine_beside(lab), dice.randrange(10**6)
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"req-judge-{first + len(made)}")
+        return made[-1]
+
+    lab.new_request_id = parts(lab).as_function(ours(make))
+    outputs = served(lab, engine, some_prompts(dice, dice.randrange(3, 6)), exactly(2))
+    used = sorted(output.request_id for output in outputs)
+    expect(used == sorted(made), f"new_request_id() gave the ids {sorted(made)}; the requests had {used}")
 
 
 @check(todo=5, points=2, section=MANY, concept="whose id is whose", hidden=True)
@@ -60,7 +76,7 @@ def every_request_has_an_id_of_its_own(lab: Remote, dice: random.Random) -> None
            "new_request_id()")
 
 
-@check(todo=5, points=3, section=MANY, concept="in which order outputs come")
+@check(todo=5, points=4, section=MANY, concept="in which order outputs come")
 def returns_outputs_in_the_order_of_the_prompts(lab: Remote, dice: random.Random) -> None:
     prompts = some_prompts(dice, 5)
     lengths = dict(zip(prompts, [30, *dice.sample([3, 8, 13, 18], 4)], strict=True))
@@ -76,12 +92,14 @@ def returns_outputs_in_the_order_of_the_prompts(lab: Remote, dice: random.Random
     expect(all(output.finished for output in outputs), "an output that came back is not finished")
 
 
-@check(todo=5, points=3, section=MANY, concept="a request that fails", hidden=True)
+@check(todo=5, points=4, section=MANY, concept="a request that fails", hidden=True)
 def the_error_of_one_request_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
-    engine, prompts = engine_beside(lab), some_prompts(dice, 3)
-    prompts[dice.randrange(3)] = ""
-    refusal("InvalidParametersError", lambda: lab.serve_many(engine, prompts, exactly(3)),
-            f"the engine refuses the empty prompt among {prompts}")
+    engine = engine_beside(lab)
+    for count, place in ((3, dice.randrange(2)), (3, 2), (8, 7)):
+        prompts = some_prompts(dice, count)
+        prompts[place] = ""
+        refusal("InvalidParametersError", lambda prompts=prompts: lab.serve_many(engine, prompts, exactly(3)),
+                f"the engine refuses the empty prompt among {prompts}")
 
 
 class WatchfulLedger(PatientLedger):
@@ -115,6 +133,7 @@ def leaves_the_event_loop_free(lab: Remote, dice: random.Random) -> None:
     expect(ledger.free >= 5,
            f"while {len(ledger.steps)} steps were taken, other work on the event loop got a turn before {ledger.free} of "
            "them: something blocks it")
+    expect_nothing_replaced(lab, "turns")
     expect(neighbour.sleeps == 0,
            f"time.sleep() was called {neighbour.sleeps} times on the event loop, which stops every request: await "
            "asyncio.sleep() instead")
@@ -125,8 +144,8 @@ def the_whole_program_prints_what_the_readme_shows(lab: Remote, dice: random.Ran
     answer, loads = f"{words(dice, 9)}, {words(dice, 5)}.", []
     ledger = PatientLedger(dice, 1, script=lambda prompt, params: tokenizer().encode(f" {answer}"))
 
-    def create() -> Remote:
-        loads.append(engine_beside(lab, ledger))
+    def create(*arguments: object) -> Remote:
+        loads.append(engine_beside(lab, ledger, *arguments[1:]))
         return loads[-1]
 
     lab.create_engine = parts(lab).as_coroutine(ours(create))
@@ -138,10 +157,14 @@ def the_whole_program_prints_what_the_readme_shows(lab: Remote, dice: random.Ran
         rf"Prompt: Explain async programming in Python\nGenerated: {re.escape(answer)}\n\n"
         r"Processing concurrent requests\.\.\.\n"
         rf"Request 1 \(({ID})\): Complete\nRequest 2 \(({ID})\): Complete\nRequest 3 \(({ID})\): Complete\n\n"
-        r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n")
+        r"All 3 requests completed in \d+\.\d\d seconds\nThroughput: \d+\.\d\d requests/second\n\n"
+        r"The same 3 prompts in three ways\n"
+        r"  one after the other +\d+\.\d\d seconds, 1\.00 tokens a step\n"
+        r"  at the same time +\d+\.\d\d seconds, [123]\.\d\d tokens a step\n"
+        r"  at the same time, max_num_seqs=1 +\d+\.\d\d seconds, 1\.00 tokens a step\n")
     found = re.fullmatch(shape, said)
     if found is None:
         raise Wrong(f"README.md, Expected Output, shows another shape than this, of a model that always says {answer!r}:\n{said}")
     expect(len(set(found.groups())) == 4, f"two of the four requests had the same id: {found.groups()}")
-    expect(len(loads) == 1 and len(ledger.requests) == 4,
-           f"main() makes one engine, and 4 requests to it; it made {len(loads)}, and {len(ledger.requests)}")
+    expect(len(loads) == 2 and len(ledger.requests) == 13,
+           f"main() makes two engines, and 13 requests to them; it made {len(loads)}, and {len(ledger.requests)}")

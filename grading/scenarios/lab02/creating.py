@@ -40,23 +40,33 @@ def expect_model(lab: Remote, engine: Remote, model: str, dice: random.Random) -
                f"this one answered with {shown(tokens_of(last))}")
 
 
-@check(todo=1, points=5, section=CREATE, concept="an engine that answers")
+@check(todo=1, points=4, section=CREATE, concept="an engine that answers")
 def creates_an_engine_that_answers(lab: Remote, dice: random.Random) -> None:
     expect_model(lab, created(lab), "course", dice)
 
 
 @check(todo=1, points=4, section=CREATE, concept="how many requests run at once")
 def hands_on_how_many_requests_may_run_at_once(lab: Remote, dice: random.Random) -> None:
-    most = dice.randrange(1, 4)
-    engine, ledger = created(lab, "course-draft", max_num_seqs=most), PatientLedger(dice, most)
-    engine.engine.model_runner.sampler = parts(lab).asking_sampler(ours(ledger.choose))(None)
-    prompts = some_prompts(dice, 5)
-    streams = [as_it_is(lab, engine.generate, prompt, exactly(12), f"req-{place}") for place, prompt in enumerate(prompts)]
-    outputs = [every[-1] for every in all_outputs(lab, *streams)]
-    expect_served(ledger, outputs, prompts)
-    expect(ledger.most == most,
-           f"with max_num_seqs={most}, of 5 requests at most {most} run at once, and {most} do; here at most {ledger.most} "
-           "shared a step")
+    for most in (dice.randrange(1, 4), dice.randrange(17, 24)):
+        engine, ledger = created(lab, "course-draft", max_num_seqs=most), PatientLedger(dice, most)
+        engine.engine.model_runner.sampler = parts(lab).asking_sampler(ours(ledger.choose))(None)
+        prompts = some_prompts(dice, most + 2)
+        streams = [as_it_is(lab, engine.generate, prompt, exactly(12), f"req-{place}") for place, prompt in enumerate(prompts)]
+        outputs = [every[-1] for every in all_outputs(lab, *streams)]
+        expect_served(ledger, outputs, prompts)
+        expect(ledger.most == most,
+               f"with max_num_seqs={most}, of {most + 2} requests at most {most} run at once, and {most} do; here at most "
+               f"{ledger.most} shared a step")
+
+
+@check(todo=1, points=1, section=CREATE, concept="an engine for each call")
+def every_call_makes_an_engine_of_its_own(lab: Remote, dice: random.Random) -> None:
+    created(lab, "course-draft", max_num_seqs=dice.randrange(1, 4)).shutdown()
+    [prompt] = some_prompts(dice, 1)
+    second = created(lab, "course-draft", max_num_seqs=dice.randrange(4, 8))
+    outputs = second.generate(prompt, exactly(2), "req-second")
+    expect(bool(outputs) and outputs[-1].finished,
+           "create_engine() was called again, after the engine of the first call was shut down; what came does not answer")
 
 
 @check(todo=1, points=2, section=CREATE, concept="a model that is not there")

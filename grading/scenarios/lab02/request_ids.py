@@ -32,12 +32,12 @@ def repeated(ids: list[Any]) -> int:
     return len(ids) - len(set(map(str, ids)))
 
 
-@check(todo=2, points=4, section=IDS, concept="how an id looks")
+@check(todo=2, points=1, section=IDS, concept="how an id looks")
 def ids_look_like_ids(lab: Remote, dice: random.Random) -> None:
     expect_ids([lab.new_request_id() for _ in range(3)])
 
 
-@check(todo=2, points=6, section=IDS, concept="ids that never come again")
+@check(todo=2, points=2, section=IDS, concept="ids that never come again")
 def ten_thousand_calls_give_ten_thousand_ids(lab: Remote, dice: random.Random) -> None:
     """Of random ids of 48 bits two are the same once in five million times, so who repeats himself is asked again."""
     count = dice.randrange(10_100, 11_000)
@@ -51,7 +51,17 @@ def ids_look_like_ids_after_many_calls(lab: Remote, dice: random.Random) -> None
     expect_ids(ids_of(lab, dice.randrange(1100, 1200))[-50:])
 
 
-@check(todo=2, points=4, section=IDS, concept="who may ask for an id", hidden=True)
+@check(todo=2, points=2, section=IDS, concept="ids and the clock", hidden=True)
+def two_calls_at_the_same_time_of_the_clock_differ(lab: Remote, dice: random.Random) -> None:
+    count = dice.randrange(100, 200)
+    parts(lab).stop_the_clocks(lab)
+    again = repeated(ids_of(lab, count))
+    expect(not again,
+           f"{count} calls while the clock stood still gave {count - again} different ids. However finely a clock counts, two "
+           "threads, or two servers, can read the same time.")
+
+
+@check(todo=2, points=2, section=IDS, concept="who may ask for an id", hidden=True)
 def threads_never_get_the_same_id(lab: Remote, dice: random.Random) -> None:
     each = dice.randrange(110, 130)
     ids = [one for mine in parts(lab).called_by_threads(lab.new_request_id, lab_file(lab), 4, each) for one in mine]

@@ -14,11 +14,12 @@ def parts(lab: Remote) -> Remote:
     return lab._peer.root.package("worker.parts")
 
 
-def engine_beside(lab: Remote, ledger: PatientLedger | None = None) -> Remote:
+def engine_beside(lab: Remote, ledger: PatientLedger | None = None, max_num_seqs: Any = 128) -> Remote:
     """An `AsyncLLMEngine` beside the submission; with a ledger, its sampler is that."""
     package = lab._peer.root.package("nano_qwen3_serving")
     components = None if ledger is None else components_of(lab, ledger)
-    return package.AsyncLLMEngine.from_engine_args(package.AsyncEngineArgs(model="course-draft", **SMALL), components=components)
+    args = package.AsyncEngineArgs(model="course-draft", max_num_seqs=max_num_seqs, **SMALL)
+    return package.AsyncLLMEngine.from_engine_args(args, components=components)
 
 
 def all_outputs(lab: Remote, *streams: Remote) -> list[list[Remote]]:

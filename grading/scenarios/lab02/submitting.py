@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from grading.checks import check, expect, ours, shown
-from grading.scenarios.engines import PatientLedger, as_it_is, clear_prompts, exactly, some_prompts, tokens_of, words
+from grading.scenarios.engines import PatientLedger, as_it_is, clear_prompts, exactly, some_prompts, tokenizer, tokens_of, words
 from grading.scenarios.lab02.streams import Handed, all_outputs, engine_beside, expect_output, stepwise
 from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
@@ -52,12 +52,17 @@ def hands_on_prompt_parameters_and_id_unchanged(lab: Remote, dice: random.Random
 @check(todo=3, points=2, section=SUBMIT, concept="whose parameters are used", hidden=True)
 def hands_on_every_parameter(lab: Remote, dice: random.Random) -> None:
     ledger = PatientLedger(dice, 1)
-    given = SamplingParams(temperature=0.5, top_p=0.75, top_k=dice.randrange(5, 50), seed=dice.randrange(99),
-                           max_tokens=dice.randrange(17, 30), ignore_eos=True)
-    [prompt] = some_prompts(dice, 1)
+    given = SamplingParams(temperature=0.5, top_p=0.75, top_k=dice.randrange(5, 50), min_p=0.01, seed=dice.randrange(99),
+                           max_tokens=dice.randrange(17, 30), min_tokens=dice.randrange(1, 9), ignore_eos=True, stop=["zzz"],
+                           presence_penalty=0.25, frequency_penalty=0.5, repetition_penalty=1.25)
+    [words_alone] = some_prompts(dice, 1)
+    prompt = f"  {words_alone}  {words(dice, 1)}\n"
     [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab, ledger), prompt, given, "req-parameters"))
     used, names = (ledger.requests[0].params if ledger.requests else {},
-                   ("temperature", "top_p", "top_k", "seed", "max_tokens", "ignore_eos"))
+                   ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "ignore_eos", "stop",
+                    "presence_penalty", "frequency_penalty", "repetition_penalty"))
+    read = tokenizer().decode(ledger.requests[0].prompt) if ledger.requests else None
+    expect(read == prompt, f"the prompt was {prompt!r}, and the engine read {read!r}: white space is part of a prompt")
     wrong = {name: used.get(name) for name in names if used.get(name) != getattr(given, name)}
     expect(not wrong,
            f"the parameters given are {({name: getattr(given, name) for name in names})}; the engine was asked for {wrong}")
@@ -73,6 +78,9 @@ def the_stream_shows_text_while_it_grows(lab: Remote, dice: random.Random) -> No
     first = lab._peer.root.package("builtins").anext(stream)
     expect(not handed.ended and len(tokens_of(handed.outputs[-1])) < count,
            f"the first output came when all {count} tokens were there: hand each output on as it comes")
+    expect(len(handed.outputs) == 1,
+           f"the first output came when {len(handed.outputs)} had been fetched from the engine: hand each one on before you ask "
+           "for the next")
     counts = [len(tokens_of(output)) for output in [first, *all_outputs(lab, stream)[0]]]
     right = [len(tokens_of(output)) for output in handed.outputs]
     expect(counts == right,

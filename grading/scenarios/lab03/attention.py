@@ -49,7 +49,7 @@ def a_few_tokens_by_hand(lab: Remote, dice: random.Random) -> None:
     near(got, right.view(-1, 1, 1).repeat(1, 1, 4), f"scores: the logarithms of {weights}; values {numbers}", axes=HEADS)
 
 
-@check(todo=4, points=3, section=ATTENTION, concept="the formula at every length")
+@check(todo=4, points=2, section=ATTENTION, concept="the formula at every length")
 def attention_follows_the_formula_at_every_length(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for heads, kv_heads, dim in ((3, 3, 8), (4, 2, 2 * dice.randrange(6, 12)), (8, 2, 12), (4, 1, 2)):
@@ -73,7 +73,8 @@ def what_attention_makes_lies_on_the_device_of_q(lab: Remote, dice: random.Rando
 @check(todo=4, points=2, section=ATTENTION, concept="whose queries they are")
 def queries_are_those_of_the_last_tokens(lab: Remote, dice: random.Random) -> None:
     noise, keys = Noise(dice), dice.randrange(7, 14)
-    for num_queries, num_keys in ((1, 4), (1, keys), (2, keys), (keys // 2, keys), (keys - 1, keys)):
+    blocks = [(2, size + more) for size in (16, 32, 64, 128) for more in (-1, 0, 1)]
+    for num_queries, num_keys in ((1, 4), (1, keys), (2, keys), (keys // 2, keys), (keys - 1, keys), *blocks):
         q, k, v = queries(noise, num_queries, num_keys, 4, 2, 8)
         what = f"{num_queries} queries of {num_keys} tokens: the first of them sees {num_keys - num_queries + 1} keys"
         near(asked(lab, lab.causal_attention, "q k v", q, k, v), attention(q.double(), k, v), what, axes=HEADS)
@@ -93,7 +94,7 @@ def neighbouring_query_heads_share_a_kv_head(lab: Remote, dice: random.Random) -
         expect(read == right, f"the KV heads hold {numbers}; the {heads} query heads should read {right}, they read {read}")
 
 
-@check(todo=4, points=3, section=ATTENTION, concept="the layer and its core")
+@check(todo=4, points=2, section=ATTENTION, concept="the layer and its core")
 def the_layer_writes_then_attends_through_the_core_it_was_given(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
         noise, core, count = Noise(dice), Core(config), dice.randrange(5, 8)
@@ -118,6 +119,27 @@ def no_token_sees_the_future(lab: Remote, dice: random.Random) -> None:
     after = lab.causal_attention(q, k, v)
     what = f"the outputs of the first {known} tokens, after later keys and values were changed"
     near(after[:known], before[:known], what, axes=HEADS)
+
+
+@check(todo=4, points=1, section=ATTENTION, concept="the future, when scores are low", hidden=True)
+def the_future_has_no_weight_however_low_the_scores_are(lab: Remote, dice: random.Random) -> None:
+    for size in (1e3, 1e5, 1e12):
+        count = dice.randrange(4, 8)
+        score, numbers = size * dice.uniform(1, 2), torch.tensor([float(dice.randrange(1, 50)) for _ in range(count)])
+        q, k = torch.full((count, 2, 4), score**0.5), torch.full((count, 1, 4), -(score**0.5))
+        right = numbers.double().cumsum(0) / torch.arange(1, count + 1)  # every score is the same: the mean of what is seen
+        got = asked(lab, lab.causal_attention, "q k v", q, k, numbers.view(-1, 1, 1).repeat(1, 1, 4))
+        near(got, right.view(-1, 1, 1).repeat(1, 2, 4),
+             f"all scores are {-2 * score:g}, so a mask that is a number, such as -10000, lets the future in", axes=HEADS)
+
+
+@check(todo=4, points=1, section=ATTENTION, concept="how far back a query sees", hidden=True)
+def a_query_sees_its_first_key_however_far_back(lab: Remote, dice: random.Random) -> None:
+    count, value = dice.randrange(5000, 7000), float(dice.randrange(2, 20))
+    q, k, v = torch.zeros(1, 2, 4), torch.zeros(count, 1, 4), torch.zeros(count, 1, 4)
+    q[..., 0], k[0, 0, 0], v[0] = 40.0, 2.0, value  # the first key scores 40, all others 0
+    got = asked(lab, lab.causal_attention, "q k v", q, k, v)
+    near(got, torch.full((1, 2, 4), value), f"{count} keys, and only the first one scores: its value is {value}", axes=HEADS)
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="large scores", hidden=True)

@@ -66,7 +66,11 @@ def strided(lab: Remote, tensor: Tensor, first: int, second: int) -> Remote:
 
 
 def elsewhere(lab: Remote, call: Remote, *given: Tensor) -> None:
-    """`call` with tensors of the device "meta", which has shapes and no numbers: it may not bring others."""
+    """`call` with tensors of the device "meta", which has shapes and no numbers: it may not bring others.
+
+    Where it wants to read numbers, which is slow on a GPU, but not wrong, the other way round: what is made without saying
+    where lies on "meta", and the tensors lie where numbers are.
+    """
     there = [kept(hold(lab, tensor).to, "meta") for tensor in given]
     try:
         device = kept(call, *there).device.type
@@ -74,7 +78,22 @@ def elsewhere(lab: Remote, call: Remote, *given: Tensor) -> None:
         if "RuntimeError" not in error.kinds:
             raise
         if "meta tensor" in error.text:
-            return  # it wants to read numbers: slow on a GPU, but not wrong
+            return where_it_came_in(lab, call, *given)
         expect("device" not in error.text, f"a tensor was made on another device than that of what came in: {error.text}")
         raise
     expect(device == "meta", f"what came in lay on the device meta; what came out lies on {shown(device)}")
+
+
+def where_it_came_in(lab: Remote, call: Remote, *given: Tensor) -> None:
+    """`call`, where every tensor that is made without a device lies on the device "meta": what comes out has numbers."""
+    there, held, right = lab._peer.root.package("torch"), [hold(lab, tensor) for tensor in given], call(*given)
+    there.set_default_device("meta")
+    try:
+        got = kept(call, *held)
+        device = got.device.type
+    except Raised as error:
+        raise Wrong(f"a tensor was made on another device than that of what came in: {error.text}") from None
+    finally:
+        there.set_default_device(None)
+    expect(device == "cpu", f"what came in lay on the CPU; what came out lies on {shown(device)}")
+    near(look(got), right, "with another default device")

@@ -1,5 +1,6 @@
 """Lab 03, TODO 6: the logits of each request's last token, and the whole network."""
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, ours, shown
+from grading.checks import check, expect, operators_seen, shown
 from grading.scenarios.lab03.compare import COLUMNS, LOGITS, NETWORK, asked, expect_tensor, near
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
 from grading.scenarios.lab03.network import Network, Noise, attention, config_of, filled, network_shapes, random_weights, shapes
@@ -65,11 +66,12 @@ def rows_are_normalised_then_given_to_the_head(lab: Remote, dice: random.Random)
 def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Random) -> None:
     config, noise = config_of(dice, layers=2), Noise(dice)
     for padding in (0, dice.randrange(1, 5)):
-        model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6)]
+        model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6), *[2] * dice.randrange(7, 12)]
         texts, places = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths)
         cut = dice.randrange(2, 5)
         model.last_logits(Step([Chunk(0, cut, places[1])]), [texts[1]])
-        step = Step([Chunk(*one) for one in zip((0, cut, 0), lengths, places, strict=True)], padding)
+        starts = [0, cut, *[0] * (len(lengths) - 2)]
+        step = Step([Chunk(*one) for one in zip(starts, lengths, places, strict=True)], padding)
         got = model.last_logits(step, texts)
         right = torch.stack([model.truth.logits(text)[-1] for text in texts])
         what = f"query_lens {step.query_lens}, {padding} rows of padding: the logits of the rows {step.rows}"
@@ -78,13 +80,22 @@ def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Rando
 
 @check(todo=6, points=2, section=OF_LOGITS, concept="how many rows the head computes")
 def only_the_rows_that_are_returned_pass_the_head(lab: Remote, dice: random.Random) -> None:
-    config, noise, count = config_of(dice), Noise(dice), dice.randrange(20, 40)
-    model, rows = Model(lab, config, noise), []
-    watch = ours(lambda module, inputs, output: rows.append(output.numel() // config.vocab_size))
-    model.network.lm_head.register_forward_hook(watch)
-    got = model.last_logits(Step([Chunk(0, count, *tables(dice, count))]), [noise.tokens(count, config)])
+    config, noise, count = config_of(dice, vocab_size=dice.choice([1009, 1013, 1019])), Noise(dice), dice.randrange(20, 40)
+    model, log = Model(lab, config, noise), operators_seen(lab)
+    step, text = Step([Chunk(0, count, *tables(dice, count))]), noise.tokens(count, config)
+    got = model.core.during(step, log.watch, model.network.last_logits, step.tokens([text]), step.positions, model.cache,
+                            step.metadata(lab))
     expect_tensor(got, "logits of one request", (1, config.vocab_size), torch.float32, LOGITS)
-    expect(sum(rows) <= 1, f"the head computed {sum(rows)} rows of logits for one request of {count} tokens; one was needed")
+    rows = rows_of_logits(log.events, config)
+    expect(rows == 1, f"{rows} rows of logits were computed for one request of {count} tokens; one is needed")
+
+
+def rows_of_logits(events: Iterable[Any], config: ModelConfig) -> int:
+    """The most rows of one number for each token id that an operator made: more than were needed, or none."""
+    weight = config.vocab_size * config.hidden_size
+    made = [piece for event in events for piece in event.made if piece.floating and config.vocab_size in piece.shape
+            and piece.memory not in {given.memory for given in event.given}]
+    return max((math.prod(piece.shape) // config.vocab_size for piece in made if math.prod(piece.shape) != weight), default=0)
 
 
 @check(todo=6, points=4, section=OF_LOGITS, concept="the whole network")

@@ -45,7 +45,7 @@ def four_numbers_are_two_pairs_that_turn_by_their_angles(lab: Remote, dice: rand
     near(got, truth, f"head_dim 4, theta 100: 1 1 0 0 at the positions {places}", axes=HEADS)
 
 
-@check(todo=2, points=4, section=ROTARY, concept="every pair's own angle")
+@check(todo=2, points=3, section=ROTARY, concept="every pair's own angle")
 def every_pair_turns_by_its_own_angle(lab: Remote, dice: random.Random) -> None:
     noise = Noise(dice)
     for head_dim, heads in ((2, 1), (2 * dice.randrange(3, 12), 3), (128, 2)):
@@ -58,7 +58,7 @@ def angles_are_made_on_the_device_of_x(lab: Remote, dice: random.Random) -> None
     elsewhere(lab, lab.RotaryEmbedding(8, theta=100.0), Noise(dice)(3, 2, 8), torch.arange(3))
 
 
-@check(todo=2, points=3, section=ROTARY, concept="what is computed in float32")
+@check(todo=2, points=2, section=ROTARY, concept="what is computed in float32")
 def angles_are_computed_in_float32_when_bfloat16_comes_in(lab: Remote, dice: random.Random) -> None:
     theta = dice.uniform(5e3, 5e4)
     places = torch.tensor([0, 257, 2 * dice.randrange(300, 900) + 1, 4097, 2 * dice.randrange(2100, 2500) + 1])
@@ -76,6 +76,17 @@ def positions_come_in_any_order_repeat_and_may_be_far(lab: Remote, dice: random.
     places = [*far, far[0], 0, 1, 1, dice.randrange(30_000, 40_000)]
     for theta in (1e4, 1e6):
         expect_turned(lab, Noise(dice), dice.sample(places, len(places)), 2, 2 * dice.randrange(3, 20), theta)
+
+
+@check(todo=2, points=2, section=ROTARY, concept="one call after another", hidden=True)
+def a_call_knows_nothing_of_those_before_it(lab: Remote, dice: random.Random) -> None:
+    theta, noise = dice.uniform(5e3, 5e4), Noise(dice)
+    rotary, x, last = lab.RotaryEmbedding(32, theta), noise(4, 3, 32), dice.randrange(3, 40)
+    rotary(x.bfloat16(), torch.arange(4))
+    for first in ([0, 1, 2], dice.sample(range(50), 3), dice.sample(range(2000), 3), [dice.randrange(2000)] * 3):
+        places = torch.tensor([*first, last])  # as many tokens each time, and the same last one
+        what = f"float32, positions {places.tolist()}, after a call in bfloat16 and other positions"
+        near(rotary(x, places), turn(x.double(), places, theta), what, angles_off(places, 32, theta) * of_both(x), axes=HEADS)
 
 
 @check(todo=2, points=2, section=ROTARY, concept="what a score depends on", hidden=True)

@@ -6,8 +6,8 @@ inequality of Dvoretzky, Kiefer and Wolfowitz, with Massart's constant, holds fo
     P(max |F_n - F| > gap) <= 2 exp(-2 n gap^2)
 
 So gap = sqrt(ln(2 / FALSE_ALARM) / (2 n)) rejects a right sampler with probability at most FALSE_ALARM. There
-are 17 comparisons: 3 of frequencies and 12 of pairs in TODO 5, 2 in TODO 6. With FALSE_ALARM = 1e-9 / 20 all
-of them together reject one with probability at most 8.5e-10, for probabilities of a union at most add up. What
+are 18 comparisons: 4 of frequencies and 12 of pairs in TODO 5, 2 in TODO 6. With FALSE_ALARM = 1e-9 / 20 all
+of them together reject one with probability at most 9e-10, for probabilities of a union at most add up. What
 else could go against a right sampler is where draws agree, or differ, by chance: 4**-60 and less, said there.
 
 A sampler whose distribution is off by distance > gap stays within the gap with probability at most
@@ -77,8 +77,6 @@ def called_with_rows(lab: Remote, call: Remote, logits: object, places: Sequence
 
 def drawn(lab: Remote, logits: object, places: Sequence[Place], like: SamplingRow | None = None) -> list[int]:
     """What draw() says for rows at these places."""
-    torch_there = lab._peer.root.package("torch")
-    torch_there.manual_seed = torch_there.default_generator.manual_seed  # without its 2 ms for accelerators there are not
     return as_tokens(called_with_rows(lab, lab.draw, logits, places, like or row()), len(places))
 
 

@@ -11,13 +11,14 @@ from grading.scenarios.lab04.definitions import (
     by_min_p,
     by_top_k,
     by_top_p,
+    clear,
     filtered,
     logits_of,
     mixed_filters,
     percents,
     where_order_matters,
 )
-from grading.scenarios.lab04.rows import INF, across, expect_logits, expect_untouched, random_logits, row
+from grading.scenarios.lab04.rows import HALF, INF, across, expect_logits, expect_untouched, random_logits, row
 from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 
@@ -70,7 +71,7 @@ def each_filter_looks_at_what_the_one_before_has_left(lab: Remote, dice: random.
                     f"tokens 0 to 5 have {shares} percent; top_k is first, then top_p looks at what is left, then min_p", wishes)
 
 
-@check(todo=3, points=2, section=FILTERS, concept="a filter after another", hidden=True)
+@check(todo=3, points=1, section=FILTERS, concept="a filter after another", hidden=True)
 def min_p_compares_with_the_likeliest_as_it_is_then(lab: Remote, dice: random.Random) -> None:
     # The likeliest has the share a, the next b, six others 1.75 b: under 0.8 of all is left, so that a min_p just
     # above b / a removes the second, and one that is compared with a probability of before the filters would not.
@@ -102,6 +103,21 @@ def top_p_of_one_is_off_however_unlikely_a_token_is(lab: Remote, dice: random.Ra
     logits = [0.0] * dice.randrange(2500, 3500)
     logits[dice.randrange(len(logits))] = dice.uniform(26, 30)  # in float32 it has all of the probability
     expect_kept(lab, logits, f"{len(logits)} tokens, one of them with nearly all of the probability", {"top_p": 1.0})
+
+
+@check(todo=3, points=1, section=FILTERS, concept="the precision of the filters", hidden=True)
+def filters_in_float32_whatever_comes_in(lab: Remote, dice: random.Random) -> None:
+    # 600 tokens, the likeliest of 0.3 %: their sum, in 8 or 11 bits, reaches the border far too early or never
+    for dtype in HALF:
+        logits = (random_logits(dice, 1, 600) / 10).to(dtype)
+        top_p = dice.uniform(0.85, 0.95)
+        while not clear(logits[0].tolist(), top_p=top_p):
+            top_p = dice.uniform(0.85, 0.95)
+        tokens = sorted(filtered(logits[0].tolist(), SamplingParams(top_p=top_p)))
+        right = torch.full((1, 600), -INF)
+        right[0, tokens] = logits[0, tokens].float()
+        expect_logits(lab.keep_top(logits, [row(top_p=top_p)]), right,
+                      f"{dtype} logits become float32 before they are filtered by top_p={top_p}; {len(tokens)} of 600 stay")
 
 
 def expect_mixed(lab: Remote, dice: random.Random, logits: Tensor) -> None:

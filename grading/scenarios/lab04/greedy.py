@@ -20,7 +20,7 @@ def expect_greedy(lab: Remote, given: object, right: list[int], what: str) -> No
     expect(found.tolist() == right, f"{what}: expected the tokens {right}, got {found.tolist()}")
 
 
-@check(todo=1, points=3, section=GREEDY, concept="the largest logit")
+@check(todo=1, points=1, section=GREEDY, concept="the largest logit")
 def takes_the_largest_logit_of_each_row(lab: Remote, dice: random.Random) -> None:
     for dtype in (torch.float32, *HALF):
         size = dice.randrange(5, 30)
@@ -31,7 +31,7 @@ def takes_the_largest_logit_of_each_row(lab: Remote, dice: random.Random) -> Non
         expect_greedy(lab, logits[1:2], right[1:2], f"a batch of the one row {numbers(logits[1])}")
 
 
-@check(todo=1, points=3, section=GREEDY, concept="equal logits")
+@check(todo=1, points=1, section=GREEDY, concept="equal logits")
 def of_equal_logits_the_smallest_id_wins(lab: Remote, dice: random.Random) -> None:
     for size in (1, 2, 4, 6, 8, 33, dice.randrange(9, 60)):  # in short rows some functions of torch take another
         expect_greedy(lab, torch.full((3, size), dice.uniform(-5, 5)), [0, 0, 0],
@@ -61,7 +61,7 @@ def tokens_that_were_removed_are_not_taken(lab: Remote, dice: random.Random) -> 
     expect_greedy(lab, logits, left, f"rows in which all tokens but {left} are removed, -inf")
 
 
-@check(todo=1, points=2, section=GREEDY, concept="logits that differ by little", hidden=True)
+@check(todo=1, points=1, section=GREEDY, concept="logits that differ by little", hidden=True)
 def compares_logits_and_not_rounded_probabilities(lab: Remote, dice: random.Random) -> None:
     size = dice.randrange(4, 12)
     best = [dice.randrange(1, size) for _ in range(4)]

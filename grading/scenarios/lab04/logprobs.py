@@ -52,17 +52,18 @@ def the_samplers_logprobs_are_of_the_raw_logits(lab: Remote, dice: random.Random
     counts = [2] * 10 + [None, 0]
     rows = [row(dice.getrandbits(40), output=[order[0]] * 2, logprobs=count, **wishes) for count in counts] + [
         row(temperature=0.0, logprobs=1)]
-    held = hold(lab, logits.repeat(len(rows), 1))
+    each = torch.stack([logits[dice.sample(range(6), 6)] for _ in rows])  # every row has its tokens in another order
+    held = hold(lab, each)
     tokens, logprobs = sampled(lab.Sampler(), held, rows)
-    expect_untouched(held, logits.repeat(len(rows), 1), "sample()")
-    for token, found, one in zip(tokens, logprobs, rows, strict=True):
+    expect_untouched(held, each, "sample()")
+    for token, found, one, own in zip(tokens, logprobs, rows, each, strict=True):
         wanted = one.params.logprobs
         if wanted is None:
             expect(found is None, f"a row with logprobs=None gets None, not {shown(found)}")
         else:
             expect(0 <= token < 6, f"sample() chose token {token} of six")
-            expect_logprobs(found, logits, token, wanted,
-                            f"a row with logprobs={wanted}, logits before bias, penalties, temperature and filters")
+            expect_logprobs(found, own, token, wanted,
+                            f"a row with logprobs={wanted}, its own logits before bias, penalties, temperature and filters")
 
 
 def certain(order: list[int], dice: random.Random) -> list[tuple[dict, int]]:

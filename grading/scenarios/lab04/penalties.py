@@ -1,12 +1,13 @@
 """Lab 04, TODO 4: penalties and logit bias."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grading.checks import check, hold
+from grading.checks import check, hold, kept
 from grading.scenarios.lab04.definitions import adjusted
 from grading.scenarios.lab04.rows import INF, across, expect_logits, expect_untouched, random_logits, row
 from grading.worker.peer import Remote
@@ -75,7 +76,7 @@ def penalties_below_zero_make_tokens_likelier(lab: Remote, dice: random.Random) 
     expect_penalties(lab, eight(dice, 3), rows, "rows with a frequency_penalty or presence_penalty below 0")
 
 
-@check(todo=4, points=3, section=PENALTIES, concept="bias and penalties together", hidden=True)
+@check(todo=4, points=2, section=PENALTIES, concept="bias and penalties together", hidden=True)
 def all_together_in_the_right_order_for_every_row(lab: Remote, dice: random.Random) -> None:
     rows = []
     for _ in range(40):
@@ -89,6 +90,20 @@ def all_together_in_the_right_order_for_every_row(lab: Remote, dice: random.Rand
     expect_logits(lab.apply_penalties(across(lab, logits), rows), right, order)
     i = dice.randrange(40)
     expect_logits(lab.apply_penalties(logits[i : i + 1], rows[i : i + 1]), right[i : i + 1], f"a batch of one row: {order}")
+
+
+@check(todo=4, points=1, section=PENALTIES, concept="an output that grows", hidden=True)
+def what_was_generated_since_the_last_step_counts(lab: Remote, dice: random.Random) -> None:
+    """The engine's rows are made anew for each step, around the request's own lists, which grow."""
+    wishes = row(frequency_penalty=dice.uniform(0.3, 1), presence_penalty=dice.uniform(0.3, 1), repetition_penalty=1.5)
+    rows_there, written = lab._peer.root.package("nano_qwen3_serving.interfaces").SamplingRow, [dice.randrange(8)]
+    held, logits = hold(lab, written), eight(dice, 1)
+    for _ in range(4):
+        one = kept(rows_there, hold(lab, wishes.params), wishes.prompt_token_ids, held, 0, 0)
+        right = adjusted(logits[0].double().tolist(), replace(wishes, output_token_ids=written))
+        expect_logits(lab.apply_penalties(logits, [one]), [right], f"the same request, whose output has grown to {written}")
+        written = [*written, dice.randrange(8)]
+        held.append(written[-1])
 
 
 @check(todo=4, points=1, section=PENALTIES, concept="tokens that were removed, and the input", hidden=True)

@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from grading.checks import check, expect, hold, shown
+from grading.checks import check, expect, expect_nothing_replaced, hold, shown
 from grading.scenarios.lab04.draws import (
     NUM_DRAWS,
     NUM_PAIRS,
@@ -14,11 +14,12 @@ from grading.scenarios.lab04.draws import (
     drawn,
     equal_tokens,
     expect_frequencies,
+    moved,
     pairs_of_places,
     seeds_from,
     written_texts,
 )
-from grading.scenarios.lab04.rows import INF, repeated, row, weather
+from grading.scenarios.lab04.rows import INF, across, expect_untouched, repeated, row, weather
 from grading.worker.peer import Remote
 
 SEEDS = "TODO 5: Per-request seeds"
@@ -58,6 +59,76 @@ def draws_at_different_places_know_nothing_of_each_other(lab: Remote, dice: rand
             f"{same} drew one token twice, expected about {NUM_PAIRS // 4}; for the 16 pairs of tokens")
 
 
+@check(todo=5, points=2, section=SEEDS, concept="the seed decides")
+def the_seed_decides(lab: Remote, dice: random.Random) -> None:
+    expect_decided_by(lab, dice, "seed", (1, 0, 0))
+
+
+@check(todo=5, points=2, section=SEEDS, concept="the sample index decides")
+def the_sample_index_decides(lab: Remote, dice: random.Random) -> None:
+    expect_decided_by(lab, dice, "sample index", (0, 1, 0))
+
+
+@check(todo=5, points=2, section=SEEDS, concept="the position decides")
+def the_position_decides(lab: Remote, dice: random.Random) -> None:
+    expect_decided_by(lab, dice, "position", (0, 0, 1))
+
+
+def expect_decided_by(lab: Remote, dice: random.Random, which: str, step: Place) -> None:
+    """Of 64 rows some draw another token if this number is one more: by chance none does once in 4**64."""
+    first = dice.getrandbits(31)
+    places = [(first + 1000 * k, k % 3, 3 + k) for k in range(64)]
+    once, again = (drawn(lab, equal_tokens(lab, 64), some) for some in (places, [moved(place, step) for place in places]))
+    expect(once != again,
+           f"64 rows, and 64 whose {which} is one more, drew the same 64 tokens: the {which} must decide what is drawn")
+
+
+@check(todo=5, points=1, section=SEEDS, concept="how soon draws repeat", hidden=True)
+def nothing_repeats_however_far_one_goes(lab: Remote, dice: random.Random) -> None:
+    seed, places = dice.getrandbits(40), dice.sample(range(200, 100_000), 4)
+    far = [0, *(2**k for k in range(6, 18)), *(10**k for k in range(2, 6)), *places]
+    expect_different({f"position {3 + length}": from_position(lab, seed, 3 + length, TEXT) for length in far})
+    row_of = [token for start in range(3, 4611, 512) for token in from_position(lab, seed, start, 512)]
+    expect_different({f"position {3 + i}": row_of[i : i + TEXT] for i in range(len(row_of) - TEXT + 1)})
+    texts = [(seed, index, 3 + k) for index in range(256) for k in range(TEXT)]
+    tokens = drawn(lab, equal_tokens(lab, len(texts), 16), texts)
+    expect_different({f"sample index {i}": tokens[TEXT * i : TEXT * i + TEXT] for i in range(256)})
+
+
+TEXT = 32
+"""Draws in a row of 16 equal tokens: two texts of this length are equal by chance once in 2**128."""
+
+
+def from_position(lab: Remote, seed: int, first: int, count: int) -> list[int]:
+    """So many draws in a row of a request with a prompt of `first` tokens."""
+    places = [(seed, 0, first + k) for k in range(count)]
+    return drawn(lab, equal_tokens(lab, count, 16), places, row(prompt=[0] * first))
+
+
+def expect_different(texts: dict[str, list[int]]) -> None:
+    """No two of them are equal."""
+    seen: dict[tuple, str] = {}
+    for name, text in texts.items():
+        other = seen.setdefault(tuple(text), name)
+        expect(other == name,
+               f"the {TEXT} draws of one seed from {other} on and from {name} on are the same: where does a number repeat, or "
+               "lose digits?")
+
+
+@check(todo=5, points=1, section=SEEDS, concept="any float type and layout", hidden=True)
+def takes_any_float_type_and_memory_layout_and_changes_nothing(lab: Remote, dice: random.Random) -> None:
+    logits = weather(dice)[0].bfloat16()
+    many = logits.repeat(NUM_DRAWS, 1)
+    held = across(lab, many)
+    expect_frequencies(drawn(lab, held, seeds_from(dice, NUM_DRAWS)), logits.double().softmax(dim=0).tolist(),
+                       "softmax(logits) of bfloat16 logits, a transposed tensor")
+    expect_untouched(held, many, "draw()")
+    single, few = torch.randn(4, 9, generator=torch.Generator().manual_seed(dice.getrandbits(31))), seeds_from(dice, 4)
+    held = hold(lab, single)
+    drawn(lab, held, few)
+    expect_untouched(held, single, "draw()")
+
+
 def some_texts(dice: random.Random) -> list[Place]:
     """200 places: draws there agree by chance once in 4**200."""
     return written_texts(dice, 10, 10)
@@ -68,7 +139,7 @@ def differing(a: list, b: list) -> int:
     return sum(x != y for x, y in zip(a, b, strict=True))
 
 
-@check(todo=5, points=3, section=SEEDS, concept="the rows beside it")
+@check(todo=5, points=1, section=SEEDS, concept="the rows beside it")
 def a_draw_does_not_depend_on_the_rows_beside_it(lab: Remote, dice: random.Random) -> None:
     places, logits = some_texts(dice), equal_tokens(lab, 200)
     together = drawn(lab, logits, places)
@@ -83,9 +154,13 @@ def a_draw_does_not_depend_on_the_rows_beside_it(lab: Remote, dice: random.Rando
            f"drawn one at a time, {differing(alone, together[:60])} of 60 draws differ from those of the batch")
 
 
-@check(todo=5, points=2, section=SEEDS, concept="other batches", hidden=True)
-def a_draw_is_the_same_in_any_batch_and_at_any_time(lab: Remote, dice: random.Random) -> None:
+@check(todo=5, points=2, section=SEEDS, concept="other batches", hidden=True,
+       repeats="in another run of the program the same rows, drawn in another order, gave other tokens")
+def a_draw_is_the_same_in_any_batch_and_at_any_time(lab: Remote, dice: random.Random, which: int) -> list[int]:
     places, part = some_texts(dice), dice.randrange(60, 140)
+    if which:  # what is remembered, or drawn one after the other, is then another place's
+        drawn(lab, equal_tokens(lab, 200), seeds_from(dice, 200))
+        drawn(lab, equal_tokens(lab, 200), places[::-1])
     together = drawn(lab, equal_tokens(lab, 200), places)
     parts = drawn(lab, equal_tokens(lab, part), places[:part]) + drawn(lab, equal_tokens(lab, 200 - part), places[part:])
     expect(parts == together, f"in batches of {part} and {200 - part} rows {differing(parts, together)} of 200 draws differ")
@@ -96,6 +171,7 @@ def a_draw_is_the_same_in_any_batch_and_at_any_time(lab: Remote, dice: random.Ra
     right = [together[i] for i in order]
     expect(mixed == right,
            f"in another order, each beside a row with other logits, {differing(mixed, right)} of 200 draws differ")
+    return together
 
 
 @check(todo=5, points=1, section=SEEDS, concept="what else is in a row")
@@ -117,10 +193,13 @@ def of_a_row_seed_index_and_position_count_and_nothing_else(lab: Remote, dice: r
 @check(todo=5, points=2, section=SEEDS, concept="torch's global generator")
 def torchs_global_generator_is_neither_used_nor_changed(lab: Remote, dice: random.Random) -> None:
     places, logits, torch_there = some_texts(dice), equal_tokens(lab, 200), lab._peer.root.package("torch")
-    torch_there.manual_seed(dice.getrandbits(31))
-    before = torch_there.get_rng_state()
+    here, used = torch.Generator().manual_seed(dice.getrandbits(31)), dice.randrange(3, 9)
+    torch_there.manual_seed(here.initial_seed())
+    torch_there.rand(used)  # so that seeding it again does not bring it back
+    torch.rand(used, generator=here)
     first = drawn(lab, logits, places)
-    expect(torch.equal(torch_there.get_rng_state(), before),
+    expect_nothing_replaced(lab, "numbers")
+    expect(torch.equal(torch_there.rand(4), torch.rand(4, generator=here)),
            "torch's global generator was used or seeded: whoever else draws from it now gets other numbers")
     torch_there.manual_seed(dice.getrandbits(31))
     second = drawn(lab, logits, places)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from grading.checks import check, expect, ours
+from grading.checks import check, expect, operators_seen, ours
 from grading.scenarios.lab05.clocks import Clock, Stopwatch, Timer
 from grading.scenarios.lab05.quantities import DTYPES, close, number
-from grading.scenarios.lab05.traffic import Traffic, operators, products, unwritten
+from grading.scenarios.lab05.traffic import Traffic, products, unwritten
 from grading.worker.peer import Remote
 
 CEILINGS = "TODO 5: Measure the ceilings"
@@ -76,7 +76,7 @@ def matmul_rate_is_the_operations_of_a_product_by_the_seconds(lab: Remote, dice:
 
 @check(todo=5, points=2, section=CEILINGS, concept="what the buffer was before it was read", hidden=True)
 def the_buffer_was_written_before_it_is_read(lab: Remote, dice: random.Random) -> None:
-    num_bytes, timer, log = dice.randrange(1 << 20, 1 << 21), Timer(lab, 1.0), operators(lab).Log()
+    num_bytes, timer, log = dice.randrange(1 << 20, 1 << 21), Timer(lab, 1.0), operators_seen(lab)
     timer.rate(lambda *arguments: log.watch(lab.read_bandwidth, *arguments), num_bytes)
     read = Traffic(timer.log.events).memories()
     expect(sum(read.values()) >= num_bytes,
@@ -89,11 +89,11 @@ def the_buffer_was_written_before_it_is_read(lab: Remote, dice: random.Random) -
 
 @check(todo=5, points=1, section=CEILINGS, concept="what the usual clock counts", hidden=True)
 def the_usual_clock_counts_seconds(lab: Remote, dice: random.Random) -> None:
-    nap = dice.randrange(3, 7) / 1000
-    with Stopwatch() as all_calls:
-        said = number(lab.median_seconds(ours(lambda: time.sleep(nap)), repeats=3), "median_seconds")
-    expect(nap <= said <= all_calls.seconds,
-           f"a call sleeps {nap} seconds, and all calls together took {all_calls.seconds:g}: the median cannot be {said:g}")
+    for nap in dice.sample([dice.uniform(0.001, 0.003), dice.uniform(0.1, 0.2)], 2):  # no one number is right for both
+        with Stopwatch() as all_calls:
+            said = number(lab.median_seconds(ours(lambda nap=nap: time.sleep(nap)), repeats=3), "median_seconds")
+        expect(nap <= said <= all_calls.seconds,
+               f"a call sleeps {nap} seconds, and all calls together took {all_calls.seconds:g}: the median cannot be {said:g}")
 
 
 @check(todo=5, points=1, section=CEILINGS, concept="a real measurement", hidden=True)
@@ -104,9 +104,13 @@ def a_real_measurement_is_in_the_bounds_of_all_machines(lab: Remote, dice: rando
 
 
 def possible(measure: Callable[[], Any], work: int, most: float, unit: str) -> None:
-    """The rate is at least that of doing the work once in all the time it took, and less than any processor's."""
-    with Stopwatch() as whole:
-        said = number(measure(), "the measurement")
-    least = work / whole.seconds
-    expect(least <= said <= most,
-           f"between {least:g} and {most:g} {unit} a second are possible; it says {said:g}: is it in {unit}, and in seconds?")
+    """The rate is at least that of doing the work once in all the time it took, less than any processor's, and measured."""
+    found = []
+    for _ in range(3):
+        with Stopwatch() as whole:
+            found.append(number(measure(), "the measurement"))
+        least = work / whole.seconds
+        expect(least <= found[-1] <= most,
+               f"between {least:g} and {most:g} {unit} a second are possible; it says {found[-1]:g}: is it in {unit}, and in "
+               "seconds?")
+    expect(len(set(found)) > 1, f"three measurements all came to {found[0]!r} {unit} a second, to the last digit")

@@ -49,7 +49,7 @@ def costs(answer: Any, right: tuple[int, int], story: str) -> None:
 
 @check(todo=4, points=4, section=COSTS, concept="what the matrices cost")
 def matrices_are_multiplied_for_everybody_and_read_once(lab: Remote, dice: random.Random) -> None:
-    for dtype, batch in product(DTYPES, (1, dice.randrange(2, 9), dice.randrange(10, 99))):
+    for dtype, batch in product((*DTYPES, torch.float64), (1, dice.randrange(2, 9), dice.randrange(10, 99))):
         config = a_shape(dice)
         costs(lab.matrices_cost(config, batch, dtype), matrices_counted(config, batch, dtype),
               f"matrices ({words(config)}), batch {batch}, {dtype}")

@@ -68,7 +68,9 @@ def leaves_the_prompt_alone(lab: Remote, generate: Remote, network: Network, pro
     """`generate` takes a list, which it leaves as it was, or a tuple."""
     held, right = hold(lab, prompt), network.continuation(prompt, 4)
     for given in (held, tuple(prompt)):
+        network.passes.clear()
         tokens = generated(generate, network, given, 4)
+        expect(len(network.passes) == 4, f"4 tokens are 4 passes, every time; there were {len(network.passes)} after {prompt}")
         expect(tokens == right, f"after the prompt {prompt}, the second time as a tuple, expected {right}; {tokens} came")
     expect(look(held) == prompt, f"the caller's prompt was {prompt}, and is {shown(look(held))} after the call")
 

@@ -13,6 +13,11 @@ def whole(value: object) -> bool:
     return type(value) is int
 
 
+def wholes(values: object) -> bool:
+    """A list of ints."""
+    return isinstance(values, list) and all(map(whole, values))
+
+
 def names(word: str | int, said: str) -> bool:
     """Whether a message has this number or name in it, alone."""
     return re.search(rf"(?<![\w-]){word}(?!\w)", said) is not None

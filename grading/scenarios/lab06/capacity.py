@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from grading.checks import check, expect, refusal, shown
+from grading.checks import check, expect, hold, look, refusal, same, shown
 from grading.scenarios.lab06.answers import blocks_for, names
 from grading.worker.peer import Raised, Remote
 from labs.harness import loading
@@ -32,7 +32,7 @@ def a_pool_has_room_for_whole_requests_in_whole_blocks(lab: Remote, dice: random
         cases.append((held * dice.randrange(1, 6) + dice.choice([0, 1, 1]) + (held == 1), size, each))
     for num_blocks, block_size, tokens_each in cases:
         found, right = lab.capacity(num_blocks, block_size, tokens_each), room(num_blocks, block_size, tokens_each)
-        expect(found == right,
+        expect(same(found, right),
                f"a pool of {num_blocks} blocks of {block_size}, the null block among them, "
                f"has room for {right} of {tokens_each} tokens; capacity() said {shown(found)}")
 
@@ -43,7 +43,7 @@ def waste_is_the_share_of_slots_without_a_token(lab: Remote, dice: random.Random
     tokens = dice.randrange(1, slots)
     for filled, held, right in ((tokens, slots, (slots - tokens) / slots), (slots, slots, 0.0), (0, 0, 0.0)):
         waste = lab.Usage(filled, held, 0).waste
-        expect(isinstance(waste, float | int) and abs(waste - right) < 1e-9,
+        expect(type(waste) in (float, int) and abs(waste - right) < 1e-9,
                f"{filled} tokens in {held} slots waste {right:.6f}; waste is {shown(waste)}")
 
 
@@ -60,21 +60,28 @@ def measured(trace: list[dict[str, int]], size: int, reserve: int) -> tuple[int,
 
 def expect_replay(lab: Remote, trace: list[dict[str, int]], num_blocks: int, size: int, reserve: int = 0) -> None:
     """replay() of a trace that fits says what it kept, and leaves nothing behind."""
-    manager = lab.BlockManager(num_blocks, size)
+    manager, there = lab.BlockManager(num_blocks, size), hold(lab, trace)
+    for _ in range(2):
+        expect_usage(lab, manager, there, trace, size, reserve)
+
+
+def expect_usage(lab: Remote, manager: Remote, there: Remote, trace: list[dict[str, int]], size: int, reserve: int) -> None:
+    """replay() of the trace, which lies `there`, with a manager that holds nothing."""
     before = manager.num_free_blocks
     try:
-        usage = lab.replay(manager, trace, reserve)
+        usage = lab.replay(manager, there, reserve)
     except Raised as error:
         expect("OutOfBlocks" not in error.kinds,
                f"replay() raised OutOfBlocks ({error.text}), and {shown(trace)} fits "
                "if who has left is freed before the others allocate")
         raise
     found, right = (usage.tokens, usage.slots, usage.peak_blocks), measured(trace, size, reserve)
-    expect(found == right,
+    expect(same(found, right),
            f"replay of {shown(trace)} in blocks of {size}, reserve {reserve}: "
            f"expected (tokens, slots, peak_blocks) {right}, found {shown(found)}")
     expect(manager.num_free_blocks == before,
            f"{before} blocks were free before replay(), and {manager.num_free_blocks} after it")
+    expect(look(there) == trace, f"the trace is the caller's; replay() made {shown(look(there))} of {shown(trace)}")
 
 
 def growing(dice: random.Random, steps: int) -> list[dict[str, int]]:
@@ -141,7 +148,7 @@ def the_engine_runs_on_these_blocks(lab: Remote, dice: random.Random) -> None:
 
     prompts = [{"prompt_token_ids": [dice.randrange(300, 500) for _ in range(dice.randrange(4, 12))]} for _ in range(3)]
     greedy = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
-    expect(lab.capacity(14, 4, 12) == room(14, 4, 12), "capacity() is wrong for the engine's pool")
+    expect(same(lab.capacity(14, 4, 12), room(14, 4, 12)), "capacity() is wrong for the engine's pool")
 
     def tokens(part: Callable | None) -> list[list[int]]:
         return [output.outputs[0].token_ids for output in engine_with(part).generate(prompts, greedy)]

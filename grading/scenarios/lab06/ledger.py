@@ -23,7 +23,9 @@ class Watched:
 
     def free(self) -> int:
         """Blocks that the manager says are free."""
-        return self.manager.num_free_blocks
+        free = self.manager.num_free_blocks
+        expect(whole(free), f"num_free_blocks is {shown(free)}; expected an int")
+        return free
 
     def blocks(self, request: str) -> int:
         """How many a request is to hold."""
@@ -89,7 +91,7 @@ class Watched:
     def knows(self, request: str) -> bool:
         """Whether the manager has a table for the request."""
         try:
-            self.manager.block_table(request)
+            self.table(request)
         except KeyError:
             return False
         return True

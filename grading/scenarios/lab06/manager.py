@@ -65,6 +65,16 @@ def a_block_table_is_the_callers_to_change(lab: Remote, dice: random.Random) -> 
     theirs.append(77)
     expect(pool_.table("A") == pool_.tables["A"],
            f"a caller appended to the list it got, and A's table became {pool_.table('A')}: return a copy")
+    for count in (2, 3, 2):  # as growth, and a second life, change it
+        now = falling_and_rising(dice, count)
+        pool_.manager.tables = {"A": now}
+        expect(pool_.table("A") == now, f"self.tables has {now} for A by now; block_table('A') says {pool_.table('A')}")
+
+
+def falling_and_rising(dice: random.Random, count: int) -> list[int]:
+    """Blocks 1 to 5, so many, of which a later one is smaller."""
+    first, *others = sorted(dice.sample(range(1, 6), count))
+    return [*others, first]
 
 
 @check(todo=3, points=5, section=GROWTH, concept="a block at each edge")
@@ -81,6 +91,12 @@ def a_chunk_may_cross_several_edges(lab: Remote, dice: random.Random) -> None:
         first = dice.randrange(1, 2 * pool_.size)
         pool_.allocate("A", first)
         pool_.allocate("A", dice.randrange(first + 1, pool_.size * pool_.usable + 1))
+    pool_ = pool(lab, dice)
+    pool_.allocate("A", 3 * pool_.size)
+    low, middle, high = sorted(pool_.tables["A"])
+    pool_.tables["A"] = [middle, high, low]  # blocks come as they become free, in any order
+    pool_.manager.tables = {"A": [middle, high, low]}
+    pool_.allocate("A", pool_.size * pool_.usable)
 
 
 @check(todo=3, points=3, section=GROWTH, concept="tokens in all, not in addition")

@@ -5,13 +5,14 @@ import random
 
 import torch
 
-from grading.checks import check, expect, hold, kept, look, shown
+from grading.checks import check, expect, hold, kept, look, same, shown
 from grading.scenarios.lab07.batch import batches
 from grading.scenarios.lab07.engine import expect_same_tokens, generated, item, metadata_there, pairs_of, part, random_network
 from grading.scenarios.lab07.pool import (
     DTYPES,
     Pool,
     cut_out,
+    elsewhere_by_default,
     expect_tensor,
     expect_unchanged,
     first_of,
@@ -58,6 +59,11 @@ def a_cache_of_two_tensors_per_layer_each_its_own(lab: Remote, dice: random.Rand
             kept(tensor.fill_, i + 1)
         expect([look(tensor).max().item() for tensor in tensors] == list(range(1, 2 * layers + 1)),
                f"two of the {2 * layers} tensors are one and the same")
+    again = part(lab, model_config())
+    for pair in pairs_of(lab, kept(again.make_cache, 3)):
+        kept(item(lab, pair, 0).fill_, 9)
+    fresh = [look(item(lab, pair, 0)) for pair in pairs_of(lab, kept(again.make_cache, 3))]
+    expect(not any(bool(tensor.any()) for tensor in fresh), "a second make_cache() has in it what was written to the first")
     elsewhere = kept(part(lab, model_config(), device="meta").make_cache, 2)  # has shapes and no memory
     found = {item(lab, pair, which).device.type for pair in pairs_of(lab, elsewhere) for which in (0, 1)}
     expect(found == {"meta"}, f"self.device was 'meta', so the whole cache is there; it was made on {shown(sorted(found))}")
@@ -67,10 +73,10 @@ def a_cache_of_two_tensors_per_layer_each_its_own(lab: Remote, dice: random.Rand
 def bytes_per_block_is_what_a_block_takes(lab: Remote, dice: random.Random) -> None:
     for layers, kv_heads, head_dim, size in ((1, 1, 2, 1), (3, 2, 8, 4),
                                              (dice.randrange(2, 9), 2, dice.randrange(4, 40), dice.randrange(2, 20))):
-        for dtype in DTYPES:
+        for dtype in (*DTYPES, torch.float64):
             got = part(lab, model_config(4, kv_heads, head_dim, layers), size, dtype).bytes_per_block
             want = sum(torch.empty(size, kv_heads, head_dim, dtype=dtype).nbytes for _ in range(2 * layers))
-            expect(got == want,
+            expect(same(got, want),
                    f"{layers} layers, blocks of {size}, {kv_heads} KV heads of {head_dim}, {dtype}: "
                    f"expected {want} bytes, got {shown(got)}")
 
@@ -81,6 +87,32 @@ def forward_attends_each_request_to_its_own_tokens(lab: Remote, dice: random.Ran
     for name, spans in batches(dice).items():
         pool = Pool(dice, *spans, heads=(8, 2, 16))
         pool.expect_attended(attention.forward(pool.q(), (pool.k_cache, pool.v_cache), metadata_of(lab, pool)), name)
+    pools = [Pool(dice, *spans, heads=(8, 2, 16)) for spans in ([(6, 1), (2, 5)], [(3, 1), (4, 1), (6, 5)], [(0, 9)])]
+    metadata = metadata_of(lab, pools[0])
+    for pool in pools:  # the object of a step may stand at the address of the last step's: here it is the same
+        there = module_there(lab, "builtins")
+        kept(kept(there.vars, metadata).update, kept(there.vars, metadata_of(lab, pool)))
+        got = attention.forward(pool.q(), (pool.k_cache, pool.v_cache), metadata)
+        pool.expect_attended(got, "steps one after the other, metadata at the same address")
+
+
+def tensors_there(lab: Remote) -> int:
+    """How many tensors there are, of all objects; counted there, since a list of all objects is too long to show."""
+    builtins, collector = module_there(lab, "builtins"), module_there(lab, "gc")
+    collector.collect()
+    everything = kept(module_there(lab, "itertools").chain.from_iterable, kept(builtins.map, collector.get_objects, [None]))
+    return builtins.sum(kept(builtins.map, module_there(lab, "torch").is_tensor, everything))
+
+
+def keeps_nothing_of_a_step(lab: Remote, pool: Pool) -> None:
+    """More steps leave no more behind."""
+    forward, metadata, counts = part(lab, model_config()).forward, metadata_of(lab, pool), []
+    for steps in (2, 20):
+        for _ in range(steps):
+            forward(pool.q(), (pool.k_cache, pool.v_cache), metadata)
+        counts.append(tensors_there(lab))
+    expect(counts[1] - counts[0] < 20,
+           f"after 20 more steps there are {counts[1] - counts[0]} more tensors than before: something of each step is kept")
 
 
 @check(todo=6, points=1, section=SWAP_IN, concept="whose the metadata are", hidden=True)
@@ -88,13 +120,14 @@ def forward_changes_nothing(lab: Remote, dice: random.Random) -> None:
     pool = Pool(dice, (dice.randrange(3, 9), 1), (9, 1), (2, 5))
     q, metadata, fresh = cut_out(lab, pool.q()), metadata_of(lab, pool), metadata_of(lab, pool)
     k_cache, v_cache = hold(lab, pool.k_cache), hold(lab, pool.v_cache)
-    got = part(lab, model_config()).forward(q, (k_cache, v_cache), metadata)
+    got = elsewhere_by_default(lab, part(lab, model_config()).forward, q, (k_cache, v_cache), metadata)
     for name in LISTS:
         was, now = numbers(getattr(fresh, name)), numbers(getattr(metadata, name))
         expect(now == was,
                f"forward changed metadata.{name}: the next layer uses the same one. Before {shown(was)}, after {shown(now)}")
     expect_unchanged(q=(q, pool.q()), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache))
     pool.expect_attended(got, "q cut out of a wider tensor")
+    keeps_nothing_of_a_step(lab, pool)
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="rows of padding")

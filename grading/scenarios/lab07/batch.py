@@ -4,8 +4,10 @@ import math
 import random
 from typing import Any
 
-from grading.checks import check, expect, hold, look, shown
-from grading.scenarios.lab07.pool import DTYPES, Pool, Vast, cut_out, expect_unchanged
+import torch
+
+from grading.checks import check, expect, hold, kept, look, shown
+from grading.scenarios.lab07.pool import DTYPES, Pool, Vast, cut_out, elsewhere_by_default, expect_unchanged
 from grading.worker.peer import Remote
 
 BATCH = "TODO 5: A batch of requests"
@@ -31,6 +33,25 @@ def every_request_attends_to_its_own_tokens(lab: Remote, dice: random.Random) ->
         for name, spans in batches(dice).items():
             pool = Pool(dice, *spans, block_size=size)
             pool.expect_attended(attended(lab, pool), f"{name}, blocks of {size}")
+    reads_cache_and_tables_anew(lab, Pool(dice, (7, 1), (2, 1), (5, 3)))
+
+
+def reads_cache_and_tables_anew(lab: Remote, pool: Pool) -> None:
+    """Calls between which the cache was written to, and two requests have changed their blocks."""
+    caches, tables = pool.held(lab), hold(lab, pool.tables())
+    for call in ("the first call", "the second, after other keys and values came", "the third, after tables have changed"):
+        got = lab.batch_attention(pool.q(), *caches, pool.query_starts(), pool.seq_lens(), tables)
+        pool.expect_attended(got, call)
+        pool.rewrite(1)
+        first, second = pool.requests[:2]  # both tables are two blocks long, padding included
+        if "second" in call:
+            rows = pool.tables()
+            first.table, second.table = rows[1].tolist(), rows[0].tolist()
+            kept(tables.copy_, torch.stack([rows[1], rows[0], rows[2]]))
+            pool.put(second, second.keys, second.values)
+            pool.put(first, first.keys, first.values)
+        kept(caches[0].copy_, pool.k_cache)
+        kept(caches[1].copy_, pool.v_cache)
 
 
 @check(todo=5, points=3, section=BATCH, concept="nothing of a neighbour")
@@ -70,7 +91,7 @@ def any_strides_longer_tables_and_nothing_changed(lab: Remote, dice: random.Rand
         q = cut_out(lab, pool.q())
         k_cache, v_cache, starts_there, lens_there, tables_there = (
             hold(lab, one) for one in (pool.k_cache, pool.v_cache, starts, lens, tables))
-        got = lab.batch_attention(q, k_cache, v_cache, starts_there, lens_there, tables_there)
+        got = elsewhere_by_default(lab, lab.batch_attention, q, k_cache, v_cache, starts_there, lens_there, tables_there)
         pool.expect_attended(got, f"{dtype}, q cut out of a wider tensor, tables with three spare entries")
         expect_unchanged(q=(q, pool.q()), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),
                          block_tables=(tables_there, tables))

@@ -4,8 +4,17 @@ import random
 
 import torch
 
-from grading.checks import check, expect, hold
-from grading.scenarios.lab07.pool import DTYPES, GARBAGE, Pool, Vast, cut_out, expect_tensor, expect_unchanged
+from grading.checks import check, expect, hold, kept
+from grading.scenarios.lab07.pool import (
+    DTYPES,
+    GARBAGE,
+    Pool,
+    Vast,
+    cut_out,
+    elsewhere_by_default,
+    expect_tensor,
+    expect_unchanged,
+)
 from grading.worker.peer import Remote
 
 CHUNKS = "TODO 4: Chunks"
@@ -53,10 +62,21 @@ def row_j_reads_the_keys_up_to_computed_plus_j(lab: Remote, dice: random.Random)
     size = dice.randrange(3, 6)
     spans = [(0, 2), (0, size), (0, size + 1), (0, 2 * size + 1), (1, 2), (size - 1, 2), (size - 1, size + 1), (size, size),
              (size + 1, size - 1), (2 * size - 1, 2), (2 * size, 3), (2 * size, 2 * size), (4 * size - 1, size + 2),
-             (5 * size, 2), (dice.randrange(1, 40), dice.randrange(2, 12))]
+             (5 * size, 2), (2, 40), (dice.randrange(1, 40), dice.randrange(2, 12))]
     for computed, count in spans:
         pool = Pool(dice, (computed, count), (5, 2), block_size=size)
         expect_chunk(lab, pool, f"a chunk of {count} after {computed} computed tokens, blocks of {size}")
+    reads_the_cache_anew(lab, Pool(dice, (dice.randrange(1, 9), 4)))
+
+
+def reads_the_cache_anew(lab: Remote, pool: Pool) -> None:
+    """Two calls, between which other keys and values were written to the same slots."""
+    request, table, caches = pool.requests[0], hold(lab, pool.table()), pool.held(lab)
+    for call in ("the first call", "the second call, after other keys and values were written"):
+        request.expect_attended(lab.chunk_attention(request.q, *caches, table, request.start), call)
+        pool.rewrite()
+        kept(caches[0].copy_, pool.k_cache)
+        kept(caches[1].copy_, pool.v_cache)
 
 
 @check(todo=4, points=2, section=CHUNKS, concept="a prompt cut into chunks")
@@ -92,7 +112,7 @@ def chunk_reads_a_view_and_changes_nothing(lab: Remote, dice: random.Random) -> 
     request, table = pool.requests[0], pool.table()
     q = cut_out(lab, request.q)
     k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
-    got = lab.chunk_attention(q, k_cache, v_cache, table_there, request.start)
+    got = elsewhere_by_default(lab, lab.chunk_attention, q, k_cache, v_cache, table_there, request.start)
     request.expect_attended(got, "q cut out of a wider tensor")
     expect_unchanged(q=(q, request.q), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),
                      block_table=(table_there, table))
@@ -112,6 +132,15 @@ def chunk_large_scores_do_not_overflow(lab: Remote, dice: random.Random) -> None
         pool = Pool(dice, (dice.randrange(10, 20), dice.randrange(10, 15)))
         pool.requests[0].q *= times  # scores of some hundreds; e^89 is more than float32 can hold
         expect_chunk(lab, pool, f"q times {times}, scores of some hundreds")
+        pool.requests[0].q[1, 2] *= 5  # one row and head far from the others
+        expect_chunk(lab, pool, "scores of one row and head five times as large as those of the others")
+    k_cache, v_cache, low = torch.zeros(3, 4, 1, 1), torch.zeros(3, 4, 1, 1), -1000.0 * dice.randrange(30, 60)
+    k_cache[1, :3], v_cache[1, :3, 0, 0] = low, torch.tensor([30.0, 60.0, 90.0])
+    got = lab.chunk_attention(torch.ones(3, 1, 1), k_cache, v_cache, torch.tensor([1]), 0)
+    expect_tensor(got, (3, 1, 1), "three rows, one head of one number")
+    expect(rounded([got.flatten().tolist()]) == [[30.0, 45.0, 60.0]],
+           f"keys that score {low:g} each, values 30, 60, 90: expected the means 30, 45 and 60, got {got.flatten().tolist()}. "
+           "Hide later positions with minus infinity: a finite number is larger than some scores")
 
 
 @check(todo=4, points=1, section=CHUNKS, concept="the pool is not copied")

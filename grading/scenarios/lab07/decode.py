@@ -12,6 +12,7 @@ from grading.scenarios.lab07.pool import (
     Pool,
     Vast,
     cut_out,
+    elsewhere_by_default,
     expect_tensor,
     expect_unchanged,
     module_there,
@@ -86,9 +87,26 @@ def an_example_by_hand_five_tokens_four_heads(lab: Remote, dice: random.Random) 
 
 @check(todo=3, points=3, section=DECODE, concept="lengths at the edges of blocks")
 def decode_reads_all_its_keys_and_no_other_at_every_block_edge(lab: Remote, dice: random.Random) -> None:
-    size = dice.randrange(3, 7)
-    for length in (1, 2, *edges(size)):
-        expect_decode(lab, Pool(dice, (length - 1, 1), (6, 1), block_size=size), f"decode over {length} tokens, blocks of {size}")
+    for size in (1, 3, dice.randrange(4, 7)):
+        for length in (1, 2, *edges(size)):
+            if length:
+                pool = Pool(dice, (length - 1, 1), (6, 1), block_size=size)
+                expect_decode(lab, pool, f"decode over {length} tokens, blocks of {size}")
+    reads_the_cache_anew(lab, Pool(dice, (8, 1)))
+
+
+def reads_the_cache_anew(lab: Remote, pool: Pool) -> None:
+    """Two calls of each function, between which other keys and values were written to the same slots."""
+    request, table, caches = pool.requests[0], hold(lab, pool.table()), pool.held(lab)
+    for call in ("the first call", "the second call, after other keys and values were written"):
+        for name, cache, right in zip(("keys", "values"), caches, (request.keys, request.values), strict=True):
+            expect(torch.equal(lab.gather(cache, table, request.seq_len), right), f"gather of {name}, {call}: other numbers came")
+        got = lab.decode_attention(request.q[0], *caches, table, request.seq_len)
+        expect_tensor(got, request.q[0].shape, call)
+        request.expect_attended(got[None], call)
+        pool.rewrite()
+        kept(caches[0].copy_, pool.k_cache)
+        kept(caches[1].copy_, pool.v_cache)
 
 
 @check(todo=3, points=2, section=DECODE, concept="query heads that share KV heads", hidden=True)
@@ -121,6 +139,8 @@ def decode_large_scores_do_not_overflow(lab: Remote, dice: random.Random) -> Non
         pool = Pool(dice, (dice.randrange(20, 30), 1))
         pool.requests[0].q *= times  # scores of some hundreds; e^89 is more than float32 can hold
         expect_decode(lab, pool, f"q times {times}, scores of some hundreds")
+        pool.requests[0].q[:, 0] *= 5  # one head far from the others
+        expect_decode(lab, pool, "scores of query head 0 five times as large as those of the others")
 
 
 @check(todo=3, points=1, section=DECODE, concept="arguments of any strides, none of them changed")
@@ -129,7 +149,7 @@ def decode_reads_a_view_and_changes_nothing(lab: Remote, dice: random.Random) ->
     request, table = pool.requests[0], pool.table()
     q = kept(cut_out(lab, request.q).select, 0, 0)
     k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
-    got = lab.decode_attention(q, k_cache, v_cache, table_there, request.seq_len)
+    got = elsewhere_by_default(lab, lab.decode_attention, q, k_cache, v_cache, table_there, request.seq_len)
     expect_tensor(got, request.q[0].shape, "q cut out of a wider tensor")
     request.expect_attended(got[None], "q cut out of a wider tensor")
     expect_unchanged(q=(q, request.q[0]), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grading.checks import check, expect, hold, look, shown
-from grading.scenarios.lab07.pool import model_config, numbers
+from grading.scenarios.lab07.pool import list_of_ints, model_config, numbers
 from grading.worker.peer import Remote
 
 LAY_OUT = "TODO 1: Lay out the batch"
@@ -38,6 +38,8 @@ def expect_layout(layout: Any, pieces: Sequence[Piece], size: int, **wanted: Any
         got = getattr(layout, name, None)
         expect(name not in TENSORS or (isinstance(got, Tensor) and got.dtype == torch.long),
                f"{name}: expected a torch.long tensor, and {shown(got)} came")
+        expect(name not in ("query_starts", "seq_lens") or list_of_ints(got),
+               f"{name}: expected a list of ints, and {shown(got)} came")
         expect(numbers(got) == want,
                f"chunks {list(pieces)}, blocks of {size}: expected {name} {shown(want)}, got {shown(numbers(got))}")
 
@@ -54,9 +56,16 @@ def a_slot_is_block_id_times_block_size_plus_offset(lab: Remote, dice: random.Ra
         for first, last in ((0, size), (size - 1, size + 1), (dice.randrange(2 * size), 4 * size), (size, size)):
             found = lab.slots_of(table, range(first, last), size)
             right = [place_of(table, position, size) for position in range(first, last)]
-            expect(numbers(found) == right,
+            expect(list_of_ints(found), f"slots_of() returned {shown(found)}; expected a list of ints")
+            expect(found == right,
                    f"blocks of {size}, block table {table}, positions {shown(list(range(first, last)))}: "
-                   f"expected slots {shown(right)}, got {shown(numbers(found))}")
+                   f"expected slots {shown(right)}, got {shown(found)}")
+        there = hold(lab, table)
+        for _ in range(2):  # the engine's list changes from step to step
+            there.reverse()
+            table.reverse()
+            found, right = lab.slots_of(there, range(size), size), [place_of(table, position, size) for position in range(size)]
+            expect(found == right, f"the same list is {table} now: expected slots {shown(right)}, got {shown(found)}")
 
 
 @check(todo=1, points=3, section=LAY_OUT, concept="a decode beside a chunk of a prompt")

@@ -6,14 +6,15 @@ Knows nothing of the lab's functions. What is right is worked out in float64, in
 import math
 import mmap
 import random
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, expect, hold, kept, look, shorter, shown
+from grading.checks import Wrong, expect, expect_nothing_replaced, hold, kept, look, shorter, shown
 from grading.worker.peer import Raised, Remote
 from nano_qwen3_serving.config import ModelConfig
 
@@ -141,6 +142,16 @@ class Pool:
             place = request.table[i // self.block_size], i % self.block_size
             self.k_cache[place], self.v_cache[place] = keys[i], values[i]
 
+    def rewrite(self, index: int = 0) -> None:
+        """Puts other keys and values into the slots of a request, as another that gets its blocks."""
+        request = self.requests[index]
+        request.keys, request.values = -2 * request.keys, request.values + 3
+        self.put(request, request.keys, request.values)
+
+    def held(self, lab: Remote) -> tuple[Remote, Remote]:
+        """Both caches, there."""
+        return hold(lab, self.k_cache), hold(lab, self.v_cache)
+
     def tables(self, spare: int = 0) -> Tensor:
         """[num_requests, longest + spare]; after a request's own blocks one of nobody's, full of garbage."""
         longest = max(len(request.table) for request in self.requests) + spare
@@ -191,6 +202,27 @@ def numbers(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else value
 
 
+def list_of_ints(value: Any) -> bool:
+    """Not tensors, floats or bools that equal them."""
+    return isinstance(value, list) and all(type(one) is int for one in value)
+
+
+def elsewhere_by_default(lab: Remote, call: Callable[..., Any], *arguments: Any) -> Any:
+    """What `call(*arguments)` gives, while tensors made there without a device land on "meta", which has no numbers."""
+    there = module_there(lab, "torch")
+    there.set_default_device("meta")
+    try:
+        return call(*arguments)
+    except Raised as error:
+        if not re.search("expected device|same device|different device", error.text):
+            there.set_default_device("cpu")  # as one who reads numbers from a tensor of their own, which never meets q's
+            return call(*arguments)
+        raise Wrong("something was made on torch's default device, and q is on another: make it with device=q.device "
+                    f"({shorter(error.text)})") from None
+    finally:
+        there.set_default_device("cpu")
+
+
 def module_there(lab: Remote, name: str) -> Remote:
     """A module of the runtime in which the submission is."""
     return lab._peer.root.package(name)
@@ -235,6 +267,7 @@ def vast_cache(lab: Remote, dtype: torch.dtype) -> Remote:
     It has addresses, and memory only for the pages that somebody writes. So a copy of it, or scores for all of
     it, cannot be had from the machine, or are more than a check may use; a few of its blocks cost what they cost in any.
     """
+    expect_nothing_replaced(lab, "maps")  # an mmap that refuses would make the cache small
     there, maps = module_there(lab, "torch"), module_there(lab, "mmap")
     unreserved = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE
     for size in VAST:

@@ -1,6 +1,7 @@
 """Lab 07, TODO 2: keys and values are written."""
 
 import random
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -48,16 +49,17 @@ def every_token_lands_in_its_slot_and_nothing_else_changes(lab: Remote, dice: ra
 
 @check(todo=2, points=2, section=WRITE, concept="k and v of any strides")
 def takes_keys_and_values_of_any_strides(lab: Remote, dice: random.Random) -> None:
-    for heads in (1, 3):
+    for heads, size in product((1, 3), (1, 4, 16)):
         generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
         k, v = (torch.randn(3, heads, 8, generator=generator) for _ in "kv")
         slots = torch.tensor(dice.sample(range(4, 20), 3))
-        caches = [hold(lab, torch.zeros(5, 4, heads, 8)) for _ in "kv"]
+        caches = [hold(lab, torch.zeros(1 + 20 // size, size, heads, 8)) for _ in "kv"]
         given = cut_out(lab, k), cut_out(lab, v), hold(lab, slots)
         lab.write_kv(*caches, *given)
         for name, cache, rows in (("k_cache", caches[0], k), ("v_cache", caches[1], v)):
             found = look(cache).flatten(0, 1)[slots]
-            expect(torch.equal(found, rows), f"{name}: k and v were cut out of a wider tensor, and other numbers arrived")
+            expect(torch.equal(found, rows),
+                   f"{name}, blocks of {size}: k and v were cut out of a wider tensor, and other numbers arrived")
         expect_unchanged(k=(given[0], k), v=(given[1], v), slot_mapping=(given[2], slots))
 
 

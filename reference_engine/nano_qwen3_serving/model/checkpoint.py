@@ -157,9 +157,10 @@ def shard_names(index: Path) -> list[str]:
     """The files that an index of shards names, each beside it."""
     fields = read_object(index)
     where = fields.section("weight_map").raw
-    if not where or not all(isinstance(name, str) and Path(name).name == name for name in where.values()):
+    beside = (isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in where.values())
+    if not where or not all(beside):
         raise ModelLoadError(
-            f"{index} has no weight_map of tensors to names of files beside it; copy or download it again")
+            f"{index} has no weight_map of tensors to *.safetensors beside it; copy or download it again")
     return sorted(set(where.values()))
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, Picture, canvas, fill_of, write_in
+from nano_qwen3_serving.pictures.film import Film, colour_of
 
 BEFORE: dict[str, Any] = {"facecolor": COLOURS[0], "hatch": "", "edgecolor": INK, "linewidth": 0.6}
 OWN: dict[str, Any] = {"facecolor": COLOURS[1], "hatch": "///", "edgecolor": INK, "linewidth": 0.6}
@@ -85,3 +86,49 @@ def seen_keys(masks: Mapping[str, Sequence[Sequence[bool]]], start: int) -> Pict
         figure.legend(handles=[Patch(**fill, label=label) for fill, label in kinds], loc="outside lower right", ncols=3)
     return Picture(
         figure, f"Grids of {rows} rows of a chunk by {keys} keys, filled where the row sees the key: {', '.join(masks)}.")
+
+
+def rows_film(steps: Sequence[Mapping[str, Any]], num_blocks: int, block_size: int) -> Film:
+    """Steps laid out one after the other: the rows stand side by side, then each goes to the slot that its table says.
+
+    Args:
+        steps: the flight recorder's, of a run without preemption.
+        num_blocks, block_size: of the pool.
+    """
+    names = sorted({name for step in steps for name in step["block_tables"]})
+    rows = [rows_of(step, block_size) for step in steps]
+    first = [sum(len(before) + 1 for before in rows[:i]) for i in range(len(steps))]  # frame in which a step is laid out
+    frames = sum(len(some) + 1 for some in rows)
+    film = Film(f"Film of {len(steps)} steps: the rows of each, and how each of them goes to its slot in a pool of "
+                f"{num_blocks * block_size} slots.", 176, frames, seconds=0.6, still=first[0])
+    wide = 560 / (num_blocks * block_size)
+    for slot in range(num_blocks * block_size):
+        film.box(8 + slot * wide, 96, wide, 28, FAINT if slot < block_size else "none", FAINT)
+    for block in range(num_blocks):
+        film.box(8 + block * block_size * wide, 96, block_size * wide, 28)
+        film.text(8 + (block + 0.5) * block_size * wide, 133, f"block {block}", size=7.5)
+    film.text(8, 10, "rows of the step", anchor="start")
+    for name in names:
+        tables = [f"table of {name}: {step['block_tables'].get(name, [])}" for step, some in zip(steps, rows, strict=True)
+                  for _ in range(1 + len(some))]
+        film.texts(566, 10 + 14 * names.index(name), tables, anchor="end")
+    for step, of_step in enumerate(rows):
+        for row, (name, position, slot) in enumerate(of_step):
+            there, moved = (8 + 24.0 * row, 36.0), first[step] + 1 + row
+            path = [(0.0, 0.0) if frame < moved else (8 + slot * wide - there[0], 60.0) for frame in range(frames)]
+            when = [frame >= first[step] for frame in range(frames)]
+            film.tile(*there, wide, 28, colour_of(names, name), f"{name.lower()}{position}", path=path, when=when)
+    film.clock(164, [label for step, of_step in enumerate(rows) for label in (
+        f"step {step}: {len(of_step)} rows", *(f"step {step}: {name}, position {position} → slot {slot} = {slot // block_size} × "
+        f"{block_size} + {slot % block_size}" for name, position, slot in of_step))])
+    return film
+
+
+def rows_of(step: Mapping[str, Any], block_size: int) -> list[tuple[str, int, int]]:
+    """Request, position and slot of each row of a recorded step, those of requests with one token first."""
+    found = []
+    for chunk in sorted(step["chunks"], key=lambda chunk: chunk["num_tokens"] > 1):
+        for position in range(chunk["start"], chunk["start"] + chunk["num_tokens"]):
+            block = step["block_tables"][chunk["request"]][position // block_size]
+            found.append((chunk["request"], position, block * block_size + position % block_size))
+    return found

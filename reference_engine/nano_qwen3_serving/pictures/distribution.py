@@ -1,7 +1,8 @@
-"""Pictures of what could come next: the likeliest tokens, what parameters make of them, draws, and repetitions."""
+"""What could come next: the likeliest tokens, what parameters make of them, draws, and repetitions."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, Picture, canvas
+from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, POINTS, WIDTH, Picture, canvas
+from nano_qwen3_serving.pictures.film import Film
 
 NEW: dict[str, Any] = {"marker": "o", "color": COLOURS[5], "label": "for the first time"}
 AGAIN: dict[str, Any] = {"marker": "x", "color": COLOURS[6], "label": "again"}
@@ -27,7 +29,7 @@ def likeliest(words: Sequence[str], probabilities: Sequence[float]) -> Picture:
     with canvas(1.2 + 0.24 * len(words)) as (figure, axes):
         for row, probability in enumerate(probabilities):
             _bar(axes, row, probability, KEPT)
-            axes.text(probability, row, f" {probability:.1%}", va="center", fontsize=9)
+            axes.annotate(f"{probability:.1%}", (probability, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
         _rows(axes, words)
         axes.set(xlim=(0, 1.12 * max(probabilities)), xlabel="probability", ylabel="next token")
     return Picture(figure, f"Bars of the probabilities of {len(words)} tokens.")
@@ -122,3 +124,44 @@ def _rows(axes: Axes, words: Sequence[str]) -> None:
     axes.set_yticks(range(len(words)), words)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_color(FAINT)
+
+
+def cut_film(words: Sequence[str], ids: Sequence[int], stages: Mapping[str, Sequence[float]], number: float) -> Film:
+    """A distribution on its way to one token: a frame for each stage, and one in which a random number falls.
+
+    Args:
+        words: the tokens' texts; the last may be all others, if they are cut off in the end.
+        ids: of the tokens, in whose order the sampler lays the pieces side by side.
+        stages: by title, the probability of each token; 0 where it is cut off. The last one is drawn from.
+        number: the random number, from 0 to 1.
+    """
+    *_, last = stages.values()
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    ends = list(itertools.accumulate(last[i] for i in order))
+    drawn = order[next(place for place, end in enumerate(ends) if number * ends[-1] < end)]
+    titles = [*stages, f"the number {number:.3f} falls on {words[drawn]}"]
+    frames = [*stages.values(), last]
+    film = Film(f"Film of the probabilities of {len(words)} tokens in {len(frames)} stages: {'; '.join(titles)}.",
+                90 + 20 * len(words), len(frames), seconds=2.2, still=len(stages) - 1)
+    for row, word in enumerate(words):
+        y, now = 12 + 20 * row, [frame[row] for frame in frames]
+        film.text(90, y, word, anchor="end")
+        film.box(96, y - 8, 400, 16, KEPT["facecolor"], grown=now)
+        film.box(96, y - 8, 400 * last[row], 16, COLOURS[1], when=[i == len(stages) and row == drawn for i in range(len(frames))])
+        shown = [f"{share:.1%}" if share else "cut off" for share in now]
+        film.texts(WIDTH * POINTS - 8, y, shown, anchor="end")
+    y, left = 22 + 20 * len(words), 96.0
+    film.text(90, y + 8, "0 … 1", anchor="end")
+    for row in order:
+        share = last[row]
+        if share:
+            there = [i >= len(stages) - 1 for i in range(len(frames))]
+            film.box(left, y, 400 * share, 16, COLOURS[1] if row == drawn else "none", when=there)
+            if share > 0.05:
+                film.text(left + 200 * share, y + 8, words[row], size=7.5, when=there)
+            left += 400 * share
+    falls = [(0.0, -12.0 if i < len(frames) - 1 else 0.0) for i in range(len(frames))]
+    mark = 96 + 400 * number
+    film.line((mark, y - 4), (mark, y + 20), path=falls, when=[i == len(frames) - 1 for i in range(len(frames))])
+    film.clock(78 + 20 * len(words), titles)
+    return film

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def beside(what: str, guess: float | None, measured: float, unit: str = "") -> None:
-    """Prints both in a line, and how far apart they are; without a guess only what was measured.
+    """Prints what was measured, and in the same line the guess, if there is one, and how far off it was.
 
     Args:
         what: was guessed.
@@ -15,7 +15,7 @@ def beside(what: str, guess: float | None, measured: float, unit: str = "") -> N
     unit = f" {unit}" if unit else ""
     shown = f"{_number(measured)}{unit}"
     if guess is None:
-        print(f"{what}: {shown}  (no guess made: write one where it says guess = None, and run from there)")
+        print(f"{what}: {shown}")
     elif guess == measured:
         print(f"{what}: {shown}, as you guessed")
     else:

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import dist
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Circle, Patch, Rectangle
+from torch import Tensor
 
-from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, Picture, canvas, fill_of, write_in
+from nano_qwen3_serving.model.layers import RotaryEmbedding
+from nano_qwen3_serving.model.operators import Operators
+from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, Picture, canvas, fill_of, letters_on, write_in
 
-WEIGHT = LinearSegmentedColormap.from_list("weight", [PAPER, COLOURS[5]])
+WEIGHT = COLOURS[5]  # over the paper, as strong as the weight is large
 UNSEEN: dict[str, Any] = {"facecolor": PAPER, "edgecolor": FAINT, "hatch": "///", "linewidth": 0.0}
 MARKERS, LINES = "os^D", (COLOURS[5], COLOURS[6], COLOURS[2], COLOURS[7])
 
 Points = Sequence[Sequence[float]]
+
+
+def turned(head: Tensor, rotary: Any, positions: Sequence[int]) -> Tensor:
+    """The engine's rotary embedding of one head at some positions, [positions, head_dim]; brought to length √head_dim."""
+    heads, ones = head.expand(len(positions), 1, -1), torch.ones(len(head))
+    return Operators().norm_and_rotate(heads, ones, 0.0, rotary.cos, rotary.sin, torch.tensor(list(positions)))[:, 0]
+
+
+def turned_by_hand(head: Sequence[float], theta: float, positions: Sequence[int]) -> Tensor:
+    """A small head of your own, turned without being brought to another length: [positions, head_dim]."""
+    rotary = RotaryEmbedding(head_dim=len(head), theta=theta, max_positions=max(positions) + 1)
+    rotary.finalize_weights(torch.device("cpu"), torch.float32)
+    numbers = torch.tensor(head, dtype=torch.float32)
+    return turned(numbers, rotary, positions) * numbers.square().mean().sqrt()
 
 
 def rotary_pairs(pairs: Mapping[str, Points], products: Mapping[int, Mapping[int, float]]) -> Picture:
@@ -25,27 +43,28 @@ def rotary_pairs(pairs: Mapping[str, Points], products: Mapping[int, Mapping[int
         pairs: for each name the points, at the positions 0, 1, 2 …
         products: by distance in tokens: the product, by the query's position.
     """
-    with canvas(4.0, panels=2, width_ratios=[1, 1.25]) as (figure, (circle, lines)):
-        circle.add_patch(Circle((0, 0), 1, facecolor="none", edgecolor=FAINT))
-        for i, (name, points) in enumerate(pairs.items()):
-            size = 1 + 0.32 * i  # each pair on a circle of its own
-            circle.add_patch(Circle((0, 0), size, facecolor="none", edgecolor=FAINT))
-            style: dict[str, Any] = {"color": LINES[i], "marker": MARKERS[i], "linestyle": ""}
-            circle.plot([size * x for x, _ in points], [size * y for _, y in points], **style, label=name)
+    with canvas(3.6, panels=len(pairs) + 1, width_ratios=[1] * len(pairs) + [1.2]) as (figure, (*circles, lines)):
+        for circle, (name, points) in zip(circles, pairs.items(), strict=True):
+            circle.add_patch(Circle((0, 0), 1, facecolor="none", edgecolor=FAINT))
+            circle.plot(*zip(*points, strict=True), color=LINES[0], marker="o", linestyle="")
+            crowded = len(points) > 1 and dist(points[0], points[1]) < 0.3  # then only the ends are numbered
             for position, (x, y) in enumerate(points):
-                circle.text((size - 0.17) * x, (size - 0.17) * y, str(position), ha="center", va="center", fontsize=7)
-        circle.set(aspect="equal", xlabel="first number", ylabel="second number", xticks=[], yticks=[])
-        circle.set_title("a pair at the positions 0, 1, 2 …")
-        circle.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=9)
+                circle.plot([0, x], [0, y], color=FAINT, linewidth=0.6, zorder=0)
+                if not crowded or position in (0, len(points) - 1):
+                    circle.text(1.22 * x, 1.22 * y, str(position), ha="center", va="center", fontsize=8)
+            circle.set(aspect="equal", xlabel="first number", xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
+            circle.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+            circle.set_title(name, fontsize=9)
+        circles[0].set_ylabel("second number")
         for i, (distance, found) in enumerate(products.items()):
-            style = {"color": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)], "markevery": 5}
+            style: dict[str, Any] = {"color": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)], "markevery": 5}
             lines.plot(list(found), list(found.values()), **style, linewidth=1.2, label=str(distance))
         lines.set(xlabel="position of the query", ylabel="product of query and key")
-        lines.set_title("query and key, moved along the text")
-        lines.legend(title="tokens apart", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+        lines.set_title("query and key, moved along the text", fontsize=9)
+        lines.legend(title="tokens apart", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=8)
     return Picture(
-        figure, f"Left, points of {len(pairs)} pairs on circles, one for each position. Right, lines of the product of query "
-        f"and key over the query's position, for {len(products)} distances.")
+        figure, f"Left, points of {len(pairs)} pairs on circles of radius 1, one for each position. Right, lines of the product "
+        f"of query and key over the query's position, for {len(products)} distances.")
 
 
 def heads_sharing(read: Sequence[int], num_kv_heads: int) -> Picture:
@@ -80,7 +99,7 @@ def attention_weights(panels: Mapping[str, Points], labels: Sequence[str]) -> Pi
         panels: by title, the weights [tokens, tokens].
         labels: of the tokens.
     """
-    square = min(0.34, 6.2 / len(panels) / len(labels))
+    square = min(0.34, 5.4 / len(panels) / len(labels))
     below = 0.08 * max(map(len, labels))  # the labels stand upright there
     with canvas(2.1 + below + square * len(labels), panels=len(panels), squeeze=False) as (figure, grid):
         for axes, (title, weights) in zip(grid[0], panels.items(), strict=True):
@@ -93,7 +112,7 @@ def attention_weights(panels: Mapping[str, Points], labels: Sequence[str]) -> Pi
             axes.set_yticks(range(len(labels)), labels if axes is grid[0, 0] else [""] * len(labels))
             axes.set_title(title)
         grid[0, 0].set_ylabel("query: who reads")
-        shade = Patch(facecolor=WEIGHT(0.5), edgecolor=INK, label="weight in percent (empty: below 0.5)")
+        shade = Patch(facecolor=WEIGHT, alpha=0.5, edgecolor=INK, label="weight in percent (empty: below 0.5)")
         keys = [shade, Patch(**UNSEEN, label="exactly 0")]
         figure.legend(handles=keys, loc="outside lower right", ncols=2)
     return Picture(figure, f"Heat maps of attention weights, {len(labels)} tokens by {len(labels)}: {', '.join(panels)}.")
@@ -105,7 +124,8 @@ def _weight(axes: Axes, row: int, column: int, weight: float) -> None:
     if weight == 0:
         axes.add_patch(Rectangle(place, 1, 1, **UNSEEN))
         return
-    axes.add_patch(Rectangle(place, 1, 1, facecolor=WEIGHT(weight), edgecolor=FAINT, linewidth=0.4))
+    axes.add_patch(Rectangle(place, 1, 1, facecolor=WEIGHT, alpha=weight, edgecolor="none"))
+    axes.add_patch(Rectangle(place, 1, 1, facecolor="none", edgecolor=FAINT, linewidth=0.4))
     if weight >= 0.005:
-        colour = PAPER if weight > 0.6 else INK
+        colour = letters_on(WEIGHT) if weight > 0.6 else INK
         axes.text(column, row, f"{100 * weight:.0f}", ha="center", va="center", fontsize=7, color=colour)

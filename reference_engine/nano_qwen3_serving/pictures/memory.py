@@ -1,4 +1,4 @@
-"""A picture of waste: the slots that requests hold beside those in which they keep a token."""
+"""Waste: the slots that requests hold beside those in which they keep a token, counted and drawn."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 from nano_qwen3_serving.pictures.card import INK, PAPER, Picture, canvas, fill_of, whole_numbers
+from nano_qwen3_serving.scheduling.block_manager import BlockManager
 
 WASTED: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "#d55e00", "hatch": "xx", "linewidth": 0.6}
+
+
+def slots_in_blocks(lengths: Mapping[str, int], block_size: int) -> dict[str, int]:
+    """The slots that the engine's block manager gives requests which keep so many tokens, in whole blocks."""
+    manager = BlockManager(sum(lengths.values()) + 1, block_size, enable_prefix_caching=False)
+    for name, length in lengths.items():
+        manager.allocate(name, length)
+    return {name: len(manager.block_table(name)) * block_size for name in lengths}
 
 
 def slots_held(lengths: Mapping[str, int], held: Mapping[str, Mapping[str, int]], block_size: int) -> Picture:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, Picture, canvas
 
 READING, COMPUTING, MEASURED = COLOURS[0], COLOURS[6], COLOURS[2]
@@ -60,6 +64,35 @@ class Roof(NamedTuple):
         return min(batch * self.by_memory, self.by_compute)
 
 
+def decode_work(matrices: Sequence[Tensor], batch: int) -> Work:
+    """What a step does for `batch` tokens with these matrices: FLOPs as torch counts them, and the bytes of the matrices."""
+    with FlopCounterMode(display=False) as counter:
+        for matrix in matrices:
+            torch.ones(batch, matrix.shape[1], dtype=matrix.dtype, device=matrix.device) @ matrix.T
+    return Work(counter.get_total_flops(), sum(matrix.nbytes for matrix in matrices))
+
+
+class Bench(Protocol):
+    """What can be prepared to do one decode step of any number of requests, and notes how long each step took."""
+
+    recorder: Recorder
+
+    def prepare(self, batch: int) -> Callable[[], object]:
+        """Starts so many requests; what is returned does a step."""
+
+
+def throughput(bench: Bench, batches: Sequence[int], steps: int = 8) -> dict[int, float]:
+    """Tokens per second at each batch size: the best of some steps, in two rounds, so that one busy moment does no harm."""
+    best = dict.fromkeys(batches, 0.0)
+    for batch in [*batches, *batches]:
+        step = bench.prepare(batch)
+        for _ in range(steps):
+            step()
+        seconds = [sum(record["seconds"].values()) for record in bench.recorder.steps[-steps:]]
+        best[batch] = max(best[batch], batch / min(seconds))
+    return best
+
+
 def roofline(measured: Mapping[int, float], roof: Roof) -> Picture:
     """Throughput by batch size under the two ceilings of a machine, both axes logarithmic.
 
@@ -99,19 +132,24 @@ def _plain_ticks(axes: Axes, batches: Sequence[int], bottom: float, top: float) 
 
 
 def bytes_for_a_token(weights: int, own: int, batches: Sequence[int]) -> Picture:
-    """A bar for each batch size: what is read for one new token, its share of the weights and its own cache.
+    """A bar for each batch size: what is read for one new token, in percent: its part of the weights, and its own cache.
 
     Args:
         weights: bytes of the weights, read once in a step.
         own: bytes of the keys and values that one request reads in a step.
         batches: requests in a step.
     """
-    places, shares = range(len(batches)), [weights / batch / 1e9 for batch in batches]
-    with canvas(3.2) as (figure, axes):
-        axes.bar(places, shares, 0.7, facecolor=COLOURS[0], edgecolor=INK, linewidth=0.6, label="weights, shared")
-        axes.bar(places, [own / 1e9] * len(batches), 0.7, shares, facecolor=COLOURS[1], hatch="///", edgecolor=INK,
-                 linewidth=0.6, label="its own keys\nand values")
+    places, shares = range(len(batches)), [weights / batch for batch in batches]
+    of_weights = [100 * share / (share + own) for share in shares]
+    with canvas(3.4) as (figure, axes):
+        axes.bar(places, of_weights, 0.7, facecolor=COLOURS[0], edgecolor=INK, linewidth=0.6, label="weights, shared")
+        axes.bar(places, [100 - share for share in of_weights], 0.7, of_weights, facecolor=COLOURS[1], hatch="///", edgecolor=INK,
+                 linewidth=0.6, label="its own keys and values")
+        axes.axhline(50, color=INK, linestyle=":", linewidth=1.2)
+        for place, share in zip(places, shares, strict=True):
+            axes.text(place, 103, f"{(share + own) / 1e9:.2f} GB", ha="center", fontsize=9)
         axes.set_xticks(places, [str(batch) for batch in batches])
-        axes.set(xlabel="batch size (requests in a step)", ylabel="GB read for one token")
-        axes.legend(loc="upper right")
-    return Picture(figure, f"Stacked bars of the bytes read for one token, at batch sizes {batches[0]} to {batches[-1]}.")
+        axes.set(xlabel="batch size (requests in a step)", ylabel="percent of the bytes", ylim=(0, 112), yticks=range(0, 101, 25))
+        figure.legend(loc="outside lower right", ncols=2)
+    return Picture(figure, "Stacked bars of what the bytes read for one token are, in percent, at batch sizes "
+                   f"{batches[0]} to {batches[-1]}; on top how many GB.")

@@ -1,18 +1,20 @@
-"""Gantt charts of batches: which request computes what in which step, and which seat stays empty."""
+"""Batches over time: which request computes what in which step, and which seat stays empty; as pictures and as a film."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import groupby
 from typing import Any
 
 from matplotlib.patches import Patch, Rectangle
 
-from nano_qwen3_serving.pictures.card import INK, Picture, canvas, fill_of, whole_numbers, write_in
+from nano_qwen3_serving.pictures.card import FAINT, INK, Picture, canvas, letters_on, whole_numbers
+from nano_qwen3_serving.pictures.film import Film, colour_of
 from nano_qwen3_serving.pictures.memory import WASTED
 
 PROMPT: dict[str, Any] = {"facecolor": "#e69f00", "hatch": "///", "edgecolor": INK, "linewidth": 0.6}
 TOKEN: dict[str, Any] = {"facecolor": "#56b4e9", "hatch": "", "edgecolor": INK, "linewidth": 0.6}
+FILLS = {"prompt": PROMPT, "token": TOKEN}
 MANY_STEPS = 80
 
 
@@ -24,14 +26,15 @@ def batches_over_time(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Se
         names: requests from top to bottom.
     """
     longest = max(len(steps) for steps in runs.values())
-    edges = {} if longest <= MANY_STEPS else {"linewidth": 0}  # else they would be all that one sees
     with canvas(0.9 + len(runs) * (0.7 + 0.24 * len(names)), panels=1, nrows=len(runs), sharex=True, squeeze=False) as (
         figure, grid):
         for axes, (title, steps) in zip(grid[:, 0], runs.items(), strict=True):
-            for column, step in enumerate(steps):
-                for chunk in step["chunks"]:
-                    fill = PROMPT if chunk["start"] == 0 or chunk["num_tokens"] > 1 else TOKEN
-                    axes.add_patch(Rectangle((column, names.index(chunk["request"]) - 0.4), 1, 0.8, **fill | edges))
+            for row, name in enumerate(names):
+                kinds = [_kind(step, name) for step in steps]
+                for (kind, _), same in groupby(enumerate(kinds), lambda one: (one[1], longest <= MANY_STEPS and one[0])):
+                    columns = [column for column, _ in same]  # one step, or where there are many, all steps of a kind
+                    if kind:
+                        axes.add_patch(Rectangle((columns[0], row - 0.4), len(columns), 0.8, **FILLS[kind]))
             axes.set_title(f"{title}: {len(steps)} steps")
             axes.set(xlim=(0, 1.005 * longest), ylim=(len(names) - 0.4, -0.6), ylabel="request")
             axes.set_yticks(range(len(names)), names)
@@ -40,6 +43,14 @@ def batches_over_time(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Se
         keys = [Patch(**PROMPT, label="prompt computed"), Patch(**TOKEN, label="one token computed")]
         figure.legend(handles=keys, loc="outside lower right", ncols=2)
     return Picture(figure, f"Gantt chart, {len(names)} requests by step, in {len(runs)} panels: {', '.join(runs)}.")
+
+
+def _kind(step: Mapping[str, Any], name: str) -> str | None:
+    """What a step computes of a request."""
+    for chunk in step["chunks"]:
+        if chunk["request"] == name:
+            return "prompt" if chunk["start"] == 0 or chunk["num_tokens"] > 1 else "token"
+    return None
 
 
 def seats_over_time(runs: Mapping[str, Sequence[Mapping[str, Any]]], num_seats: int) -> Picture:
@@ -53,14 +64,18 @@ def seats_over_time(runs: Mapping[str, Sequence[Mapping[str, Any]]], num_seats: 
     names = list(dict.fromkeys(name for steps in runs.values() for step in steps for name in step["running"]))
     with canvas(1.2 + len(runs) * (0.7 + 0.36 * num_seats), nrows=len(runs), sharex=True, squeeze=False) as (figure, grid):
         for axes, (title, steps) in zip(grid[:, 0], runs.items(), strict=True):
-            empty = 0
             seats = seats_taken(steps, num_seats)
-            for column, row in product(range(len(steps)), range(num_seats)):
-                name = seats[column][row]
-                empty += name is None
-                axes.add_patch(Rectangle((column, row - 0.4), 1, 0.8, **fill_of(names, name) if name else WASTED))
-                if name and (column == 0 or seats[column - 1][row] != name):
-                    write_in(axes, column + 0.5, row, name)
+            empty = sum(of_step.count(None) for of_step in seats)
+            for row, history in enumerate(zip(*seats, strict=True)):
+                for name, stay in groupby(range(len(steps)), history.__getitem__):
+                    columns = list(stay)
+                    fill: dict[str, Any] = WASTED
+                    if name:
+                        fill = {"facecolor": colour_of(names, name), "edgecolor": INK, "linewidth": 0.6}
+                    axes.add_patch(Rectangle((columns[0], row - 0.4), len(columns), 0.8, **fill))
+                    if name:
+                        axes.text(columns[0] + len(columns) / 2, row, name, ha="center", va="center", fontsize=8,
+                                  color=letters_on(fill["facecolor"]))
             axes.set_title(f"{title}: {len(steps)} steps, bubbles in {empty} of {num_seats * len(steps)} places")
             axes.set(xlim=(0, 1.005 * longest), ylim=(num_seats - 0.4, -0.6), ylabel="seat of the batch")
             axes.set_yticks(range(num_seats))
@@ -81,3 +96,45 @@ def seats_taken(steps: Sequence[Mapping[str, Any]], num_seats: int) -> list[list
                 seats[seats.index(None)] = name
         history.append(seats.copy())
     return history
+
+
+def seats_film(runs: Mapping[str, Sequence[Mapping[str, Any]]], num_seats: int) -> Film:
+    """The same runs as in `seats_over_time`, played side by side: requests sit down, get up, and the next one comes.
+
+    Args:
+        runs: the flight recorder's steps, by title; the same requests in each.
+        num_seats: the engine's max_num_seqs.
+    """
+    everyone = {name for steps in runs.values() for step in steps for name in step["running"]}
+    names = sorted(everyone, key=lambda name: (len(name), name))
+    frames = max(len(steps) for steps in runs.values()) + 1
+    film = Film(f"Film of {len(names)} requests and {num_seats} seats, in {len(runs)} ways: {', '.join(runs)}. Requests wait on "
+                "the left, sit in the middle while they run, and are done on the right.",
+                78 * len(runs) + 34, frames, seconds=0.8)
+    for lane, (title, steps) in enumerate(runs.items()):
+        top = 78.0 * lane
+        seats = seats_taken(steps, num_seats) + [[None] * num_seats] * (frames - len(steps))
+        busy = [f"{title}: {num_seats - of_step.count(None)} of {num_seats} seats taken" if step < len(steps)
+                else f"{title}: done after {len(steps)} steps" for step, of_step in enumerate(seats)]
+        film.texts(8, top + 10, busy, anchor="start", bold=True)
+        for x, label in ((8, "waiting"), (240, "seats of the batch"), (390, "done")):
+            film.text(x, top + 28, label, anchor="start", size=7.5)
+        for seat in range(num_seats):
+            film.box(240 + 40 * seat, top + 36, 36, 26, "none", FAINT)
+        for i, name in enumerate(names):
+            path = _way_of(name, seats, len(names) - 1 - i, i)
+            film.tile(8, top + 36, 20, 26, colour_of(names, name), name, path=path)
+    film.clock(78 * len(runs) + 22, [f"step {step}" if step < frames - 1 else "all done" for step in range(frames)])
+    return film
+
+
+def _way_of(name: str, seats: Sequence[Sequence[str | None]], last: int, place: int) -> list[tuple[float, float]]:
+    """How far a request's tile is moved in each step: waiting (the first in the queue stands next to the seats), seat, done."""
+    sat = [step for step, of_step in enumerate(seats) if name in of_step]
+    path = []
+    for step, of_step in enumerate(seats):
+        if name in of_step:
+            path.append((240.0 + 40 * of_step.index(name), 0.0))
+        else:
+            path.append((24.0 * last, 0.0) if step < sat[0] else (382.0 + 23 * place, 0.0))
+    return path

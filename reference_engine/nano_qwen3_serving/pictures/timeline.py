@@ -1,4 +1,4 @@
-"""Pictures over the clock: when one request's tokens are computed, and when streams hear of theirs."""
+"""Over the clock: when one request's tokens are computed, and when streams hear of theirs; and a film of these streams."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from nano_qwen3_serving.pictures.card import INK, PAPER, Picture, canvas, fill_of
+from nano_qwen3_serving.pictures.card import FAINT, INK, PAPER, Picture, canvas, fill_of
+from nano_qwen3_serving.pictures.film import Film, colour_of
 from nano_qwen3_serving.pictures.schedule import PROMPT, TOKEN
 
 MILLISECONDS = 1000
@@ -37,8 +38,8 @@ def tokens_over_time(steps: Sequence[Mapping[str, Any]], request: str, texts: Se
                 rings.append((end, after))
         axes.plot(*zip(*rings, strict=True), linestyle="none", **GENERATED)
         first, (last_but_one, _), last = rings[0][0], rings[-2], rings[-1]
-        _measure(axes, 0.0, first, -1, f" TTFT {first:.1f} ms", first)
-        _measure(axes, last_but_one, *last, f"one ITL {last[0] - last_but_one:.1f} ms ", last_but_one)
+        _measure(axes, 0.0, first, -1, f"TTFT {first:.1f} ms", first)
+        _measure(axes, last_but_one, *last, f"one ITL {last[0] - last_but_one:.1f} ms", last_but_one)
         axes.set(xlim=(0, rings[-1][0] * 1.02), ylim=(len(texts) - 0.4, -1.6), xlabel="milliseconds since it arrived")
         axes.set_yticks(range(len(texts)), [_visible(text) for text in texts], fontsize=9)
         axes.legend(loc="lower left", handles=[
@@ -80,6 +81,34 @@ def streams_over_time(
     return Picture(figure, f"Lanes over time: the step thread's {len(steps)} steps, and the outputs of {', '.join(names)}.")
 
 
+def streams_film(steps: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Film:
+    """Steps as a film: who is in the step thread's batch, and the token that goes to each reader at its end.
+
+    Args:
+        steps: the flight recorder's.
+        names: requests, in the order in which they came.
+    """
+    lane = 34.0
+    film = Film(f"Film of {len(steps)} steps: the batch of each on the left, and on the right the tokens that reach the readers "
+                f"of {', '.join(names)}.", 30 + lane * len(names) + 34, len(steps), seconds=0.5, still=len(steps) - 1)
+    film.text(8, 10, "batch of the step thread", anchor="start", size=7.5)
+    film.box(8, 20, 112, lane * len(names), "none", FAINT)
+    wide = 360 / max(sum(name in step["sampled"] for step in steps) for name in names)
+    for row, name in enumerate(names):
+        y, colour = 22 + lane * row, colour_of(names, name)
+        running = [name in step["block_tables"] for step in steps]
+        film.tile(14, y + 3, 100, 24, colour, f"computes {name}", when=running)
+        film.text(206, y + 15, f"reader of {name}", anchor="end")
+        film.line((212, y + 27), (566, y + 27), FAINT)
+        times = [number for number, step in enumerate(steps) if name in step["sampled"]]
+        for place, time in enumerate(times):
+            path = [(0.0, 0.0) if frame < time else (212 + wide * place - 100, 0.0) for frame in range(len(steps))]
+            film.box(100, y + 5, wide - 1.5, 20, colour, path=path, when=[frame >= time for frame in range(len(steps))])
+    film.clock(20 + lane * len(names) + 32, [
+        f"step {number}: a token for {' and '.join(step['sampled'])}" for number, step in enumerate(steps)])
+    return film
+
+
 def _span(step: Mapping[str, Any], origin: float) -> tuple[float, float]:
     """Milliseconds after `origin` at which a step began, and at which its tokens were there."""
     began, sampled = step["time"] - sum(step["seconds"].values()), step["time"] - step["seconds"]["output"]
@@ -98,7 +127,8 @@ def _chunks(
 def _measure(axes: Axes, begin: float, end: float, row: int, text: str, at: float) -> None:
     """A line between two times in a row, and at one of them what it measures, on the outside."""
     axes.plot([begin, end], [row, row], color=INK, marker="|", markersize=9, linewidth=1, zorder=1)
-    axes.text(at, row, text, ha="left" if at == end else "right", va="center", fontsize=9)
+    side, away = ("left", 6) if at == end else ("right", -6)
+    axes.annotate(text, (at, row), (away, 0), textcoords="offset points", ha=side, va="center", fontsize=9)
 
 
 def _visible(text: str) -> str:

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -116,12 +116,12 @@ def render(
         InvalidParametersError: the template refuses them, or fails over them.
         UnknownArgumentError: the template never looks at one of the switches.
     """
-    given = {"messages": messages, "tools": checked_objects("tools", tools), "documents": checked_objects("documents", documents),
-             "add_generation_prompt": add_generation_prompt}
+    given = {**names, **switches, "tools": checked_objects("tools", tools),
+             "documents": checked_objects("documents", documents), "add_generation_prompt": add_generation_prompt}
     try:
         if switches:
-            refuse_unknown("the chat template", sorted(looked_at(source) - set(given)), switches)
-        return compiled(source).render({**names, **switches, **given})
+            refuse_unknown("the chat template", sorted(looked_at(source) - {"messages", "tools", "documents"}), switches)
+        return rendered(compiled(source), messages, given)
     except InvalidParametersError:
         raise
     except Exception as error:  # a template is a program: it may fail in any way
@@ -130,13 +130,24 @@ def render(
             f"the chat template refuses these messages: {what}", parameter="messages", value=messages) from error
 
 
+def rendered(template: Template, messages: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
+    """The template's text. Calls of tools often come without a content: where a template cannot do without, it is
+    empty, as in vLLM; where it can, the key is not there, as in transformers."""
+    try:
+        return template.render({**given, "messages": messages})
+    except UndefinedError:
+        if all("content" in message for message in messages):
+            raise
+        return template.render({**given, "messages": [{"content": "", **message} for message in messages]})
+
+
 def looked_at(source: str) -> set[str]:
     """Names that a template looks at and does not set."""
     return meta.find_undeclared_variables(environment().parse(source)) - set(environment().globals)
 
 
 @lru_cache(maxsize=32)
-def compiled(source: str) -> Any:
+def compiled(source: str) -> Template:
     """The template, ready to render."""
     return environment().from_string(source)
 

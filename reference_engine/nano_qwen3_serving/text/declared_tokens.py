@@ -64,8 +64,7 @@ class DeclaredTokens:
             ModelLoadError: a token would get another id than its file says.
         """
         self.settle()
-        there = {repr(token) for token in backend.get_added_tokens_decoder().values()}
-        new = [self.added[i][0] for i in sorted(self.added) if repr(self.added[i][0]) not in there]
+        new = [self.added[i][0] for i in sorted(self.added)]
         known = {t.content for t in [*backend.get_added_tokens_decoder().values(), *new]}
         for token in (*self.names.values(), *self.extra):
             if str(token) not in known:
@@ -131,16 +130,13 @@ def take_names(tokens: DeclaredTokens, fields: Fields) -> None:
 
 
 def take_extra(tokens: DeclaredTokens, fields: Fields) -> None:
-    """Special tokens without a name, under the newer key or the older one; a dict gives them names after all."""
-    key = "extra_special_tokens" if fields.get("extra_special_tokens") else "additional_special_tokens"
-    value = fields.get(key)
-    if isinstance(value, dict):
-        for name, named in value.items():
-            tokens.name(name, token(fields, key, named))
-    elif isinstance(value, list):
-        tokens.extra += [token(fields, key, one) for one in value]
-    elif value is not None:
-        raise fields.wrong(key, "a list of tokens, or left out")
+    """Special tokens without a name, under the newer key or the older one; an object under the newer gives them names."""
+    named = fields.get("extra_special_tokens")
+    if isinstance(named, dict):
+        for name, value in named.items():
+            tokens.name(name, token(fields, "extra_special_tokens", value))
+    key = "extra_special_tokens" if named and not isinstance(named, dict) else "additional_special_tokens"
+    tokens.extra += [token(fields, key, value) for value in fields.items(key)]
 
 
 def take_added(tokens: DeclaredTokens, fields: Fields) -> None:

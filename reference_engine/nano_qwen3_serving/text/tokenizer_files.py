@@ -65,6 +65,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         tokens.default_names(QWEN_DEFAULTS)
     else:
         backend = backend_as_written(definition)
+        padding = definition.section("padding").text("pad_token")
+        tokens.default_names({} if padding is None else {"pad_token": padding})
     tokens.add_to(backend)
     if is_qwen:
         tokens.add_names_to(backend)
@@ -86,7 +88,7 @@ def refuse_other_forms(definition: Fields, settings: Fields) -> None:
 
 def tokenizer_class(settings: Fields) -> str:
     """How transformers would build this tokenizer."""
-    name = settings.text("tokenizer_class") or QWEN_CLASSES[0]
+    name = QWEN_CLASSES[0] if settings.get("tokenizer_class") is None else settings.text("tokenizer_class")
     if name not in QWEN_CLASSES + GENERIC_CLASSES:
         raise settings.wrong("tokenizer_class", f"{QWEN_CLASSES[0]!r}, or {GENERIC_CLASSES[0]!r} for a tokenizer.json "
                                                 "that says all there is to know")
