@@ -179,7 +179,7 @@ def test_the_calls_to_try_show_what_todo_2_asks_about(ours, capsys):
     lines = capsys.readouterr().out.splitlines()
     stories, facts, sentences = lines[:4], lines[4:6], lines[6:]
     assert len(set(stories)) == 3 and stories[0] == stories[3]
-    assert len(set(facts)) == 1 and facts[0].endswith(" stop None")
+    assert len(set(facts)) == 1 and re.search(r" stop (None|\d+)$", facts[0])
     assert len(set(sentences)) == 1 and sentences[0].endswith(" stop .")
 
 

@@ -160,6 +160,12 @@ def test_the_solution_keeps_and_penalises_as_the_engine_does(solution, suite):
     torch.testing.assert_close(solution.apply_penalties(logits, rows), reference.apply_processors(logits, rows))
 
 
+def cases_of(test) -> list[tuple]:
+    """What a test is called with besides the lab: the values of its one parameter, or nothing, once."""
+    found = [mark.args[1] for mark in test.pytestmark if mark.name == "parametrize"]
+    return [(value,) for value in found[0]] if found else [()]
+
+
 def test_no_test_of_filters_comes_closer_to_a_border_than_the_readme_says(solution, suite, monkeypatch):
     asked, keep_top = {}, solution.keep_top
 
@@ -172,7 +178,8 @@ def test_no_test_of_filters_comes_closer_to_a_border_than_the_readme_says(soluti
     monkeypatch.setattr(solution, "keep_top", watched)
     for name, test in vars(suite).items():
         if name.startswith("test_todo_3_"):
-            test(solution)
+            for case in cases_of(test):
+                test(solution, *case)
     suite.test_todo_6_in_a_mixed_batch_each_row_gets_what_it_wants(solution)
     for name in suite.WISHES:
         suite.test_todo_6_bias_penalties_temperature_filters_draw_in_this_order(solution, name)
@@ -221,12 +228,13 @@ def test_a_right_sampler_is_rejected_with_a_probability_under_1e_9(suite, soluti
     for places in (suite.SEEDS, suite.TEXTS):
         suite.test_todo_5_tokens_are_as_frequent_as_their_probabilities(solution, places)
     suite.test_todo_5_removed_tokens_are_never_drawn(solution)
+    suite.test_todo_5_takes_any_float_type_and_memory_layout_and_changes_nothing(solution)
     for pairs in suite.NEXT_TO_EACH_OTHER.values():
         suite.test_todo_5_draws_at_different_places_know_nothing_of_each_other(solution, pairs)
     for name in suite.WISHES:
         suite.test_todo_6_bias_penalties_temperature_filters_draw_in_this_order(solution, name)
     text = Path(suite.__file__).read_text(encoding="utf-8")
-    assert text.count("    assert_frequencies(") == 4, "these are all the tests that compare frequencies"
+    assert text.count("    assert_frequencies(") == 5, "these are all the tests that compare frequencies"
     assert len(alarms) <= suite.COMPARISONS and f"at most {suite.COMPARISONS} such comparisons" in FLAT
     assert sum(alarms) <= 1e-9
     gap = f"{suite.allowed_gap(suite.NUM_DRAWS):.3f}"

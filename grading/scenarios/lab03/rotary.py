@@ -6,7 +6,7 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check, hold
+from grading.checks import check, hold, kept
 from grading.scenarios.lab03.compare import BF16, FLOAT32, HEADS, asked, elsewhere, near, strided
 from grading.scenarios.lab03.network import Noise, angles_of, turn
 from grading.worker.peer import Remote
@@ -87,6 +87,12 @@ def a_call_knows_nothing_of_those_before_it(lab: Remote, dice: random.Random) ->
         places = torch.tensor([*first, last])  # as many tokens each time, and the same last one
         what = f"float32, positions {places.tolist()}, after a call in bfloat16 and other positions"
         near(rotary(x, places), turn(x.double(), places, theta), what, angles_off(places, 32, theta) * of_both(x), axes=HEADS)
+    held = hold(lab, torch.arange(4))  # engines keep one tensor for all steps, and write the positions into it
+    kept(rotary, x, held)
+    later = torch.tensor(dice.sample(range(5, 2000), 4))
+    kept(held.copy_, later)
+    what = f"the same tensor, which held the positions 0 to 3 before and holds {later.tolist()} now"
+    near(rotary(x, held), turn(x.double(), later, theta), what, angles_off(later, 32, theta) * of_both(x), axes=HEADS)
 
 
 @check(todo=2, points=2, section=ROTARY, concept="what a score depends on", hidden=True)
