@@ -1,8 +1,9 @@
 """Lab 06, TODO 1: the free list."""
 
 import random
+from typing import Any
 
-from grading.checks import check, expect, refusal, shown
+from grading.checks import check, expect, kept, look, refusal, shown
 from grading.scenarios.lab06.answers import names, whole
 from grading.worker.peer import Remote
 
@@ -11,7 +12,11 @@ FREE_LIST = "TODO 1: Free list"
 
 def taken(free: Remote, count: int) -> list[int]:
     """What take() returns, which must be so many block numbers."""
-    blocks = free.take(count)
+    return block_numbers(free.take(count), count)
+
+
+def block_numbers(blocks: Any, count: int) -> list[int]:
+    """What take(count) returned, which must be so many block numbers."""
     expect(isinstance(blocks, list) and all(map(whole, blocks)),
            f"take({count}) returned {shown(blocks)}; expected a list of block numbers")
     expect(len(blocks) == count, f"take({count}) returned {len(blocks)} blocks: {shown(blocks)}")
@@ -46,8 +51,11 @@ def every_block_but_the_null_block_is_free_at_the_start(lab: Remote, dice: rando
 def a_block_is_out_until_it_is_given_back(lab: Remote, dice: random.Random) -> None:
     size = dice.randrange(8, 20)
     free, usable = free_list(lab, size)
-    first = taken(free, dice.randrange(2, 5))
+    count = dice.randrange(2, 5)
+    there = kept(free.take, count)
+    first = block_numbers(look(there), count)
     none, second = taken(free, 0), taken(free, len(free))
+    expect(look(there) == first, f"take() gave {shown(first)}, and a later take() made {shown(look(there))} of that list")
     expect(none == [] and not set(first) & set(second), f"two times blocks were taken, {first} and {second}: some came twice")
     expect(len(free) == 0, f"all blocks were taken, and {len(free)} are said to be free")
     free.give_back([])
