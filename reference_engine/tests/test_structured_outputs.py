@@ -177,7 +177,7 @@ def test_tokens_for_which_the_network_has_no_row_are_left_out(tmp_path: Path):
     small = GrammarCompiler(tokenizer, think, [tokenizer.eos_token_id or 0])
     for each, columns, first in ((compiler, 300, think), (small, think, tokenizer.encode("<")[0])):
         allowed = each.compile(StructuredOutputsParams(regex="<think>.*")).allowed()
-        assert len(allowed) == columns and allowed.nonzero().flatten().tolist() == [first], "a text is spelled as the tokenizer does"
+        assert len(allowed) == columns and allowed.nonzero().flatten().tolist() == [first]
 
 
 def test_without_a_token_that_ends_a_text_structured_outputs_are_refused_with_the_way_out(tmp_path: Path):
