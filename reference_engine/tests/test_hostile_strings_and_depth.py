@@ -240,19 +240,28 @@ async def test_a_recorder_that_fails_is_put_away_and_requests_go_on(caplog):
 
 
 async def test_a_command_that_fails_on_the_step_thread_fails_alone():
+    """Three commands between the same two steps: the second, an abort that breaks, ends the stream of who waits for it."""
     gate = StepGate()
     async with serving(gate=gate) as engine:
-        stream = await engine.add_request("A", "hello", GREEDY)
+        stream, neighbour = [await engine.add_request(name, "hello", GREEDY) for name in "AN"]
         await gate.at_step(1)
+        [known], scheduler = engine._steps.streams_of("A"), engine.engine.scheduler
+        finish, scheduler.finish = scheduler.finish, lambda stopped: stopped and 1 / 0
+
+        def mend() -> None:
+            scheduler.finish = finish
+            finish([StoppedRequest(known.request_id, "abort")])
+
         broken = engine._steps.call(lambda: 1 / 0)
-        finish, engine.engine.scheduler.finish = engine.engine.scheduler.finish, lambda stopped: stopped and 1 / 0
         await engine.abort("A")
-        gate.allow(1)
+        mended = engine._steps.call(mend)
+        gate.open()
         with pytest.raises(ZeroDivisionError):
             await asyncio.wrap_future(broken)
-        engine.engine.scheduler.finish = finish
-        finish([StoppedRequest("A", "abort")])
-        await stream.aclose()
+        with pytest.raises(ZeroDivisionError):
+            async for _ in stream:
+                pass
+        await asyncio.wrap_future(mended)
         assert not engine.errored
-        gate.open()
+        assert [o async for o in neighbour][-1].outputs[0].text == continued_text("hello", 6)
         assert [o async for o in engine.generate("x", GREEDY, "B")][-1].outputs[0].text == continued_text("x", 6)

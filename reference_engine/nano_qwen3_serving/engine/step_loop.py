@@ -270,8 +270,15 @@ class StepLoop:
             self._abort(stream)
 
     def _abort(self, stream: Stream) -> None:
-        if self._knows(stream):  # else it ended, and the id may be another's by now
-            self._publish(self.engine.abort_request(stream.request_id))
+        if not self._knows(stream):
+            return  # it ended, and the id may be another's by now
+        try:
+            outputs = self.engine.abort_request(stream.request_id)
+        except Exception as error:
+            self._forget(stream)
+            self._fail([stream], error)
+            raise
+        self._publish(outputs)
 
     def _knows(self, stream: Stream) -> bool:
         with self._wakeup:
