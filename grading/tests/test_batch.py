@@ -287,6 +287,7 @@ def scores(journal: Path) -> dict[str, float]:
         return {entry.report.student: entry.report.score for entry in base.latest("06")}
 
 
+@pytest.mark.proof
 @needs_fork
 def test_a_real_dozen_killed_interrupted_and_resumed_has_every_score_once(tmp_path):
     dozen(tmp_path / "submissions")
