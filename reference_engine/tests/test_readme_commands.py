@@ -486,7 +486,8 @@ def test_make_demo_in_the_students_edition_answers_three_questions(installed: Pa
 
 @needs_make
 def test_make_and_ci_start_what_pages_say(installed: Path) -> None:
-    starts = {"test": '-m "not proof"', "quick": '-m "not slow', "prove": "-m proof", "check": "-m ruff", "notebooks": "-m nbconvert"}
+    starts = {"test": '-m "not proof"', "quick": '-m "not slow', "prove": "-m proof", "check": "-m ruff",
+              "notebooks": "-m nbconvert"}
     for command in assigned("test_make_and_ci_start_what_pages_say"):
         name, *words = command.text.split()
         if name == "make":
