@@ -128,8 +128,7 @@ def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]
     """
     # TODO 6: take log_softmax in float32; the chosen token first, then the best in their order
     ### BEGIN SOLUTION
-    logits = logits.float()
-    logprobs = logits.log_softmax(dim=-1)
+    logprobs = logits.float().log_softmax(dim=-1)
     best = logits.topk(len(logits) if count == -1 else min(count, len(logits))).indices.tolist()
     wanted = dict.fromkeys([token_id, *best])
     return {token: Logprob(float(logprobs[token]), int((logits > logits[token]).sum()) + 1) for token in wanted}

@@ -74,7 +74,8 @@ def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Rando
         step = Step([Chunk(*one) for one in zip(starts, lengths, places, strict=True)], padding)
         got = model.last_logits(step, texts)
         expect_last(model, step, texts, got)
-        others = [noise.tokens(length, config) for length in (1, *reversed(lengths[1:]))]  # as many requests, of other lengths
+        # as many requests and tokens, and others are the last rows
+        others = [noise.tokens(length, config) for length in (1, *reversed(step.query_lens[1:]))]
         places = tables(dice, *map(len, others))
         step = Step([Chunk(0, len(text), table) for text, table in zip(others, places, strict=True)], padding)
         expect_last(model, step, others, model.last_logits(step, others))
