@@ -120,12 +120,15 @@ def test_todo_1_hands_on_the_model_and_the_length(lab):
 
 @pytest.mark.todo(1, points=2)
 def test_todo_1_every_call_loads_an_engine_of_its_own(lab):
-    short, long = (llm_of(lab.load_llm("course-draft", max_model_len=length)) for length in (20, 40))
+    short, long, again = (llm_of(lab.load_llm("course-draft", max_model_len=length)) for length in (20, 40, 40))
     prompt = {"prompt_token_ids": list(range(300, 330))}
     used = len(tokens(long.generate(prompt, exactly(2)))[0])
     assert used == 2, f"an engine of max_model_len=40 was asked for 2 tokens after a prompt of 30; it generated {used}"
     with raises(PromptTooLongError, "an engine of max_model_len=20 took 30 tokens after another of 40 was loaded"):
         short.generate(prompt, exactly(2))
+    assert again.llm_engine is not long.llm_engine, (
+        'load_llm("course-draft", 40) was called twice and gave the same engine; each call creates a new LLM, whatever was '
+        "asked for before")
 
 
 @pytest.mark.todo(1, points=2)
@@ -173,11 +176,16 @@ def test_todo_2_facts_and_stories_end_when_the_model_ends_them(lab, llm):
         answer = output.outputs[0]
         assert (len(answer.token_ids), answer.finish_reason) == (1, "stop"), (
             f"a model that ends at once was asked for {len(answer.token_ids)} tokens, finish reason {answer.finish_reason!r}")
-        for mark in MARKS:
-            only = mine.clone(allowed_token_ids=tokenizer.encode(mark)[-1:], max_tokens=6)
-            answer = llm.generate(FACT, only)[0].outputs[0]
-            assert (len(answer.token_ids), answer.finish_reason) == (6, "length"), (
-                f"the text {answer.text!r} ended at {answer.stop_reason!r}; the contract says: when the model ends it")
+        assert_no_mark_ends(llm, mine, MARKS, "when the model ends it, at no string")
+
+
+def assert_no_mark_ends(llm, mine: SamplingParams, marks: list[str], contract: str) -> None:
+    """A model that says one of `marks`, again and again, is heard until its tokens are used up."""
+    only = [mine.clone(allowed_token_ids=llm.get_tokenizer().encode(mark)[-1:], max_tokens=6) for mark in marks]
+    for output in llm.generate([FACT] * len(only), only):
+        answer = output.outputs[0]
+        assert (len(answer.token_ids), answer.finish_reason) == (6, "length"), (
+            f"the text {answer.text!r} ended at {answer.stop_reason!r}; the contract says: {contract}")
 
 
 @pytest.mark.todo(2, points=2)
@@ -239,9 +247,12 @@ def test_todo_2_one_sentence_ends_with_its_full_stop(lab, llm):
             f"{prompt!r} was answered with {got!r}; of the likeliest tokens, up to the first '.' and with it, it is {sentence!r}"
         )
     assert_nothing_shifts(mine)
-    stop = llm.get_tokenizer().encode(".")[-1:]
-    answer = llm.generate(C, mine.clone(allowed_token_ids=stop))[0].outputs[0]
-    assert answer.text == ".", f"a model that can only say '.' was answered with {answer.text!r}; the first '.' ends the text"
+    tokenizer = llm.get_tokenizer()
+    stop, end = ([ids[-1]] for ids in (tokenizer.encode("."), [tokenizer.eos_token_id]))
+    dot, silent = (o.outputs[0] for o in llm.generate([C] * 2, [mine.clone(allowed_token_ids=ids) for ids in (stop, end)]))
+    assert dot.text == ".", f"a model that can only say '.' was answered with {dot.text!r}; the first '.' ends the text"
+    assert len(silent.token_ids) == 1, f"a model that ends at once was asked for {len(silent.token_ids)} tokens"
+    assert_no_mark_ends(llm, mine, [mark for mark in MARKS if mark != "."], "after its first '.', and at no other string")
 
 
 @pytest.mark.todo(2, points=3)
@@ -279,6 +290,8 @@ def test_todo_3_each_prompt_comes_back_with_its_own_output_in_order(lab, llm):
     pairs = pairs_of(lab.complete_batch(llm, prompts, [exactly(limit) for limit in limits]))
     expected = llm.generate(prompts, [exactly(limit) for limit in limits])
     assert [prompt for prompt, _ in pairs] == prompts, "the prompts must come back in the order given, repeated ones too"
+    none = pairs_of(lab.complete_batch(llm, [], exactly(2)))
+    assert none == [], f"a batch of no prompts has no pairs; it gave {none}"
     outputs = [output for _, output in pairs]
     assert [output.prompt for output in outputs] == prompts, "an output stands beside a prompt that is not its own"
     for place, (prompt, got, own) in enumerate(zip(prompts, tokens(outputs), tokens(expected), strict=True), start=1):
@@ -291,12 +304,14 @@ def test_todo_3_each_prompt_comes_back_with_its_own_output_in_order(lab, llm):
 
 @pytest.mark.todo(3, points=1)
 def test_todo_3_a_prompt_that_comes_twice_is_two_requests(lab, llm):
-    pairs = pairs_of(lab.complete_batch(llm, [A, A, B, A], exactly(2)))
-    assert [prompt for prompt, _ in pairs] == [A, A, B, A], "the prompts must come back in the order given, repeated ones too"
-    requests = len({output.request_id for _, output in pairs})
+    first, second = (pairs_of(lab.complete_batch(llm, [A, A, B, A], exactly(2))) for _ in range(2))
+    assert [prompt for prompt, _ in first] == [A, A, B, A], "the prompts must come back in the order given, repeated ones too"
+    requests = len({output.request_id for _, output in first})
     assert requests == 4, (
         f"4 prompts, 3 of them the same, were {requests} requests; expected 4, because what is drawn for each is its own"
     )
+    requests = len({output.request_id for _, output in first + second})
+    assert requests == 8, f"the same 4 prompts in two calls were {requests} requests; expected 8: a call remembers no other"
 
 
 @pytest.mark.todo(3, points=2)
@@ -383,10 +398,14 @@ def test_todo_4_two_turns_make_a_conversation_of_four_messages(lab, llm, served)
 
 @pytest.mark.todo(4, points=1)
 def test_todo_4_the_answer_is_what_the_model_said_unchanged(lab, llm):
-    [line_end] = llm.get_tokenizer().encode("\n")
+    tokenizer = llm.get_tokenizer()
+    [line_end] = tokenizer.encode("\n")
     lines = exactly(3).clone(allowed_token_ids=[line_end])
     answer = lab.chat_turn(llm, [], "Hello!", lines)[-1]["content"]
     assert answer == "\n\n\n", f"the model said three line ends, '\\n\\n\\n'; the answer in the conversation is {answer!r}"
+    silence = SamplingParams(allowed_token_ids=[tokenizer.eos_token_id])
+    said = lab.chat_turn(llm, [], "Hello!", silence)[1:]
+    assert said == [assistant("")], f"the model ended at once, and an empty answer is an answer; after the question stands {said}"
 
 
 @pytest.mark.todo(4, points=2)
@@ -439,7 +458,10 @@ def test_todo_5_tokens_and_times_of_a_request_by_hand(lab):
     assert m.ttft == pytest.approx(2.5), "arrived at 1.0, first token at 3.5"
     assert m.mean_itl == pytest.approx(2.0), "4 tokens from 3.5 to 9.5 have 3 gaps between them"
     assert m.tokens_per_second == pytest.approx(4 / 8.5), "4 tokens in the 8.5 seconds from arrival to the last token"
-    for zero in (0.0, -2.0):  # of a clock only differences mean something
+    m = lab.measure(finished((10.0, 10.25, 10.5, 12.0, 12.0), num_tokens=3))
+    assert m.mean_itl == pytest.approx(0.0), (
+        f"three tokens that came at once have two gaps of 0.0 seconds, so a mean of 0.0; mean_itl is {m.mean_itl!r}")
+    for zero in (0.0, -2.0, -6.0):  # of a clock only differences mean something
         m = lab.measure(finished((zero, zero + 1.0, zero + 1.5, zero + 2.0, zero + 6.0), num_tokens=5))
         found = (m.ttft, m.mean_itl, m.tokens_per_second)
         assert found == pytest.approx((2.0, 1.0, 5 / 6)), (
@@ -476,6 +498,10 @@ def test_todo_5_throughput_counts_the_time_once_for_all(lab):
         assert got == pytest.approx(1.5), f"8 + 9 + 13 tokens between 0.0 and 20.0 are 30 / 20 = 1.5, not {got}"
     got = lab.throughput([second])
     assert got == pytest.approx(13 / 3), f"13 tokens between 2.0 and 5.0 are 13 / 3, not {got}"
+    for zero in (-5.0, -20.0):  # the last token at the clock's zero, and all of it before
+        got = lab.throughput([finished((zero + 2, zero + 2, zero + 2, zero + 2.5, zero + 5), num_tokens=13)])
+        assert got == pytest.approx(13 / 3), (
+            f"13 tokens between {zero + 2} and {zero + 5} are 13 / 3, not {got}: of a clock only differences mean something")
 
 
 ANSWER = r".+(?:\n {12}.+)*"

@@ -64,7 +64,7 @@ async def collect_output(
     shown = 0
     async for output in stream:
         text = output.outputs[0].text
-        if on_text and len(text) > shown:
+        if on_text is not None and len(text) > shown:
             on_text(text[shown:])
             shown = len(text)
     return output

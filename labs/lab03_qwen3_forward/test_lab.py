@@ -228,11 +228,11 @@ def lay_out(chunks: list[Chunk], padding: int = 0) -> tuple[torch.Tensor, Attent
 
 
 class WatchedCore(TorchPagedAttention):
-    """The engine's attention; notes who calls what."""
+    """The engine's attention; notes who calls what. What it returns may lie in memory head by head instead of token by token."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, head_by_head: bool = False):
         super().__init__(config, BLOCK, torch.float32, torch.device("cpu"))
-        self.calls = []
+        self.calls, self.head_by_head = [], head_by_head
 
     def write(self, layer_cache, k, v, slots):
         self.calls.append("write")
@@ -240,7 +240,8 @@ class WatchedCore(TorchPagedAttention):
 
     def forward(self, q, layer_cache, metadata):
         self.calls.append("forward")
-        return super().forward(q, layer_cache, metadata)
+        out = super().forward(q, layer_cache, metadata)
+        return out.transpose(0, 1).contiguous().transpose(0, 1) if self.head_by_head else out
 
 
 # TODO 1: RMSNorm
@@ -490,14 +491,19 @@ def test_todo_4_neighbouring_query_heads_share_a_kv_head(lab, num_heads, num_kv_
 
 
 @pytest.mark.todo(4, points=1)
-@pytest.mark.parametrize("size", [1e3, 1e5, 1e12], ids=["a thousand", "a hundred thousand", "a trillion"])
-def test_todo_4_the_future_has_no_weight_however_low_the_scores_are(lab, size):
-    q = torch.full((4, 2, 4), size**0.5)
-    k = torch.full((4, 1, 4), -(size**0.5))  # every score is -2 * size: the keys that a query sees share its weight equally
-    v = torch.tensor([6.0, 12.0, 24.0, 48.0]).view(4, 1, 1).repeat(1, 1, 4)
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1e3, torch.float32), (1e5, torch.float32), (1e12, torch.float32), (2.0**16, torch.float16),
+                        (2.0**40, torch.bfloat16)], ids=str)
+def test_todo_4_the_future_has_no_weight_however_low_the_scores_are(lab, size, dtype):
+    q = torch.full((4, 2, 4), size**0.5, dtype=dtype)
+    k = torch.full((4, 1, 4), -(size**0.5), dtype=dtype)  # every score is -2 * size: the keys seen share the weight equally
+    v = torch.tensor([6.0, 12.0, 24.0, 48.0], dtype=dtype).view(4, 1, 1).repeat(1, 1, 4)
     got = run(lab.causal_attention, "q k v", q, k, v)
     want = torch.tensor([6.0, 9.0, 14.0, 22.5]).view(4, 1, 1).repeat(1, 2, 4)  # the means of the first one, two, three, four
-    check(got, want, f"all scores are {-2 * size:g}, so a mask that is a number, such as -10000, lets the future in", axes=HEADS)
+    allowed = OPERATOR if dtype == torch.float32 else 3 * BF16
+    what = (f"{dtype}, all scores are {-2 * size:g}, so a mask that is a number, such as -10000 or the smallest one of "
+            f"{dtype}, lets the future in")
+    check(got, want, what, allowed, dtype, axes=HEADS)
 
 
 @pytest.mark.todo(4, points=1)
@@ -521,7 +527,7 @@ def test_todo_4_scores_and_weights_of_bfloat16_are_computed_in_float32(lab):
     q, k, v = torch.full((1, 1, 4), 1.0), torch.zeros(41, 1, 4), torch.ones(41, 1, 4)
     k[:40, 0, 0], k[:40, 0, 1], v[40] = -16.0, -0.06, 0.0
     check_bfloat16(lab, q, k, v, "one key scores 0, forty score -8.03")
-    q, k, v = attention_inputs(40, 300, 4, 2, 16)
+    q, k, v = attention_inputs(40, 300, 4, 2, 20)  # the root of 20 is no power of 2: a q that is scaled too early is rounded
     check_bfloat16(lab, 3 * q, 3 * k, v, "scores up to 40, over 300 keys")
 
 
@@ -541,17 +547,29 @@ def check_bfloat16(lab, q, k, v, what: str) -> None:
 @every_shape
 def test_todo_4_the_layer_writes_then_attends_through_the_core_it_was_given(lab, shape):
     config = config_of(shape)
-    core = WatchedCore(config)
+    core = WatchedCore(config, head_by_head=True)  # causal_attention's own result often is
     attention = filled(lab.Attention(config, 0, core))
     cache = core.make_cache(8)[0]
     x = noise(6, config.hidden_size)
     positions, metadata = lay_out([Chunk(0, 6, (5, 2))])
-    got = run(attention, "x positions", x, positions, cache, metadata)
+    got = run(in_any_memory, "x positions", x, positions, attention, cache, metadata)
     expect(core.calls == ["write", "forward"], f"expected one write, then one forward of the core; it saw {core.calls}")
     _, k, v = heads64(attention, x, positions, config)
     for name, written, truth in zip("kv", core.read(cache, metadata.slot_mapping.tolist()), (k, v), strict=True):
         check(written, truth, f"{name} in the slots {metadata.slot_mapping.tolist()}", NETWORK, axes=HEADS)
     check(got, attend64(attention, x, positions, config), "6 tokens in the blocks 5 and 2", NETWORK, axes=COLUMNS)
+
+
+def in_any_memory(x, positions, attention, cache, metadata):
+    """The attention layer, whose core gives numbers that do not lie in order."""
+    problem = ""
+    try:
+        return attention(x, positions, cache, metadata)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        problem = f"what a core returns may lie in memory in any order; view() refuses, reshape() and flatten() copy: {error}"
+    pytest.fail(problem, pytrace=False)
 
 
 @pytest.mark.todo(4, points=2)
@@ -581,6 +599,12 @@ def test_todo_5_swiglu_by_hand(lab):
     got = mlp(torch.tensor([[0.0, 2.0, 3.0, 5.0]]))
     want = torch.tensor([[0.0, 8.80797, 0.0, 8.80797]])  # silu(0) * 3 = 0; silu(2) * 5 = 2 * 0.880797 * 5
     check(got, want, "gate 0 2, up 3 5", axes=COLUMNS)
+    for dtype, large in ((torch.float32, 1000.0), (torch.bfloat16, 100.0), (torch.float16, 20.0)):
+        mlp = mlp.to(dtype)
+        got = mlp(torch.tensor([[-large, large, 3.0, 5.0]], dtype=dtype))
+        want = torch.tensor([[0.0, 5 * large, 0.0, 5 * large]])
+        what = f"{dtype}, gate {-large:g} {large:g}, up 3 5: silu shuts the first and lets the second through; its exp is inf"
+        check(got, want, what, 1e-3, dtype, axes=COLUMNS)
 
 
 @pytest.mark.todo(5, points=3)
@@ -682,6 +706,7 @@ def test_todo_6_logits_follow_the_last_token_of_each_request(lab, padding):
     step(a[:3], [Chunk(0, 3, (1, 2, 4))])
     others = torch.cat([some_tokens(1, seed=2), a[3:], some_tokens(3, seed=1)])
     step(others, [Chunk(0, 1, (7,)), Chunk(3, 9, (1, 2, 4)), Chunk(0, 3, (3,))], padding)
+    step(some_tokens(10, seed=4), [Chunk(0, 1, (8,)), Chunk(0, 3, (9,)), Chunk(0, 6, (10, 11))], padding)  # as many of both
 
 
 @pytest.mark.todo(6, points=2)

@@ -104,8 +104,8 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """One token per row, drawn with the probabilities softmax(logits).
 
     The draw depends on the row's (seed, sample_index, position) and on its own logits, and on nothing
-    else: not on its token ids and parameters, its neighbours, its place in the batch or torch's global
-    generator, which stays as it is. Returns [num_rows], int64.
+    else: not on its token ids and parameters, its neighbours, its place in the batch or a generator that
+    others share, such as torch's global one, which stay as they are. Returns [num_rows], int64.
     """
     # TODO 5: draw each row's token from a random number that only its seed, index and position decide
     ### BEGIN SOLUTION
@@ -128,8 +128,7 @@ def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]
     """
     # TODO 6: take log_softmax in float32; the chosen token first, then the best in their order
     ### BEGIN SOLUTION
-    logits = logits.float()
-    logprobs = logits.log_softmax(dim=-1)
+    logprobs = logits.float().log_softmax(dim=-1)
     best = logits.topk(len(logits) if count == -1 else min(count, len(logits))).indices.tolist()
     wanted = dict.fromkeys([token_id, *best])
     return {token: Logprob(float(logprobs[token]), int((logits > logits[token]).sum()) + 1) for token in wanted}

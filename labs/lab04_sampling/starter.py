@@ -67,8 +67,8 @@ def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """One token per row, drawn with the probabilities softmax(logits).
 
     The draw depends on the row's (seed, sample_index, position) and on its own logits, and on nothing
-    else: not on its token ids and parameters, its neighbours, its place in the batch or torch's global
-    generator, which stays as it is. Returns [num_rows], int64.
+    else: not on its token ids and parameters, its neighbours, its place in the batch or a generator that
+    others share, such as torch's global one, which stay as they are. Returns [num_rows], int64.
     """
     # TODO 5: draw each row's token from a random number that only its seed, index and position decide
     raise TodoError("TODO 5: draw each row's token from a random number that only its seed, index and position decide", lab="04")

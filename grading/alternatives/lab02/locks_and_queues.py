@@ -46,7 +46,7 @@ async def collect_output(
     stream: AsyncGenerator[RequestOutput, None], on_text: Callable[[str], None] | None = None
 ) -> RequestOutput:
     """Asks for the next output until there is none."""
-    listener = on_text or (lambda piece: None)
+    listener = (lambda piece: None) if on_text is None else on_text
     last, length = None, 0
     while True:
         try:
@@ -76,7 +76,7 @@ async def serve_many(
         places[index] = await serve_one(engine, prompts[index], sampling_params, new_request_id())
 
     tasks = [asyncio.ensure_future(fill(index)) for index in range(len(prompts))]
-    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION) if tasks else ((), ())
     for task in rest:
         task.cancel()
     for task in done:

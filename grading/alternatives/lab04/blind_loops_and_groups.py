@@ -121,7 +121,7 @@ def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]
     `logits` are one row, [vocab_size], of any float type. A rank is 1 plus the number of tokens with
     a larger logit.
     """
-    values = logits.float().tolist()
+    values = logits.tolist()
     normal = logits.float().logsumexp(dim=-1)
     down = sorted(range(len(values)), key=lambda token: -values[token])
     ranks, rank = {}, 0

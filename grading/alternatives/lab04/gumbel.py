@@ -76,8 +76,7 @@ def draw(logits, rows):
 
 
 def logprobs_of(logits, token_id, count):
-    logits = logits.float()
-    logprobs = logits - logits.logsumexp(dim=0)
+    logprobs = logits.float() - logits.float().logsumexp(dim=0)
     values, order = logits.sort(descending=True, stable=True)
     tokens = order.tolist() if count == -1 else order[:count].tolist()
     ascending = values.flip(0).contiguous()

@@ -14,7 +14,7 @@ from nano_qwen3_serving.outputs import Logprob
 
 def greedy_tokens(logits):
     best = []
-    for scores in logits.float().unbind():
+    for scores in logits.unbind():
         best.append(int((scores == scores.max()).nonzero()[0, 0]))
     return torch.tensor(best, dtype=torch.int64)
 

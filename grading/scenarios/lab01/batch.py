@@ -66,6 +66,8 @@ def each_prompt_comes_back_with_its_own_output_in_order(lab: Remote, dice: rando
     limits[0] = 12  # the first is not the first to finish
     pairs = batch(lab, llm_beside(lab, ledger), prompts, [exactly(limit) for limit in limits])
     expect_from(ledger, pairs, prompts)
+    none = batch(lab, llm_beside(lab, Ledger(dice)), [], exactly(2))
+    expect(none == [], f"a batch of no prompts has no pairs; it gave {shown(none)}")
     used = [len(tokens_of(output)) for _, output in pairs]
     expect(used == limits, f"the prompts have parameters for {limits} tokens, in this order; the outputs have {used}")
 
@@ -76,11 +78,15 @@ def a_prompt_that_comes_twice_is_two_requests(lab: Remote, dice: random.Random) 
     one, other = some_prompts(dice, 2)
     prompts = [one, one, other, one]
     drawn = SamplingParams(temperature=1.0, max_tokens=3, ignore_eos=True)
-    pairs = batch(lab, llm_beside(lab, ledger), prompts, drawn)
+    llm = llm_beside(lab, ledger)
+    pairs = batch(lab, llm, prompts, drawn)
     expect(len(ledger.requests) == 4,
            f"4 prompts, 3 of them the same, were {len(ledger.requests)} requests; expected 4: what is drawn for each is "
            "its own")
-    expect_from(ledger, pairs, prompts)
+    pairs += batch(lab, llm, prompts, drawn)
+    expect(len(ledger.requests) == 8,
+           f"the same 4 prompts in two calls were {len(ledger.requests)} requests; expected 8: a call remembers no other")
+    expect_from(ledger, pairs, prompts * 2)
 
 
 @check(todo=3, points=2, section=BATCH, concept="whose parameters are used", hidden=True)

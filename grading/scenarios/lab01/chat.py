@@ -84,6 +84,10 @@ def the_answer_is_what_the_model_said_unchanged(lab: Remote, dice: random.Random
     longer, _ = turn(lab, llm_beside(lab, ledger), ledger, [], "Hello!", SamplingParams(temperature=0.0, max_tokens=40))
     expect(longer[-1:] == [message("assistant", answer)],
            f"the model said {answer!r}; in the conversation stands {longer[-1:]}")
+    ledger = Ledger(dice, lambda prompt, params: [])  # the model ends at once
+    longer, _ = turn(lab, llm_beside(lab, ledger), ledger, [], "Hello!", SamplingParams(temperature=0.0, max_tokens=40))
+    expect(longer[1:] == [message("assistant", "")],
+           f"the model ended at once, and an empty answer is an answer; after the question stands {longer[1:]}")
 
 
 @check(todo=4, points=2, section=CHAT, concept="whose list the history is")

@@ -59,11 +59,14 @@ def prompt_and_output_share_the_length(lab: Remote, dice: random.Random) -> None
 def every_call_loads_an_engine_of_its_own(lab: Remote, dice: random.Random) -> None:
     spare_memory(lab)
     few, prompt = dice.randrange(16, 24), [dice.randrange(300, 2000) for _ in range(30)]
-    short, long = (loaded(lab, "course-draft", max_model_len=length) for length in (few, 2 * few + 4))
+    short, long, again = (loaded(lab, "course-draft", max_model_len=length) for length in (few, 2 * few + 4, 2 * few + 4))
     found = tokens_of(long.generate({"prompt_token_ids": prompt}, exactly(2))[0])
     expect(len(found) == 2, f"an engine of max_model_len={2 * few + 4} answered 30 tokens with {shown(found)}; expected 2")
     refusal("PromptTooLongError", lambda: short.generate({"prompt_token_ids": prompt}, exactly(2)),
             f"an engine of max_model_len={few} was given 30 tokens, after another of {2 * few + 4} was loaded")
+    expect(not lab._peer.root.package("operator").is_(again.llm_engine, long.llm_engine),
+           f"load_llm('course-draft', {2 * few + 4}) was called twice and gave the same engine; each call creates a new LLM, "
+           "whatever was asked for before")
 
 
 @check(todo=1, points=1, section=LOAD, concept="a model that is not there", hidden=True)

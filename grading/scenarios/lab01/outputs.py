@@ -41,7 +41,7 @@ def times_of(output: RequestOutput) -> RequestMetrics:
 
 def near(found: Any, right: float) -> bool:
     """Whether it is the right number, but for rounding."""
-    return isinstance(found, int | float) and math.isclose(found, right, rel_tol=1e-6)
+    return isinstance(found, int | float) and math.isclose(found, right, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def story_of(output: RequestOutput) -> str:
@@ -77,8 +77,19 @@ def expect_times(lab: Remote, output: RequestOutput) -> None:
 def tokens_and_times_of_a_request(lab: Remote, dice: random.Random) -> None:
     for count in (2, dice.randrange(3, 9), dice.randrange(20, 60)):
         expect_times(lab, finished(dice, count))
-    for zero in (0.0, -dice.uniform(1, 9)):  # of a clock only differences mean something
-        expect_times(lab, finished(dice, dice.randrange(2, 9), arrival=zero))
+    for zero in ("arrival_time", "first_token_ts", "last_token_ts"):  # of a clock only differences mean something
+        output = finished(dice, dice.randrange(2, 9))
+        output.metrics = sooner(times_of(output), getattr(times_of(output), zero))
+        expect_times(lab, output)
+    together = finished(dice, dice.randrange(2, 9))  # tokens that came at once: there are gaps, of 0.0 seconds
+    together.metrics = replace(times_of(together), last_token_ts=times_of(together).first_token_ts)
+    expect_times(lab, together)
+
+
+def sooner(times: RequestMetrics, seconds: float) -> RequestMetrics:
+    """The same on a clock that shows so many seconds less."""
+    moments = ("arrival_time", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+    return replace(times, **{name: getattr(times, name) - seconds for name in moments})
 
 
 @check(todo=5, points=3, section=OUTPUTS, concept="a request without a gap", hidden=True)
@@ -109,6 +120,10 @@ def expect_throughput(lab: Remote, outputs: list[RequestOutput]) -> None:
 def throughput_counts_the_time_once_for_all(lab: Remote, dice: random.Random) -> None:
     expect_throughput(lab, [finished(dice, dice.randrange(2, 40), arrival=10 + dice.random()) for _ in range(3)])
     expect_throughput(lab, [finished(dice, dice.randrange(2, 40))])
+    for seconds in (0.0, dice.uniform(1, 9)):  # the last token at the clock's zero, and all of it before
+        early = finished(dice, dice.randrange(2, 40))
+        early.metrics = sooner(times_of(early), times_of(early).last_token_ts + seconds)
+        expect_throughput(lab, [early])
 
 
 @check(todo=5, points=2, section=OUTPUTS, concept="outputs in any order", hidden=True)

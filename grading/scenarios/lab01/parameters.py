@@ -149,6 +149,12 @@ def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab: Remote, dice:
     expect_sentence(mine, f"It takes {number}.{number} seconds, {words(dice, 4)}.", f"It takes {number}.")
     expect_sentence(mine, f"\nA{number}?! So: {words(dice, 3)}.\n{words(dice, 5)}.", None)
     expect_sentence(mine, f". {words(dice, 3)}.", ".")
+    marks = dice.sample([*"!?,;:", "\n", "\n\n"], 7)
+    unfinished = "".join(f" {words(dice, 1)}{mark}" for mark in marks)
+    found = said(unfinished, mine)
+    expect((found.text, found.finish_reason) == (unfinished, "stop"),
+           f"{unfinished!r} has no '.', and then the model ended it; there came {found.text!r}, "
+           f"finish reason {found.finish_reason!r}, of {len(found.token_ids)} tokens")
 
 
 def expect_sentence(mine: SamplingParams, answer: str, sentence: str | None) -> None:

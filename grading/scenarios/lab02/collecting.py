@@ -1,10 +1,11 @@
 """Lab 02, TODO 4: a stream is read to its end, and new text passed on as it arrives."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
 
-from grading.checks import check, expect, refusal, shown
+from grading.checks import check, expect, kept, refusal, shown
 from grading.scenarios.engines import as_it_is, clear_prompts, exactly, judges_llm, some_prompts, text_of, tokens_of, words
 from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, listener, stepwise
 from grading.worker.peer import Remote
@@ -39,6 +40,7 @@ def collected(lab: Remote, handed: Handed, *heard: Any) -> Remote:
     expect(last.finished and found == right,
            f"the last output of the stream says (id, finished, tokens, text) {right}, all text so far; what came back says "
            f"{shown(found)}")
+    expect(handed.ended, "the last output was read, the stream's end was not: go on until the stream ends by itself")
     return output
 
 
@@ -57,6 +59,18 @@ def returns_the_whole_text_with_or_without_a_listener(lab: Remote, dice: random.
     for given in ([], [None], [listener(lab, lambda piece: None)]):
         [prompt], count = some_prompts(dice, 1), dice.randrange(8, 20)
         collected(lab, Handed(lab, stepwise(prompt, count, f"req-{count}")), *given)
+    heard, texts = empty_listener(lab), growing(dice, 4)
+    collected(lab, Handed(lab, saying(texts, "req-listener")), heard)
+    pieces = lab._peer.root.package("builtins").list(heard)
+    expect("".join(pieces) == texts[-1],
+           f"on_text was given, an empty list that can be called, and heard {pieces}: whether there is a listener is `is not "
+           "None`, not whether it counts as true")
+
+
+def empty_listener(lab: Remote) -> Remote:
+    """A listener there that keeps what it is told; as long as that is nothing, it counts as false."""
+    builtins = lab._peer.root.package("builtins")
+    return kept(kept(builtins.type, "Heard", (builtins.list,), {"__call__": builtins.list.append}))
 
 
 def expect_heard(lab: Remote, texts: list[str]) -> None:
@@ -84,14 +98,18 @@ def passes_on_what_repeats_and_nothing_empty(lab: Remote, dice: random.Random) -
     for place in sorted(dice.sample(range(1, len(texts)), 2), reverse=True):
         texts.insert(place, texts[place])
     expect_heard(lab, texts)
+    expect_heard(lab, [""] * dice.randrange(1, 4))
 
 
-@check(todo=4, points=4, section=COLLECT, concept="an error in the middle", hidden=True)
-def lets_an_error_in_the_middle_through(lab: Remote, dice: random.Random) -> None:
-    for count in (dice.randrange(2, 6), 0):
-        text, texts = f"the engine lost its {words(dice, 2)}", growing(dice, count)
-        error = lab._peer.root.package("nano_qwen3_serving.exceptions").EngineError(text)
-        handed = Handed(lab, iter([*list(saying([*texts, "never"], "req-error"))[:-1], error]))
-        said = refusal("EngineError", lambda handed=handed: lab.collect_output(handed.stream()),
-                       f"after {count} outputs the stream raised it")
+@check(todo=4, points=4, section=COLLECT, concept="an error whenever it comes", hidden=True)
+def lets_an_error_through_whenever_it_comes(lab: Remote, dice: random.Random) -> None:
+    package, some = lab._peer.root.package, dice.randrange(2, 6)
+    errors = package("nano_qwen3_serving.exceptions").EngineError, package("asyncio").CancelledError
+    for make, (outputs, finished) in itertools.product(errors, ((some, False), (0, False), (some, True))):
+        text, texts = f"the engine lost its {words(dice, 2)}", growing(dice, outputs)
+        stream = list(saying(texts, "req-error")) if finished else list(saying([*texts, "never"], "req-error"))[:-1]
+        handed = Handed(lab, iter([*stream, make(text)]))
+        kind = "CancelledError" if make is errors[1] else "EngineError"
+        said = refusal(kind, lambda handed=handed: lab.collect_output(handed.stream()),
+                       f"after {outputs} outputs, {'the last' if finished else 'none'} of them finished, the stream raised it")
         expect(said == text, f"the stream raised an error that says {text!r}; what reached the caller says {said!r}")

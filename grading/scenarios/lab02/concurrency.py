@@ -3,6 +3,7 @@
 import random
 import re
 import time
+from typing import Any
 
 from grading.checks import Wrong, check, expect, expect_nothing_replaced, ours, refusal, shown
 from grading.scenarios.engines import (
@@ -15,8 +16,9 @@ from grading.scenarios.engines import (
     tokenizer,
     words,
 )
+from grading.scenarios.lab02.collecting import saying
 from grading.scenarios.lab02.request_ids import ID, expect_ids, repeated
-from grading.scenarios.lab02.streams import engine_beside, expect_output, parts
+from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, parts
 from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 
@@ -90,9 +92,41 @@ def returns_outputs_in_the_order_of_the_prompts(lab: Remote, dice: random.Random
            f"{shown(found)}")
     expect_served(ledger, outputs, prompts)
     expect(all(output.finished for output in outputs), "an output that came back is not finished")
+    nobody = lab.serve_many(engine_beside(lab), [], exactly(2))
+    expect(isinstance(nobody, list | tuple) and not nobody, f"no prompts have no outputs; serve_many() returned {shown(nobody)}")
 
 
-@check(todo=5, points=4, section=MANY, concept="a request that fails", hidden=True)
+class Losing:
+    """An engine of the judge's: one of its requests is cancelled.
+
+    Args:
+        place: which, from 0.
+        after: how many outputs it has had by then.
+    """
+
+    def __init__(self, lab: Remote, place: int, after: int) -> None:
+        self._lab, self._place, self._after, self._asked = lab, place, after, 0
+
+    def generate(self, prompt: str, sampling_params: Any, request_id: str, **more: Any) -> Remote:
+        """What an engine's method of this name returns."""
+        self._asked += 1
+        if self._asked != self._place + 1:
+            return Handed(self._lab, saying(["a word"], request_id)).stream()
+        outputs = list(saying(["word"] * (self._after + 1), request_id))[:-1]
+        lost = self._lab._peer.root.package("asyncio").CancelledError("the request was cancelled")
+        return Handed(self._lab, iter([*outputs, lost])).stream()
+
+
+@check(todo=5, points=1, section=MANY, concept="a request that is cancelled", hidden=True)
+def a_request_that_is_cancelled_is_no_output(lab: Remote, dice: random.Random) -> None:
+    for after in (0, dice.randrange(1, 4)):
+        engine, prompts = ours(Losing(lab, dice.randrange(3), after), "generate"), some_prompts(dice, 3)
+        refusal("CancelledError", lambda engine=engine, prompts=prompts: lab.serve_many(engine, prompts, exactly(3)),
+                f"one of three requests was cancelled, after {after} outputs: asyncio.CancelledError is an error, too, though "
+                "it is no Exception")
+
+
+@check(todo=5, points=3, section=MANY, concept="a request that fails", hidden=True)
 def the_error_of_one_request_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
     engine = engine_beside(lab)
     for count, place in ((3, dice.randrange(2)), (3, 2), (8, 7)):

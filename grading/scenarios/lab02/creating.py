@@ -61,12 +61,14 @@ def hands_on_how_many_requests_may_run_at_once(lab: Remote, dice: random.Random)
 
 @check(todo=1, points=1, section=CREATE, concept="an engine for each call")
 def every_call_makes_an_engine_of_its_own(lab: Remote, dice: random.Random) -> None:
-    created(lab, "course-draft", max_num_seqs=dice.randrange(1, 4)).shutdown()
-    [prompt] = some_prompts(dice, 1)
-    second = created(lab, "course-draft", max_num_seqs=dice.randrange(4, 8))
+    most, [prompt] = dice.randrange(1, 8), some_prompts(dice, 1)
+    first, second = (created(lab, "course-draft", max_num_seqs=most) for _ in range(2))
+    expect(not lab._peer.root.package("operator").is_(first, second),
+           "two calls of create_engine() with the same arguments returned one engine: whoever shuts it down shuts down both")
+    first.shutdown()
     outputs = second.generate(prompt, exactly(2), "req-second")
     expect(bool(outputs) and outputs[-1].finished,
-           "create_engine() was called again, after the engine of the first call was shut down; what came does not answer")
+           "create_engine() was called twice, and the engine of the first call was shut down; that of the second does not answer")
 
 
 @check(todo=1, points=2, section=CREATE, concept="a model that is not there")

@@ -4,7 +4,7 @@ import random
 import re
 from typing import Any
 
-from grading.checks import check, expect, shown
+from grading.checks import check, expect, kept, shown
 from grading.scenarios.lab02.streams import parts
 from grading.worker.peer import Remote
 
@@ -51,7 +51,20 @@ def ids_look_like_ids_after_many_calls(lab: Remote, dice: random.Random) -> None
     expect_ids(ids_of(lab, dice.randrange(1100, 1200))[-50:])
 
 
-@check(todo=2, points=2, section=IDS, concept="ids and the clock", hidden=True)
+@check(todo=2, points=1, section=IDS, concept="ids and seeded random numbers", hidden=True)
+def no_id_comes_again_when_random_numbers_are_seeded_again(lab: Remote, dice: random.Random) -> None:
+    package, seed, each, ids = lab._peer.root.package, dice.getrandbits(31), dice.randrange(5, 20), []
+    for _ in range(2):  # as programs do that want the same numbers in each run
+        for seeding in (package("random").seed, package("numpy").random.seed, package("torch").manual_seed):
+            kept(seeding, seed)
+        ids += ids_of(lab, each)
+    again = repeated(ids)
+    expect(again == 0,
+           f"random.seed({seed}), {each} ids, random.seed({seed}) again, {each} ids: {again} of them came twice. The numbers of "
+           "random, numpy and torch are everybody's, and anybody may have them begin anew")
+
+
+@check(todo=2, points=1, section=IDS, concept="ids and the clock", hidden=True)
 def two_calls_at_the_same_time_of_the_clock_differ(lab: Remote, dice: random.Random) -> None:
     count = dice.randrange(100, 200)
     parts(lab).stop_the_clocks(lab)

@@ -86,3 +86,6 @@ def the_stream_shows_text_while_it_grows(lab: Remote, dice: random.Random) -> No
     expect(counts == right,
            f"the engine's outputs held {right} tokens; those of the stream {counts}: hand on the engine's stream, do not "
            "collect it first")
+    expect(handed.ended,
+           "your stream ended, and the engine's had not yet: who hands outputs on does so until the engine's stream ends by "
+           "itself. An error can come after the last output, too")

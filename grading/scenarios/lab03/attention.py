@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,12 @@ from grading.scenarios.lab03.compare import (
     elsewhere,
     expect_tensor,
     near,
+    strided,
 )
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
 from grading.scenarios.lab03.network import Network, Noise, attention, filled, random_weights, shapes
 from grading.worker.peer import Remote
+from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.testing.checkpoints import attention_shapes
 
 ATTENTION = "TODO 4: Grouped causal attention"
@@ -97,7 +100,7 @@ def neighbouring_query_heads_share_a_kv_head(lab: Remote, dice: random.Random) -
 @check(todo=4, points=2, section=ATTENTION, concept="the layer and its core")
 def the_layer_writes_then_attends_through_the_core_it_was_given(lab: Remote, dice: random.Random) -> None:
     for config in shapes(dice):
-        noise, core, count = Noise(dice), Core(config), dice.randrange(5, 8)
+        noise, core, count = Noise(dice), HeadByHead(lab, config), dice.randrange(5, 8)
         weights = random_weights(attention_shapes(config), noise)
         given, (cache,) = core.exported()
         layer, truth = filled(lab.Attention(config, 0, given), weights), Network(config, weights)
@@ -107,6 +110,17 @@ def the_layer_writes_then_attends_through_the_core_it_was_given(lab: Remote, dic
         for name, mine, right in zip("kv", core.caches[0].read(step.slots), truth.heads(x, step.positions)[1:], strict=True):
             near(mine, right, f"{name} in the slots {step.slots}", NETWORK, axes=HEADS)
         near(got, truth.attend(x, step.positions), f"{count} tokens in the slots {step.slots}", NETWORK, axes=COLUMNS)
+
+
+class HeadByHead(Core):
+    """What this core returns does not lie in memory token by token: there is a view of it, and no other can be made."""
+
+    def __init__(self, lab: Remote, config: ModelConfig) -> None:
+        super().__init__(config)
+        self._lab = lab
+
+    def forward(self, q: Any, layer_cache: Any, metadata: Any) -> Any:
+        return strided(self._lab, super().forward(q, layer_cache, metadata), 0, 1)
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="who sees whom", hidden=True)
@@ -123,14 +137,16 @@ def no_token_sees_the_future(lab: Remote, dice: random.Random) -> None:
 
 @check(todo=4, points=1, section=ATTENTION, concept="the future, when scores are low", hidden=True)
 def the_future_has_no_weight_however_low_the_scores_are(lab: Remote, dice: random.Random) -> None:
-    for size in (1e3, 1e5, 1e12):
+    sizes = [(size, torch.float32) for size in (1e3, 1e5, 1e12)] + [(2.0**16, torch.float16), (2.0**40, torch.bfloat16)]
+    for size, dtype in sizes:
         count = dice.randrange(4, 8)
         score, numbers = size * dice.uniform(1, 2), torch.tensor([float(dice.randrange(1, 50)) for _ in range(count)])
-        q, k = torch.full((count, 2, 4), score**0.5), torch.full((count, 1, 4), -(score**0.5))
+        q, k = torch.full((count, 2, 4), score**0.5, dtype=dtype), torch.full((count, 1, 4), -(score**0.5), dtype=dtype)
         right = numbers.double().cumsum(0) / torch.arange(1, count + 1)  # every score is the same: the mean of what is seen
-        got = asked(lab, lab.causal_attention, "q k v", q, k, numbers.view(-1, 1, 1).repeat(1, 1, 4))
+        got = asked(lab, lab.causal_attention, "q k v", q, k, numbers.view(-1, 1, 1).repeat(1, 1, 4).to(dtype))
         near(got, right.view(-1, 1, 1).repeat(1, 2, 4),
-             f"all scores are {-2 * score:g}, so a mask that is a number, such as -10000, lets the future in", axes=HEADS)
+             f"{dtype}, all scores are {-2 * score:g}, so a mask that is a number, such as -10000 or the smallest one of "
+             f"{dtype}, lets the future in", OPERATOR if dtype == torch.float32 else 3 * BF16, dtype, axes=HEADS)
 
 
 @check(todo=4, points=1, section=ATTENTION, concept="how far back a query sees", hidden=True)
@@ -161,7 +177,7 @@ def scores_and_weights_of_bfloat16_are_computed_in_float32(lab: Remote, dice: ra
     q, k, v = torch.ones(1, 2, 4), torch.zeros(others + 1, 1, 4), torch.ones(others + 1, 1, 4)
     k[:others, 0, 0], k[:others, 0, 1], v[others] = -16.0, -more, 0.0
     expect_as_near_as_can_be(lab, q, k, v, f"one key scores 0, {others} score -{8 + more / 2:.3f}")
-    q, k, v = queries(Noise(dice), 40, 300, 4, 2, 16, scale=3.0)
+    q, k, v = queries(Noise(dice), 40, 300, 4, 2, 20, scale=3.0)  # the root of 20 is no power of 2: it rounds a q in bfloat16
     expect_as_near_as_can_be(lab, q, k, v, "scores up to 40, over 300 keys")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grading.checks import check
-from grading.scenarios.lab03.compare import COLUMNS, NETWORK, asked, expect_tensor, near
+from grading.scenarios.lab03.compare import BF16, COLUMNS, NETWORK, asked, expect_tensor, near
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
 from grading.scenarios.lab03.network import (
     Network,
@@ -36,6 +36,12 @@ def swiglu_by_hand(lab: Remote, dice: random.Random) -> None:
     got = asked(lab, filled(lab.MLP(config), matrices), "x", torch.tensor([[*gates, *ups]], dtype=torch.float32))
     down = gates[1] / (1 + math.exp(-gates[1])) * ups[1]  # silu(0) is 0
     near(got, torch.tensor([[0.0, down, 0.0, down]]), f"gate {gates}, up {ups}", axes=COLUMNS)
+    for dtype, large in ((torch.float32, 1000.0), (torch.bfloat16, 100.0), (torch.float16, 20.0)):
+        mlp = filled(lab.MLP(config), {name: matrix.to(dtype) for name, matrix in matrices.items()})
+        down = large * ups[1]
+        near(mlp(torch.tensor([[-large, large, *ups]], dtype=dtype)), torch.tensor([[0.0, down, 0.0, down]]),
+             f"{dtype}, gate {-large:g} {large:g}, up {ups}: silu shuts the first and lets the second through; its exp is inf",
+             BF16, dtype, axes=COLUMNS)
 
 
 @check(todo=5, points=3, section=LAYER, concept="the feed-forward network")

@@ -73,9 +73,19 @@ def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Rando
         starts = [0, cut, *[0] * (len(lengths) - 2)]
         step = Step([Chunk(*one) for one in zip(starts, lengths, places, strict=True)], padding)
         got = model.last_logits(step, texts)
-        right = torch.stack([model.truth.logits(text)[-1] for text in texts])
-        what = f"query_lens {step.query_lens}, {padding} rows of padding: the logits of the rows {step.rows}"
-        near(got, right, what, NETWORK, axes=LOGITS)
+        expect_last(model, step, texts, got)
+        # as many requests and tokens, and others are the last rows
+        others = [noise.tokens(length, config) for length in (1, *reversed(step.query_lens[1:]))]
+        places = tables(dice, *map(len, others))
+        step = Step([Chunk(0, len(text), table) for text, table in zip(others, places, strict=True)], padding)
+        expect_last(model, step, others, model.last_logits(step, others))
+
+
+def expect_last(model: Model, step: Step, texts: list[Tensor], got: Any) -> None:
+    """`got` has the logits after each of these texts, which end with this step."""
+    right = torch.stack([model.truth.logits(text)[-1] for text in texts])
+    what = f"query_lens {step.query_lens}, {step.padding} rows of padding: the logits of the rows {step.rows}"
+    near(got, right, what, NETWORK, axes=LOGITS)
 
 
 @check(todo=6, points=2, section=OF_LOGITS, concept="how many rows the head computes")

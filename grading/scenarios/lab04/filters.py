@@ -6,7 +6,7 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, shown
+from grading.checks import check, expect, hold, kept, shown
 from grading.scenarios.lab04.definitions import (
     by_min_p,
     by_top_k,
@@ -45,7 +45,7 @@ def top_k_keeps_the_k_likeliest(lab: Remote, dice: random.Random) -> None:
     expect_kept(lab, logits_of(shares, dice), f"tokens 0 to 5 have {shares} percent", *dice.sample(wishes, len(wishes)))
 
 
-@check(todo=3, points=4, section=FILTERS, concept="the token at the border")
+@check(todo=3, points=3, section=FILTERS, concept="the token at the border")
 def top_p_keeps_the_token_that_crosses_the_border_and_none_after(lab: Remote, dice: random.Random) -> None:
     shares = percents(dice)
     sums = [0, *itertools.accumulate(sorted(shares, reverse=True))]
@@ -108,7 +108,7 @@ def top_p_of_one_is_off_however_unlikely_a_token_is(lab: Remote, dice: random.Ra
 @check(todo=3, points=1, section=FILTERS, concept="the precision of the filters", hidden=True)
 def filters_in_float32_whatever_comes_in(lab: Remote, dice: random.Random) -> None:
     # 600 tokens, the likeliest of 0.3 %: their sum, in 8 or 11 bits, reaches the border far too early or never
-    for dtype in HALF:
+    for dtype in (*HALF, torch.float64):
         logits = (random_logits(dice, 1, 600) / 10).to(dtype)
         top_p = dice.uniform(0.85, 0.95)
         while not clear(logits[0].tolist(), top_p=top_p):
@@ -118,6 +118,25 @@ def filters_in_float32_whatever_comes_in(lab: Remote, dice: random.Random) -> No
         right[0, tokens] = logits[0, tokens].float()
         expect_logits(lab.keep_top(logits, [row(top_p=top_p)]), right,
                       f"{dtype} logits become float32 before they are filtered by top_p={top_p}; {len(tokens)} of 600 stay")
+
+
+@check(todo=3, points=1, section=FILTERS, concept="one call after another", hidden=True)
+def a_call_that_filters_knows_nothing_of_those_before_it(lab: Remote, dice: random.Random) -> None:
+    shares = percents(dice)
+    logits, held = logits_of(shares, dice), hold(lab, [])  # the engine may use one list for all steps
+    largest = sorted(shares, reverse=True)
+    wishes = [{"top_k": 2}, {"top_p": (largest[0] + 0.5) / 100}, {"min_p": 1.0}, {"top_k": 4}]
+    for _ in range(3):
+        dice.shuffle(wishes)
+        kept(held.clear)
+        kept(held.extend, [row(**one) for one in wishes])
+        found = lab.keep_top(torch.tensor(logits).repeat(4, 1), held)
+        right = torch.full((4, 6), -INF)
+        for i, one in enumerate(wishes):
+            tokens = sorted(filtered(logits, SamplingParams(**one)))
+            right[i, tokens] = torch.tensor(logits)[tokens]
+        expect_logits(found, right, f"the same list of rows, which now want {wishes}: what is kept by a list or a number of rows "
+                                    "is out of date")
 
 
 def expect_mixed(lab: Remote, dice: random.Random, logits: Tensor) -> None:

@@ -22,7 +22,7 @@ def expect_greedy(lab: Remote, given: object, right: list[int], what: str) -> No
 
 @check(todo=1, points=1, section=GREEDY, concept="the largest logit")
 def takes_the_largest_logit_of_each_row(lab: Remote, dice: random.Random) -> None:
-    for dtype in (torch.float32, *HALF):
+    for dtype in (torch.float32, torch.float64, *HALF):
         size = dice.randrange(5, 30)
         places = [dice.sample(range(size), size) for _ in range(dice.randrange(3, 7))]
         logits = (torch.tensor(places) / 2 - dice.randrange(20)).to(dtype)
@@ -69,3 +69,6 @@ def compares_logits_and_not_rounded_probabilities(lab: Remote, dice: random.Rand
     for scores, token in zip(logits, best, strict=True):
         scores[token] = torch.nextafter(scores[token], torch.tensor(1.0))
     expect_greedy(lab, logits, best, f"the tokens {best} are larger than the others, equal ones, by the last bit of float32")
+    closer = 1.0 + 2.0**-40 * torch.tensor([dice.sample(range(size), size) for _ in best], dtype=torch.float64)
+    expect_greedy(lab, closer, closer.argmax(dim=1).tolist(),
+                  "logits of float64, from 1 on by steps of 2**-40; compare them in the float type they come in")

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, ours, shown
+from grading.checks import check, expect, ours, shown
 from grading.scenarios.lab04.definitions import chances, wishes_where_order_matters
 from grading.scenarios.lab04.draws import NUM_DRAWS, called_with_rows, expect_frequencies, seeds_from
-from grading.scenarios.lab04.rows import expect_untouched, numbers, random_logits, repeated, row, weather
+from grading.scenarios.lab04.rows import across, expect_untouched, numbers, random_logits, repeated, row, weather
 from grading.scenarios.lab04.sampler import expect_logprobs, generated, prompts_from, sampled
 from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
@@ -42,6 +42,9 @@ def a_rank_is_one_plus_the_number_of_likelier_tokens(lab: Remote, dice: random.R
     close[best] = torch.nextafter(close[best], torch.tensor(1.0))  # larger by the last bit, which log_softmax rounds away
     expect_logprobs(lab.logprobs_of(close, other, 0), close, other, 0,
                     f"the logit of token {best} is larger than three equal ones by its last bit")
+    closer = 1.0 + 2.0**-40 * torch.tensor(dice.sample(range(9), 9), dtype=torch.float64)
+    expect_logprobs(lab.logprobs_of(closer, other, 4), closer, other, 4,
+                    "logits of float64, from 1 on by steps of 2**-40; compare them in the float type they come in")
 
 
 @check(todo=6, points=2, section=LOGPROBS, concept="which logits log-probabilities are of")
@@ -53,7 +56,7 @@ def the_samplers_logprobs_are_of_the_raw_logits(lab: Remote, dice: random.Random
     rows = [row(dice.getrandbits(40), output=[order[0]] * 2, logprobs=count, **wishes) for count in counts] + [
         row(temperature=0.0, logprobs=1)]
     each = torch.stack([logits[dice.sample(range(6), 6)] for _ in rows])  # every row has its tokens in another order
-    held = hold(lab, each)
+    held = across(lab, each)
     tokens, logprobs = sampled(lab.Sampler(), held, rows)
     expect_untouched(held, each, "sample()")
     for token, found, one, own in zip(tokens, logprobs, rows, each, strict=True):

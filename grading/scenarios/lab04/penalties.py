@@ -104,6 +104,17 @@ def what_was_generated_since_the_last_step_counts(lab: Remote, dice: random.Rand
         expect_logits(lab.apply_penalties(logits, [one]), [right], f"the same request, whose output has grown to {written}")
         written = [*written, dice.randrange(8)]
         held.append(written[-1])
+    prompt = hold(lab, wishes.prompt_token_ids)
+    for first, second in (dice.sample(range(8), 2), dice.sample(range(8), 2)):  # other requests', where the first one's lists lay
+        written, read = [first] * len(written), [second] * len(wishes.prompt_token_ids)
+        for there, tokens in ((held, written), (prompt, read)):
+            kept(there.clear)
+            kept(there.extend, tokens)
+        one = kept(rows_there, hold(lab, wishes.params), prompt, held, 0, 0)
+        now = replace(wishes, prompt_token_ids=read, output_token_ids=written)
+        expect_logits(lab.apply_penalties(logits, [one]), [adjusted(logits[0].double().tolist(), now)],
+                      f"lists as long as before, with other tokens: prompt {read}, output {written}. Of a list that is gone the "
+                      "next one may have the place, so what is kept by a list, or by its length, is out of date")
 
 
 @check(todo=4, points=1, section=PENALTIES, concept="tokens that were removed, and the input", hidden=True)
@@ -113,6 +124,7 @@ def removed_tokens_stay_removed_and_nothing_is_changed_in_place(lab: Remote, dic
     logits[:, gone] = -INF
     rows = [row(output=[gone, seen], logit_bias={gone: 50.0, seen: 1.0}, **wishes), row()]
     expect_penalties(lab, logits, rows, f"token {gone} has -inf and stays removed; row 1 wants nothing changed")
-    half = random_logits(dice, 1, 30).bfloat16()
-    expect_penalties(lab, half, [row(logit_bias={t: dice.uniform(0.001, 0.002) for t in range(30)})],
-                     "bfloat16 logits become float32 before anything is added")
+    for dtype in (torch.bfloat16, torch.float64):
+        other = random_logits(dice, 1, 30).to(dtype)
+        expect_penalties(lab, other, [row(logit_bias={t: dice.uniform(0.001, 0.002) for t in range(30)})],
+                         f"{dtype} logits become float32 before anything is added")

@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from grading.checks import check, expect, expect_nothing_replaced, hold, shown
+from grading.checks import check, expect, expect_nothing_replaced, hold, kept, shown
 from grading.scenarios.lab04.draws import (
     NUM_DRAWS,
     NUM_PAIRS,
@@ -197,14 +197,26 @@ def torchs_global_generator_is_neither_used_nor_changed(lab: Remote, dice: rando
     torch_there.manual_seed(here.initial_seed())
     torch_there.rand(used)  # so that seeding it again does not bring it back
     torch.rand(used, generator=here)
+    others = states(lab)
     first = drawn(lab, logits, places)
     expect_nothing_replaced(lab, "numbers")
     expect(torch.equal(torch_there.rand(4), torch.rand(4, generator=here)),
            "torch's global generator was used or seeded: whoever else draws from it now gets other numbers")
+    expect(states(lab) == others,
+           "the generator of random or of numpy that all share was used or seeded: whoever else draws from it now gets other "
+           "numbers. random.Random(number) is one of your own")
     torch_there.manual_seed(dice.getrandbits(31))
+    kept(lab._peer.root.package("random").seed, dice.getrandbits(31))
     second = drawn(lab, logits, places)
     expect(second == first,
-           f"after torch.manual_seed() {differing(second, first)} of 200 draws differ: they depend on something besides the row")
+           f"after torch.manual_seed() and random.seed() {differing(second, first)} of 200 draws differ: they depend on "
+           "something besides the row")
+
+
+def states(lab: Remote) -> list:
+    """Of the generators of Python and of numpy that all share, there."""
+    package = lab._peer.root.package
+    return [package("builtins").repr(kept(state)) for state in (package("random").getstate, package("numpy").random.get_state)]
 
 
 @check(todo=5, points=1, section=SEEDS, concept="which numbers a seed may be", hidden=True)

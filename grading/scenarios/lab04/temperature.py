@@ -5,7 +5,7 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, shown
+from grading.checks import check, expect, hold, kept, shown
 from grading.scenarios.lab04.rows import HALF, INF, across, expect_logits, expect_untouched, random_logits, row
 from grading.worker.peer import Remote
 
@@ -17,7 +17,7 @@ def divided(logits: Tensor, temperatures: list[float]) -> Tensor:
     return logits.double() / torch.tensor([t or 1.0 for t in temperatures], dtype=torch.float64)[:, None]
 
 
-@check(todo=2, points=4, section=TEMPERATURE, concept="each row's own temperature")
+@check(todo=2, points=3, section=TEMPERATURE, concept="each row's own temperature")
 def divides_each_row_by_its_own_temperature(lab: Remote, dice: random.Random) -> None:
     temperatures = [0.01, 1.0, *(dice.uniform(0.2, 2) for _ in range(4))]
     dice.shuffle(temperatures)
@@ -53,10 +53,23 @@ def changes_nothing_that_it_is_given(lab: Remote, dice: random.Random) -> None:
     expect_logits(found, divided(logits, temperatures), "rows with a removed token, -inf, which stays removed")
 
 
+@check(todo=2, points=1, section=TEMPERATURE, concept="one call after another", hidden=True)
+def a_call_that_divides_knows_nothing_of_those_before_it(lab: Remote, dice: random.Random) -> None:
+    logits, temperatures = random_logits(dice, 3, 9), [dice.uniform(0.3, 0.9), 0.0, dice.uniform(1.1, 1.9)]
+    held = hold(lab, [row(temperature=t) for t in temperatures])  # the engine may use one list for all steps
+    for _ in range(3):
+        expect_logits(lab.apply_temperature(logits, held), divided(logits, temperatures),
+                      f"the same list of rows, which now have the temperatures {shown(temperatures)}: what is kept by a list or "
+                      "a number of rows is out of date")
+        temperatures = [*temperatures[1:], dice.uniform(0.3, 1.9)]
+        kept(held.clear)
+        kept(held.extend, [row(temperature=t) for t in temperatures])
+
+
 @check(todo=2, points=1, section=TEMPERATURE, concept="the precision of the quotient", hidden=True)
 def divides_in_float32_whatever_comes_in(lab: Remote, dice: random.Random) -> None:
     # Rounded to bfloat16 (float16) a quotient is off by up to 2**-9 (2**-12) of itself: of 400 some by 1e-4 and more.
-    for dtype in HALF:
+    for dtype in (*HALF, torch.float64):
         temperatures = [dice.uniform(0.55, 0.95), dice.uniform(1.05, 1.9)]
         logits = random_logits(dice, 2, 200).to(dtype)
         found = lab.apply_temperature(logits, [row(temperature=t) for t in temperatures])
