@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from grading.checks import check, expect, hold, kept, look, shown
-from grading.scenarios.lab07.pool import DTYPES, Pool, Vast, cut_out, elsewhere_by_default, expect_unchanged
+from grading.scenarios.lab07.pool import ALL_DTYPES, DTYPES, Pool, Vast, cut_out, elsewhere_by_default, expect_unchanged
 from grading.worker.peer import Remote
 
 BATCH = "TODO 5: A batch of requests"
@@ -24,7 +24,8 @@ def batches(dice: random.Random) -> dict[str, list[tuple[int, int]]]:
     return {
         "one decode": [(8, 1)], "one chunk": [(4, 4)], "decodes": [(0, 1), (3, 1), (4, 1), (far, 1)],
         "chunks": [(0, 9), (3, 2), (8, 8), (0, dice.randrange(2, 6))],
-        "decodes and chunks": [(7, 1), (0, 1), (far, 1), (0, 4), (5, dice.randrange(2, 6)), (12, 7)]}
+        "decodes and chunks": [(7, 1), (0, 1), (far, 1), (0, 4), (5, dice.randrange(2, 6)), (12, 7)],
+        "first and last of a length": [(6, 1), (2, 1), (far, 1), (6, 1)], "first and last alike": [(4, 3), (0, 2), (4, 3)]}
 
 
 @check(todo=5, points=4, section=BATCH, concept="every request and its own tokens")
@@ -85,7 +86,7 @@ def random_batches(lab: Remote, dice: random.Random) -> None:
 
 @check(todo=5, points=2, section=BATCH, concept="arguments of any strides, none of them changed", hidden=True)
 def any_strides_longer_tables_and_nothing_changed(lab: Remote, dice: random.Random) -> None:
-    for dtype in DTYPES:
+    for dtype in ALL_DTYPES:
         pool = Pool(dice, (3, 1), (dice.randrange(4, 9), 1), (6, 5), dtype=dtype)
         starts, lens, tables = pool.query_starts(), pool.seq_lens(), pool.tables(spare=3)
         q = cut_out(lab, pool.q())
