@@ -844,7 +844,6 @@ BATCHES = {
     "one decode": [(8, 1)], "one chunk": [(4, 4)], "decodes": [(0, 1), (3, 1), (4, 1), (21, 1)],
     "chunks": [(0, 9), (3, 2), (8, 8), (0, 2)],
     "decodes and chunks": [(7, 1), (0, 1), (16, 1), (0, 4), (5, 3), (12, 7)],
-    "first and last of a length": [(6, 1), (2, 1), (11, 1), (6, 1)], "first and last alike": [(4, 3), (0, 2), (4, 3)],
 }
 
 

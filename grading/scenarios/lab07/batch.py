@@ -24,8 +24,7 @@ def batches(dice: random.Random) -> dict[str, list[tuple[int, int]]]:
     return {
         "one decode": [(8, 1)], "one chunk": [(4, 4)], "decodes": [(0, 1), (3, 1), (4, 1), (far, 1)],
         "chunks": [(0, 9), (3, 2), (8, 8), (0, dice.randrange(2, 6))],
-        "decodes and chunks": [(7, 1), (0, 1), (far, 1), (0, 4), (5, dice.randrange(2, 6)), (12, 7)],
-        "first and last of a length": [(6, 1), (2, 1), (far, 1), (6, 1)], "first and last alike": [(4, 3), (0, 2), (4, 3)]}
+        "decodes and chunks": [(7, 1), (0, 1), (far, 1), (0, 4), (5, dice.randrange(2, 6)), (12, 7)]}
 
 
 @check(todo=5, points=4, section=BATCH, concept="every request and its own tokens")
