@@ -1,7 +1,7 @@
 # make demo   the engine answers real prompts
 # make test   the project's tests
 # make quick  the fast ones among them
-# make prove  the long ones: judge against tests, every cheat at every level, a cohort that is killed and goes on
+# make prove  the long ones: judge against tests, wrong solutions, every cheat at every level, a cohort that is killed and goes on
 # make check  lint and types
 # make notebooks  runs them again and keeps what they print
 # make clean  removes the environment

@@ -101,6 +101,7 @@ WRONG = {
 """Lab -> mutants of TODOs on which others build."""
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(("number", "name"), [(number, name) for number, names in WRONG.items() for name in names])
 def test_a_mistake_costs_the_same_with_and_without_solutions(edition: Path, course: Path, number: str, name: str):
     """And the run says the same of it, in less than 200 lines, with nothing of the harness in them."""
