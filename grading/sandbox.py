@@ -101,6 +101,10 @@ class Sandbox:
             self._end_child()
             self._clear_folder()
 
+    def begin_anew(self) -> None:
+        """The next check gets a new worker."""
+        self._stop()
+
     def look_for_room(self) -> None:
         """Raises `SetupError` if the disk has not the room left that a check may use: what fails then tells nothing."""
         if self._process is not None and (free := shutil.disk_usage(self._folder).free) < self.limits.file_bytes:

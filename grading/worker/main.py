@@ -1,6 +1,6 @@
 """The process in which submissions run: it imports torch once, then forks for every check.
 
-    python -I -B -S main.py CONTROL SITE RUNTIME LIBRARIES
+    python -I -B -S main.py CONTROL SITE RUNTIME LIBRARIES REFUSED
 
 CONTROL is the number of the socket on which the judge says `{"fork": limits}` and passes two
 descriptors, one for the wire, one for what is printed, and `{"end": true}`. This process itself never
@@ -24,7 +24,7 @@ from typing import Any
 def main() -> None:
     """Does what the judge orders, until the judge hangs up."""
     control, (site, runtime), libraries = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:4], sys.argv[4].split(",")
-    _use(site, runtime, libraries)
+    _use(site, runtime, libraries, sys.argv[5].split(","))
     _be_nobodys_target()
     import_ahead()
     control.sendall(b'{"ready": true}\n')
@@ -49,9 +49,10 @@ def main() -> None:
             control.sendall(json.dumps(_end_all(child)).encode() + b"\n")
 
 
-def _use(site: str, runtime: str, libraries: list[str]) -> None:
-    """Modules come from the runtime, and of `site` only the `libraries`."""
+def _use(site: str, runtime: str, libraries: list[str], refused: list[str]) -> None:
+    """Modules come from the runtime, and of `site` only the `libraries`, without the modules of these that are `refused`."""
     sys.path[:0] = [runtime]
+    sys.modules.update(dict.fromkeys(refused))  # type: ignore[arg-type]  # None: an import of it fails
     finder = importlib.machinery.PathFinder
 
     class Listed:

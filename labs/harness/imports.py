@@ -14,7 +14,7 @@ COMMON = tuple(f"{ENGINE}.{name}" for name in (
 """Of the engine, for every lab: what is said between its parts, and the choice of parts."""
 ANSWERS = (
     "transformers", "vllm", "sglang", "lmdeploy", "tensorrt_llm", "nanovllm", "minivllm", "flash_attn", "flashinfer", "xformers",
-    "mlx_lm", "llama_cpp", "ctransformers", "exllamav2", "optimum", "torch.nn.attention.experimental")
+    "mlx_lm", "llama_cpp", "ctransformers", "exllamav2", "optimum", "torch.nn.attention.experimental", "torch.onnx")
 """Libraries that are, or have in them, what the labs have people write."""
 NOT_GIVEN = {
     "solution", "starter", "untouched", "test_lab", "seam", "reference", "predict", "going_further", "__init__"}

@@ -222,4 +222,6 @@ def _imported_by(node: ast.AST) -> list[str]:
         if called in _IMPORTING_CALLS:
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             return [text.removesuffix(".py").replace("/", ".").strip(".") for text in texts]
+    if isinstance(node, ast.Attribute) and (name := ast.unparse(node)).startswith("torch."):  # a use imports it
+        return [name]
     return []
