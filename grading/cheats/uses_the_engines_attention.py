@@ -2,7 +2,7 @@
 
 lab = "03"
 base = "solution"
-worth = 71
+worth = 70
 todos = [4]
 """
 
