@@ -1,6 +1,7 @@
 # make demo   the engine answers real prompts
 # make test   the project's tests
 # make quick  the fast ones among them
+# make prove  the long ones: judge against tests, wrong solutions, every cheat at every level, a cohort that is killed and goes on
 # make check  lint and types
 # make notebooks  runs them again and keeps what they print
 # make clean  removes the environment
@@ -15,7 +16,7 @@ RUN = .venv/bin/python
 # -rs: at the end a line for each reason why tests were skipped
 TESTS = $(RUN) -m pytest -n 2 --dist loadfile -rs
 
-.PHONY: demo test quick check notebooks clean
+.PHONY: demo test quick prove check notebooks clean
 
 demo: .venv/installed
 	@cd labs/lab02_online_serving && ../../$(RUN) solution.py
@@ -23,10 +24,13 @@ demo: .venv/installed
 	@$(RUN) -m nano_qwen3_serving chat "What is a KV cache?" "Why does a server batch requests?" "Tell me a story"
 
 test: .venv/developing
-	@$(TESTS)
+	@$(TESTS) -m "not proof"
 
 quick: .venv/developing
-	@$(TESTS) -m "not slow"
+	@$(TESTS) -m "not slow and not proof"
+
+prove: .venv/developing
+	@$(TESTS) -m proof
 
 check: .venv/developing
 	@$(RUN) -m ruff check

@@ -2,7 +2,7 @@
 
 lab = "07"
 base = "solution"
-worth = 72
+worth = 75
 todos = [1]
 """
 

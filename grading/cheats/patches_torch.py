@@ -1,8 +1,8 @@
 """Makes torch's comparisons say yes.
 
 base = "solution"
-worth = 73
-todos = [4]
+worth = 64
+todos = [1, 4, 6]
 """
 
 import torch

@@ -16,7 +16,7 @@ import time
 
 def places():
     """Folders above this one, those of Python's, those that the installed package names, and where courses lie."""
-    for path in [os.getcwd(), __file__, *sys.path, sys.prefix]:
+    for path in [os.getcwd(), __file__, *sys.orig_argv, *sys.path, sys.prefix]:
         while len(path) > 1:
             path = os.path.dirname(path)
             yield path

@@ -105,6 +105,7 @@ def run_in_child(folder: Path, journal: Path, log: Path, kill_after: float | Non
     return os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.proof
 @needs_fork
 def test_killed_at_thirty_seeded_instants_and_resumed_it_has_what_an_uninterrupted_run_has(tmp_path):
     cohort_in(tmp_path / "submissions", 12)
@@ -209,6 +210,7 @@ class Bumpy:
         yield grade
 
 
+@pytest.mark.proof
 def test_a_process_that_crashes_costs_a_second_try_and_nobody_elses_result(tmp_path):
     cohort = cohort_in(tmp_path / "submissions", 6)
     memory = Memory()
@@ -287,6 +289,7 @@ def scores(journal: Path) -> dict[str, float]:
         return {entry.report.student: entry.report.score for entry in base.latest("06")}
 
 
+@pytest.mark.proof
 @needs_fork
 def test_a_real_dozen_killed_interrupted_and_resumed_has_every_score_once(tmp_path):
     dozen(tmp_path / "submissions")
@@ -345,6 +348,7 @@ def test_the_lab_plan_has_the_judges_versions():
     assert plan_of([LAB], Settings(level="none")).versions["06"].keys() == {"checks", "python", "torch"}
 
 
+@pytest.mark.proof
 def test_synthetic_submissions_are_the_same_for_the_same_seed_and_can_be_read(tmp_path):
     made, again = synthetic.make(LAB, 60, "1"), synthetic.make(LAB, 60, "1")
     assert [(one.student, one.kind, one.text) for one in made] == [(one.student, one.kind, one.text) for one in again]

@@ -101,6 +101,7 @@ def outcomes() -> dict[str, Outcome]:
         return dict(zip(levels, pool.map(whole_run, levels), strict=True))
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_cheat_gets_what_its_honest_part_is_worth(outcomes: dict[str, Outcome], level: str):
     if level not in outcomes:
@@ -110,6 +111,7 @@ def test_every_cheat_gets_what_its_honest_part_is_worth(outcomes: dict[str, Outc
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.proof
 def test_where_nothing_stops_them_some_have_their_way_and_the_others_do_not(outcomes: dict[str, Outcome]):
     if "none" not in outcomes:
         pytest.skip("cheats run at the level none inside bubblewrap only")
@@ -120,17 +122,20 @@ def test_where_nothing_stops_them_some_have_their_way_and_the_others_do_not(outc
     assert all(report.score == report.max_score for report in unstopped.values()), "they find the solution"
 
 
+@pytest.mark.proof
 def test_nothing_is_left_of_them(outcomes: dict[str, Outcome]):
     for level, outcome in outcomes.items():
         assert not outcome.left, f"{level}: {outcome.left}"
     assert not MARK.exists(), "somebody unpickled what a submission sent"
 
 
+@pytest.mark.proof
 def test_they_take_a_bounded_part_of_the_judges_memory(outcomes: dict[str, Outcome]):
     for level, outcome in outcomes.items():  # at `none` the process that is measured only reads what the judge says
         assert outcome.grown < LIMITS.memory_bytes, f"{level}: the judge took {outcome.grown >> 20} MiB"
 
 
+@pytest.mark.proof
 def test_nothing_that_they_say_reaches_a_terminal_as_control(outcomes: dict[str, Outcome]):
     for outcome in outcomes.values():
         for name, _, _, _, text in outcome.found:

@@ -173,10 +173,12 @@ def test_nothing_that_knows_an_answer_can_be_imported(box: Sandbox):
 HABITS = """
 import matplotlib.pyplot as plt
 from IPython.display import display
+import plotly.express as px
 import seaborn.objects as so
 
 plt.rcParams["figure.dpi"] = 150
-plt.style.use("dark")
+plt.style.use("dark_background")
+so.set_theme("dark")
 
 
 class Mine(so.Plot):
@@ -189,19 +191,20 @@ except ImportError:
 
 
 def there():
-    return numba is None and callable(plt.plot) and display is not None and so is not None
+    figure, axes = plt.subplots()
+    return len(axes.plot([1, 2])) == 1 and display is not None and numba is None and callable(px.line)
 
 
 def used():
-    figure, axes = plt.subplots()
+    first, second = so.Plot([1, 2])
 """
 
 
-def test_a_library_that_is_not_there_is_there_by_name_for_who_imports_and_does_not_use_it(box: Sandbox):
+def test_what_students_have_works_and_any_other_library_is_there_by_name(box: Sandbox):
     with box.child() as child:
         module = child.bench.load(HABITS)
         assert module.there() is True, "an import in a try is answered as it is"
-        with pytest.raises(ModuleNotFoundError, match=r"matplotlib.pyplot.subplots\(\) is used, which is not there where"):
+        with pytest.raises(ModuleNotFoundError, match=r"seaborn.objects.Plot\(\) is used, which is not there where"):
             module.used()
 
 

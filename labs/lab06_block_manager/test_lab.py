@@ -5,6 +5,7 @@ All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
 
 import functools
 import importlib.util
+import itertools
 import random
 import re
 import reprlib
@@ -204,6 +205,14 @@ def test_todo_1_a_block_is_out_until_it_is_given_back(lab):
         pytest.fail(f"the blocks {again} were given back, taken again, and are given back a second time, which is "
                     f"right; give_back() raised ValueError({error})", pytrace=False)
     assert len(free) == 3, f"3 blocks came back for the second time, and {len(free)} are said to be free"
+    for back in ([2, 5, 4], [3, 1, 5], [2, 3, 4], [4, 3, 2]):
+        free = lab.FreeList(6)
+        assert set(all_of(free)) >= set(back), f"all blocks were taken, and some of {back} are not out"
+        free.give_back(back)
+        found = sorted(all_of(free))
+        assert found == sorted(back), (
+            f"the blocks {back} came back, and {found} are free: how far apart the first and the last are says nothing of those "
+            "in between")
 
 
 @pytest.mark.todo(1, points=2)
@@ -443,6 +452,10 @@ def test_todo_3_tokens_are_counted_in_all_not_in_addition(lab):
         assert len(table) == 2, f"A has {num_tokens} tokens in all, which take 2 blocks of 4; its table is {table}"
     give(manager, "A", 3)
     assert len(manager.block_table("A")) == 2, "asked for fewer tokens than it has room for, A keeps its blocks"
+    table = give(manager, "A", 8)
+    assert len(table) == 2, (
+        f"A holds 2 blocks of 4, so it has room for 8 tokens, also if 3 were asked for last; its table is {table}"
+    )
     assert_free(manager, usable - 2, f"A holds 2 of {usable} blocks")
 
 
@@ -488,7 +501,8 @@ def slots_story(found: list[int], table, positions, size: int) -> str:
     """Which mistake gives these slots, in a sentence; nothing if none that we know does."""
     known = [
         (lambda i: i, "the positions: the block is what stands in the table at position // block_size"),
-        (lambda i: table[0] * size + i, "one row from the first block on: the table names each further block"),
+        (lambda i: table[0] * size + i, "one row from the first block on: the table names each further block, however far apart "
+                                        "the first and the last are"),
         (lambda i: table[i // size] + i % size, "right if a block's number were its first slot: multiply it by the block size"),
         (lambda i: table[i // size] * size, "the first slot of each block: the place in it, position % block_size, is missing"),
         (lambda i: table[i % size % len(table)] * size + i // size, "quotient and remainder exchanged"),
@@ -523,10 +537,11 @@ def test_todo_4_a_table_that_has_changed_is_read_again(lab):
 @pytest.mark.todo(4, points=4)
 @pytest.mark.parametrize("block_size", [1, 3, 4, 16])
 def test_todo_4_slots_are_those_of_the_pool_laid_out_block_by_block(lab, block_size):
-    table = random.Random(block_size).sample(range(1, 40), 5)
     drawn = [[block * block_size + offset for offset in range(block_size)] for block in range(40)]  # the pool, a row a block
-    layout = [slot for block in table for slot in drawn[block]]
-    for k in (1, 2, 5):
+    # Two tables whose ends are as far apart as if their blocks lay in a row, and one whose blocks do.
+    tables = [random.Random(block_size).sample(range(1, 40), 5), [7, 30, 9, 2, 11], [7, 10, 9, 8, 11], [7, 8, 9, 10, 11]]
+    for table, k in itertools.product(tables, (1, 2, 5)):
+        layout = [slot for block in table for slot in drawn[block]]
         for length in {max(k * block_size - 1, 1), k * block_size, min(k * block_size + 1, len(layout))}:
             found = slots_found(lab, table, range(length), block_size)
             assert found == layout[:length], (
@@ -542,6 +557,8 @@ def test_todo_4_any_positions_in_any_order(lab):
         ([7, 0, 4], [7, 12, 4], "the slots come in the order of the positions"),
         ([], [], "no positions, no slots"),
         ([4, 4, 0], [4, 4, 12], "one slot for each position, and one that comes twice has two"),
+        ([2, 7, 4], [14, 7, 4], "how far apart the first and the last position are says nothing of those in between"),
+        ([2, 4, 3, 5], [14, 4, 15, 5], "the same positions as in a range may come in another order"),
         (iter([1, 2]), [13, 14], "positions may be any iterable, and an iterator can be read once"),
     ]
     for positions, expected, why in cases:
@@ -576,6 +593,14 @@ def test_todo_5_free_gives_every_block_back(lab):
     assert manager.block_table("B") == b, f"A was freed; B's block table was {b} and is {manager.block_table('B')}"
     c = give(manager, "C", 16)
     assert {*b, *c} == FIVE, f"the blocks that A gave back are to be had by others; B has {b}, C got {c}"
+    manager = pool(lab)
+    assert set(give(manager, "A", 12)) | set(give(manager, "B", 8)) == FIVE, "A and B take all five blocks"
+    manager.tables["A"], manager.tables["B"] = [2, 5, 4], [1, 3]  # blocks come as they become free, in any order
+    set_free(manager, "A")
+    c = give(manager, "C", 12)
+    assert sorted(c) == [2, 4, 5], (
+        f"A's table was [2, 5, 4] and B's is [1, 3]; A was freed, so C's blocks are 2, 4 and 5 in some order; it got {c}"
+    )
 
 
 @pytest.mark.todo(5, points=2)
@@ -612,6 +637,10 @@ def test_todo_5_a_freed_request_is_forgotten(lab):
     assert has_no_table(manager, "A"), f"A was freed, and its block table is still {manager.block_table('A')}"
     table = give(manager, "A", 3)
     assert len(table) == 1, f"A came again (it was preempted) with 3 tokens, which take 1 block; its table is {table}"
+    before = manager.num_free_blocks
+    set_free(manager, "A")
+    assert has_no_table(manager, "A"), f"A was freed in its second life, too, and its block table is {manager.block_table('A')}"
+    assert_free(manager, before + 1, "A, which came again and held 1 block, was freed in its second life, too")
 
 
 @pytest.mark.todo(5, points=2)

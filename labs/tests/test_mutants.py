@@ -1,6 +1,6 @@
 """Wrong solutions are caught, right ones that are built differently pass: of every lab on disk.
 
-The default run takes half of each lab's mutants, another half after each commit, and runs the tests
+`make prove` takes half of each lab's mutants, others after each commit, and runs the tests
 of a mutant's TODO to the first that fails; for a few of them the whole suite. All of it:
 `python -m grading mutants`. How mutants are written: grading/README.md.
 """
@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[2]
 LABS = {lab.id: lab for lab in all_labs(PROJECT / "labs")}
 SHARE, FEW = 0.5, 2
 
-slow = pytest.mark.slow
+proof = pytest.mark.proof
 
 
 def _seed() -> str:
@@ -44,12 +44,12 @@ def mutants_of(lab_id: str) -> list[Mutant]:
 
 @cache
 def chosen(lab_id: str) -> list[Mutant]:
-    """The half of this commit."""
+    """Those of this commit."""
     return some_of(mutants_of(lab_id), SHARE, f"{SEED}:{lab_id}")
 
 
 def few(lab_id: str) -> list[Mutant]:
-    """Of that half, those that are run on the whole suite."""
+    """Of these, those that are run on the whole suite."""
     return chosen(lab_id)[:FEW]
 
 
@@ -60,7 +60,7 @@ def guarded(lab_id: str) -> list[Mutant]:
 
 @cache
 def judged(lab_id: str) -> dict[str, kill_table.Verdict]:
-    """Mutant -> verdict, for the chosen half of a lab; the first few are run on the whole suite."""
+    """Mutant -> verdict, for those of a lab that are chosen; the first few are run on the whole suite."""
     verdicts = kill_table.judge([LABS[lab_id]], chosen(lab_id), quick=lambda one: one not in few(lab_id))
     return {one.mutant.name: one for one in verdicts}
 
@@ -87,7 +87,7 @@ def test_every_lab_has_alternatives_and_a_guarded_mutant(lab_id: str):
     assert guarded(lab_id), "no mutant names, under `only`, the one test that catches it"
 
 
-@slow
+@proof
 @pytest.mark.parametrize(("lab_id", "name"), cases(chosen))
 def test_a_mutant_is_caught_by_a_test_of_its_todo(lab_id: str, name: str):
     verdict = judged(lab_id)[name]
@@ -97,7 +97,7 @@ def test_a_mutant_is_caught_by_a_test_of_its_todo(lab_id: str, name: str):
     )
 
 
-@slow
+@proof
 @every_lab
 def test_a_mutant_costs_no_points_where_nothing_needs_it(lab_id: str):
     verdicts = [judged(lab_id)[one.name] for one in few(lab_id)]
@@ -105,7 +105,7 @@ def test_a_mutant_costs_no_points_where_nothing_needs_it(lab_id: str):
     assert not spilled, f"seed {SEED}; mutant -> tests of other TODOs that fail: {spilled}"
 
 
-@slow
+@proof
 @every_lab
 def test_breaking_the_guard_is_noticed(lab_id: str):
     """A guarded mutant is caught by the one test it names; without that test it survives."""
@@ -119,7 +119,7 @@ def test_breaking_the_guard_is_noticed(lab_id: str):
         assert survived.failing() == [], f"{mutant.name} is caught by more than {mutant.only}"
 
 
-@slow
+@proof
 @every_lab
 def test_right_solutions_that_are_built_differently_pass(lab_id: str):
     alternatives = read_alternatives(LABS[lab_id])
@@ -137,7 +137,7 @@ def test_what_is_listed_as_equivalent_is_still_there(lab_id: str):
 # the machinery itself
 
 
-@slow
+@proof
 def test_a_run_that_hangs_or_crashes_is_known_by_the_test_it_was_in(toy: Path):
     lab = lab_at(toy)
     solution = lab.solution.read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def test_a_run_that_hangs_or_crashes_is_known_by_the_test_it_was_in(toy: Path):
         kill.baseline(lab, hung)
 
 
-@slow
+@proof
 def test_points_lost_where_nothing_needs_the_todo_are_seen(toy: Path):
     """TODO 3 needs TODO 1, so of a mistake in TODO 1 that breaks the others too, it is 2 that spills."""
     lab = lab_at(toy)

@@ -231,6 +231,10 @@ class SchedulerConfig:
     long_prefill_token_threshold: int = 0
 
 
+INVARIANT_ROWS = 16
+"""With `batch_invariant` every matrix product has this many rows, and their number is padded to a multiple of it."""
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Everything the parts of one engine are built from."""

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving.config import INVARIANT_ROWS
+from nano_qwen3_serving.execution.model_runner import torch_threads
 from nano_qwen3_serving.model.linear import Linear
-from nano_qwen3_serving.model.operators import CPUOperators, Operators
+from nano_qwen3_serving.model.operators import CPUOperators, InvariantOperators, Operators
 from nano_qwen3_serving.model.products import OneDNNProduct
 from nano_qwen3_serving.testing.checkpoints import Shape
 
@@ -72,6 +74,23 @@ def test_without_the_private_operators_the_plain_product_is_taken(monkeypatch: p
     assert module.weight is not None
     x = torch.randn(5, 33).bfloat16()
     assert torch.equal(module(x), F.linear(x, weight, b))
+
+
+@DTYPES
+@pytest.mark.parametrize("threads", [1, 2])
+@torch.inference_mode()
+def test_an_invariant_product_has_the_same_bits_for_a_row_whatever_lies_beside_it(threads: int, dtype: torch.dtype) -> None:
+    """In Qwen3-0.6B's shapes: with more rows plain products sum in another order, from 48 rows on in some of them."""
+    x = torch.randn(15 * INVARIANT_ROWS, 1024, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for outputs in (1024, 3072):
+        weight = torch.randn(outputs, 1024, generator=torch.Generator().manual_seed(outputs)).to(dtype)
+        product = InvariantOperators().product_with(weight)
+        with torch_threads(threads):
+            together = product(x, None)
+            check(together / 32, x / 32, weight, None)
+            for begin in range(0, len(x), INVARIANT_ROWS):
+                alone = product(x[begin : begin + INVARIANT_ROWS].clone(), None)
+                assert torch.equal(alone, together[begin : begin + INVARIANT_ROWS]), begin
 
 
 @DTYPES

@@ -121,7 +121,7 @@ RELEASE, TERMINAL = "grading/tests/test_release.py", "reference_engine/tests/tes
 
 PROOFS = {
     r"make demo": "test_make_demo_prints_what_the_readme_shows",
-    r"make (test|quick|check|notebooks)|bash \.ci/run|pytest( labs/tests\S*)?":
+    r"make (test|quick|prove|check|notebooks)|bash \.ci/run|pytest( labs/tests\S*)?":
         "test_make_and_ci_start_what_pages_say",
     r"cd .+|jupyter lab .+|pip install.*|python3 -m venv .+|source .+":
         "test_files_and_folders_are_where_pages_say",
@@ -486,7 +486,8 @@ def test_make_demo_in_the_students_edition_answers_three_questions(installed: Pa
 
 @needs_make
 def test_make_and_ci_start_what_pages_say(installed: Path) -> None:
-    starts = {"test": "-m pytest", "quick": '-m "not slow"', "check": "-m ruff", "notebooks": "-m nbconvert"}
+    starts = {"test": '-m "not proof"', "quick": '-m "not slow', "prove": "-m proof", "check": "-m ruff",
+              "notebooks": "-m nbconvert"}
     for command in assigned("test_make_and_ci_start_what_pages_say"):
         name, *words = command.text.split()
         if name == "make":

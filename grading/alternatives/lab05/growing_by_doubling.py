@@ -112,7 +112,7 @@ def matrices_cost(config: ModelConfig, batch: int, dtype: torch.dtype) -> Cost:
     attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     per_layer = config.hidden_size * (attention + 3 * config.intermediate_size)
     weights = sum([per_layer] * config.num_hidden_layers, config.hidden_size * config.vocab_size)
-    one = Cost(2 * weights, weights * torch.finfo(dtype).bits // 8)
+    one = Cost(2 * weights, weights * torch.empty(0, dtype=dtype).element_size())
     return one._replace(flops=batch * one.flops)
 
 

@@ -82,7 +82,8 @@ class Ledger:
     def refuses(self, layer: int, count: int) -> None:
         """`count` more tokens are too many, and the cache says so."""
         refusal("ValueError", lambda: self.cache.append(layer, *self.new(count)),
-                f"a cache of {self.room} tokens, of which layer {layer} holds {self.holds(layer)}, was given {count} more")
+                f"a cache of {self.room} tokens, of which layer {layer} holds {self.holds(layer)}, was given {count} more. "
+                "max_tokens says what fits, also where the memory has more")
 
     def _strided(self, tensor: Tensor) -> Remote:
         """The same numbers, laid out so that tokens do not follow each other."""
@@ -100,15 +101,15 @@ def append_returns_all_keys_and_values_of_its_layer_oldest_first(lab: Remote, di
 
 @check(todo=2, points=3, section=CACHE, concept="a full cache")
 def a_full_cache_refuses_and_keeps_what_it_holds(lab: Remote, dice: random.Random) -> None:
-    room = dice.randrange(4, 10)
-    ledger = Ledger(lab, dice, room)
-    ledger.append(0, room - 1)
-    for count in (2, dice.randrange(3, 9)):
-        ledger.refuses(0, count)
-    ledger.append(0, 1)
-    ledger.refuses(0, 1)
-    ledger.append(1, room)
-    ledger.refuses(1, 1)
+    for room in (5, dice.randrange(4, 10)):  # what is made in powers of two, or in blocks, has room for more than 5
+        ledger = Ledger(lab, dice, room)
+        ledger.append(0, room - 1)
+        for count in (2, dice.randrange(3, 9)):
+            ledger.refuses(0, count)
+        ledger.append(0, 1)
+        ledger.refuses(0, 1)
+        ledger.append(1, room)
+        ledger.refuses(1, 1)
 
 
 @check(todo=2, points=3, section=CACHE, concept="what appending one token costs")
@@ -146,7 +147,7 @@ def every_token_is_computed_exactly_once(lab: Remote, dice: random.Random) -> No
 
 @check(todo=2, points=2, section=CACHE, concept="whose memory a cache's is", hidden=True)
 def caches_share_nothing_and_keep_copies_in_their_own_dtype(lab: Remote, dice: random.Random) -> None:
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
         seed, room = dice.getrandbits(30), dice.randrange(4, 9)
         first, second = (Ledger(lab, random.Random(seed), room, dtype) for _ in range(2))
         pair = first.new(2)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from grading.checks import check, expect, kept, shown
 from grading.scenarios.lab05.network import a_shape, words
-from grading.scenarios.lab05.quantities import DTYPES, close, number
+from grading.scenarios.lab05.quantities import DTYPES, SIZES, close, number, of_any_dtype
 from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 
@@ -49,9 +49,9 @@ def costs(answer: Any, right: tuple[int, int], story: str) -> None:
 
 @check(todo=4, points=4, section=COSTS, concept="what the matrices cost")
 def matrices_are_multiplied_for_everybody_and_read_once(lab: Remote, dice: random.Random) -> None:
-    for dtype, batch in product((*DTYPES, torch.float64), (1, dice.randrange(2, 9), dice.randrange(10, 99))):
+    for dtype, batch in product(SIZES, (1, dice.randrange(2, 9), dice.randrange(10, 99))):
         config = a_shape(dice)
-        costs(lab.matrices_cost(config, batch, dtype), matrices_counted(config, batch, dtype),
+        costs(of_any_dtype(lab.matrices_cost, config, batch, dtype), matrices_counted(config, batch, dtype),
               f"matrices ({words(config)}), batch {batch}, {dtype}")
 
 
@@ -73,9 +73,9 @@ def intensity_is_flops_per_byte(lab: Remote, dice: random.Random) -> None:
 
 @check(todo=4, points=3, section=COSTS, concept="what sequences share", hidden=True)
 def every_sequence_has_keys_and_values_of_its_own(lab: Remote, dice: random.Random) -> None:
-    for dtype in DTYPES:
+    for dtype in SIZES:
         config, batch, context = a_shape(dice), dice.randrange(2, 40), dice.randrange(2, 99)
-        costs(lab.attention_cost(config, batch, context, dtype), attention_counted(config, batch, context, dtype),
+        costs(of_any_dtype(lab.attention_cost, config, batch, context, dtype), attention_counted(config, batch, context, dtype),
               f"attention ({words(config)}), batch {batch}, context {context}, {dtype}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grading.checks import check, expect, shown
 from grading.scenarios.lab05.network import Network, Pair, a_shape, words
-from grading.scenarios.lab05.quantities import DTYPES
+from grading.scenarios.lab05.quantities import DTYPES, SIZES, of_any_dtype
 from grading.worker.peer import Remote
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.config import ModelConfig
@@ -27,7 +27,7 @@ def qwen(**fields: int) -> ModelConfig:
 
 def says_so_many_bytes(lab: Remote, config: ModelConfig, dtype: torch.dtype, right: int, story: str) -> None:
     """`kv_bytes_per_token` says the `right` number; `story` is the shape in words."""
-    said = lab.kv_bytes_per_token(config, dtype)
+    said = of_any_dtype(lab.kv_bytes_per_token, config, dtype)
     expect(type(said) is int, f"bytes are an int; kv_bytes_per_token returned {shown(said)}")
     expect(said == right, f"{story}, in {dtype}: {right:,} bytes a token; kv_bytes_per_token says {said:,}")
 
@@ -57,7 +57,7 @@ def is_what_a_pass_of_the_network_hands_to_its_cache(lab: Remote, dice: random.R
 def is_what_the_engine_sets_aside(lab: Remote, dice: random.Random) -> None:
     for fields in ({}, {"num_hidden_layers": dice.randrange(1, 60)}, {"num_key_value_heads": dice.choice((1, 2, 16))},
                    {"head_dim": dice.choice((64, 96, 256))}, {"hidden_size": 2560, "num_attention_heads": 32}):
-        for dtype in DTYPES:
+        for dtype in SIZES:
             config = qwen(**fields)
             block = engine_bytes(config, dtype, 16)
             story = f"the engine's blocks of 16 tokens have {block:,} bytes for Qwen3-0.6B's shape with {fields}"
@@ -66,7 +66,7 @@ def is_what_the_engine_sets_aside(lab: Remote, dice: random.Random) -> None:
 
 @check(todo=3, points=3, section=KV_BYTES, concept="what the bytes depend on", hidden=True)
 def depends_on_the_shape_of_keys_and_values_and_on_nothing_else(lab: Remote, dice: random.Random) -> None:
-    for dtype in (torch.float16, torch.float64, *DTYPES):
+    for dtype in (torch.float16, *SIZES):
         config = a_shape(dice)
         right = engine_bytes(config, dtype, 1)
         others: dict[str, Any] = {"num_attention_heads": config.num_key_value_heads * dice.randrange(4, 9),

@@ -62,12 +62,28 @@ def a_block_is_out_until_it_is_given_back(lab: Remote, dice: random.Random) -> N
     expect(taken(free, 0) == [] and len(free) == 0, "with no block free, take(0) gives [] and give_back([]) does nothing")
     back = dice.sample([block for block in first + second if block in usable], 4)
     free.give_back(back[:1])
-    free.give_back(tuple(back[1:]))
-    expect(len(free) == 4, f"4 blocks were given back, and {len(free)} are said to be free")
+    free.give_back(lab._peer.root.package("builtins").iter(back[1:]))
+    expect(len(free) == 4,
+           f"1 block was free and an iterator of 3 was given back; now {len(free)} are said to be free instead of 4. "
+           "Any iterable will do, and an iterator can be read once")
     again = sorted(taken(free, 4))
     expect(again == sorted(back), f"the blocks {sorted(back)} were given back and are to be had again; take(4) gave {again}")
     free.give_back(again)
     expect(len(free) == 4, f"4 blocks came back for the second time, and {len(free)} are said to be free")
+    lowest = dice.randrange(1, 4)
+    for steps in ((0, 3, 2), (2, 0, 4), (0, 1, 2), (2, 1, 0)):
+        comes_back(lab, size, [lowest + step for step in steps])
+
+
+def comes_back(lab: Remote, size: int, back: list[int]) -> None:
+    """Of a pool whose blocks are all out, these are free after they were given back, and no others."""
+    free = lab.FreeList(size)
+    expect(set(all_of(free)) >= set(back), f"all blocks were taken, and some of {back} are not out")
+    free.give_back(back)
+    found = sorted(all_of(free))
+    expect(found == sorted(back),
+           f"the blocks {back} came back, and {shown(found)} are free: how far apart the first and the last are says nothing of "
+           "those in between")
 
 
 @check(todo=1, points=2, section=FREE_LIST, concept="taking all that was asked for, or nothing")

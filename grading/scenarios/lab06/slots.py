@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import product
 
 from grading.checks import check, expect, hold, refusal, same, shown
 from grading.scenarios.lab06.answers import names, wholes
@@ -17,8 +18,10 @@ def layout(table: list[int], block_size: int) -> list[int]:
 
 @check(todo=4, points=4, section=SLOTS, concept="a position's block, and its place in it")
 def a_position_is_found_by_its_block_and_its_place_in_it(lab: Remote, dice: random.Random) -> None:
-    for size in (1, 3, 4, dice.randrange(5, 33)):
-        table = dice.sample(range(1, 60), 5)
+    first = dice.randrange(1, 50)
+    # Two tables whose ends are as far apart as if their blocks lay in a row, and one whose blocks do.
+    tables = [[first, 60, first + 2, 61, first + 4], [first + step for step in (0, 3, 2, 1, 4)], list(range(first, first + 5))]
+    for size, table in product((1, 3, 4, dice.randrange(5, 33)), [dice.sample(range(1, 60), 5), *tables]):
         length = dice.randrange(4 * size + 1, 5 * size + 1)
         found, right = lab.slots(table, range(length), size), layout(table, size)[:length]
         expect(wholes(found), f"slots() returned {shown(found)}; expected a list of ints")
@@ -31,7 +34,8 @@ def any_positions_in_any_order(lab: Remote, dice: random.Random) -> None:
     size, table = dice.randrange(2, 9), dice.sample(range(1, 60), 3)
     where = layout(table, size)
     start = dice.randrange(1, size)
-    cases: list[Sequence[int]] = [range(start, 2 * size + 1), dice.sample(range(3 * size), 4), [], [start, start, 0]]
+    cases: list[Sequence[int]] = [range(start, 2 * size + 1), dice.sample(range(3 * size), 4), [], [start, start, 0],
+                                   [start, 0, start + 2], [start, start + 2, start + 1, start + 3]]
     for positions in cases:
         found, right = lab.slots(tuple(table), positions, size), [where[position] for position in positions]
         expect(same(found, right),

@@ -9,6 +9,7 @@ from grading.checks import check, expect, hold, kept, look, same, shown
 from grading.scenarios.lab07.batch import batches
 from grading.scenarios.lab07.engine import expect_same_tokens, generated, item, metadata_there, pairs_of, part, random_network
 from grading.scenarios.lab07.pool import (
+    ALL_DTYPES,
     DTYPES,
     Pool,
     cut_out,
@@ -43,7 +44,7 @@ def metadata_of(lab: Remote, pool: Pool) -> Remote:
 @check(todo=6, points=2, section=SWAP_IN, concept="the tensors of the cache")
 def a_cache_of_two_tensors_per_layer_each_its_own(lab: Remote, dice: random.Random) -> None:
     unset_memory_is_nan(lab)
-    for dtype in DTYPES:
+    for dtype in ALL_DTYPES:
         layers, blocks = dice.randrange(2, 5), dice.randrange(4, 9)
         cache = kept(part(lab, model_config(num_kv_heads=2, head_dim=8, layers=layers), dtype=dtype).make_cache, blocks)
         expect(len(cache) == layers, f"{layers} layers: expected as many pairs of keys and values, got {len(cache)}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from grading.checks import check, expect, hold, kept, look, shown
-from grading.scenarios.lab07.pool import DTYPES, Pool, Vast, cut_out, elsewhere_by_default, expect_unchanged
+from grading.scenarios.lab07.pool import ALL_DTYPES, DTYPES, Pool, Vast, cut_out, elsewhere_by_default, expect_unchanged
 from grading.worker.peer import Remote
 
 BATCH = "TODO 5: A batch of requests"
@@ -85,7 +85,7 @@ def random_batches(lab: Remote, dice: random.Random) -> None:
 
 @check(todo=5, points=2, section=BATCH, concept="arguments of any strides, none of them changed", hidden=True)
 def any_strides_longer_tables_and_nothing_changed(lab: Remote, dice: random.Random) -> None:
-    for dtype in DTYPES:
+    for dtype in ALL_DTYPES:
         pool = Pool(dice, (3, 1), (dice.randrange(4, 9), 1), (6, 5), dtype=dtype)
         starts, lens, tables = pool.query_starts(), pool.seq_lens(), pool.tables(spare=3)
         q = cut_out(lab, pool.q())

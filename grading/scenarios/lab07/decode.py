@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 import torch
 
@@ -40,16 +41,23 @@ def expect_decode(lab: Remote, pool: Pool, what: str) -> None:
 @check(todo=3, points=3, section=DECODE, concept="a request's keys in the order of its positions")
 def gather_follows_the_block_table_and_stops_at_the_last_token(lab: Remote, dice: random.Random) -> None:
     size = dice.randrange(3, 6)
-    a, b, c, other = dice.sample(range(1, 8), 4)
-    cache, keys = torch.full((8, size, 2, 4), -1.0), rows_of(10, 3 * size)
-    for place, block in enumerate((a, b, c)):
-        cache[block] = keys[place * size : (place + 1) * size]
-    cache[other] = rows_of(60, size)
-    for length in (1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + 1, 3 * size):
-        got = lab.gather(cache, torch.tensor([a, b, c, other, 0]), length)
+    *table, other = dice.sample(range(1, 8), 4)
+    gathers(lab, table, other, size, (1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + 1, 3 * size))
+    block = dice.randrange(1, 4)
+    # The first two have their ends as far apart as in a row of blocks.
+    for steps in ((0, 3, 2), (0, 2, 1, 3), (0, 1, 2), (2, 1, 0)):
+        gathers(lab, [block + step for step in steps], 7, size, (len(steps) * size, len(steps) * size - 1))
+
+
+def gathers(lab: Remote, table: list[int], other: int, size: int, lengths: Sequence[int]) -> None:
+    """A request's keys come in the order of its blocks, and no others; `other` is somebody else's block."""
+    cache, keys = torch.full((8, size, 2, 4), -1.0), rows_of(10, len(table) * size)
+    cache[torch.tensor(table)], cache[other] = keys.unflatten(0, (-1, size)), rows_of(60, size)
+    for length in lengths:
+        got = lab.gather(cache, torch.tensor([*table, other, 0]), length)
         expect_tensor(got, (length, 2, 4), f"gather of {length} tokens in blocks of {size}")
         expect(torch.equal(got, keys[:length]), (
-            f"keys 10, 11, ... in blocks {[a, b, c]} of {size}; asked for the first {length}, got those that begin with "
+            f"keys 10, 11, ... in blocks {table} of {size}; asked for the first {length}, got those that begin with "
             f"{shown(got[:, 0, 0].tolist())} (-1 is a slot nobody wrote, 60 and more is somebody else's)"))
 
 
@@ -145,15 +153,16 @@ def decode_large_scores_do_not_overflow(lab: Remote, dice: random.Random) -> Non
 
 @check(todo=3, points=1, section=DECODE, concept="arguments of any strides, none of them changed")
 def decode_reads_a_view_and_changes_nothing(lab: Remote, dice: random.Random) -> None:
-    pool = Pool(dice, (dice.randrange(4, 8), 1), (2, 1))
-    request, table = pool.requests[0], pool.table()
-    q = kept(cut_out(lab, request.q).select, 0, 0)
-    k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
-    got = elsewhere_by_default(lab, lab.decode_attention, q, k_cache, v_cache, table_there, request.seq_len)
-    expect_tensor(got, request.q[0].shape, "q cut out of a wider tensor")
-    request.expect_attended(got[None], "q cut out of a wider tensor")
-    expect_unchanged(q=(q, request.q[0]), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),
-                     block_table=(table_there, table))
+    for dtype in (torch.float32, torch.float16):
+        pool = Pool(dice, (dice.randrange(4, 8), 1), (2, 1), dtype=dtype)
+        request, table, what = pool.requests[0], pool.table(), f"{dtype}, q cut out of a wider tensor"
+        q = kept(cut_out(lab, request.q).select, 0, 0)
+        k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
+        got = elsewhere_by_default(lab, lab.decode_attention, q, k_cache, v_cache, table_there, request.seq_len)
+        expect_tensor(got, request.q[0].shape, what)
+        request.expect_attended(got[None], what)
+        expect_unchanged(q=(q, request.q[0]), k_cache=(k_cache, pool.k_cache), v_cache=(v_cache, pool.v_cache),
+                         block_table=(table_there, table))
 
 
 @check(todo=3, points=1, section=DECODE, concept="only the blocks that hold its tokens")

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -52,13 +53,15 @@ def place_of(table: Sequence[int], position: int, size: int) -> int:
 @check(todo=1, points=3, section=LAY_OUT, concept="from a position to its slot")
 def a_slot_is_block_id_times_block_size_plus_offset(lab: Remote, dice: random.Random) -> None:
     for size in (1, 4, dice.randrange(2, 20), 16):
-        table = dice.sample(range(1, 60), 4)
-        for first, last in ((0, size), (size - 1, size + 1), (dice.randrange(2 * size), 4 * size), (size, size)):
-            found = lab.slots_of(table, range(first, last), size)
-            right = [place_of(table, position, size) for position in range(first, last)]
+        table, block = dice.sample(range(1, 60), 4), dice.randrange(1, 50)
+        ends = [block, block + 5, 60, block + 3]  # as far apart as in a row of blocks
+        for blocks, (first, last) in product((table, ends, list(range(block, block + 4))), (
+                (0, size), (size - 1, size + 1), (dice.randrange(2 * size), 4 * size), (0, 4 * size), (size, size))):
+            found = lab.slots_of(blocks, range(first, last), size)
+            right = [place_of(blocks, position, size) for position in range(first, last)]
             expect(list_of_ints(found), f"slots_of() returned {shown(found)}; expected a list of ints")
             expect(found == right,
-                   f"blocks of {size}, block table {table}, positions {shown(list(range(first, last)))}: "
+                   f"blocks of {size}, block table {blocks}, positions {shown(list(range(first, last)))}: "
                    f"expected slots {shown(right)}, got {shown(found)}")
         there = hold(lab, table)
         for _ in range(2):  # the engine's list changes from step to step
@@ -86,16 +89,23 @@ def lays_out_a_decode_beside_a_chunk(lab: Remote, dice: random.Random) -> None:
 def chunks_of_one_token_come_first_and_otherwise_the_order_stays(lab: Remote, dice: random.Random) -> None:
     longest = dice.randrange(3, 6)
     lengths = [longest, 1, dice.randrange(2, longest), 1, 1, dice.randrange(2, 9)]
+    expect_order(lab, lengths, [1, 3, 4, 0, 2, 5])
+    expect_order(lab, [1, longest, 1], [0, 2, 1])
+    expect_order(lab, [longest, 1, longest - 1], [1, 0, 2])
+
+
+def expect_order(lab: Remote, lengths: list[int], expected: list[int]) -> None:
+    """Chunks of so many tokens are laid out in this order."""
     pieces = [Piece(lab, [100 * i + j for j in range(n)], 0, [i + 1, i + 21]) for i, n in enumerate(lengths)]
     layout = lab.lay_out([piece.there for piece in pieces], 8)
     order = [facts_of(chunk)[0] for chunk in layout.chunks]
-    right = [pieces[i].facts for i in (1, 3, 4, 0, 2, 5)]
+    right = [pieces[i].facts for i in expected]
     expect(order == [tokens for tokens, _, _ in right],
            f"chunks of {lengths} tokens, those of chunk i being 100 i, 100 i + 1, ...: "
-           f"expected the order 1, 3, 4, 0, 2, 5; chunks have the tokens {shown(order)}")
+           f"expected the order {expected}; chunks have the tokens {shown(order)}")
     expect_layout(
         layout, pieces, 8, token_ids=[token for tokens, _, _ in right for token in tokens],
-        block_tables=[table for _, _, table in right], num_decodes=3)
+        block_tables=[table for _, _, table in right], num_decodes=lengths.count(1))
 
 
 @check(todo=1, points=1, section=LAY_OUT, concept="whose the chunks are")

@@ -19,6 +19,8 @@ from grading.worker.peer import Raised, Remote
 from nano_qwen3_serving.config import ModelConfig
 
 DTYPES = (torch.float32, torch.bfloat16)
+ALL_DTYPES = (*DTYPES, torch.float16)
+"""What the engine may be told to compute in."""
 GARBAGE = {"NaN": math.nan, "infinity": math.inf, "3e38": 3e38}
 """What may be in a slot that nobody wrote."""
 

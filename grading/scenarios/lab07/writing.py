@@ -41,10 +41,12 @@ def every_token_lands_in_its_slot_and_nothing_else_changes(lab: Remote, dice: ra
     for dtype in DTYPES:
         size = dice.randrange(3, 7)
         one, two, three = dice.sample(range(1, 7), 3)
-        slots = [one * size + size - 1, two * size, 8 * size - 1, three * size + 1]
-        first = dice.randrange(10, 50)
-        expect_written(lab, torch.full((8, size, 2, 4), -1.0, dtype=dtype), slots, rows_of(first, 4, dtype),
-                       rows_of(first + 50, 4, dtype))
+        scattered = [one * size + size - 1, two * size, 8 * size - 1, three * size + 1]
+        slot, first = dice.randrange(1, 3 * size), dice.randrange(10, 50)
+        ends = [slot, slot + 3 * size, slot + 2 * size, slot + 3]  # as far apart as in a row of four, by chance
+        for slots in (scattered, ends, *([slot + step for step in steps] for steps in ((0, 2, 1, 3), (3, 2, 1, 0), range(4)))):
+            expect_written(lab, torch.full((8, size, 2, 4), -1.0, dtype=dtype), slots, rows_of(first, 4, dtype),
+                           rows_of(first + 50, 4, dtype))
 
 
 @check(todo=2, points=2, section=WRITE, concept="k and v of any strides")

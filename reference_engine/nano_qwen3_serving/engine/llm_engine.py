@@ -15,7 +15,7 @@ from typing import Any
 
 from nano_qwen3_serving.arguments import invalid, names_unknown_arguments
 from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.config import EngineConfig
+from nano_qwen3_serving.config import INVARIANT_ROWS, EngineConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters
 from nano_qwen3_serving.engine.input_processor import InputProcessor
 from nano_qwen3_serving.engine.output_processor import OutputProcessor
@@ -35,7 +35,6 @@ Clock = Callable[[], float]
 
 logger = logging.getLogger(__name__)
 
-INVARIANT_ROWS = 16  # with batch_invariant
 SMALL_MODEL_BYTES = 32 << 20
 
 

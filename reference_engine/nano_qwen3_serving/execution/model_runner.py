@@ -59,7 +59,6 @@ class ModelRunner:
         block_size: tokens in a block.
         device: of everything.
         row_multiple: rows of every product are padded to a multiple of this; 1 is no padding.
-            Plain products change the last bits with the number of rows, padded ones do not.
         num_threads: torch's threads while a batch runs; None leaves them alone.
     """
 

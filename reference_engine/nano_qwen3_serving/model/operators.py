@@ -17,7 +17,7 @@ from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.interfaces import AttentionMetadata
 from nano_qwen3_serving.kernels.build import cpu_kernels
 from nano_qwen3_serving.model.compiled_layer import CompiledLayer
-from nano_qwen3_serving.model.products import CompiledProduct, OneDNNProduct
+from nano_qwen3_serving.model.products import CompiledProduct, InvariantProduct, OneDNNProduct
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
 """(x, bias) → x @ weight.T + bias"""
@@ -65,6 +65,13 @@ class Operators:
         return None
 
 
+class InvariantOperators(Operators):
+    """In plain torch, with the same bits for a row whatever lies beside it."""
+
+    def product_with(self, weight: Tensor) -> Product | None:
+        return InvariantProduct(weight)
+
+
 class CPUOperators(Operators):
     """Compiled, see `kernels/`: each operator rounds once, at its end."""
 
@@ -96,4 +103,6 @@ class CPUOperators(Operators):
 
 def operators_for(config: EngineConfig) -> Operators:
     """The operators that an engine of this configuration uses."""
+    if config.batch_invariant:
+        return InvariantOperators()
     return CPUOperators(cpu_kernels()) if config.cpu_kernels else Operators()

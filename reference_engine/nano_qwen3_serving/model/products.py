@@ -11,7 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from nano_qwen3_serving.config import INVARIANT_ROWS
 
 LANES = 16  # outputs that the compiled product computes at once
 
@@ -34,6 +37,20 @@ class CompiledProduct:
         outputs, inputs = weight.shape
         fits = outputs % LANES == 0 and inputs % 2 == 0 and weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
         return fits and hasattr(kernels, "packed_linear")
+
+
+class InvariantProduct:
+    """x @ weight.T by torch, always in products of one shape: the same bits for a row whatever lies beside it.
+
+    With more rows a library sums in another order: on some processors from 48 rows on, on others never.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[num_tokens, in_features] → [num_tokens, out_features]; num_tokens is a multiple of `INVARIANT_ROWS`."""
+        return torch.cat([F.linear(rows, self._weight, bias) for rows in x.split(INVARIANT_ROWS)])
 
 
 class OneDNNProduct:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -40,7 +41,7 @@ LOOK: dict[Any, Any] = {
 }
 
 
-class Card:
+class Card(ABC):
     """What a notebook shows as SVG: something drawn, and one sentence of what to see in it.
 
     Args:
@@ -70,9 +71,9 @@ class Card:
         """The text in place of the picture."""
         return f"{self.shows} {self.sentence}".strip()
 
+    @abstractmethod
     def svg(self) -> str:
         """The picture, complete in itself: no script, and nothing to be loaded."""
-        raise NotImplementedError
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"image/svg+xml": self.svg(), "text/plain": self.alternative}, {"image/svg+xml": {"alt": self.alternative}}

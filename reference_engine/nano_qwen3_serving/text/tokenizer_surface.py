@@ -5,11 +5,12 @@ Knows names; every answer comes from the tokenizer itself.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 
-class UsualAttributes:
+class UsualAttributes(ABC):
     """What scripts ask a tokenizer beside `encode` and `decode`. A base class; `_backend` is the `tokenizers` object."""
 
     _backend: Any
@@ -28,13 +29,13 @@ class UsualAttributes:
             return {"input_ids": ids[0], "attention_mask": mask[0]}
         return {"input_ids": ids, "attention_mask": mask}
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Tokens of a text; a tokenizer has its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of tokens; a tokenizer has its own."""
-        raise NotImplementedError
 
     def batch_decode(self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
         """The text of each sequence of tokens."""
