@@ -125,7 +125,7 @@ def a_call_that_filters_knows_nothing_of_those_before_it(lab: Remote, dice: rand
     shares = percents(dice)
     logits, held = logits_of(shares, dice), hold(lab, [])  # the engine may use one list for all steps
     largest = sorted(shares, reverse=True)
-    wishes = [{"top_k": 2}, {"top_p": (largest[0] + 0.5) / 100}, {"min_p": 1.0}, {"top_k": 4}]
+    wishes: list[dict] = [{"top_k": 2}, {"top_p": (largest[0] + 0.5) / 100}, {"min_p": 1.0}, {"top_k": 4}]
     for _ in range(3):
         dice.shuffle(wishes)
         kept(held.clear)
