@@ -3,6 +3,7 @@
 States facts and adds nothing up: what they mean is for the judge to say.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,6 +44,8 @@ class Event(NamedTuple):
 class Log(TorchDispatchMode):
     """What `watch` has seen so far. Holds on to every tensor, so that no address means two of them.
 
+    It sees the operators of one thread, so while it watches no other may begin.
+
     Attributes:
         events: one for each operator, in order.
     """
@@ -51,11 +54,20 @@ class Log(TorchDispatchMode):
         super().__init__()
         self.events: list[Event] = []
         self._held: list[Tensor] = []
+        self._threads = 0
+        sys.addaudithook(self._note_thread)  # which nothing takes away again
 
     def watch(self, call: Callable, *arguments: Any) -> Any:
-        """What the call returns."""
+        """What the call returns. Raises `RuntimeError` if it has begun a thread."""
+        before = self._threads
         with self:
-            return call(*arguments)
+            result = call(*arguments)
+        if self._threads != before:
+            raise RuntimeError("a thread was begun while the operators of this one were noted: compute in the thread you are in")
+        return result
+
+    def _note_thread(self, event: str, arguments: Any) -> None:
+        self._threads += event == "_thread.start_new_thread"
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import itertools
 import linecache
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -222,6 +223,6 @@ def _imported_by(node: ast.AST) -> list[str]:
         if called in _IMPORTING_CALLS:
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             return [text.removesuffix(".py").replace("/", ".").strip(".") for text in texts]
-    if isinstance(node, ast.Attribute) and (name := ast.unparse(node)).startswith("torch."):  # a use imports it
+    if isinstance(node, ast.Attribute) and re.fullmatch(r"torch(\.\w+)+", name := ast.unparse(node)):  # a use imports it
         return [name]
     return []

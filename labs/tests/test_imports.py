@@ -1,9 +1,12 @@
 """What a learner's file may import is one rule, by which practice, the judge and its workers go."""
 
+import ast
+
 import pytest
 
 from labs.harness.catalog import find_lab
 from labs.harness.imports import may_import, why_not
+from labs.harness.loading import ImportRefused, refuse_imports
 
 
 @pytest.mark.parametrize(
@@ -15,7 +18,7 @@ from labs.harness.imports import may_import, why_not
         ("05", "nano_qwen3_serving.ceilings"), ("05", "nano_qwen3_serving.pictures.roofline"),
         ("05", "nano_qwen3_serving.attention.torch_paged"), ("06", "nano_qwen3_serving.scheduling"),
         ("06", "nano_qwen3_serving.testing.fuzz"), ("07", "torch.nn.attention.experimental._paged_attention"),
-        ("07", "labs.lab05_kv_cache_and_roofline.network"), ("07", "labs.lab07_paged_attention.test_lab"),
+        ("03", "torch.onnx.ops.attention"), ("07", "labs.lab05_kv_cache_and_roofline.network"), ("07", "labs.lab07_paged_attention.test_lab"),
         ("04", "labs.lab04_sampling.reference"), ("04", "reference"), ("06", "labs.harness.loading"), ("06", "grading.judge"),
         ("01", "labs.lab01_basic_inference.solution"),
     ],
@@ -44,3 +47,10 @@ def test_what_a_lab_needs_and_what_is_nobodys_answer_is_not(lab: str, name: str)
 def test_the_refusal_says_what_of_the_engine_may_be_imported() -> None:
     said = why_not(find_lab("05"), "nano_qwen3_serving.ceilings")
     assert "LLM, SamplingParams, ...), and arguments, components, config" in said
+
+
+@pytest.mark.parametrize("text", ["import torch.onnx", "from torch import onnx", "import torch\ntorch.onnx.ops.attention(1)"])
+def test_a_part_of_torch_that_is_an_answer_is_refused_by_attribute_too(text: str) -> None:
+    with pytest.raises(ImportRefused, match=r"starter.py line \d imports torch.onnx"):
+        refuse_imports(find_lab("03"), ast.parse(text), "starter.py")
+    refuse_imports(find_lab("03"), ast.parse("import torch\nself.torch.onnx.x = torch.nn.functional.silu"), "starter.py")

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
+LOOKS_LIKE = re.compile("::new_|_like$")
+"""Operators that take a tensor's shape and dtype, and read none of its numbers."""
+
 
 class Traffic:
     """What a log of operators comes to.
@@ -31,7 +34,7 @@ class Traffic:
             self.written += sum(piece.num_bytes for piece in event.given) or event.changed[0].num_bytes
         else:
             self.written += sum(piece.num_bytes for piece in fresh)
-        if fresh or event.changed:  # no view: what was given was read
+        if (fresh or event.changed) and not LOOKS_LIKE.search(event.name):  # no view: what was given was read
             for piece in event.given:
                 known = self._read.get(piece.address, piece)
                 self._read[piece.address] = max(known, piece, key=lambda one: one.num_bytes)
@@ -55,9 +58,9 @@ class Traffic:
 
 
 def products(events: Sequence[Any]) -> tuple[int, set[str]]:
-    """FLOPs by torch's count, and the dtypes of what was multiplied."""
+    """FLOPs by torch's count, and the dtypes of what was multiplied. On the device meta nothing is: its memory has no address."""
     flops, dtypes = 0, set()
-    for event in events:
+    for event in [event for event in events if all(piece.address for piece in event.given)]:
         count = flop_registry.get(getattr(torch.ops.aten, event.name.removeprefix("aten::"), None))
         if count:
             flops += count(*[piece.shape for piece in event.given])

@@ -18,6 +18,7 @@ def wholes(values: object) -> bool:
     return isinstance(values, list) and all(map(whole, values))
 
 
-def names(word: str | int, said: str) -> bool:
-    """Whether a message has this number or name in it, alone."""
-    return re.search(rf"(?<![\w-]){word}(?!\w)", said) is not None
+def names(word: str | int, said: str, *others: int) -> bool:
+    """Whether a message names this number or name, and not just as much each of several `others`, of which it might be."""
+    there, *elsewhere = (len(re.findall(rf"(?<![\w-]){one}(?!\w)", said)) for one in (word, *others))
+    return there > 0 and not (len(others) > 1 and min(elsewhere) >= there)

@@ -117,7 +117,9 @@ def a_trace_that_does_not_fit_is_refused_by_name_and_leaves_nothing(lab: Remote,
     before, bad = manager.num_free_blocks, dice.randrange(1, 5)
     trace = [*([{"A": size + 1, "B": 3 * size}] * bad), {"A": 3 * size + 1, "B": 3 * size}]
     said = refusal("OutOfBlocks", lambda: lab.replay(manager, trace), f"in step {bad} A needs 4 blocks, and B holds 3 of 5")
-    expect(names(bad, said) and names("A", said), f"in step {bad} A got no block; the error must name both, and says {said!r}")
+    others = [step for step in range(bad + 1) if step != bad]
+    expect(names(bad, said, *others) and names("A", said),
+           f"in step {bad} A got no block; the error must name both, and says {said!r}")
     expect(manager.num_free_blocks == before,
            f"{before} blocks were free before replay(), which gave up in step {bad}; now {manager.num_free_blocks} are")
     refusal("OutOfBlocks", lambda: lab.replay(manager, growing(dice, 3), 3 * size), "6 blocks were reserved, and the pool has 5")

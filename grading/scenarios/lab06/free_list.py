@@ -143,7 +143,7 @@ def refuses_a_block_that_was_not_out_beside_one_that_was(lab: Remote, dice: rand
 def complains_about(free: Remote, bad: int, blocks: list[int], *good: int) -> None:
     """`give_back(blocks)` raises, naming `bad`. Whether the good blocks of such a call become free is not judged."""
     said = refusal("ValueError", lambda: free.give_back(blocks), f"give_back({blocks}) has a block that was not out")
-    expect(names(bad, said), f"the error about give_back({blocks}) must name block {bad}; it says {said!r}")
+    expect(names(bad, said, *good), f"the error about give_back({blocks}) must name block {bad} alone; it says {said!r}")
     found = all_of(free)
     expect({*found} <= {*good}, f"no block was free; after give_back({blocks}) has raised, the blocks {found} are")
 

@@ -59,16 +59,19 @@ def refuses_a_position_that_the_table_does_not_cover(lab: Remote, dice: random.R
         for positions in ([0, position], [position, 0], [0, position, 1]):
             said = refusal("IndexError", lambda positions=positions: lab.slots(table, positions, size),
                            f"2 blocks of {size} do not cover position {position}")
-            expect(names(position, said), f"slots of {positions}: the error must name position {position}; it says {said!r}")
+            others = [one for one in positions if one != position]
+            expect(names(position, said, *others),
+                   f"slots of {positions}: the error must name position {position} alone; it says {said!r}")
 
 
 @check(todo=4, points=2, section=SLOTS, concept="positions that there are not", hidden=True)
 def refuses_a_negative_position_and_reads_an_iterator_once(lab: Remote, dice: random.Random) -> None:
     size, table = dice.randrange(2, 9), dice.sample(range(1, 60), 2)
-    for position in (-1, -size, -2 * size):
-        said = refusal("IndexError", lambda position=position: lab.slots(table, [0, position, 1], size),
+    for position in (-1, -size, -2 * size, 2 * size + dice.randrange(9)):
+        others = dice.sample(range(2 * size), 3)
+        said = refusal("IndexError", lambda asked=[*others[:2], position, *others[2:]]: lab.slots(table, asked, size),
                        f"position {position} of a request there is not")
-        expect(names(position, said), f"the error must name position {position}; it says {said!r}")
+        expect(names(position, said, *others), f"the error must name position {position} alone; it says {said!r}")
     once = lab._peer.root.package("builtins").iter([1, size])
     found, where = lab.slots(table, once, size), layout(table, size)
     expect(same(found, [where[1], where[size]]),
