@@ -28,8 +28,8 @@ from labs.harness.regions import definitions
 from labs.harness.results import Outcome
 
 IN_TABLE = ("author",)
-ENOUGH = 0.8
-"""The share of answers about a concept that have to be right, or it does not speak."""
+ENOUGH = {Symptom: 0.8, Area: 0.6}
+"""The share of answers about a kind, or an area, that have to be right, or it does not speak."""
 SPOKEN_OF_ALL, RIGHT_OF_SPOKEN, FALSE_OF_ALL = 0.6, 0.85, 0.03
 """What is asked of single mistakes in all labs together: at least, at least, and at most; false is a wrong kind."""
 SINGLE = ("left out", "blind")
@@ -106,7 +106,7 @@ def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]
         answers = [
             (concept.says if level is Symptom else concept.area.says if concept.area else "", answer.says)
             for (concept, _), answer in zip(own, said, strict=True) if isinstance(answer, level)]
-        quiet |= {says for pair in answers for says in pair if not _can_be_told(says, answers)}
+        quiet |= {says for pair in answers for says in pair if not _can_be_told(says, answers, ENOUGH[level])}
     return _gathered(own, quiet)
 
 
@@ -122,10 +122,10 @@ def _gathered(own: Iterable[tuple[Concept, Pattern]], quiet: Collection[str]) ->
         for concept, known in found.items()]
 
 
-def _can_be_told(says: str, answers: Iterable[tuple[str, str]]) -> bool:
+def _can_be_told(says: str, answers: Iterable[tuple[str, str]], enough: float) -> bool:
     """Whether enough of the answers about this are right: true of it, or said to be, with each mutant left out."""
     about = [true == said for true, said in answers if says in (true, said)]
-    return sum(about) >= ENOUGH * len(about)
+    return sum(about) >= enough * len(about)
 
 
 def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) -> Path:

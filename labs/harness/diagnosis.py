@@ -25,14 +25,14 @@ from labs.harness.catalog import Lab, LabError
 from labs.harness.results import Outcome
 
 FILE = "symptoms.json"
-ALIKE = 0.45
-"""Two patterns that share less are not alike: no kind is named."""
-MARGIN = 0.35
-"""Patterns of another kind have to be this much less alike than the nearest."""
-FAINT = 0.15
-"""Where nothing shares even this much, no area is named either."""
-LEAD = 0.3
-"""The share by which an area has to be ahead of the next."""
+NEAREST = 5
+"""So many known runs, those that are most alike, have a vote."""
+SHARPNESS = 4
+"""The power of its likeness that a vote counts."""
+SAME_KIND, SAME_AREA = 0.99, 0.7
+"""The share of the votes that a kind, or an area, needs."""
+ALIKE, FAINT = 1.0, 0.05
+"""How alike the nearest has to be for a kind, or an area, to be named."""
 SECONDS = 300
 
 _VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|-?\d+(\.\d+)?(e[-+]?\d+)?""")
@@ -92,28 +92,25 @@ def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -
 
 
 def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | Area | None:
-    """The one kind of mistake that has a pattern near this one, or the area in which most of what is near lies."""
-    near = {symptom.says: max(likeness(pattern, known) for known in symptom.patterns) for symptom in symptoms}
-    best = max(near.values(), default=0.0)
-    kinds = [symptom for symptom in symptoms if near[symptom.says] >= best - MARGIN]
-    if len(kinds) == 1 and kinds[0].speaks and best >= _needed(kinds[0]):
-        return kinds[0]
-    return _area(symptoms, near) if best >= FAINT else None
+    """The kind of mistake, or else the area, that nearly all of the nearest known runs have; None if they do not agree."""
+    known = [(likeness(pattern, run), symptom) for symptom in symptoms for run in symptom.patterns]
+    near = sorted(known, key=lambda pair: -pair[0])[:NEAREST]
+    best = near[0][0] if near else 0.0
+    kind = _agreed([(alike, symptom) for alike, symptom in near], SAME_KIND)
+    if isinstance(kind, Symptom) and kind.speaks and best >= ALIKE:
+        return kind
+    area = _agreed([(alike, symptom.area or symptom) for alike, symptom in near], SAME_AREA)
+    return area if isinstance(area, Area) and area.speaks and best >= FAINT else None
 
 
-def _needed(symptom: Symptom) -> float:
-    """How near a pattern has to be: a kind of an area that is known from one run is named only for just the same failures."""
-    return 1.0 if symptom.area is not None and len(symptom.patterns) == 1 else ALIKE
-
-
-def _area(symptoms: Sequence[Symptom], near: dict[str, float]) -> Area | None:
-    """The area whose kinds are together nearest, if it is far enough ahead; a kind in no area stands for itself."""
-    votes: Counter[Area | str] = Counter()
-    for symptom in symptoms:
-        votes[symptom.area or symptom.says] += near[symptom.says]  # type: ignore[assignment]  # a count may be a fraction
-    (first, most), *others = votes.most_common(2)
-    lead = most - (others[0][1] if others else 0.0)
-    return first if isinstance(first, Area) and first.speaks and lead >= LEAD * most else None
+def _agreed(near: Sequence[tuple[float, Symptom | Area]], share: float) -> Symptom | Area | None:
+    """What has this share of all votes; a run's vote counts the more the more alike it is."""
+    votes: Counter[str] = Counter()
+    for alike, one in near:
+        votes[one.says] += alike**SHARPNESS  # type: ignore[assignment]  # a count may be a fraction
+    says, most = max(votes.items(), key=lambda pair: pair[1], default=("", 0.0))
+    agreed = most > 0 and most >= share * sum(votes.values())
+    return next(one for _, one in near if one.says == says) if agreed else None
 
 
 def likeness(one: Pattern, other: Pattern) -> float:
