@@ -26,7 +26,6 @@ from nano_qwen3_serving.pictures.heads import (
     heads_sharing,
     products_apart,
     rotary_pairs,
-    turned,
     turned_by_hand,
 )
 from nano_qwen3_serving.pictures.insides import (
@@ -127,7 +126,6 @@ __all__ = [
     "tokens_again",
     "tokens_computed",
     "tokens_over_time",
-    "turned",
     "turned_by_hand",
     "until",
     "with_and_without_cache",
