@@ -23,6 +23,7 @@ from nano_qwen3_serving.pictures import (
     StepsByHand,
     WatchedEngine,
     Work,
+    apart_and_together,
     attend,
     attention_reads,
     attention_weights,
@@ -39,8 +40,11 @@ from nano_qwen3_serving.pictures import (
     flat_batch,
     grouped,
     heads_sharing,
+    held,
     in_groups,
     journey,
+    kept_for_a_token,
+    kv_heads_read,
     latencies,
     layers_film,
     likeliest,
@@ -51,6 +55,8 @@ from nano_qwen3_serving.pictures import (
     pool_film,
     pool_over_time,
     probabilities_changed,
+    products_apart,
+    qwen3_06b,
     random_number,
     read,
     record,
@@ -60,6 +66,7 @@ from nano_qwen3_serving.pictures import (
     seats_film,
     seats_over_time,
     seen_keys,
+    serving,
     shares_drawn,
     slots_held,
     slots_in_blocks,
@@ -651,3 +658,58 @@ async def test_callers_come_one_after_the_other_and_a_closed_gate_holds_the_step
         assert len(recorder.steps) == 2
     finally:
         engine.shutdown()
+
+
+def test_hatches_ticks_and_letters_on_a_colour_can_be_read_on_light_and_dark_pages() -> None:
+    for i, colour in enumerate(card.COLOURS):
+        fill = card.fill_of("ABCDEFGH", "ABCDEFGH"[i])
+        assert fill["facecolor"] == colour
+        assert fill["hatchcolor"] == card.letters_on(colour) not in card.NAMES, "the page's ink turns light, the fill does not"
+    film = cut_film(["x", "y"], [0, 1], {"said": [0.5, 0.5]}, number=0.7).svg()
+    assert re.search(r'fill="(#\w+)"[^>]*>y</text>', film.split("0 … 1")[1])[1] == card.letters_on(card.COLOURS[1])  # type: ignore[index]
+    picture = shares_drawn(["x"], [0.5], {10: [0.6]})
+    (ticks,) = picture.figure.axes[0].collections
+    assert ticks.get_path_effects()
+
+
+def test_answers_are_the_same_apart_and_together_and_together_takes_the_steps_of_the_longest() -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=9)
+    apart, together, outputs = apart_and_together(["What is a token?", "Hello!"], params)
+    lengths = [len(output.outputs[0].token_ids) for output in outputs]
+    assert (len(apart), len(together)) == (sum(lengths), max(lengths))
+
+
+def test_what_paged_attention_gave_stands_beside_dense_attention_for_each_layer_and_request() -> None:
+    steps = StepsByHand({"A": "What is a KV cache?\n", "B": "Hi there!"}, {"A": [5, 2], "B": [7]})
+    assert steps.rows_of(steps.lay_out(("B", 1, 2), ("A", 6, 1))) == [("A", 6, 10), ("B", 1, 29), ("B", 2, 30)]
+    steps.compute(("A", 0, 6), ("B", 0, 1))
+    steps.compute(("B", 1, 2), ("A", 6, 1))
+    pairs = list(steps.beside_dense())
+    assert [paged.shape[1] for paged, _ in pairs] == [7, 3] * steps.num_layers
+    for paged, dense in pairs:
+        torch.testing.assert_close(paged, dense, rtol=0, atol=1e-4)
+
+
+def test_products_go_by_distance_and_heads_read_in_groups() -> None:
+    watched = WatchedEngine()
+    products = products_apart(torch.arange(32).sin(), watched.network.model.rotary, range(20, 24), [0, 4])
+    assert {distance: list(found) for distance, found in products.items()} == {0: [20, 21, 22, 23], 4: [20, 21, 22, 23]}
+    assert products[0][20] == pytest.approx(32, abs=1e-3), "brought to length √32, and multiplied with itself"
+    assert products[4][20] == pytest.approx(products[4][23], abs=1e-3)
+    assert kv_heads_read(watched.shape) == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_token_of_the_small_qwen_keeps_112_kib() -> None:
+    assert kept_for_a_token(qwen3_06b(), torch.bfloat16) == 28 * 2 * 8 * 128 * 2
+
+
+async def test_what_is_handed_in_while_the_step_thread_is_held_is_in_one_step() -> None:
+    gate = Gate()
+    engine = serving(gate, block_size=4)
+    async with held(engine, gate):
+        streams = [await engine.add_request(name, {"prompt_token_ids": [300, 301]}, exactly(2)) for name in "AB"]
+    for stream in streams:
+        await read(stream)
+    engine.shutdown()
+    assert engine.engine.recorder is not None
+    assert [list(step["sampled"]) for step in engine.engine.recorder.steps] == [["early"], ["A", "B"], ["A", "B"]]

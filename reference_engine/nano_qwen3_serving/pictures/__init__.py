@@ -16,21 +16,45 @@ from nano_qwen3_serving.pictures.draws import (
     grouped,
     logits_after,
     random_number,
+    row,
     stages,
 )
 from nano_qwen3_serving.pictures.film import Film
 from nano_qwen3_serving.pictures.guesses import beside
-from nano_qwen3_serving.pictures.heads import attention_weights, heads_sharing, rotary_pairs, turned, turned_by_hand
-from nano_qwen3_serving.pictures.insides import MisledAttention, StepsByHand, WatchedAttention, WatchedEngine, attend, misled
+from nano_qwen3_serving.pictures.heads import (
+    attention_weights,
+    heads_sharing,
+    products_apart,
+    rotary_pairs,
+    turned_by_hand,
+)
+from nano_qwen3_serving.pictures.insides import (
+    MisledAttention,
+    StepsByHand,
+    WatchedAttention,
+    WatchedEngine,
+    attend,
+    kv_heads_read,
+    misled,
+)
 from nano_qwen3_serving.pictures.latency import latencies
 from nano_qwen3_serving.pictures.layers import Station, layers_film, stations
 from nano_qwen3_serving.pictures.memory import slots_held, slots_in_blocks
 from nano_qwen3_serving.pictures.reads import blocks_read
-from nano_qwen3_serving.pictures.roofline import Roof, Work, bytes_for_a_token, decode_work, roofline, throughput
-from nano_qwen3_serving.pictures.runs import in_groups, on_a_clock, record, with_and_without_cache
+from nano_qwen3_serving.pictures.roofline import (
+    Roof,
+    Work,
+    bytes_for_a_token,
+    decode_work,
+    kept_for_a_token,
+    qwen3_06b,
+    roofline,
+    throughput,
+)
+from nano_qwen3_serving.pictures.runs import apart_and_together, in_groups, on_a_clock, record, with_and_without_cache
 from nano_qwen3_serving.pictures.schedule import batches_over_time, seats_film, seats_over_time
-from nano_qwen3_serving.pictures.streams import Gate, exactly, one_by_one, read, until
-from nano_qwen3_serving.pictures.timeline import streams_film, streams_over_time, tokens_over_time
+from nano_qwen3_serving.pictures.streams import Gate, exactly, held, one_by_one, read, serving, until
+from nano_qwen3_serving.pictures.timeline import answer_over_time, streams_film, streams_over_time, tokens_over_time
 
 __all__ = [
     "Card",
@@ -45,6 +69,8 @@ __all__ = [
     "WatchedEngine",
     "WatchedSampler",
     "Work",
+    "answer_over_time",
+    "apart_and_together",
     "attend",
     "attention_reads",
     "attention_weights",
@@ -62,7 +88,10 @@ __all__ = [
     "generator",
     "grouped",
     "heads_sharing",
+    "held",
     "in_groups",
+    "kept_for_a_token",
+    "kv_heads_read",
     "latencies",
     "layers_film",
     "likeliest",
@@ -73,15 +102,19 @@ __all__ = [
     "pool_film",
     "pool_over_time",
     "probabilities_changed",
+    "products_apart",
+    "qwen3_06b",
     "random_number",
     "read",
     "record",
     "roofline",
     "rotary_pairs",
+    "row",
     "rows_film",
     "seats_film",
     "seats_over_time",
     "seen_keys",
+    "serving",
     "shares_drawn",
     "slots_held",
     "slots_in_blocks",
@@ -93,7 +126,6 @@ __all__ = [
     "tokens_again",
     "tokens_computed",
     "tokens_over_time",
-    "turned",
     "turned_by_hand",
     "until",
     "with_and_without_cache",

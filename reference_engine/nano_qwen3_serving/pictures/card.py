@@ -18,6 +18,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
@@ -173,7 +174,12 @@ def canvas(height: float, panels: int = 1, **subplots: Any) -> Iterator[tuple[Fi
 def fill_of(names: Sequence[str], name: str) -> dict[str, Any]:
     """Colour and hatch of one of `names`: the same wherever the same names are drawn."""
     i = list(names).index(name) % len(COLOURS)
-    return {"facecolor": COLOURS[i], "hatch": HATCHES[i], "edgecolor": INK, "linewidth": 0.6}
+    return filled(COLOURS[i], HATCHES[i])
+
+
+def filled(colour: str, hatch: str = "") -> dict[str, Any]:
+    """How something in one of COLOURS is drawn; its hatch can be read in a light page and in a dark one."""
+    return {"facecolor": colour, "hatch": hatch, "hatchcolor": letters_on(colour), "edgecolor": INK, "linewidth": 0.6}
 
 
 def letters_on(colour: str) -> str:
@@ -185,6 +191,12 @@ def write_in(axes: Axes, x: float, y: float, text: str) -> None:
     """Small text in the middle of something filled, readable over its hatch."""
     box = {"boxstyle": "square,pad=0.15", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.8}
     axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box)
+
+
+def tick_on(axes: Axes, x: float, row: float) -> None:
+    """A mark across a bar, with an edge of paper: it can be read on the bar and beside it."""
+    edge = withStroke(linewidth=3.0, foreground=PAPER)
+    axes.vlines(x, row - 0.38, row + 0.38, INK, linewidth=1.6, path_effects=[edge])
 
 
 def whole_numbers(axes: Axes, axis: str) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, Picture, canvas, fill_of, write_in
+from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, Picture, canvas, fill_of, filled, write_in
 from nano_qwen3_serving.pictures.film import Film, colour_of
 
-BEFORE: dict[str, Any] = {"facecolor": COLOURS[0], "hatch": "", "edgecolor": INK, "linewidth": 0.6}
-OWN: dict[str, Any] = {"facecolor": COLOURS[1], "hatch": "///", "edgecolor": INK, "linewidth": 0.6}
+BEFORE = filled(COLOURS[0])
+OWN = filled(COLOURS[1], "///")
 HIDDEN: dict[str, Any] = {"facecolor": PAPER, "hatch": "", "edgecolor": FAINT, "linewidth": 0.6}
 
 

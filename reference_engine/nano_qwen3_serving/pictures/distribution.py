@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, POINTS, WIDTH, Picture, canvas
+from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, POINTS, WIDTH, Picture, canvas, letters_on, tick_on
 from nano_qwen3_serving.pictures.film import Film
 
 NEW: dict[str, Any] = {"marker": "o", "color": COLOURS[5], "label": "for the first time"}
@@ -52,7 +52,7 @@ def probabilities_changed(
         for axes, (title, after) in zip(grid.flat, panels.items(), strict=False):
             for row, (old, new) in enumerate(zip(before, after, strict=True)):
                 _bar(axes, row, new or old, KEPT if new else CUT)
-                axes.vlines(old, row - 0.38, row + 0.38, INK, linewidth=1.6)
+                tick_on(axes, old, row)
             _rows(axes, words)
             axes.set(xlim=(0, 1.03), xticks=[0, 0.5, 1])
             axes.set_title(title, fontsize=9)
@@ -81,7 +81,7 @@ def shares_drawn(words: Sequence[str], probabilities: Sequence[float], drawn: Ma
         for axes, (count, shares) in zip(grid[0], drawn.items(), strict=True):
             for row, (probability, share) in enumerate(zip(probabilities, shares, strict=True)):
                 _bar(axes, row, share, KEPT)
-                axes.vlines(probability, row - 0.38, row + 0.38, INK, linewidth=1.6)
+                tick_on(axes, probability, row)
             apart = max(abs(p - s) for p, s in zip(probabilities, shares, strict=True))
             _rows(axes, words)
             axes.set_title(f"{count:,} draws: off by {apart:.3f}")
@@ -158,7 +158,8 @@ def cut_film(words: Sequence[str], ids: Sequence[int], stages: Mapping[str, Sequ
             there = [i >= len(stages) - 1 for i in range(len(frames))]
             film.box(left, y, 400 * share, 16, COLOURS[1] if row == drawn else "none", when=there)
             if share > 0.05:
-                film.text(left + 200 * share, y + 8, words[row], size=7.5, when=there)
+                letters = letters_on(COLOURS[1]) if row == drawn else INK
+                film.text(left + 200 * share, y + 8, words[row], size=7.5, fill=letters, when=there)
             left += 400 * share
     falls = [(0.0, -12.0 if i < len(frames) - 1 else 0.0) for i in range(len(frames))]
     mark = 96 + 400 * number

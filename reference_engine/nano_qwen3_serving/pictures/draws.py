@@ -49,10 +49,14 @@ def generator(**engine_args: Any) -> Callable[..., list[CompletionOutput]]:
     return generate
 
 
+def row(prompt_token_ids: list[int], output_token_ids: list[int], seed: int = 0, **wishes: Any) -> SamplingRow:
+    """What the sampler gets with a row of logits: a request's tokens so far, its seed and its parameters."""
+    return SamplingRow(SamplingParams(**wishes), prompt_token_ids, output_token_ids, seed)
+
+
 def drawn(logits: Tensor, count: int, **wishes: Any) -> Tensor:
     """How often the engine's sampler chooses each token, with as many seeds: shares, [vocab_size]."""
-    params = SamplingParams(**wishes)
-    rows = [SamplingRow(params, prompt_token_ids=[0], output_token_ids=[], seed=seed) for seed in range(count)]
+    rows = [row([0], [], seed, **wishes) for seed in range(count)]
     tokens, _ = Sampler().sample(logits.expand(count, -1), rows)
     return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / count
 
@@ -64,8 +68,7 @@ def stages(logits: Tensor, temperature: float, top_k: int, top_p: float) -> dict
     found = {"what the network says": logits.softmax(dim=-1), f"temperature {temperature:g}": probabilities}
     kept = warm
     for title, wishes in ((f"top_k = {top_k}", {"top_k": top_k}), (f"then top_p = {top_p:g}", {"top_k": top_k, "top_p": top_p})):
-        row = SamplingRow(SamplingParams(**wishes), prompt_token_ids=[0], output_token_ids=[], seed=0)
-        kept = keep_top(warm[None].clone(), [row])[0]
+        kept = keep_top(warm[None].clone(), [row([0], [], **wishes)])[0]
         found[title] = probabilities.masked_fill(kept.isinf(), 0.0)
     return found | {"scaled up to 1": kept.softmax(dim=-1)}
 

@@ -36,6 +36,25 @@ def turned_by_hand(head: Sequence[float], theta: float, positions: Sequence[int]
     return turned(numbers, rotary, positions) * numbers.square().mean().sqrt()
 
 
+def products_apart(
+    head: Tensor, rotary: Any, positions: Sequence[int], distances: Sequence[int]
+) -> dict[int, dict[int, float]]:
+    """Products of a head as query with itself as key so many tokens behind: by distance, by the query's position.
+
+    Args:
+        head: [head_dim].
+        rotary: the engine's.
+        positions: of the query.
+        distances: of the key, in tokens.
+    """
+    query = turned(head, rotary, positions)
+    found = {}
+    for apart in distances:
+        key = turned(head, rotary, [position - apart for position in positions])
+        found[apart] = dict(zip(positions, (query * key).sum(dim=1).tolist(), strict=True))
+    return found
+
+
 def rotary_pairs(pairs: Mapping[str, Points], products: Mapping[int, Mapping[int, float]]) -> Picture:
     """Pairs of numbers as points that turn with the position, and products of turned queries and keys.
 

@@ -5,12 +5,13 @@ Each takes the engine's own `TorchPagedAttention` and adds only the looking; nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from nano_qwen3_serving.attention.torch_paged import LayerCache, TorchPagedAttention
 from nano_qwen3_serving.components import Components
@@ -171,6 +172,11 @@ class StepsByHand:
         """The tensors of a step that computes these chunks: request, first position, number of tokens."""
         return self._runner.lay_out(self._batch(chunks))
 
+    def rows_of(self, step: ModelInputs) -> list[tuple[str, int, int]]:
+        """Request, position and slot of each row of such a step."""
+        names = [chunk.request.request_id for chunk in step.chunks for _ in range(chunk.num_tokens)]
+        return list(zip(names, step.positions.tolist(), step.metadata.slot_mapping.tolist(), strict=True))
+
     def compute(self, *chunks: tuple[str, int, int]) -> None:
         """Computes such a step."""
         row, step = 0, len(self.attention.calls) // self.num_layers
@@ -189,6 +195,15 @@ class StepsByHand:
         """
         calls = self.attention.calls
         return torch.cat([calls[step * self.num_layers + layer][what][rows] for step, rows in self._rows[name]]).transpose(0, 1)
+
+    def beside_dense(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each layer and request, from all steps so far: what attention gave through the table, and torch's own attention
+        over the same queries, keys and values without one; both [heads, tokens, head_dim].
+        """
+        for layer in range(self.num_layers):
+            for name in self._rows:
+                q, k, v, out = (self.rows(name, what, layer) for what in ("q", "k", "v", "out"))
+                yield out, scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     def _batch(self, chunks: Sequence[tuple[str, int, int]]) -> ScheduledBatch:
         return ScheduledBatch([
@@ -215,3 +230,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: Sequence[int], shape: ModelCo
     core.write(cache, k, v, slots)
     return core.forward(q, cache, AttentionMetadata(
         [len(q)], [len(k)], torch.tensor([list(table)]), slots[-len(q):], int(len(q) == 1), block_size))
+
+
+def kv_heads_read(shape: ModelConfig) -> list[int]:
+    """For each query head the KV head that it reads: the values of KV head i are i, and what comes out says whose they were."""
+    heads, kv_heads, dim = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
+    marks = torch.arange(float(kv_heads))[None, :, None].expand(1, kv_heads, dim)
+    out = attend(torch.zeros(1, heads, dim), torch.zeros(1, kv_heads, dim), marks, [1], shape)
+    return out[0, :, 0].int().tolist()

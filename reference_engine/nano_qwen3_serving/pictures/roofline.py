@@ -11,8 +11,10 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
+from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.observe.trace import Recorder
-from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, Picture, canvas
+from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, Picture, canvas, filled
 
 READING, COMPUTING, MEASURED = COLOURS[0], COLOURS[6], COLOURS[2]
 
@@ -72,6 +74,18 @@ def decode_work(matrices: Sequence[Tensor], batch: int) -> Work:
     return Work(counter.get_total_flops(), sum(matrix.nbytes for matrix in matrices))
 
 
+def qwen3_06b() -> ModelConfig:
+    """The shape of Qwen3-0.6B."""
+    return ModelConfig(
+        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, max_position_embeddings=40_960)
+
+
+def kept_for_a_token(shape: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of one token's keys and values in all layers, as the engine's attention allots them."""
+    return TorchPagedAttention(shape, 1, dtype, torch.device("cpu")).bytes_per_block  # a block of one token
+
+
 class Bench(Protocol):
     """What can be prepared to do one decode step of any number of requests, and notes how long each step took."""
 
@@ -115,7 +129,9 @@ def roofline(measured: Mapping[int, float], roof: Roof) -> Picture:
                   label="measured")
         if low < ridge < high:
             axes.axvline(ridge, color=INK, linestyle=":", linewidth=1.2)
-            axes.annotate(f"ridge: batch {ridge:.1f}", (ridge, bottom), (5, 6), textcoords="offset points", fontsize=9)
+            side, away = ("left", 5) if ridge * ridge < low * high else ("right", -5)
+            axes.annotate(f"ridge: batch {ridge:.1f}", (ridge, bottom), (away, 6), textcoords="offset points", ha=side,
+                          fontsize=9)
         axes.set(xlabel="batch size (requests in a step)", ylabel="throughput (tokens per second)")
         _plain_ticks(axes, list(measured), bottom, top)
         figure.legend(loc="outside lower right", ncols=4, fontsize=9)
@@ -142,9 +158,9 @@ def bytes_for_a_token(weights: int, own: int, batches: Sequence[int]) -> Picture
     places, shares = range(len(batches)), [weights / batch for batch in batches]
     of_weights = [100 * share / (share + own) for share in shares]
     with canvas(3.4) as (figure, axes):
-        axes.bar(places, of_weights, 0.7, facecolor=COLOURS[0], edgecolor=INK, linewidth=0.6, label="weights, shared")
-        axes.bar(places, [100 - share for share in of_weights], 0.7, of_weights, facecolor=COLOURS[1], hatch="///", edgecolor=INK,
-                 linewidth=0.6, label="its own keys and values")
+        axes.bar(places, of_weights, 0.7, **filled(COLOURS[0]), label="weights, shared")
+        axes.bar(places, [100 - share for share in of_weights], 0.7, of_weights, **filled(COLOURS[1], "///"),
+                 label="its own keys and values")
         axes.axhline(50, color=INK, linestyle=":", linewidth=1.2)
         for place, share in zip(places, shares, strict=True):
             axes.text(place, 103, f"{(share + own) / 1e9:.2f} GB", ha="center", fontsize=9)

@@ -56,6 +56,23 @@ def on_a_clock(
     return engine.recorder.steps, last
 
 
+def apart_and_together(
+    prompts: Sequence[str], params: SamplingParams
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[RequestOutput]]:
+    """The steps of one call for each prompt, those of one call for all, and the outputs of the latter.
+
+    Raises:
+        AssertionError: an answer differs.
+    """
+    alone, batch = (LLM("course", recorder=Recorder()) for _ in range(2))
+    apart = [alone.generate(prompt, params, use_tqdm=False)[0] for prompt in prompts]
+    together = batch.generate(list(prompts), params, use_tqdm=False)
+    assert [o.outputs[0].token_ids for o in together] == [o.outputs[0].token_ids for o in apart]
+    assert alone.llm_engine.recorder is not None
+    assert batch.llm_engine.recorder is not None
+    return alone.llm_engine.recorder.steps, batch.llm_engine.recorder.steps, together
+
+
 def in_groups(lengths: Sequence[int], size: int, max_num_seqs: int) -> list[dict[str, Any]]:
     """The steps of an engine that is given so many requests at once, and more only when all of these are done.
 

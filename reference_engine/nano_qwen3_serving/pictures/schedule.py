@@ -8,12 +8,12 @@ from typing import Any
 
 from matplotlib.patches import Patch, Rectangle
 
-from nano_qwen3_serving.pictures.card import FAINT, INK, Picture, canvas, letters_on, whole_numbers
+from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, Picture, canvas, filled, letters_on, whole_numbers
 from nano_qwen3_serving.pictures.film import Film, colour_of
 from nano_qwen3_serving.pictures.memory import WASTED
 
-PROMPT: dict[str, Any] = {"facecolor": "#e69f00", "hatch": "///", "edgecolor": INK, "linewidth": 0.6}
-TOKEN: dict[str, Any] = {"facecolor": "#56b4e9", "hatch": "", "edgecolor": INK, "linewidth": 0.6}
+PROMPT = filled(COLOURS[1], "///")
+TOKEN = filled(COLOURS[0])
 FILLS = {"prompt": PROMPT, "token": TOKEN}
 MANY_STEPS = 80
 

@@ -6,9 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
+from nano_qwen3_serving.engine.arg_utils import AsyncEngineArgs
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
+from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.sampling_params import SamplingParams
 
 
@@ -36,6 +39,29 @@ class Gate:
     def open(self) -> None:
         """Lets the step thread go on."""
         self._open.set()
+
+
+def serving(gate: Gate | None = None, **engine_args: Any) -> AsyncLLMEngine:
+    """The course's model behind streams, with a flight recorder; no blocks are shared."""
+    args = AsyncEngineArgs(model="course", enable_prefix_caching=False, **engine_args)
+    return AsyncLLMEngine.from_engine_args(args, recorder=Recorder(), gate=gate)
+
+
+@asynccontextmanager
+async def held(engine: AsyncLLMEngine, gate: Gate) -> AsyncIterator[None]:
+    """Holds the step thread, so that all that is handed in meanwhile is there before the same step.
+
+    An idle engine waits for its inbox, not at its gate: a request for one token, "early", brings it there. Its step is the
+    first that is recorded afterwards.
+    """
+    gate.close()
+    try:
+        early = await engine.add_request("early", {"prompt_token_ids": [500]}, exactly(1))
+        await gate.reached()
+        yield
+    finally:
+        gate.open()
+    await read(early)
 
 
 def exactly(max_tokens: int) -> SamplingParams:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.pictures.card import FAINT, INK, PAPER, Picture, canvas, fill_of
 from nano_qwen3_serving.pictures.film import Film, colour_of
 from nano_qwen3_serving.pictures.schedule import PROMPT, TOKEN
@@ -46,6 +47,19 @@ def tokens_over_time(steps: Sequence[Mapping[str, Any]], request: str, texts: Se
             Patch(**PROMPT, label="prompt computed"), Patch(**TOKEN, label="one token computed"),
             Line2D([], [], linestyle="none", **GENERATED, label="a token generated")])
     return Picture(figure, f"A staircase of {len(texts)} tokens by time: bars where each is computed, rings where generated.")
+
+
+def answer_over_time(steps: Sequence[Mapping[str, Any]], output: RequestOutput, tokenizer: Any) -> Picture:
+    """The same for a request of one sequence that is done, from its output.
+
+    Args:
+        steps: the flight recorder's.
+        output: the request's last one.
+        tokenizer: of the model.
+    """
+    assert output.metrics is not None
+    texts = [tokenizer.decode([token]) for token in output.prompt_token_ids + output.outputs[0].token_ids]
+    return tokens_over_time(steps, output.request_id, texts, output.metrics.arrival_time)
 
 
 def streams_over_time(
