@@ -101,6 +101,7 @@ def _place_in(error: BaseException, own: Path | None) -> list[str]:
 
 
 def _statement(error: BaseException, suite: Path) -> list[str]:
-    """The test's own line."""
+    """The test's own line; not one that only says that it has failed."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(suite)]
-    return [f"{suite.name} line {lines[-1]}: {linecache.getline(str(suite), lines[-1]).strip()[:WIDTH]}"] if lines else []
+    texts = [(line, linecache.getline(str(suite), line).strip()) for line in lines]
+    return [f"{suite.name} line {line}: {text[:WIDTH]}" for line, text in texts if not text.startswith("pytest.fail(")][-1:]

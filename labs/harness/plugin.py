@@ -259,7 +259,7 @@ class LabRun:
                 points=points,
                 passed=report.passed,
                 error=type(error).__name__ if error else "",
-                message=(str(error).splitlines() or [""])[0][:MESSAGE_LENGTH] if error else "",
+                message=_first_line(error) if error else "",
                 unwritten=error.number if isinstance(error, TodoError) else None,
                 on_ours=item.stash.get(_ON_OURS, ()),
             )
@@ -425,3 +425,9 @@ def _read(lab: Lab, file: Path) -> _Written:
         for todo, names in given.functions(lab).items()
     }
     return _Written(regions.unwritten_todos(tree), gone)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message; of a long one, whole words and an ellipsis."""
+    line = (str(error).splitlines() or [""])[0]
+    return line if len(line) <= MESSAGE_LENGTH else line[:MESSAGE_LENGTH].rpartition(" ")[0] + " …"

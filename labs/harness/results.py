@@ -10,7 +10,7 @@ from labs.harness.catalog import Lab
 
 TOTAL_POINTS = 100
 PREDICTION_POINTS = 15
-MESSAGE_LENGTH = 160
+MESSAGE_LENGTH = 400
 """Characters of an error's message that are kept."""
 
 SOLVED, PARTLY, FAILING, NOT_STARTED, BLOCKED = "solved", "partly", "failing", "not started", "blocked"
