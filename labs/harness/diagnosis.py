@@ -5,9 +5,10 @@ digest of each message's wording, numbers left out. There is no code in it. It i
 `python -m grading symptoms`, which also measures how often what is said here is right (cases of
 tests, classes of errors and single words were tried as well, and made it no better).
 
-What is said is a kind of mistake where one kind alone is near; else an area, which gathers kinds that one
-sentence is true of, where one area has most of what is near. Where neither can be told, the failing message
-that explains most is repeated: that of the test which the fewest known mistakes fail.
+The known runs that are most alike vote. What is said is a kind of mistake where one of them fails just the same
+and nearly all votes are for its kind; else an area, which gathers kinds that one sentence is true of, where most
+votes are for it. Where neither can be told, the failing message that explains most is repeated: that of the test
+which the fewest known mistakes fail.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ NEAREST = 5
 """So many known runs, those that are most alike, have a vote."""
 SHARPNESS = 4
 """The power of its likeness that a vote counts."""
-SAME_KIND, SAME_AREA = 0.99, 0.7
+SAME_KIND, SAME_AREA = 0.97, 0.7
 """The share of the votes that a kind, or an area, needs."""
 ALIKE, FAINT = 1.0, 0.05
 """How alike the nearest has to be for a kind, or an area, to be named."""
@@ -92,7 +93,7 @@ def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -
 
 
 def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | Area | None:
-    """The kind of mistake, or else the area, that nearly all of the nearest known runs have; None if they do not agree."""
+    """The kind of mistake, or else the area, that has enough of the votes of the nearest known runs; None if none has."""
     known = [(likeness(pattern, run), symptom) for symptom in symptoms for run in symptom.patterns]
     near = sorted(known, key=lambda pair: -pair[0])[:NEAREST]
     best = near[0][0] if near else 0.0

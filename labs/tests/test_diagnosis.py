@@ -11,7 +11,7 @@ from grading.mutants import Mutant, read_mutants
 from grading.symptoms import Concept, Score, Seen, family_left_out, leave_one_out, symptoms_of
 from labs.harness import diagnosis
 from labs.harness.catalog import LabError, all_labs, lab_at
-from labs.harness.diagnosis import Area, Symptom, likeness, match, most_telling, pattern_of, same_everywhere
+from labs.harness.diagnosis import Area, Symptom, diagnose, likeness, match, most_telling, pattern_of, same_everywhere
 from labs.harness.progress import Progress
 from labs.harness.results import Outcome
 
@@ -40,7 +40,8 @@ TABLE = [
     ("run", "said"),
     [
         (failing("a", "b"), "edges"),
-        (failing("a", "b", "c", "e"), "edges"),
+        (failing("a", "b", "c"), "edges"),
+        (failing("a", "b", "c", "e"), None),
         (failing("d"), "order"),
         (failing("d", message="another"), None),
         (failing("a", "d"), None),
@@ -49,7 +50,7 @@ TABLE = [
         (failing("d", unwritten=1), None),
     ],
 )
-def test_it_speaks_when_one_kind_is_near_and_is_silent_otherwise(run, said):
+def test_a_kind_is_named_where_a_run_fails_just_as_it_does_and_nothing_otherwise(run, said):
     found = match(TABLE, run, 1)
     assert (found.says if found else None) == said
 
@@ -69,16 +70,34 @@ IN_AREAS = [
 ]
 
 
-def test_where_kinds_of_one_area_are_alike_the_area_is_named_and_a_kind_where_it_stands_out():
+def test_where_kinds_of_one_area_are_alike_the_area_is_named_and_a_kind_where_a_run_fails_just_as_it_does():
     assert match(IN_AREAS, failing("a"), 1) == BORDERS
     assert match(IN_AREAS, failing("a", "c"), 1) == IN_AREAS[1]
-    assert match(IN_AREAS, failing("a", "c", "x"), 1) == BORDERS, "a kind known from one run has to fail just the same"
-    known = [*IN_AREAS[:1], symptom("last", failing("a", "c"), failing("c"), area=BORDERS)]
-    assert match(known, failing("a", "c", "x"), 1) == known[1], "one known from several need not"
-    assert match(IN_AREAS, failing("b", "d"), 1) is None, "the area is not far enough ahead of the other kind"
+    assert match(IN_AREAS, failing("a", "c", "x"), 1) == BORDERS, "a kind has to fail just the same"
+    assert match(IN_AREAS, failing("b", "d"), 1) is None, "half of what is near is another kind"
     assert match(IN_AREAS, failing("x"), 1) is None
+    twins = [*IN_AREAS, symptom("inner", failing("a", "c"), area=BORDERS)]
+    assert match(twins, failing("a", "c"), 1) == BORDERS, "two kinds fail just the same"
     quiet = [replace(one, area=replace(BORDERS, speaks=False) if one.area else None) for one in IN_AREAS]
     assert match(quiet, failing("a"), 1) is None
+
+
+def test_only_the_nearest_runs_vote():
+    far = [symptom(f"order {test}", failing("a", test)) for test in "pqrstuvw"]
+    near = [symptom(f"border {test}", failing("a", "b", "c", test), area=BORDERS) for test in "defgh"]
+    assert len(near) == diagnosis.NEAREST
+    assert match([*far, *near], failing("a", "b", "c"), 1) == BORDERS
+    assert match([*far, *near[:2]], failing("a", "b", "c"), 1) == BORDERS, "the more alike a run is, the more it counts"
+    assert match([*far, *near], failing("a"), 1) is None
+
+
+def test_mistakes_in_two_todos_are_told_apart():
+    inner = Area(2, "an inner one is wrong", 1)
+    table = [*TABLE[:2], *(replace(one, todo=2, area=inner if one.area else None) for one in IN_AREAS)]
+    for second, said in ((failing("a", "b", todo=2), "first"), (failing("a", todo=2), inner.says)):
+        run = [*failing("a", "b"), *second, *failing("e", todo=3)]
+        assert {todo: one.says for todo, one in diagnose(table, run).items()} == {1: "edges", 2: said}
+        assert diagnose(table, failing("a", "b")) | diagnose(table, second) == diagnose(table, run)
 
 
 def test_the_most_telling_failure_is_of_the_test_that_the_fewest_known_mistakes_fail():
@@ -134,14 +153,16 @@ def test_a_table_has_one_entry_for_each_concept():
 
 
 def test_left_out_one_by_one_a_bug_is_right_only_by_its_concept():
-    assert leave_one_out(BUGS, CONCEPTS) == Score(right_kinds=2, silent=2)
-    lone = {name: Concept(1, name, 1) for name in ("one", "two", "three")} | {"four": Concept(2, "four", 1)}
-    assert leave_one_out(BUGS, lone) == Score(wrong_kinds=2, silent=2)
+    bugs = [*BUGS, seen("five", "a", "b")]
+    assert leave_one_out(bugs, CONCEPTS | {"five": CONCEPTS["one"]}) == Score(right_kinds=2, silent=3), "as one and five fail"
+    lone = {name: Concept(1, name, 1) for name in ("one", "two", "three", "five")} | {"four": Concept(2, "four", 1)}
+    assert leave_one_out([bugs[0], *bugs[2:]], lone) == Score(wrong_kinds=2, silent=2)
 
 
 def test_what_stems_from_a_mutant_is_diagnosed_without_it():
-    same = seen("one in another", "a", "b")
+    same = seen("one in another", "a", "b", "c")
     assert family_left_out(BUGS, [(same, "one")], CONCEPTS) == Score(right_kinds=1), "by its concept's other mutant"
+    assert family_left_out(BUGS, [(same, "two")], CONCEPTS) == Score(silent=1)
     assert family_left_out(BUGS, [(seen("three in another", "d"), "three")], CONCEPTS) == Score(silent=1)
 
 
@@ -167,8 +188,9 @@ def test_a_score_is_enough_if_it_speaks_often_is_mostly_right_and_seldom_false(s
 
 
 def test_concepts_that_are_mistaken_for_each_other_do_not_speak():
+    bugs = [seen("one", "a", "b"), seen("two", "a", "b"), seen("three", "d")]
     lone = {name: Concept(1, name, 1) for name in ("one", "two", "three")}
-    assert {entry.says: entry.speaks for entry in symptoms_of(BUGS[:3], lone)} == {"one": False, "two": False, "three": True}
+    assert {entry.says: entry.speaks for entry in symptoms_of(bugs, lone)} == {"one": False, "two": False, "three": True}
 
 
 def test_mutants_that_nothing_gathers_are_concepts_of_their_own(tmp_path, toy):
@@ -226,6 +248,17 @@ def test_no_area_is_a_whole_todo(lab):
     found = symptoms.concepts(lab, read_mutants(lab)).values()
     for area in {one.area for one in found} - {None}:
         assert {one.todo for one in found if one.todo == area.todo and one.area != area}, area.says
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
+def test_every_mutant_in_the_table_has_an_area_and_a_todo_with_many_has_several(lab):
+    everything = read_mutants(lab)
+    found = symptoms.concepts(lab, everything)
+    mutants = [mutant for mutant in everything if mutant.kind in symptoms.IN_TABLE]
+    assert not [mutant.name for mutant in mutants if found[mutant.name].area is None], "a new mutant needs an area"
+    for todo in {mutant.todo for mutant in mutants}:
+        own = [found[mutant.name].area for mutant in mutants if mutant.todo == todo]
+        assert len(own) <= 8 or len(set(own)) > 1, f"TODO {todo} has {len(own)} mutants in one area"
 
 
 def test_what_a_table_was_made_from_shows(tmp_path, toy):
