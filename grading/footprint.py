@@ -70,16 +70,15 @@ def memory_of_worker(pids: Sequence[int]) -> int:
     """Memory of a worker, its child and what the child started, in that order, as `processes_of` lists them.
 
     Pages that a fork shares count once. The kernel tells only root, and the owner of a user namespace, which pages those
-    are (a worker and its child cannot be looked into). For everybody else the child counts as what it has beyond the worker
-    it was forked from; so a child that writes to all its inherited pages goes over its limit by the size of the worker at most.
+    are (a worker and its child cannot be looked into). For everybody else each counts as what it has beyond the worker that all
+    were forked from; so one that writes to all its inherited pages goes over its limit by the size of the worker at most.
     """
     shares = [share_of_memory(pid) for pid in pids]
     known = [share for share in shares if share is not None]
     if len(known) == len(shares):
         return sum(known)
     worker, *others = map(resident_bytes, pids)
-    child, started = (max(0, others[0] - worker), others[1:]) if others else (0, [])
-    return worker + child + sum(started)
+    return worker + sum(max(0, other - worker) for other in others)
 
 
 def _resident_by_ps(pid: int) -> int:

@@ -126,7 +126,7 @@ def diagnose(
     found = diagnosis.diagnose(table, outcomes)
     progress = Progress(labs_home())
     for number in sorted({outcome.todo for outcome in outcomes}):
-        telling = diagnosis.most_telling(table, outcomes, number)
+        telling = diagnosis.most_telling(outcomes, number)
         for line in diagnosis.in_words(lab, number, outcomes, found.get(number), telling):
             console.print(line)
         if number in found:

@@ -7,8 +7,8 @@ tests, classes of errors and single words were tried as well, and made it no bet
 
 The known runs that are most alike vote. What is said is a kind of mistake where one of them fails just the same
 and nearly all votes are for its kind; else an area, which gathers kinds that one sentence is true of, where most
-votes are for it. Where neither can be told, the failing message that explains most is repeated: that of the test
-which the fewest known mistakes fail.
+votes are for it. Where neither can be told, the first failing message that explains something is
+repeated.
 """
 
 import hashlib
@@ -135,19 +135,13 @@ def diagnose(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome]) -> dict[i
     return {todo: said for todo, said in found.items() if said is not None}
 
 
-def most_telling(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Outcome | None:
-    """The failure in `todo` that explains most: of the test that the fewest known mistakes fail, the shortest in words.
+def most_telling(outcomes: Sequence[Outcome], todo: int) -> Outcome | None:
+    """The first failure in `todo` that explains something: a lab's tests begin with the plain cases, and end with the odd ones.
 
     A message with hardly any words explains nothing; it is taken only if there is no other.
     """
-    known = [pattern for symptom in symptoms if symptom.todo == todo for pattern in symptom.patterns]
     failed = [outcome for outcome in outcomes if outcome.todo == todo and not outcome.passed and outcome.message]
-
-    def rank(outcome: Outcome) -> tuple[bool, int, int]:
-        few_words = len(re.findall(r"[^\W\d_]{2,}", outcome.message)) < _EXPLAINS
-        return few_words, sum(outcome.test in pattern for pattern in known), len(outcome.message)
-
-    return min(failed, key=rank, default=None)
+    return min(failed, key=lambda one: len(re.findall(r"[^\W\d_]{2,}", one.message)) < _EXPLAINS, default=None)
 
 
 # the file
@@ -212,7 +206,7 @@ def in_words(
     """What is said of one TODO: a kind, an area and the failure that explains most, or that alone."""
     own = [outcome for outcome in outcomes if outcome.todo == todo]
     failed = sum(not outcome.passed for outcome in own)
-    begin, fail = f"Lab {lab.id}, TODO {todo}:", f"{failed} of {len(own)} tests fail"
+    begin, fail = f"Lab {lab.id}, TODO {todo}:", f"{failed} of {len(own)} tests {'fails' if failed == 1 else 'fail'}"
     if not failed:
         return [f"{begin} every test passes."]
     if any(outcome.unwritten == todo for outcome in own):
@@ -225,4 +219,4 @@ def in_words(
     lines = [f"{begin} {fail}. Probably:", f"  {said.says}"]
     if isinstance(said, Area) and message:
         lines += ["  The message that says most about it:", *message]
-    return [*lines, f"  Hint {said.hint} fits: python -m labs hint {lab.id} {todo}"]
+    return [*lines, f"  Hint {said.hint} fits; all hints: python -m labs hint {lab.id} {todo} --all"]

@@ -50,20 +50,30 @@ class Limit:
         self._watch = threading.Thread(target=self._look, daemon=True)
         self._raised_in: set[int] = set()
         self._seen: dict[int, tuple[int, int]] = {}
+        self._deaf = False
         self.words = ""
         """Where it was when its time was up; empty if it was not."""
 
     def __enter__(self) -> "Limit":
         self._outside = sys._getframe(1).f_back
         if self._seconds:
+            self._let_be_woken()
             self._watch.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._seconds:
             self._stop()
+            if self._deaf:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.words:
             raise WaitsForEver(self.words) from None
+
+    def _let_be_woken(self) -> None:
+        """A process in the background may have been told to ignore Ctrl-C, with which who waits is woken."""
+        self._deaf = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if self._deaf:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _stop(self) -> None:
         """No exception and no signal of ours arrives after this."""

@@ -22,5 +22,5 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]:
-    """The engine's, in float32, to which its sampler brings the logits before."""
-    return logprobs.logprobs_of(logits.float(), token_id, count)
+    """The engine's."""
+    return logprobs.logprobs_of(logits, token_id, count)

@@ -25,10 +25,11 @@ WAYS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_as_it_was():
+@pytest.fixture(autouse=True, params=[signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
+def ctrl_c_as_it_was(request):
+    before = signal.signal(signal.SIGINT, request.param)
     yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is request.param
 
 
 def load(folder: Path, text: str) -> tuple[dict, Path]:

@@ -537,6 +537,7 @@ def hand_in(folder: Path) -> None:
 
 
 @needs_bash
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed, and a release is made from its repository")
 @pytest.mark.slow
 def test_an_instructors_first_afternoon(course: Path) -> None:
     """The commands of grading/README.md, in their order, print what it shows."""
