@@ -302,7 +302,8 @@ def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
         "not from a part of its tests"
     )
     said = workshop.labs("diagnose", "7").stdout
-    assert "Lab 07, TODO 1: 3 of 3 tests fail. Probably:\n  One is added.\n  Hint 2 fits; all hints: python -m labs hint 07 1 --all\n" in said
+    assert ("Lab 07, TODO 1: 3 of 3 tests fail. Probably:\n  One is added.\n"
+            "  Hint 2 fits; all hints: python -m labs hint 07 1 --all\n") in said
     assert "Lab 07, TODO 2: not started" in said and "Something is divided" not in said
     assert Progress(workshop.home).diagnoses_used("07", 1) == 1
     assert "diagnosed 1 time)" in workshop.labs("status").stdout
