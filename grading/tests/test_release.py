@@ -39,7 +39,7 @@ def labs(edition: Path, *arguments: str, **more: str) -> subprocess.CompletedPro
 def suite(lab: Lab, home: Path, *options: str) -> str:
     """What a run of a lab's tests says."""
     command = [sys.executable, "-m", "pytest", "test_lab.py", "--plain", "-p", "no:cacheprovider", *options]
-    return run(command, lab.folder, home).stdout
+    return run(command, lab.folder, home, PYTHONWARNINGS="ignore").stdout  # which name folders, and come when memory is tidied up
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_mistake_costs_the_same_with_and_without_solutions(edition: Path, cour
         before = lab.starter.read_text(encoding="utf-8")
         try:
             lab.starter.write_text(wrong.text, encoding="utf-8")
-            said.append(suite(lab, home, "-p", "no:warnings"))  # which name the folder, and come when memory is tidied up
+            said.append(suite(lab, home, "-p", "no:warnings"))
         finally:
             lab.starter.write_text(before, encoding="utf-8")
     noise = re.compile(r"rootdir| in \d+\.\d+s")
