@@ -78,9 +78,9 @@ def whole_run(level: str) -> Outcome:
 
 
 def _was_too_slow(one: Verdict) -> bool:
-    """Whether it lost points only because time was up where it does not cheat."""
-    lost = [check for check in one.report.checks if not check.passed and check.todo not in one.cheat.todos] if one.report else []
-    return bool(lost) and all("had not ended after" in check.message or "CPU time" in check.message for check in lost)
+    """Whether it lost a check because time was up: on a busy machine that says nothing."""
+    lost = [check for check in one.report.checks if not check.passed] if one.report else []
+    return any("had not ended after" in check.message or "CPU time" in check.message for check in lost)
 
 
 def _is_of(name: str) -> bool:
