@@ -4,6 +4,6 @@ from nano_qwen3_serving.observe.terminal import prepare_streams
 
 if __name__ == "__main__":
     prepare_streams()
-    from grading.cli import main
+    from grading.cli.app import main
 
     main()

@@ -15,7 +15,7 @@ if __name__ == "__main__":
         if sys.version_info < (3, 11):
             sys.exit("This course needs Python 3.11 to 3.13. See: python -m labs doctor")
         try:
-            from labs.harness.cli import main
+            from labs.harness.cli.app import main
         except ImportError as error:
             sys.exit(f"{error}. What to do about it: python -m labs doctor")
     sys.exit(main())

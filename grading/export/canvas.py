@@ -6,9 +6,9 @@ A column that Canvas does not know would become a new assignment; hence no file 
 import re
 from collections.abc import Sequence
 
+from grading.cohort.journal import Entry
 from grading.export.sheet import Filled, Sheet, changed, grade, number, place
-from grading.journal import Entry
-from grading.show import plain, points
+from grading.judge.show import plain, points
 
 KEYS = ("ID", "SIS User ID", "SIS Login ID", "Student")
 """By what Canvas matches, in this order; `Student` is the name."""

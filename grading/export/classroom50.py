@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from grading.cohort.journal import Entry
 from grading.export.lines import lines_of, name_of
-from grading.journal import Entry
 
 SCHEMA = "classroom50/result/v1"
 TYPES = ("individual", "group")

@@ -4,9 +4,9 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from grading.cohort.journal import Entry
 from grading.export.lines import name_of
-from grading.journal import Entry
-from grading.show import plain
+from grading.judge.show import plain
 
 _BEFORE = ["student", "lab", "submitted", "late_days", "final_score", "score", "max_score"]
 _AFTER = ["isolation", "seed", "checks", "digest", "notes"]

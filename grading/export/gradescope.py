@@ -7,9 +7,9 @@ student no total. The seed comes with the published results.
 
 import json
 
+from grading.cohort.journal import Entry
 from grading.export.lines import Line, conditions, days, lines_of, name_of
-from grading.journal import Entry
-from grading.show import plain, points
+from grading.judge.show import plain, points
 
 HIDDEN = ("after_published", "hidden")
 """What Gradescope may do with hidden checks."""

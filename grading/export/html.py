@@ -4,9 +4,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from grading.cohort.journal import Entry
 from grading.export.lines import conditions, days, lines_of, name_of
-from grading.journal import Entry
-from grading.show import plain, points
+from grading.judge.show import plain, points
 
 SIGNS = {"solved": "●", "partly": "◐", "failing": "○", "not started": "–"}
 """What stands beside a state's colour and pattern."""

@@ -6,9 +6,9 @@ Durations are not known, so none are given.
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from grading.cohort.journal import Entry
 from grading.export.lines import Line, lines_of
-from grading.journal import Entry
-from grading.show import plain
+from grading.judge.show import plain
 
 
 def document(entries: Sequence[Entry], as_student: bool = True) -> str:

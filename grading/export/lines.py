@@ -1,12 +1,12 @@
 """What is told of each check, in the order of the report. Of a hidden one a student is told TODO and concept, and no more.
 
-Of one that ran on our code a student is told what `grading.show.told_on_ours` says.
+Of one that ran on our code a student is told what `grading.judge.show.told_on_ours` says.
 """
 
 from dataclasses import dataclass
 
-from grading.model import CheckResult, Report
-from grading.show import CHECKED_AT, plain, points, told_on_ours
+from grading.judge.report import CheckResult, Report
+from grading.judge.show import CHECKED_AT, plain, points, told_on_ours
 
 MOST_TEXT = 2_000
 """Characters of a message, or of what was printed, that are handed on."""

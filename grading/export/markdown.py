@@ -2,9 +2,9 @@
 
 import re
 
+from grading.cohort.journal import Entry
 from grading.export.lines import Line, conditions, days, lines_of, name_of
-from grading.journal import Entry
-from grading.show import plain, points
+from grading.judge.show import plain, points
 
 
 def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from grading.cohort.journal import Entry
 from grading.export.csv_table import harmless, written
 from grading.export.lines import days, name_of
 from grading.export.sheet import Filled, Sheet, changed, grade, number, place
-from grading.journal import Entry
-from grading.show import plain, points
+from grading.judge.show import plain, points
 
 IDENTITIES = {"username": "Username", "email": "Email address", "idnumber": "ID number", "id": "User ID"}
 """By what the import finds a person, and what the column is headed here."""

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from grading.journal import Entry
-from grading.show import plain, points
+from grading.cohort.journal import Entry
+from grading.judge.show import plain, points
 
 BOM = b"\xef\xbb\xbf"
 

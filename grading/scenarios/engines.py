@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from grading.checks import Wrong, expect, expect_nothing_replaced, kept, ours, shown
-from grading.worker.parts import row_facts
-from grading.worker.peer import Remote
+from grading.judge.checks import Wrong, expect, expect_nothing_replaced, kept, ours, shown
+from grading.sandbox.worker.parts import row_facts
+from grading.sandbox.worker.peer import Remote
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.testing.quiet_logs import quiet_logs

@@ -10,10 +10,10 @@ import subprocess
 
 import pytest
 
-from grading.agreement import Case, cases_of, disagreement, findings
-from grading.isolation import strongest_level
-from grading.judge import Settings
-from grading.model import CheckResult, Report
+from grading.authoring.agreement import Case, cases_of, disagreement, findings
+from grading.judge.grader import Settings
+from grading.judge.report import CheckResult, Report
+from grading.sandbox.isolation import strongest_level
 from labs.harness.catalog import Lab, all_labs
 
 

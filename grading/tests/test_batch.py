@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from grading import synthetic
-from grading.batch import Plan, Unit, differing, plan_of, run_batch
-from grading.isolation import Limits
-from grading.journal import Journal
-from grading.judge import Settings
-from grading.model import CheckResult, Report
-from grading.mutants import read_mutants
-from grading.pool import Crew, Memory, answer_of, processes
-from grading.roster import Line, read_cohort, read_roster
+from grading.authoring.mutants import read_mutants
+from grading.cohort.batch import Plan, Unit, differing, plan_of, run_batch
+from grading.cohort.journal import Journal
+from grading.cohort.roster import Line, read_cohort, read_roster
+from grading.cohort.worker_pool import Crew, Memory, answer_of, processes
+from grading.judge.grader import Settings
+from grading.judge.report import CheckResult, Report
+from grading.red_team import synthetic
+from grading.sandbox.isolation import Limits
 from labs.harness.catalog import find_lab
 
 pytestmark = pytest.mark.slow
@@ -322,7 +322,7 @@ def test_a_real_dozen_killed_interrupted_and_resumed_has_every_score_once(tmp_pa
 
 def assert_as_uninterrupted(tmp_path: Path, found: dict[str, float]) -> None:
     """Graded one after another by the judge itself, in another order, it is the same."""
-    from grading.judge import grader_of
+    from grading.judge.grader import grader_of
 
     settings = Settings(predictions=False)
     cohort = read_cohort(tmp_path / "submissions", [LAB])
@@ -342,7 +342,7 @@ def verdict_of(report: Report) -> tuple:
 
 
 def test_a_journal_has_one_secret(tmp_path):
-    from grading.cli_batch import _same_seeds
+    from grading.cli.batch import _same_seeds
 
     with Journal(tmp_path / "j", create=True) as base:
         _same_seeds(base, plan())

@@ -17,14 +17,15 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from grading import cli_cheats, throwaway
-from grading.cheat_corpus import HERE, LAB, Cheat, composed, read_cheats
-from grading.cheat_trial import MOST, Verdict, verdicts
-from grading.cli_cheats import levels_for_cheats
-from grading.isolation import LEVELS, Limits, strongest_level
-from grading.model import Report
-from grading.sandbox import SetupError, processes_of
-from grading.show import print_report
+from grading.cli import cheats
+from grading.cli.cheats import levels_for_cheats
+from grading.judge.report import Report
+from grading.judge.show import print_report
+from grading.red_team import disposable
+from grading.red_team.corpus import HERE, LAB, Cheat, composed, read_cheats
+from grading.red_team.trial import MOST, Verdict, verdicts
+from grading.sandbox.isolation import LEVELS, Limits, strongest_level
+from grading.sandbox.supervisor import SetupError, processes_of
 from labs.harness.catalog import find_lab
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,7 @@ def whole_run(level: str) -> Outcome:
     """In a process of its own: all cheats, then what is left of them. At `none` the judge is a process further in."""
     before = set(os.listdir(tempfile.gettempdir()))
     started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    grade = throwaway.verdicts if level == "none" else functools.partial(verdicts, level=level)
+    grade = disposable.verdicts if level == "none" else functools.partial(verdicts, level=level)
     usual, others = ([one for one in read_cheats() if (one.lab == LAB) == of_lab] for of_lab in (True, False))
     found = {one.cheat.name: one for one in grade(usual, limits=LIMITS, besides=HONEST)}
     # the checks of other labs compute more; graded are the TODOs at which a cheat cheats
@@ -149,12 +150,12 @@ def test_nothing_that_they_say_reaches_a_terminal_as_control(outcomes: dict[str,
 
 
 def test_at_the_level_none_they_run_inside_bubblewrap_or_not_at_all(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(throwaway, "strongest_level", lambda: "limits")
+    monkeypatch.setattr(disposable, "strongest_level", lambda: "limits")
     with pytest.raises(SetupError, match="only inside bubblewrap"):
-        next(throwaway.verdicts(read_cheats()))
-    monkeypatch.setattr(cli_cheats, "strongest_level", lambda: "limits")
+        next(disposable.verdicts(read_cheats()))
+    monkeypatch.setattr(cheats, "strongest_level", lambda: "limits")
     assert levels_for_cheats() == ["limits"]
-    monkeypatch.setattr(cli_cheats, "strongest_level", lambda: "none")
+    monkeypatch.setattr(cheats, "strongest_level", lambda: "none")
     with pytest.raises(SetupError, match="graded on Linux and macOS"):
         levels_for_cheats()
 
@@ -174,10 +175,10 @@ print("remounted" if done.returncode == 0 else "refused", sorted(os.environ))
 
 @pytest.mark.skipif(strongest_level() != "namespaces", reason="there is no bubblewrap that works")
 def test_what_runs_in_the_throwaway_changes_nothing_outside_of_it(tmp_path: Path):
-    copy = throwaway.copied(tmp_path / "course")
-    places = [Path.home(), Path("/var/tmp"), Path("/tmp"), Path("/etc"), Path("/"), throwaway.COURSE]
+    copy = disposable.copied(tmp_path / "course")
+    places = [Path.home(), Path("/var/tmp"), Path("/tmp"), Path("/etc"), Path("/"), disposable.COURSE]
     done = subprocess.run(
-        [*throwaway.inside(copy), sys.executable, "-c", HARM, *map(str, places)], capture_output=True, text=True, timeout=60)
+        [*disposable.inside(copy), sys.executable, "-c", HARM, *map(str, places)], capture_output=True, text=True, timeout=60)
     assert [place for place in places if (place / "harm").exists()] == []
     assert (copy / "harm").is_file(), "it had a course that it could spoil"
     assert "refused" in done.stdout and "PYTEST_CURRENT_TEST" not in done.stdout, done.stdout + done.stderr
@@ -185,9 +186,9 @@ def test_what_runs_in_the_throwaway_changes_nothing_outside_of_it(tmp_path: Path
 
 @pytest.mark.skipif(strongest_level() != "namespaces", reason="there is no bubblewrap that works")
 def test_a_judge_that_does_not_start_in_the_throwaway_says_why(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(throwaway, "PARTS", ("labs", "pyproject.toml"))
+    monkeypatch.setattr(disposable, "PARTS", ("labs", "pyproject.toml"))
     with pytest.raises(SetupError, match="No module named"):
-        list(throwaway.verdicts(read_cheats()[:1]))
+        list(disposable.verdicts(read_cheats()[:1]))
 
 
 def test_there_are_many_and_each_says_what_it_tries():
@@ -216,12 +217,12 @@ def test_a_cheat_replaces_functions_of_the_solution_and_leaves_the_others():
 
 def test_the_command_shows_each_and_fails_if_one_gets_more(monkeypatch: pytest.MonkeyPatch):
     app = typer.Typer()
-    app.command()(cli_cheats.cheats)
+    app.command()(cheats.cheats)
     honest = read_cheats()
     level = ["--isolation", strongest_level(), "--only", "paths_that_climb"]
     done = CliRunner().invoke(app, level)
     assert done.exit_code == 0 and "paths_that_climb" in done.output and "1 of 1 as expected" in done.output
-    monkeypatch.setattr(cli_cheats, "read_cheats", lambda: [_worth_more(one) for one in honest])
+    monkeypatch.setattr(cheats, "read_cheats", lambda: [_worth_more(one) for one in honest])
     done = CliRunner().invoke(app, level)
     assert done.exit_code == 1 and "worth 10" in done.output and "0 of 1 as expected" in done.output
 

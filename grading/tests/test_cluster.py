@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from grading.batch import Plan, Unit, run_batch
-from grading.cluster import cluster
-from grading.journal import Journal
-from grading.judge import Settings
-from grading.model import CheckResult, Report
-from grading.roster import read_cohort
+from grading.cohort.batch import Plan, Unit, run_batch
+from grading.cohort.journal import Journal
+from grading.cohort.ray_cluster import cluster
+from grading.cohort.roster import read_cohort
+from grading.judge.grader import Settings
+from grading.judge.report import CheckResult, Report
 from labs.harness.catalog import find_lab
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from grading import cohort
-from grading.journal import Entry
-from grading.model import CheckResult, Report
-from labs.harness.diagnosis import Symptom
+from grading.cohort.journal import Entry
+from grading.export import cohort_page
+from grading.judge.report import CheckResult, Report
+from labs.harness.learner.diagnosis import Symptom
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -56,7 +56,7 @@ NAMES = {1: {"every_block_is_free", "takes_all_or_none"}, 2: {"rounds_up"}}
 
 
 def found(symptoms=(LIST,)):
-    return cohort.with_comments(cohort.clusters(COHORT), symptoms, NAMES)
+    return cohort_page.with_comments(cohort_page.clusters(COHORT), symptoms, NAMES)
 
 
 def first():
@@ -64,18 +64,18 @@ def first():
 
 
 def test_the_same_checks_and_words_are_one_cluster_whatever_the_numbers():
-    got = [(one.todo, one.students, one.unwritten) for one in cohort.clusters(COHORT)]
+    got = [(one.todo, one.students, one.unwritten) for one in cohort_page.clusters(COHORT)]
     assert got[0] == (1, ("ada", "ben", "cem", "dora"), False)
     assert sorted(got[1:]) == sorted([(1, ("fay",), True), (1, ("gus",), False), (2, ("fay",), True), (2, ("gus",), False),
                                       (2, ("<script>alert('x')</script>",), False)])
 
 
 def test_a_cluster_has_the_same_name_in_every_report():
-    assert first().id == cohort.clusters([wrong_list("zoe", 99)])[0].id != cohort.clusters(COHORT)[1].id
+    assert first().id == cohort_page.clusters([wrong_list("zoe", 99)])[0].id != cohort_page.clusters(COHORT)[1].id
 
 
 def test_predictions_are_in_no_cluster():
-    assert cohort.clusters([entry("ada", CheckResult(0, "predictions", 15, 9, False, "60% are right", "", ""))]) == []
+    assert cohort_page.clusters([entry("ada", CheckResult(0, "predictions", 15, 9, False, "60% are right", "", ""))]) == []
 
 
 def test_a_comment_needs_a_symptom_that_fits_exactly_and_alone():
@@ -93,10 +93,10 @@ def test_tests_of_the_lab_that_have_no_check_do_not_hide_a_symptom():
 
 
 def test_only_a_comment_verified_against_three_students_of_the_cluster_goes_out():
-    assert cohort.comments(found()) == [], "nobody has looked yet"
+    assert cohort_page.comments(found()) == [], "nobody has looked yet"
     name = first().id
-    marks = cohort.read_verified([f"{name}=ada, cem,dora"], found())
-    out = cohort.comments(cohort.marked(found(), marks))
+    marks = cohort_page.read_verified([f"{name}=ada, cem,dora"], found())
+    out = cohort_page.comments(cohort_page.marked(found(), marks))
     assert out == [(student, 1, LIST.says) for student in ("ada", "ben", "cem", "dora")]
     silent = found()[1].id
     for mark, told in ((f"{name}=ada,ben", "verified against 2 students; a comment goes out after 3"),
@@ -104,11 +104,11 @@ def test_only_a_comment_verified_against_three_students_of_the_cluster_goes_out(
                        (f"{name}=ada,ben,eli", "eli not in cluster"), ("9-000000=a,b,c", "not '9-000000=a,b,c'"),
                        (name, "CLUSTER=student"), (f"{silent}=fay,gus,ada", "no comment that could be verified")):
         with pytest.raises(ValueError, match=told):
-            cohort.read_verified([mark], found())
+            cohort_page.read_verified([mark], found())
 
 
 def test_scores_are_counted_in_tenths_the_full_score_in_the_last():
-    assert [(one.low, one.high, one.count) for one in cohort.distribution(COHORT) if one.count] == [
+    assert [(one.low, one.high, one.count) for one in cohort_page.distribution(COHORT) if one.count] == [
         (0, 10, 1), (20, 30, 1), (30, 40, 1), (60, 70, 4), (90, 100, 1)]
 
 
@@ -117,7 +117,8 @@ def test_scores_are_counted_in_tenths_the_full_score_in_the_last():
 
 def page(marks=()):
     clusters = found()
-    return cohort.page("06", "The block manager", COHORT, cohort.marked(clusters, cohort.read_verified(marks, clusters)))
+    marked = cohort_page.marked(clusters, cohort_page.read_verified(marks, clusters))
+    return cohort_page.page("06", "The block manager", COHORT, marked)
 
 
 class Tags(HTMLParser):
@@ -166,10 +167,10 @@ def test_the_page_says_what_goes_out_and_what_does_not():
 
 def test_the_same_journal_gives_the_same_page():
     clusters = found()
-    others = cohort.with_comments(cohort.clusters(COHORT[::-1]), (LIST,), NAMES)
-    assert cohort.page("06", "x", COHORT, clusters) == cohort.page("06", "x", COHORT[::-1], others)
+    others = cohort_page.with_comments(cohort_page.clusters(COHORT[::-1]), (LIST,), NAMES)
+    assert cohort_page.page("06", "x", COHORT, clusters) == cohort_page.page("06", "x", COHORT[::-1], others)
     with pytest.raises(ValueError, match="no results of lab 07"):
-        cohort.page("07", "x", [], [])
+        cohort_page.page("07", "x", [], [])
 
 
 PROBE = """<script>

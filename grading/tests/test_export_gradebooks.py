@@ -5,10 +5,10 @@ import io
 
 import pytest
 
+from grading.cohort.journal import Entry
 from grading.export import canvas, moodle
 from grading.export.sheet import Sheet
-from grading.journal import Entry
-from grading.model import CheckResult, Report
+from grading.judge.report import CheckResult, Report
 
 CANVAS = (
     b'\xef\xbb\xbfStudent,ID,SIS User ID,SIS Login ID,Section,"Lab 05 (4711)",Lab 06 (4712),Current Score (read only)\r\n'

@@ -10,11 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from grading import cli_export
-from grading.intake import Submission
-from grading.journal import Attempt, Journal
-from grading.judge import Settings, grader_of
-from grading.mutants import read_mutants
+from grading.authoring.mutants import read_mutants
+from grading.cli import export
+from grading.cohort.journal import Attempt, Journal
+from grading.judge.grader import Settings, grader_of
+from grading.judge.intake import Submission
 from labs.harness.catalog import find_lab
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ WRONG = {"ben": ("rounds_down", 2), "cem": ("forgets_the_last_block", 1)}
 WHEN = "2027-02-01T10:00:00Z"
 
 app = typer.Typer(pretty_exceptions_enable=False)
-cli_export.register(app)
+export.register(app)
 
 
 @pytest.fixture(scope="module")

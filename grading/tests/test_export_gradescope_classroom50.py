@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from grading.cohort.journal import Entry
 from grading.export import classroom50, gradescope
-from grading.journal import Entry
-from grading.model import CheckResult, Report
+from grading.judge.report import CheckResult, Report
 
 PREDICTED = CheckResult(0, "predictions", 15, 12.4, False, "83% of the answers of the best attempt are right", "Predict first",
                         "what happens")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from grading.cohort.journal import Entry
 from grading.export import classroom50, gradescope, html, junit, markdown
 from grading.export.files import file_name
 from grading.export.lines import lines_of
-from grading.journal import Entry
-from grading.model import CheckResult, Report
+from grading.judge.report import CheckResult, Report
 
 PLACE = classroom50.Place("serving", "lab06", "individual", "submit/2027-02-01T10-00-00Z-0a1b2c3", "commit", "release", "review")
 SECRETS = ("the_name_that_tells", "the name that tells", "words that tell", "a section that tells", "prints that tell",

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
+from grading.cohort.journal import Entry
 from grading.export import csv_table, html, junit, markdown
-from grading.journal import Entry
-from grading.model import CheckResult, Report
+from grading.judge.report import CheckResult, Report
 
 NASTY = (
     "``` \n~~~\n````\n# heading\n<script>alert(1)</script> </pre></textarea> ]]> &amp; "

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from grading import gradescope_run, gradescope_try, gradescope_zip, small_machine
-from grading.mutants import read_mutants
-from grading.seeds import seed_for
+from grading.authoring.mutants import read_mutants
+from grading.gradescope import autograder, container_limits, dry_run, run
+from grading.judge.seeds import seed_for
 from labs.harness.catalog import find_lab
 
 SECRET = "a secret of the term 0123456789"
@@ -30,7 +30,7 @@ NOBODY = 65534
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("zip") / "lab06.zip"
-    path.write_bytes(gradescope_zip.build(LAB, gradescope_zip.Choices("06", predictions=False), SECRET))
+    path.write_bytes(autograder.build(LAB, autograder.Choices("06", predictions=False), SECRET))
     return path
 
 
@@ -47,12 +47,12 @@ def ran(archive, mutant):
     with tempfile.TemporaryDirectory(prefix="autograder-") as name:  # below /tmp, where other users may look
         root = Path(name)
         try:
-            used, results = gradescope_try.run(archive, mutant, root)
-        except small_machine.NoGroups:
-            done = subprocess.run([root / "run_autograder"], env=gradescope_try.environment(root), capture_output=True, text=True,
+            used, results = dry_run.run(archive, mutant, root)
+        except container_limits.NoGroups:
+            done = subprocess.run([root / "run_autograder"], env=dry_run.environment(root), capture_output=True, text=True,
                                   timeout=MOST_SECONDS)
             assert done.returncode == 0, done.stderr
-            used, results = None, gradescope_try.results(root)
+            used, results = None, dry_run.results(root)
         yield used, results, root
 
 
@@ -61,7 +61,7 @@ def test_the_zip_has_what_gradescope_looks_for_at_its_root(archive):
         modes = {info.filename: stat.S_IMODE(info.external_attr >> 16) for info in opened.infolist()}
     assert modes["setup.sh"] == modes["run_autograder"] == 0o755 and modes["term_secret"] == 0o600
     for name in ("setup.sh", "run_autograder"):
-        assert subprocess.run(["bash", "-n", gradescope_zip.HERE / "gradescope" / name]).returncode == 0
+        assert subprocess.run(["bash", "-n", autograder.HERE / "gradescope" / name]).returncode == 0
 
 
 def test_the_zip_has_one_lab_and_nothing_that_only_authors_need(archive):
@@ -74,21 +74,21 @@ def test_the_zip_has_one_lab_and_nothing_that_only_authors_need(archive):
 
 
 def test_the_same_sources_make_the_same_zip():
-    one, two = (gradescope_zip.build(LAB, gradescope_zip.Choices("06"), SECRET) for _ in range(2))
+    one, two = (autograder.build(LAB, autograder.Choices("06"), SECRET) for _ in range(2))
     assert one == two
 
 
 def test_packages_are_pinned_and_a_second_index_is_what_was_asked_for():
-    lines = gradescope_zip.requirements().splitlines()
+    lines = autograder.requirements().splitlines()
     assert all("==" in line and "+" not in line for line in lines) and any(line.startswith("torch==") for line in lines)
     assert any(line.startswith("matplotlib==") for line in lines), "what students have installed can be imported there, too"
-    assert gradescope_zip.requirements("file:///wheels").startswith("--extra-index-url file:///wheels\n")
+    assert autograder.requirements("file:///wheels").startswith("--extra-index-url file:///wheels\n")
 
 
 def test_choices_that_do_not_exist_are_refused():
     for name, value in (("hidden", "visible"), ("seed_mode", "everyone"), ("identity", "shoe")):
         with pytest.raises(ValueError, match=f"{name} is .* not '{value}'"):
-            gradescope_zip.Choices("06", **{name: value})
+            autograder.Choices("06", **{name: value})
 
 
 @pytest.mark.slow
@@ -144,8 +144,8 @@ def test_judge_and_worker_fit_half_a_core_and_768_mib(ran):
 
 def test_a_command_that_wants_more_memory_than_it_may_have_is_ended():
     try:
-        used = small_machine.run([sys.executable, "-c", "x = bytearray(300 << 20)"], dict(os.environ), memory_bytes=64 << 20)
-    except small_machine.NoGroups:
+        used = container_limits.run([sys.executable, "-c", "x = bytearray(300 << 20)"], dict(os.environ), memory_bytes=64 << 20)
+    except container_limits.NoGroups:
         pytest.skip("no control group can be made here")
     assert used.returncode != 0 and used.charged_bytes <= 64 << 20
 
@@ -155,12 +155,12 @@ def test_metadata_say_who_handed_in_and_when(tmp_path):
     facts = {"created_at": "2018-07-01T14:22:32.365935-07:00",
              "users": [{"email": "b@x", "id": 2, "name": "B"}, {"email": "a@x", "id": 1, "name": "A"}]}
     path.write_text(json.dumps(facts))
-    assert gradescope_run.read_metadata(path) == gradescope_run.HandedIn("a@x+b@x", "2018-07-01T21:22:32Z")
-    assert gradescope_run.read_metadata(path, "id").student == "1+2"
+    assert run.read_metadata(path) == run.HandedIn("a@x+b@x", "2018-07-01T21:22:32Z")
+    assert run.read_metadata(path, "id").student == "1+2"
     for broken in ({"users": []}, {"users": [{"email": ""}]}, {}):
         path.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match="does not say the email"):
-            gradescope_run.read_metadata(path)
+            run.read_metadata(path)
 
 
 def test_a_submission_that_is_a_folder_is_laid_out_with_its_predictions(archive, tmp_path):
@@ -169,7 +169,7 @@ def test_a_submission_that_is_a_folder_is_laid_out_with_its_predictions(archive,
         folder.mkdir()
     for name in ("starter.py", "predictions.json", "conftest.py"):
         (work / name).write_text(name)
-    gradescope_try.lay_out(archive, work, root)
+    dry_run.lay_out(archive, work, root)
     assert {path.name: path.read_text() for path in (root / "submission").iterdir()} == {
         "starter.py": "starter.py", "predictions.json": "predictions.json"}
     assert zipfile.is_zipfile(io.BytesIO(archive.read_bytes())) and os.access(root / "run_autograder", os.X_OK)

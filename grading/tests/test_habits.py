@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from grading import gradescope_try, gradescope_zip, kill
-from grading.intake import Submission
-from grading.isolation import LEVELS, strongest_level
-from grading.judge import Settings, grader_of
+from grading.authoring import suite_runner
+from grading.gradescope import autograder, dry_run
+from grading.judge.grader import Settings, grader_of
+from grading.judge.intake import Submission
+from grading.sandbox.isolation import LEVELS, strongest_level
 from labs.harness.catalog import find_lab
 
 pytestmark = pytest.mark.slow
@@ -88,10 +89,10 @@ HABITS = [
 
 
 @pytest.fixture(scope="module")
-def practice() -> dict[str, kill.Result]:
+def practice() -> dict[str, suite_runner.Result]:
     """Habit → how TODO 4's tests end on it."""
-    jobs = [kill.Job(LAB, habit.text, f"test_todo_{TODO}_") for habit in HABITS]
-    return dict(zip(map(str, HABITS), kill.run(jobs), strict=True))
+    jobs = [suite_runner.Job(LAB, habit.text, f"test_todo_{TODO}_") for habit in HABITS]
+    return dict(zip(map(str, HABITS), suite_runner.run(jobs), strict=True))
 
 
 @pytest.mark.parametrize("habit", HABITS, ids=str)
@@ -125,12 +126,12 @@ SLOW_TO_IMPORT = ("matplotlib", "IPython", "pytest", "rich", "tqdm")
 def test_many_habits_at_once_cost_nothing_where_gradescope_grades(tmp_path):
     chosen = [habit for habit in HABITS if not any(name in habit.top for name in SLOW_TO_IMPORT)]
     everything = Habit("all", "\n".join(habit.top for habit in chosen), "\n".join(habit.end for habit in chosen))
-    (tmp_path / "lab06.zip").write_bytes(gradescope_zip.build(LAB, gradescope_zip.Choices("06", predictions=False), "x" * 32))
+    (tmp_path / "lab06.zip").write_bytes(autograder.build(LAB, autograder.Choices("06", predictions=False), "x" * 32))
     (tmp_path / "starter.py").write_text(everything.text, encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="autograder-") as name:  # below /tmp, where other users may look
         root = Path(name)
-        gradescope_try.lay_out(tmp_path / "lab06.zip", tmp_path / "starter.py", root)
-        done = subprocess.run([root / "run_autograder"], env=gradescope_try.environment(root), capture_output=True, text=True)
+        dry_run.lay_out(tmp_path / "lab06.zip", tmp_path / "starter.py", root)
+        done = subprocess.run([root / "run_autograder"], env=dry_run.environment(root), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        results = gradescope_try.results(root)
+        results = dry_run.results(root)
     assert results["score"] == 85, [test["output"] for test in results["tests"] if test["score"] < test["max_score"]]

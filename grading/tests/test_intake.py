@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grading import intake
-from grading.intake import MOST_BYTES, MOST_COPIES, MOST_ENTRIES, Submission, read_submission
+from grading.judge import intake
+from grading.judge.intake import MOST_BYTES, MOST_COPIES, MOST_ENTRIES, Submission, read_submission
 
 GOOD = b"x = 1\n"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from grading.journal import Attempt, Journal
-from grading.late import Terms
-from grading.model import CheckResult, Report
+from grading.cohort.journal import Attempt, Journal
+from grading.cohort.late import Terms
+from grading.judge.report import CheckResult, Report
 
 TERMS = Terms("penalty=10%/day,tokens=1", {"06": datetime(2027, 3, 1, tzinfo=UTC), "07": datetime(2027, 3, 8, tzinfo=UTC)})
 

@@ -11,18 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from grading import answers
-from grading import judge as grader_module
-from grading.checks import Check, Wrong, expect, hold, look, same
 from grading.export.lines import lines_of
-from grading.intake import Submission
-from grading.isolation import Limits, confinement
-from grading.judge import MESSAGE, NOTHING_SAID, Grader, Settings, grader_of, with_ours
-from grading.model import Report
-from grading.sandbox import Sandbox, SetupError
-from grading.seeds import seed_for
-from grading.show import print_report, words_for
-from grading.worker.peer import Remote
+from grading.judge import grader as grader_module
+from grading.judge import predictions
+from grading.judge.checks import Check, Wrong, expect, hold, look, same
+from grading.judge.grader import MESSAGE, NOTHING_SAID, Grader, Settings, grader_of, with_ours
+from grading.judge.intake import Submission
+from grading.judge.report import Report
+from grading.judge.seeds import seed_for
+from grading.judge.show import print_report, words_for
+from grading.sandbox.isolation import Limits, confinement
+from grading.sandbox.supervisor import Sandbox, SetupError
+from grading.sandbox.worker.peer import Remote
 from labs.harness.catalog import find_lab
 from labs.harness.regions import put_back
 
@@ -178,7 +178,7 @@ things = st.recursive(
 @given(st.one_of(st.binary(max_size=60), things.map(lambda thing: json.dumps(thing).encode()),
                  st.lists(things, max_size=2).map(lambda found: json.dumps({"attempts": found}).encode())))
 def test_whatever_predictions_are_handed_in_there_is_one_result(content: bytes):
-    (result,) = answers.judge(LAB, content)
+    (result,) = predictions.judge(LAB, content)
     assert result.earned == 0 and result.message
 
 
@@ -188,7 +188,7 @@ def test_whatever_predictions_are_handed_in_there_is_one_result(content: bytes):
      {"seed": 0, "answers": {"peak": "1" * 5000}}, {"seed": 3, "answers": dict.fromkeys(map(str, range(5000)), 1)}],
 )  # fmt: skip
 def test_strange_attempts_earn_nothing(attempt: dict):
-    (result,) = answers.judge(LAB, json.dumps({"attempts": [attempt] * 3}).encode())
+    (result,) = predictions.judge(LAB, json.dumps({"attempts": [attempt] * 3}).encode())
     assert result.earned == 0 and result.message
 
 

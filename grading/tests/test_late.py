@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grading.late import DAY, Policy, Terms, extensions, moment, read_due, read_policy, settle, stamp
+from grading.cohort.late import DAY, Policy, Terms, extensions, moment, read_due, read_policy, settle, stamp
 
 LABS = {"06": "06", "6": "06", "lab07": "07"}
 DUE = {"06": datetime(2027, 3, 1, 22, 59, tzinfo=UTC)}

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grading.checks import Wrong, ours
-from grading.worker.peer import Peer, Raised, Remote, kept
-from grading.worker.wire import LENGTHS, Ended, Garbled
+from grading.judge.checks import Wrong, ours
+from grading.sandbox.worker.peer import Peer, Raised, Remote, kept
+from grading.sandbox.worker.wire import LENGTHS, Ended, Garbled
 from nano_qwen3_serving import SamplingParams
 
 

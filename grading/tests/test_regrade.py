@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from grading.batch import Plan, Unit, run_batch
-from grading.journal import Journal
-from grading.judge import Settings
-from grading.model import CheckResult, Report
-from grading.pool import Crew, answer_of
-from grading.regrade import Change, change_table, run_regrade
-from grading.roster import read_cohort
+from grading.cohort.batch import Plan, Unit, run_batch
+from grading.cohort.journal import Journal
+from grading.cohort.regrade import Change, change_table, run_regrade
+from grading.cohort.roster import read_cohort
+from grading.cohort.worker_pool import Crew, answer_of
+from grading.judge.grader import Settings
+from grading.judge.report import CheckResult, Report
 from labs.harness.catalog import find_lab
 
 LAB = find_lab("06")

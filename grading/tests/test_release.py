@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from grading import release as releases
-from grading.cli_release import workflow
-from grading.mutants import read_mutants
-from grading.release import COURSE, MARK, release, tag
-from labs.harness import given, regions
+from grading.authoring.mutants import read_mutants
+from grading.cli.release import workflow
+from grading.edition import release as releases
+from grading.edition.release import COURSE, MARK, release, tag
+from labs.harness import originals, regions
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab, lab_at
 
 pytestmark = pytest.mark.slow
@@ -81,9 +81,9 @@ def test_nothing_in_it_tells_how_a_todo_is_done(edition: Path):
 
 def put_together(lab: Lab) -> str:
     """The starter with all of our functions, from the sealed file."""
-    names = [name for found in given.functions(lab).values() for name in found]
+    names = [name for found in originals.functions(lab).values() for name in found]
     untouched = ast.parse(lab.untouched.read_text(encoding="utf-8"))
-    return ast.unparse(regions.with_stand_ins(untouched, ast.parse(given.our_code(lab)), names))
+    return ast.unparse(regions.with_stand_ins(untouched, ast.parse(originals.our_code(lab)), names))
 
 
 @pytest.mark.parametrize("name", [lab.folder.name for lab in all_labs(COURSE / "labs")])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from grading.intake import MOST_BYTES
-from grading.roster import Cohort, read_cohort, read_roster, read_times
+from grading.cohort.roster import Cohort, read_cohort, read_roster, read_times
+from grading.judge.intake import MOST_BYTES
 from labs.harness.catalog import find_lab
 
 LAB, OTHER = find_lab("06"), find_lab("07")

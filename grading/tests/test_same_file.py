@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from grading.intake import read_submission
-from grading.isolation import Limits
-from grading.judge import Grader, Settings, grader_of
-from grading.sandbox import Sandbox
-from grading.worker.peer import Raised
+from grading.judge.grader import Grader, Settings, grader_of
+from grading.judge.intake import read_submission
+from grading.sandbox.isolation import Limits
+from grading.sandbox.supervisor import Sandbox
+from grading.sandbox.worker.peer import Raised
 from labs.harness import loading
 from labs.harness.catalog import LabError, find_lab
 from labs.harness.source import MOST_BYTES

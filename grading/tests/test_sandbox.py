@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from grading import footprint, isolation
-from grading import sandbox as sandboxes
-from grading.footprint import bytes_in, clear, lives, processes_of
-from grading.isolation import Limits, confinement, other_user, strongest_level, weaknesses
-from grading.judge import Settings, grader_of
-from grading.runtime import make_runtime
-from grading.sandbox import Sandbox, Stopped
-from grading.sealing import seal
-from grading.worker import main as worker
+from grading.edition.sealing import seal
+from grading.judge.grader import Settings, grader_of
+from grading.sandbox import footprint, isolation
+from grading.sandbox import supervisor as sandboxes
+from grading.sandbox.footprint import bytes_in, clear, lives, processes_of
+from grading.sandbox.isolation import Limits, confinement, other_user, strongest_level, weaknesses
+from grading.sandbox.runtime import make_runtime
+from grading.sandbox.supervisor import Sandbox, Stopped
+from grading.sandbox.worker import main as worker
 from labs.harness.catalog import Lab, all_labs, find_lab
 from labs.harness.imports import ANSWERS, works_there
 
@@ -123,7 +123,7 @@ needs_landlock = pytest.mark.skipif(not confinement()[0],
 def secrets() -> list[Path]:
     """What a submission would like to read: solutions, tests, checks, the judge."""
     return [PROJECT / "labs/lab06_block_manager/solution.py", PROJECT / "labs/lab06_block_manager/test_lab.py",
-            PROJECT / "grading/scenarios/lab06/manager.py", PROJECT / "grading/judge.py",
+            PROJECT / "grading/scenarios/lab06/manager.py", PROJECT / "grading/judge/grader.py",
             PROJECT / "reference_engine/nano_qwen3_serving/scheduling/block_manager.py", Path("/etc/passwd")]
 
 
@@ -165,7 +165,7 @@ def test_a_library_that_is_the_answer_cannot_be_imported_nor_found_on_the_disk()
 
 
 def test_nothing_that_knows_an_answer_can_be_imported(box: Sandbox):
-    names = ["solution", "labs.lab06_block_manager.solution", "labs.harness.predictions", "grading",
+    names = ["solution", "labs.lab06_block_manager.solution", "labs.harness.learner.predictions", "grading",
              "grading.scenarios.lab06.manager", "test_lab"]
     assert set(tried_all(box, *(("imports", name) for name in names))) == {"ModuleNotFoundError"}
 
@@ -390,7 +390,7 @@ def test_where_descriptors_cannot_be_handed_over_the_systems_that_can_are_named(
 
 JUDGE = """
 import sys
-from grading.judge import Settings, grader_of
+from grading.judge.grader import Settings, grader_of
 from labs.harness.catalog import find_lab
 with grader_of(find_lab("06"), Settings(level=sys.argv[1])) as grader, grader.sandbox() as box, box.child() as child:
     tools = child.bench.load(sys.stdin.read())

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from grading.checks import checks_of
+from grading.judge.checks import checks_of
 from labs.harness.catalog import Lab, all_labs
-from labs.harness.given import functions
+from labs.harness.originals import functions
 
 LABS = pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.id)
 

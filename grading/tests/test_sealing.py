@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from grading.sealing import bare, seal
-from labs.harness import given, loading, regions
+from grading.edition.sealing import bare, seal
+from labs.harness import loading, originals, regions
 from labs.harness.catalog import LabError, all_labs, find_lab
 
 SOLUTION = '''\
@@ -113,9 +113,9 @@ def test_nothing_of_it_can_be_read_and_it_opens_again():
         sealed = seal(lab)
         heading, _, packed = sealed.partition("\n")
         assert packed.isascii() and "def " not in packed and heading.startswith("Sealed: our functions")
-        assert given.opened(sealed) == bare(lab.solution.read_text(encoding="utf-8"))
-        names = {name for found in given.functions(lab).values() for name in found}
-        assert names <= set(regions.definitions(ast.parse(given.opened(sealed))))
+        assert originals.opened(sealed) == bare(lab.solution.read_text(encoding="utf-8"))
+        names = {name for found in originals.functions(lab).values() for name in found}
+        assert names <= set(regions.definitions(ast.parse(originals.opened(sealed))))
 
 
 def test_a_sealed_file_that_is_damaged_or_gone_is_said_to_be(without_solution):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from grading import similarity
-from grading.mutants import read_alternatives
-from grading.similarity import ALIKE, Source, pairs
+from grading.authoring.mutants import read_alternatives
+from grading.cohort import similarity
+from grading.cohort.similarity import ALIKE, Source, pairs
 from labs.harness.catalog import all_labs, find_lab
 
 pytest.importorskip("copydetect", reason="needs the extra `similarity`: pip install -e '.[similarity]'")

@@ -12,8 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grading.worker import wire
-from grading.worker.wire import Ended, Garbled, decode, encode, frame, receive
+from grading.sandbox.worker import wire
+from grading.sandbox.worker.wire import Ended, Garbled, decode, encode, frame, receive
 
 QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 Pair = namedtuple("Pair", "first second")

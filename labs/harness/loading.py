@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from labs.harness import given, imports, regions, source
+from labs.harness import imports, originals, regions, source
 from labs.harness.catalog import Lab, LabError
 from labs.harness.todo import TodoError
 
@@ -71,10 +71,10 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequ
     if chosen not in (lab.solution, lab.reference_file):
         refuse_imports(lab, tree, chosen.name)
         _refuse_neighbours(tree, chosen)
-    names = {name: todo for todo, found in given.functions(lab).items() if todo in stand_ins
+    names = {name: todo for todo, found in originals.functions(lab).items() if todo in stand_ins
              for name in found if only is None or name in only}
     if names:
-        ours = given.our_code(lab)
+        ours = originals.our_code(lab)
         if ours is None:
             raise LabError(f"Nothing can stand in for what is not written: {lab.sealed} is not there.")
         tree = regions.with_stand_ins(tree, ast.parse(ours), list(names))
@@ -154,7 +154,7 @@ def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
     Where nothing says which functions there should be, nothing is known to be lacking.
     """
     found = {}
-    for todo, names in given.functions(lab).items():
+    for todo, names in originals.functions(lab).items():
         if absent := [name for name in names if not _has(module, name)]:
             found[todo] = absent
     return found

@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parents[2]
 
 PYTEST_INI = """\
 [pytest]
-addopts = --import-mode=importlib -p labs.harness.plugin
+addopts = --import-mode=importlib -p labs.harness.suite.plugin
 asyncio_mode = auto
 asyncio_default_fixture_loop_scope = function
 """

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from grading import symptoms
-from grading.mutants import Mutant, read_mutants
-from grading.symptoms import Concept, Score, Seen, family_left_out, leave_one_out, symptoms_of
-from labs.harness import diagnosis
+from grading.authoring import symptoms
+from grading.authoring.mutants import Mutant, read_mutants
+from grading.authoring.symptoms import Concept, Score, Seen, family_left_out, leave_one_out, symptoms_of
 from labs.harness.catalog import LabError, all_labs, lab_at
-from labs.harness.diagnosis import Area, Symptom, diagnose, likeness, match, most_telling, pattern_of, same_everywhere
-from labs.harness.progress import Progress
-from labs.harness.results import Outcome
+from labs.harness.learner import diagnosis
+from labs.harness.learner.diagnosis import Area, Symptom, diagnose, likeness, match, most_telling, pattern_of, same_everywhere
+from labs.harness.learner.progress import Progress
+from labs.harness.learner.results import Outcome
 
 PROJECT = Path(__file__).parents[2]
 LABS = all_labs(PROJECT / "labs")

@@ -17,9 +17,9 @@ import pytest
 
 from labs.harness import regions
 from labs.harness.catalog import Lab, all_labs
-from labs.harness.hints import HINTS_PER_TODO, read_hints
-from labs.harness.predictions import make_case, seed_of
-from labs.harness.results import PREDICTION_POINTS, TOTAL_POINTS
+from labs.harness.learner.hints import HINTS_PER_TODO, read_hints
+from labs.harness.learner.predictions import make_case, seed_of
+from labs.harness.learner.results import PREDICTION_POINTS, TOTAL_POINTS
 
 pytestmark = pytest.mark.slow
 

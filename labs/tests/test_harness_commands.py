@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from labs.harness import doctor
-from labs.harness.predictions import read_attempts
+from labs.harness.learner.predictions import read_attempts
 
 pytestmark = pytest.mark.slow
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from labs.harness import first_divergence as fd
-from labs.harness import lockstep
-from labs.harness.parts import Engine, engine_of
+from labs.harness.mixed_engine import first_divergence as fd
+from labs.harness.mixed_engine import lockstep
+from labs.harness.mixed_engine.parts import Engine, engine_of
 
 ATTENTION = """
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from labs.harness import backups, standing, watch
 from labs.harness.catalog import LabError, lab_at
-from labs.harness.progress import DAMAGED, FILE, Progress
-from labs.harness.update import merged_starter, update
+from labs.harness.learner import backups, learning_path
+from labs.harness.learner.progress import DAMAGED, FILE, Progress
+from labs.harness.learner.update import merged_starter, update
+from labs.harness.suite import watch
 
 PROJECT = Path(__file__).parents[2]
 STUB = 'raise TodoError("TODO {}: {}", lab="07")'
@@ -154,10 +155,11 @@ def test_the_whole_solution_passes_and_is_not_counted_as_the_learners(workshop, 
     run = workshop.pytest("lab07_toy/test_lab.py")
     assert run.returncode == 0 and "SOLUTION" not in (toy / "starter.py").read_text()
     progress = Progress(workshop.home)
-    assert standing.whose(lab_at(toy), progress) == standing.OURS and standing.open_todos(lab_at(toy), progress) == []
+    assert learning_path.whose(lab_at(toy), progress) == learning_path.OURS
+    assert learning_path.open_todos(lab_at(toy), progress) == []
     workshop.labs("reset", "7", "--todo", "3")
     after = Progress(workshop.home)
-    assert after.solutions_used("07") == [1, 2] and standing.open_todos(lab_at(toy), after) == [3]
+    assert after.solutions_used("07") == [1, 2] and learning_path.open_todos(lab_at(toy), after) == [3]
 
 
 def test_the_solution_can_be_shown_and_then_nothing_changes(workshop, toy):
@@ -337,7 +339,7 @@ WRITER = """\
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from labs.harness.progress import Progress
+from labs.harness.learner.progress import Progress
 for number in range(25):
     progress = Progress(Path(sys.argv[1]))
     progress.record_diagnosis(sys.argv[2], 1)
@@ -391,13 +393,13 @@ def test_the_path_from_call_to_token_says_whose_each_part_is(workshop):
     for todo in (1, 2, 3):
         progress.record_todo("06", todo, points=30, of=30, state="solved")
     progress.record_todo("07", 1, points=30, of=30, state="solved")
-    line = standing.path_line(progress)
+    line = learning_path.path_line(progress)
     assert line.startswith("call -> caller -> ") and line.endswith(" -> token")
     assert "block manager (06 yours) -> " in line and "paged attention (07 partly yours) -> " in line
-    lab, todo = standing.next_todo(progress)
+    lab, todo = learning_path.next_todo(progress)
     assert (lab.id, todo) == ("07", 2)
     progress.record_solution("06", [2])
-    assert "block manager (06 partly yours)" in standing.path_line(progress)
+    assert "block manager (06 partly yours)" in learning_path.path_line(progress)
 
 
 def test_a_lock_held_by_nobody_does_not_stop_a_save(tmp_path):

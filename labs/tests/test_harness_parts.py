@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from labs.harness.blame import blame, earlier
 from labs.harness.catalog import LabError
-from labs.harness.parts import Engine, engine_of, read_uses
+from labs.harness.mixed_engine.blame import blame, earlier
+from labs.harness.mixed_engine.parts import Engine, engine_of, read_uses
 from labs.harness.regions import make_starter
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.exceptions import EngineError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labs.harness.patience import Limit, WaitsForEver
+from labs.harness.suite.patience import Limit, WaitsForEver
 
 SOON = 0.3
 

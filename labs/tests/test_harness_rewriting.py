@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from labs.harness import backups, files
+from labs.harness import files
 from labs.harness.catalog import LabError, lab_at
-from labs.harness.progress import Progress
+from labs.harness.learner import backups
+from labs.harness.learner.progress import Progress
+from labs.harness.learner.update import update
 from labs.harness.regions import definitions, put_back
-from labs.harness.update import update
 
 GOALS = {1: "return twice the number", 3: "double twice"}
 STUBS = {todo: f'raise TodoError("TODO {todo}: {goal}", lab="07")' for todo, goal in GOALS.items()}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from labs.harness.catalog import LabError
-from labs.harness.failures import failure_of
 from labs.harness.loading import file_of_ours
-from labs.harness.telling import LINES, PRINTED, Failure, told
+from labs.harness.suite.failures import failure_of
+from labs.harness.suite.telling import LINES, PRINTED, Failure, told
 from labs.harness.todo import TodoError
 
 SUITE = Path(__file__)

@@ -20,7 +20,8 @@ from labs.harness.loading import ImportRefused, refuse_imports
         ("06", "nano_qwen3_serving.testing.fuzz"), ("07", "torch.nn.attention.experimental._paged_attention"),
         ("03", "torch.onnx.ops.attention"),
         ("07", "labs.lab05_kv_cache_and_roofline.network"), ("07", "labs.lab07_paged_attention.test_lab"),
-        ("04", "labs.lab04_sampling.reference"), ("04", "reference"), ("06", "labs.harness.loading"), ("06", "grading.judge"),
+        ("04", "labs.lab04_sampling.reference"), ("04", "reference"), ("06", "labs.harness.loading"),
+        ("06", "grading.judge.grader"),
         ("01", "labs.lab01_basic_inference.solution"),
     ],
 )  # fmt: skip

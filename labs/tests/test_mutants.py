@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from grading import kill, kill_table
-from grading.machine import read_equivalents
-from grading.mutants import Mutant, read_alternatives, read_mutant, read_mutants, some_of
+from grading.authoring import kill_table, suite_runner
+from grading.authoring.machine_mutants import read_equivalents
+from grading.authoring.mutants import Mutant, read_alternatives, read_mutant, read_mutants, some_of
 from labs.harness.catalog import LabError, all_labs, lab_at
 from labs.harness.regions import functions_of
 
@@ -110,9 +110,9 @@ def test_a_mutant_costs_no_points_where_nothing_needs_it(lab_id: str):
 def test_breaking_the_guard_is_noticed(lab_id: str):
     """A guarded mutant is caught by the one test it names; without that test it survives."""
     mutants = guarded(lab_id)[:FEW]
-    kept = [kill.Job(LABS[lab_id], mutant.text, mutant.only) for mutant in mutants]
+    kept = [suite_runner.Job(LABS[lab_id], mutant.text, mutant.only) for mutant in mutants]
     left_out = [kill_table.job_of(mutant, LABS[lab_id], 120.0, False, without=mutant.only) for mutant in mutants]
-    results = kill.run([*kept, *left_out])
+    results = suite_runner.run([*kept, *left_out])
     for mutant, caught, survived in zip(mutants, results, results[len(mutants) :], strict=False):
         assert caught.failing() == [mutant.only], f"{mutant.name} with {mutant.only} alone: {caught}"
         assert survived.outcomes and not survived.ended, f"{mutant.name} without {mutant.only}: {survived}"
@@ -143,13 +143,14 @@ def test_a_run_that_hangs_or_crashes_is_known_by_the_test_it_was_in(toy: Path):
     solution = lab.solution.read_text(encoding="utf-8")
     hangs = solution.replace("return 2 * number", "import time; time.sleep(1000)")
     crashes = solution.replace("for number in range(limit):", "import os; os._exit(7)\n    for number in range(limit):")
-    right, hung, crashed = kill.run([kill.Job(lab, text, seconds=12) for text in (solution, hangs, crashes)], parallel=3)
+    jobs = [suite_runner.Job(lab, text, seconds=12) for text in (solution, hangs, crashes)]
+    right, hung, crashed = suite_runner.run(jobs, parallel=3)
     assert len(right.outcomes) == 5 and right.failing() == [] and right.ended == ""
     assert (hung.ended, hung.failing(), hung.failing(2)) == ("hung", ["test_todo_1_doubles_four"], [])
     assert (crashed.ended, crashed.failing(2), crashed.failing(1)) == ("crashed", ["test_todo_2_counts"], [])
-    assert kill.baseline(lab, right) >= 60
+    assert suite_runner.baseline(lab, right) >= 60
     with pytest.raises(LabError, match="Lab 07: the suite hung on the solution itself"):
-        kill.baseline(lab, hung)
+        suite_runner.baseline(lab, hung)
 
 
 @proof

@@ -22,14 +22,14 @@ from typing import Any
 import pytest
 import typer
 
-import grading.cli
-import labs.harness.cli
+import grading.cli.app
+import labs.harness.cli.app
 import nano_qwen3_serving.cli
-from grading.mutants import read_mutants
-from grading.release import release
+from grading.authoring.mutants import read_mutants
+from grading.edition.release import release
 from labs.harness.catalog import all_labs, find_lab
-from labs.harness.hints import read_hints
-from labs.harness.predictions import make_case
+from labs.harness.learner.hints import read_hints
+from labs.harness.learner.predictions import make_case
 from labs.harness.regions import make_starter
 
 PROJECT = Path(__file__).parents[2]
@@ -206,8 +206,8 @@ def test_the_tests_that_are_named_exist_and_have_the_commands_words(proof: str) 
 # Looked up
 
 TERMINALS = {
-    "labs": typer.main.get_command(labs.harness.cli.app),
-    "grading": typer.main.get_command(grading.cli.app),
+    "labs": typer.main.get_command(labs.harness.cli.app.app),
+    "grading": typer.main.get_command(grading.cli.app.app),
     "nano_qwen3_serving": typer.main.get_command(nano_qwen3_serving.cli.app),
 }
 

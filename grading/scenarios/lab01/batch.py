@@ -3,7 +3,8 @@
 import random
 from collections.abc import Sequence
 
-from grading.checks import check, expect, kept, refusal, shown
+from grading.judge.checks import check, expect, kept, refusal, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import (
     Ledger,
     as_it_is,
@@ -15,7 +16,6 @@ from grading.scenarios.engines import (
     tokenizer,
     tokens_of,
 )
-from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 
 BATCH = "TODO 3: A batch in one call"

@@ -3,9 +3,9 @@
 import random
 from typing import Any
 
-from grading.checks import check, expect, hold, look, shown
+from grading.judge.checks import check, expect, hold, look, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import Ledger, Served, exactly, llm_beside, tokenizer, words
-from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 
 CHAT = "TODO 4: Chat"

@@ -3,9 +3,9 @@
 import random
 from typing import Any
 
-from grading.checks import check, expect, refusal, shown
+from grading.judge.checks import check, expect, refusal, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import clear_prompts, exactly, is_a, spare_memory, tokens_of
-from grading.worker.peer import Remote
 
 LOAD = "TODO 1: Load the model"
 

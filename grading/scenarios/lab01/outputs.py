@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
-from grading.checks import check, expect, ours, shown
+from grading.judge.checks import check, expect, ours, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import Ledger, llm_beside, llm_here, stdout_of, tokenizer, words
-from grading.worker.peer import Remote
 from labs.harness import loading
 from labs.harness.catalog import find_lab
 from nano_qwen3_serving import CompletionOutput, RequestOutput

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from grading.checks import check, expect, shown
+from grading.judge.checks import check, expect, shown
+from grading.sandbox.worker.parts import params_facts
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import Ledger, is_a, judges_llm, llm_here, tokenizer, words
-from grading.worker.parts import params_facts
-from grading.worker.peer import Remote
 from nano_qwen3_serving import CompletionOutput, SamplingParams
 
 OPENINGS = [

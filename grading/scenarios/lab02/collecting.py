@@ -5,10 +5,10 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from grading.checks import check, expect, kept, refusal, shown
+from grading.judge.checks import check, expect, kept, refusal, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import as_it_is, clear_prompts, exactly, judges_llm, some_prompts, text_of, tokens_of, words
 from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, listener, stepwise
-from grading.worker.peer import Remote
 from nano_qwen3_serving import RequestOutput
 
 COLLECT = "TODO 4: Process Async Results"

@@ -5,7 +5,8 @@ import re
 import time
 from typing import Any
 
-from grading.checks import Wrong, check, expect, expect_nothing_replaced, ours, refusal, shown
+from grading.judge.checks import Wrong, check, expect, expect_nothing_replaced, ours, refusal, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import (
     PatientLedger,
     exactly,
@@ -19,7 +20,6 @@ from grading.scenarios.engines import (
 from grading.scenarios.lab02.collecting import saying
 from grading.scenarios.lab02.request_ids import ID, expect_ids, repeated
 from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, parts
-from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 
 MANY = "TODO 5: Handle Multiple Concurrent Requests"

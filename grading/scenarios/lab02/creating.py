@@ -3,7 +3,8 @@
 import random
 from typing import Any
 
-from grading.checks import check, expect, ours, refusal, shown
+from grading.judge.checks import check, expect, ours, refusal, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import (
     PatientLedger,
     as_it_is,
@@ -16,7 +17,6 @@ from grading.scenarios.engines import (
     tokens_of,
 )
 from grading.scenarios.lab02.streams import all_outputs, parts
-from grading.worker.peer import Remote
 
 CREATE = "TODO 1: Initialize AsyncLLMEngine"
 

@@ -4,9 +4,9 @@ import random
 import re
 from typing import Any
 
-from grading.checks import check, expect, kept, shown
+from grading.judge.checks import check, expect, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab02.streams import parts
-from grading.worker.peer import Remote
 
 ID = r"req-[0-9A-Za-z-]{4,}"
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from grading.checks import expect, ours, shown
+from grading.judge.checks import expect, ours, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import SMALL, PatientLedger, as_it_is, components_of, exactly, is_a
-from grading.worker.peer import Remote
 from nano_qwen3_serving import LLM, RequestOutput
 
 
 def parts(lab: Remote) -> Remote:
-    """What `grading/worker/parts.py` has, there."""
+    """What `grading/sandbox/worker/parts.py` has, there."""
     return lab._peer.root.package("worker.parts")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, kept
+from grading.judge.checks import check, expect, hold, kept
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab03.compare import (
     BF16,
     COLUMNS,
@@ -23,7 +24,6 @@ from grading.scenarios.lab03.compare import (
 )
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
 from grading.scenarios.lab03.network import Network, Noise, attention, filled, random_weights, shapes
-from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.testing.checkpoints import attention_shapes
 

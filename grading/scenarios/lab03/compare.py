@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, expect, hold, kept, look, shown
-from grading.worker.peer import Raised, Remote
+from grading.judge.checks import Wrong, expect, hold, kept, look, shown
+from grading.sandbox.worker.peer import Raised, Remote
 
 BF16, FLOAT16, FLOAT32 = 2.0**-8, 2.0**-11, 2.0**-24
 """The largest relative errors of one rounding."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import expect, ours, shown
+from grading.judge.checks import expect, ours, shown
+from grading.sandbox.worker.peer import Raised, Remote
 from grading.scenarios.lab03.compare import HEADS, expect_tensor
 from grading.scenarios.lab03.network import attention
-from grading.worker.peer import Raised, Remote
 from nano_qwen3_serving.config import ModelConfig
 
 BLOCK = 4

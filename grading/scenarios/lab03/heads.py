@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from grading.checks import check, expect, shown
+from grading.judge.checks import check, expect, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab03.compare import BF16, HEADS, NETWORK, asked, near
 from grading.scenarios.lab03.network import Network, Noise, config_of, filled, random_weights, shapes
 from grading.scenarios.lab03.norm import row_of_five
-from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.testing.checkpoints import attention_shapes
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check
+from grading.judge.checks import check
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab03.compare import BF16, COLUMNS, NETWORK, asked, expect_tensor, near
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
 from grading.scenarios.lab03.network import (
@@ -19,7 +20,6 @@ from grading.scenarios.lab03.network import (
     random_weights,
     shapes,
 )
-from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.testing.checkpoints import layer_shapes, mlp_shapes
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, operators_seen, shown
+from grading.judge.checks import check, expect, operators_seen, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab03.compare import COLUMNS, LOGITS, NETWORK, asked, expect_tensor, near
 from grading.scenarios.lab03.core import Chunk, Core, Step, tables
 from grading.scenarios.lab03.network import Network, Noise, attention, config_of, filled, network_shapes, random_weights, shapes
-from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 
 OF_LOGITS = "TODO 6: Logits of the last position"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import kept
-from grading.worker.peer import Remote
+from grading.judge.checks import kept
+from grading.sandbox.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.testing.checkpoints import ParameterShapes, parameter_shapes, random_weight
 

@@ -5,10 +5,10 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check
+from grading.judge.checks import check
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab03.compare import BF16, FLOAT16, asked, near, strided
 from grading.scenarios.lab03.network import Noise, filled, norm
-from grading.worker.peer import Remote
 
 NORM = "TODO 1: RMSNorm in float32"
 

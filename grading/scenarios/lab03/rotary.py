@@ -6,10 +6,10 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check, hold, kept
+from grading.judge.checks import check, hold, kept
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab03.compare import BF16, FLOAT32, HEADS, asked, elsewhere, near, strided
 from grading.scenarios.lab03.network import Noise, angles_of, turn
-from grading.worker.peer import Remote
 
 ROTARY = "TODO 2: Rotary embedding"
 

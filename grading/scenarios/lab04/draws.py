@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import expect, hold, kept, shown
+from grading.judge.checks import expect, hold, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab04.definitions import distance
 from grading.scenarios.lab04.rows import repeated, row
-from grading.worker.peer import Remote
 from nano_qwen3_serving.interfaces import SamplingRow
 
 FALSE_ALARM = 1e-9 / 20

@@ -6,7 +6,8 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, kept, shown
+from grading.judge.checks import check, expect, hold, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab04.definitions import (
     by_min_p,
     by_top_k,
@@ -19,7 +20,6 @@ from grading.scenarios.lab04.definitions import (
     where_order_matters,
 )
 from grading.scenarios.lab04.rows import HALF, INF, across, expect_logits, expect_untouched, random_logits, row
-from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 
 FILTERS = "TODO 3: Top-k, top-p, min-p"

@@ -5,9 +5,9 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, shown
+from grading.judge.checks import check, expect, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab04.rows import HALF, INF, across, expect_untouched, numbers, random_logits
-from grading.worker.peer import Remote
 
 GREEDY = "TODO 1: Greedy"
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, ours, shown
+from grading.judge.checks import check, expect, ours, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab04.definitions import chances, wishes_where_order_matters
 from grading.scenarios.lab04.draws import NUM_DRAWS, called_with_rows, expect_frequencies, seeds_from
 from grading.scenarios.lab04.rows import across, expect_untouched, numbers, random_logits, repeated, row, weather
 from grading.scenarios.lab04.sampler import expect_logprobs, generated, prompts_from, sampled
-from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 
 LOGPROBS = "TODO 6: Log-probabilities, and the sampler"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, hold, kept
+from grading.judge.checks import check, hold, kept
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab04.definitions import adjusted
 from grading.scenarios.lab04.rows import INF, across, expect_logits, expect_untouched, random_logits, row
-from grading.worker.peer import Remote
 from nano_qwen3_serving.interfaces import SamplingRow
 
 PENALTIES = "TODO 4: Penalties and logit bias"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import expect, hold, kept, look, shown
-from grading.worker.peer import Remote
+from grading.judge.checks import expect, hold, kept, look, shown
+from grading.sandbox.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.interfaces import SamplingRow
 

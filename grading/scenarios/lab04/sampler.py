@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from grading.checks import expect, shown
+from grading.judge.checks import expect, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import FirstFault, first_fault
-from grading.worker.peer import Remote
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.outputs import CompletionOutput, Logprob

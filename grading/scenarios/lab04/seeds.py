@@ -5,7 +5,8 @@ import random
 
 import torch
 
-from grading.checks import check, expect, expect_nothing_replaced, hold, kept, shown
+from grading.judge.checks import check, expect, expect_nothing_replaced, hold, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab04.draws import (
     NUM_DRAWS,
     NUM_PAIRS,
@@ -20,7 +21,6 @@ from grading.scenarios.lab04.draws import (
     written_texts,
 )
 from grading.scenarios.lab04.rows import INF, across, expect_untouched, repeated, row, weather
-from grading.worker.peer import Remote
 
 SEEDS = "TODO 5: Per-request seeds"
 

@@ -5,9 +5,9 @@ import random
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, kept, shown
+from grading.judge.checks import check, expect, hold, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab04.rows import HALF, INF, across, expect_logits, expect_untouched, random_logits, row
-from grading.worker.peer import Remote
 
 TEMPERATURE = "TODO 2: Temperature"
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, kept, operators_seen, refusal, shown
+from grading.judge.checks import check, expect, hold, kept, operators_seen, refusal, shown
+from grading.sandbox.worker.peer import Raised, Remote
 from grading.scenarios.lab05.generation import (
     a_prompt,
     computes,
@@ -17,7 +18,6 @@ from grading.scenarios.lab05.generation import (
 )
 from grading.scenarios.lab05.network import Network, Pair, a_shape, numbers_from, others
 from grading.scenarios.lab05.traffic import Traffic
-from grading.worker.peer import Raised, Remote
 
 CACHE = "TODO 2: A contiguous cache"
 

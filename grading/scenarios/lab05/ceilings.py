@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from grading.checks import check, expect, operators_seen, ours
+from grading.judge.checks import check, expect, operators_seen, ours
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab05.clocks import Clock, Stopwatch, Timer
 from grading.scenarios.lab05.quantities import DTYPES, close, number
 from grading.scenarios.lab05.traffic import Traffic, products, unwritten
-from grading.worker.peer import Remote
 
 CEILINGS = "TODO 5: Measure the ceilings"
 

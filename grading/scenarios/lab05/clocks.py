@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from grading.checks import expect, kept, operators_seen, ours, shown
+from grading.judge.checks import expect, kept, operators_seen, ours, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab05.quantities import number
-from grading.worker.peer import Remote
 
 
 class Timer:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from grading.checks import check, expect, kept, shown
+from grading.judge.checks import check, expect, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab05.network import a_shape, words
 from grading.scenarios.lab05.quantities import DTYPES, SIZES, close, number, of_any_dtype
-from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 
 COSTS = "TODO 4: FLOPs and bytes of a decode step"

@@ -4,9 +4,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from grading.checks import check, expect, hold, look, ours, shown
+from grading.judge.checks import check, expect, hold, look, ours, shown
+from grading.sandbox.worker.peer import Raised, Remote
 from grading.scenarios.lab05.network import Network
-from grading.worker.peer import Raised, Remote
 
 
 def generated(generate: Remote, network: Network, prompt: Any, count: int) -> list[int]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, shown
+from grading.judge.checks import check, expect, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab05.network import Network, Pair, a_shape, words
 from grading.scenarios.lab05.quantities import DTYPES, SIZES, of_any_dtype
-from grading.worker.peer import Remote
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.config import ModelConfig
 

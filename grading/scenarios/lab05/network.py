@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from grading.checks import shown
+from grading.judge.checks import shown
 from nano_qwen3_serving.config import ModelConfig
 
 Pair = tuple[Tensor, Tensor]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, expect, shorter, shown
-from grading.worker.peer import Raised
+from grading.judge.checks import Wrong, expect, shorter, shown
+from grading.sandbox.worker.peer import Raised
 
 DTYPES = (torch.float32, torch.bfloat16)
 SIZES = (*DTYPES, torch.float64, torch.float8_e4m3fn, torch.int8)

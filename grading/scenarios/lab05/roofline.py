@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from grading.checks import check, expect, kept, ours, shown
+from grading.judge.checks import check, expect, kept, ours, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab05.costs import attention_counted, matrices_counted
 from grading.scenarios.lab05.network import a_shape, words
 from grading.scenarios.lab05.quantities import DTYPES, SIZES, close, number, of_any_dtype
-from grading.worker.peer import Remote
 from nano_qwen3_serving.config import ModelConfig
 
 RIDGE = "TODO 6: The ridge, and the measured curve"

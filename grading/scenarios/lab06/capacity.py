@@ -5,9 +5,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from grading.checks import check, expect, hold, look, refusal, same, shown
+from grading.judge.checks import check, expect, hold, look, refusal, same, shown
+from grading.sandbox.worker.peer import Raised, Remote
 from grading.scenarios.lab06.answers import blocks_for, names
-from grading.worker.peer import Raised, Remote
 from labs.harness import loading
 from labs.harness.catalog import find_lab
 

@@ -3,9 +3,9 @@
 import random
 from typing import Any
 
-from grading.checks import check, expect, kept, look, refusal, shown
+from grading.judge.checks import check, expect, kept, look, refusal, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab06.answers import names, whole
-from grading.worker.peer import Remote
 
 FREE_LIST = "TODO 1: Free list"
 

@@ -1,8 +1,8 @@
 """Lab 06: the manager there, and the ledger that the judge keeps of it."""
 
-from grading.checks import expect, shown
+from grading.judge.checks import expect, shown
+from grading.sandbox.worker.peer import Raised, Remote
 from grading.scenarios.lab06.answers import blocks_for, whole
-from grading.worker.peer import Raised, Remote
 
 NAMES = "ABCD"
 

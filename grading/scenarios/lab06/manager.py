@@ -2,10 +2,10 @@
 
 import random
 
-from grading.checks import check, expect, kept, shown
+from grading.judge.checks import check, expect, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab06.answers import blocks_for, whole
 from grading.scenarios.lab06.ledger import NAMES, Watched
-from grading.worker.peer import Remote
 
 ALLOCATION, GROWTH, FREE = "TODO 2: All-or-nothing allocation", "TODO 3: Growth at the block edge", "TODO 5: Free exactly once"
 

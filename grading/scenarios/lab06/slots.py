@@ -4,9 +4,9 @@ import random
 from collections.abc import Sequence
 from itertools import product
 
-from grading.checks import check, expect, hold, refusal, same, shown
+from grading.judge.checks import check, expect, hold, refusal, same, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab06.answers import names, wholes
-from grading.worker.peer import Remote
 
 SLOTS = "TODO 4: Slots of positions"
 

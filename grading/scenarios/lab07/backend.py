@@ -5,7 +5,8 @@ import random
 
 import torch
 
-from grading.checks import check, expect, hold, kept, look, same, shown
+from grading.judge.checks import check, expect, hold, kept, look, same, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab07.batch import batches
 from grading.scenarios.lab07.engine import expect_same_tokens, generated, item, metadata_there, pairs_of, part, random_network
 from grading.scenarios.lab07.pool import (
@@ -21,7 +22,6 @@ from grading.scenarios.lab07.pool import (
     module_there,
     numbers,
 )
-from grading.worker.peer import Remote
 
 SWAP_IN = "TODO 6: Swap in"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from grading.checks import check, expect, hold, kept, look, shown
+from grading.judge.checks import check, expect, hold, kept, look, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab07.pool import ALL_DTYPES, DTYPES, Pool, Vast, cut_out, elsewhere_by_default, expect_unchanged
-from grading.worker.peer import Remote
 
 BATCH = "TODO 5: A batch of requests"
 

@@ -4,7 +4,8 @@ import random
 
 import torch
 
-from grading.checks import check, expect, hold, kept
+from grading.judge.checks import check, expect, hold, kept
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab07.pool import (
     ALL_DTYPES,
     DTYPES,
@@ -16,7 +17,6 @@ from grading.scenarios.lab07.pool import (
     expect_tensor,
     expect_unchanged,
 )
-from grading.worker.peer import Remote
 
 CHUNKS = "TODO 4: Chunks"
 

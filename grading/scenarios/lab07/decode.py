@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from grading.checks import check, expect, hold, kept, shown
+from grading.judge.checks import check, expect, hold, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab07.pool import (
     DTYPES,
     GARBAGE,
@@ -20,7 +21,6 @@ from grading.scenarios.lab07.pool import (
     within_memory,
 )
 from grading.scenarios.lab07.writing import rows_of
-from grading.worker.peer import Remote
 
 DECODE = "TODO 3: Decode one request"
 

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grading.checks import expect, hold, kept, shown
+from grading.judge.checks import expect, hold, kept, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import FirstFault, first_fault
 from grading.scenarios.lab07.pool import expect_tensor, module_there, numbers
-from grading.worker.peer import Remote
 from labs.harness import loading
 from labs.harness.catalog import find_lab
 from nano_qwen3_serving.config import ModelConfig

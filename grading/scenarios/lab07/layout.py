@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import check, expect, hold, look, shown
+from grading.judge.checks import check, expect, hold, look, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab07.pool import list_of_ints, model_config, numbers
-from grading.worker.peer import Remote
 
 LAY_OUT = "TODO 1: Lay out the batch"
 

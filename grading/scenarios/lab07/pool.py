@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, expect, expect_nothing_replaced, hold, kept, look, shorter, shown
-from grading.worker.peer import Raised, Remote
+from grading.judge.checks import Wrong, expect, expect_nothing_replaced, hold, kept, look, shorter, shown
+from grading.sandbox.worker.peer import Raised, Remote
 from nano_qwen3_serving.config import ModelConfig
 
 DTYPES = (torch.float32, torch.bfloat16)

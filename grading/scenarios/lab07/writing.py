@@ -6,9 +6,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from grading.checks import Wrong, check, expect, hold, look, shown
+from grading.judge.checks import Wrong, check, expect, hold, look, shown
+from grading.sandbox.worker.peer import Remote
 from grading.scenarios.lab07.pool import DTYPES, GARBAGE, VAST_BLOCK, VAST_HEADS, Vast, bits, cut_out, expect_unchanged
-from grading.worker.peer import Remote
 
 WRITE = "TODO 2: Write keys and values"
 

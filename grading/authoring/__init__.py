@@ -1,0 +1,1 @@
+"""Making and proving a lab: starters, mutants, the kill table, symptoms, agreement of practice and judge."""

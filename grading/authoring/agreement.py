@@ -1,0 +1,93 @@
+"""Does the judge agree with the labs' tests? On the solution, the alternatives, the starter and every mutant.
+
+A mutant has to lose points at its TODO, and at none that its suite would not take points from: that is
+only where its file says `spills`.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from grading.authoring.mutants import Mutant, read_alternatives, read_mutants
+from grading.judge.grader import Grader, Settings, grader_of
+from grading.judge.intake import Submission
+from grading.judge.report import Report
+from labs.harness.catalog import Lab
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file whose verdict is known.
+
+    Attributes:
+        kind: `solution`, `alternative`, `starter`, or a mutant's kind.
+        todo: of a mutant.
+        may: TODOs at which it may lose points besides.
+    """
+
+    kind: str
+    name: str
+    text: str
+    todo: int | None = None
+    may: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How the judge saw a case; `wrong` says where that is not what the tests say."""
+
+    case: Case
+    report: Report
+    wrong: str
+
+
+def cases_of(lab: Lab) -> list[Case]:
+    """All that a lab has: its right solutions, its starter, its mutants."""
+    cases = [Case("solution", "solution", lab.solution.read_text(encoding="utf-8"))]
+    cases += [Case("alternative", one.name, one.text) for one in read_alternatives(lab)]
+    cases.append(Case("starter", "starter", lab.starter.read_text(encoding="utf-8")))
+    return cases + [_of_mutant(one) for one in read_mutants(lab)]
+
+
+def _of_mutant(mutant: Mutant) -> Case:
+    return Case(mutant.kind, mutant.name, mutant.text, mutant.todo, mutant.spills)
+
+
+def findings(
+    lab: Lab, cases: Sequence[Case], settings: Settings, jobs: int = 1, done: Callable[[], None] = lambda: None
+) -> list[Finding]:
+    """One for each case, in order; `done` after each."""
+    shares = [cases[start::jobs] for start in range(jobs)]
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        found = {}
+        for one in pool.imap_unordered(_one_share, [(lab, share, settings) for share in shares if share]):
+            for finding in one:
+                found[finding.case.kind, finding.case.name] = finding
+                done()
+    return [found[case.kind, case.name] for case in cases]
+
+
+def _one_share(job: tuple[Lab, Sequence[Case], Settings]) -> list[Finding]:
+    lab, cases, settings = job
+    with grader_of(lab, settings) as grader:
+        return list(_findings(grader, cases))
+
+
+def _findings(grader: Grader, cases: Sequence[Case]) -> Iterator[Finding]:
+    with grader.sandbox() as shared:
+        for case in cases:
+            report = grader.grade(Submission(case.name, {"starter.py": case.text.encode()}), shared=shared)
+            yield Finding(case, report, disagreement(case, report))
+
+
+def disagreement(case: Case, report: Report) -> str:
+    """Where the judge's verdict differs from what is known of a case; empty where it does not."""
+    lost = {row.todo: row.points - row.earned for row in report.todos() if row.earned < row.points and row.todo}
+    if case.kind in ("solution", "alternative"):
+        return "".join(f"loses points at TODO {todo}; " for todo in lost)
+    if case.kind == "starter":
+        kept = [row.todo for row in report.todos() if row.todo and row.state != "not started"]
+        return f"TODO {kept} counts as started" if kept else ""
+    if case.todo not in lost:
+        return f"loses nothing at TODO {case.todo}"
+    return "".join(f"loses points at TODO {todo}, too; " for todo in lost if todo != case.todo and todo not in case.may)

@@ -1,0 +1,168 @@
+"""Which mutants the suites catch: running them, and printing the table.
+
+A mutant is caught if a test of its own TODO fails on it; one that hangs or crashes is caught by the
+test during which it did. Alternatives are caught by nothing, or a test looks at how instead of what.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from grading.authoring import suite_runner
+from grading.authoring.mutants import KINDS, Alternative, Mutant
+from labs.harness.catalog import Lab
+
+
+def by_machine(mutant: Mutant) -> bool:
+    """Whether it is one of very many."""
+    return mutant.kind == "machine"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one lab's suite says of one mutant."""
+
+    mutant: Mutant
+    result: suite_runner.Result
+    caught_by: tuple[str, ...]
+    """The tests of its TODO that fail."""
+    elsewhere: dict[int, tuple[str, ...]]
+    """Other TODO -> its tests that fail."""
+    spilled: tuple[int, ...]
+    """Those of them that do not need the mutant's TODO, and that its file does not name under `spills`."""
+    limit: float
+    """The time limit of a run of the lab's suite, in seconds."""
+
+    @property
+    def caught(self) -> bool:
+        """Whether a test of its own TODO failed."""
+        return bool(self.caught_by)
+
+    @property
+    def how(self) -> str:
+        """By what it was caught, in a few words."""
+        ended = f"{self.result.ended} in " if self.result.ended else ""
+        if not self.caught:
+            return "NOT CAUGHT" + (f", but {ended}{self.result.during or 'no test'}" if ended else "")
+        own = [name.removeprefix(f"test_todo_{self.mutant.todo}_") for name in self.caught_by]
+        return ended + (own[0] if len(own) == 1 else f"{len(own)} tests")
+
+
+def judge(
+    labs: Sequence[Lab],
+    mutants: Sequence[Mutant],
+    parallel: int | None = None,
+    done: Callable[[], None] = lambda: None,
+    quick: Callable[[Mutant], bool] = by_machine,
+) -> list[Verdict]:
+    """A verdict for every mutant, in order; `done()` after each run, and one run more for each lab.
+
+    For those that are `quick(mutant)`, only the tests of its own TODO are run, to the first that fails.
+    Raises `LabError` if a lab's suite fails on the lab's own solution.
+    """
+    by_id = {lab.id: lab for lab in labs}
+    wanted = {mutant.lab for mutant in mutants}
+    bases = [suite_runner.Job(lab, lab.solution.read_text(encoding="utf-8")) for lab in labs if lab.id in wanted]
+    found = suite_runner.run(bases, parallel, done)
+    limits = {job.lab.id: suite_runner.baseline(job.lab, result) for job, result in zip(bases, found, strict=True)}
+    results = suite_runner.run([job_of(one, by_id[one.lab], limits[one.lab], quick(one)) for one in mutants], parallel, done)
+    return [verdict(by_id[mutant.lab], mutant, result, limits[mutant.lab])
+            for mutant, result in zip(mutants, results, strict=True)]
+
+
+def job_of(mutant: Mutant, lab: Lab, seconds: float, quick: bool, without: str = "") -> suite_runner.Job:
+    """The run that judges a mutant: the whole suite; `quick`, or `without` a test, the tests of its TODO."""
+    select = f"test_todo_{mutant.todo}_" if quick or without else ""
+    return suite_runner.Job(lab, mutant.text, select + f" and not {without}" * bool(without), stop_first=quick, seconds=seconds)
+
+
+def verdict(lab: Lab, mutant: Mutant, result: suite_runner.Result, limit: float) -> Verdict:
+    """What `result`, of a run on `mutant`, means."""
+    todos = sorted({outcome["todo"] for outcome in result.outcomes} - {mutant.todo})
+    elsewhere = {todo: tuple(result.failing(todo)) for todo in todos if result.failing(todo)}
+    allowed = needing(lab, mutant.todo) | set(mutant.spills)
+    spilled = tuple(todo for todo in elsewhere if todo not in allowed)
+    return Verdict(mutant, result, tuple(result.failing(mutant.todo)), elsewhere, spilled, limit)
+
+
+def needing(lab: Lab, todo: int) -> set[int]:
+    """The TODOs whose tests run on `todo`, directly or through others."""
+    found: set[int] = set()
+    while new := {later for later, needs in lab.needs.items() if {todo, *found} & set(needs)} - found:
+        found |= new
+    return found
+
+
+def judge_alternatives(
+    labs: Sequence[Lab], alternatives: Sequence[Alternative], parallel: int | None = None, done: Callable[[], None] = lambda: None
+) -> list[suite_runner.Result]:
+    """The whole suite's result on every alternative, in order."""
+    by_id = {lab.id: lab for lab in labs}
+    return suite_runner.run([suite_runner.Job(by_id[one.lab], one.text) for one in alternatives], parallel, done)
+
+
+# printing
+
+
+def print_table(console: Console, labs: Sequence[Lab], verdicts: Sequence[Verdict]) -> None:
+    """Every mutant with what caught it, then the counts, then the survivors with their stories."""
+    for lab in labs:
+        own = [one for one in verdicts if one.mutant.lab == lab.id and not by_machine(one.mutant)]
+        if own:
+            console.print(_of_one_lab(lab, own))
+    console.print(_counts(labs, verdicts))
+    for one in verdicts:
+        if one.spilled:
+            where = ", ".join(f"TODO {todo} ({', '.join(one.elsewhere[todo])})" for todo in one.spilled)
+            _say(console, f"Lab {one.mutant.lab} {one.mutant.name}: loses points elsewhere, at {where}")
+    survivors = [one.mutant for one in verdicts if not one.caught]
+    for mutant in survivors:
+        _say(console, f"Lab {mutant.lab}, TODO {mutant.todo}, {mutant.kind}: {mutant.name} SURVIVES. {mutant.story.strip()}")
+    if not survivors:
+        _say(console, f"{len(verdicts)} mutants, all caught by a test of their TODO.")
+
+
+def _of_one_lab(lab: Lab, verdicts: Sequence[Verdict]) -> Table:
+    table = Table(title=f"Lab {lab.id}, {escape(lab.title)}", title_justify="left")
+    for heading in ("TODO", "mutant", "kind", "caught by", "also failing"):
+        table.add_column(heading, overflow="fold")
+    for one in sorted(verdicts, key=lambda one: (one.mutant.todo, one.mutant.name)):
+        also = ", ".join(f"TODO {todo}" for todo in one.elsewhere)
+        style = None if one.caught else "red"
+        table.add_row(str(one.mutant.todo), one.mutant.name, one.mutant.kind, escape(one.how), also, style=style)
+    return table
+
+
+def _counts(labs: Sequence[Lab], verdicts: Sequence[Verdict]) -> Table:
+    """Lab by kind: caught of all."""
+    kinds = [kind for kind in KINDS if any(one.mutant.kind == kind for one in verdicts)]
+    table = Table(title="caught by a test of their TODO", title_justify="left")
+    for heading in ("lab", *kinds, "hung or crashed"):
+        table.add_column(heading)
+    for lab in labs:
+        own = [one for one in verdicts if one.mutant.lab == lab.id]
+        cells = []
+        for kind in kinds:
+            of_kind = [one for one in own if one.mutant.kind == kind]
+            cells.append(f"{sum(one.caught for one in of_kind)} of {len(of_kind)}" if of_kind else "–")
+        table.add_row(lab.id, *cells, str(sum(bool(one.result.ended) for one in own)))
+    return table
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def as_json(verdicts: Sequence[Verdict]) -> list[dict]:
+    """The verdicts as plain data."""
+    return [
+        {
+            "lab": one.mutant.lab, "name": one.mutant.name, "todo": one.mutant.todo, "kind": one.mutant.kind,
+            "story": one.mutant.story, "caught": one.caught, "caught_by": one.caught_by, "elsewhere": one.elsewhere,
+            "spilled": one.spilled, "ended": one.result.ended, "seconds": round(one.result.seconds, 2),
+        }
+        for one in verdicts
+    ]  # fmt: skip

@@ -1,0 +1,212 @@
+"""Mutants and alternatives of a lab's solution: text in, text out.
+
+A mutant is the solution with one realistic bug, written as `grading/mutants/labNN/NAME.toml`; an
+alternative is a whole correct solution that is built differently, `grading/alternatives/labNN/NAME.py`.
+This module reads, checks and applies them. It runs nothing.
+"""
+
+import ast
+import copy
+import functools
+import math
+import random
+import textwrap
+import tomllib
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labs.harness.catalog import Lab, LabError
+from labs.harness.regions import END, definitions, functions_of, span
+
+HERE = Path(__file__).parents[1]
+KINDS = ("author", "blind", "machine")
+"""By the lab's author; by somebody who had seen only README and starter; made by `grading.authoring.machine_mutants`."""
+
+_NEEDED = {"story": str, "todo": int, "kind": str, "symptom": str, "hint": int, "replace": list}
+_OPTIONAL = {"source": str, "only": str, "spills": list}
+_REPLACEMENTS = ({"old", "new"}, {"function", "new"})
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One wrong solution."""
+
+    lab: str
+    """The lab's id, `02`."""
+    name: str
+    todo: int
+    kind: str
+    story: str
+    text: str
+    """The whole mutated solution."""
+    symptom: str = ""
+    """What goes wrong, as one would see it from the failing tests."""
+    hint: int | None = None
+    """Which of the TODO's hints helps, 1 to 3."""
+    source: str = ""
+    only: str | None = None
+    """The one test that catches it: without that test it survives."""
+    spills: tuple[int, ...] = ()
+    """TODOs that lose points too, though they do not need this one."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A right solution, built differently."""
+
+    lab: str
+    name: str
+    text: str
+
+
+def read_mutants(lab: Lab, home: Path = HERE) -> list[Mutant]:
+    """The lab's mutants, by name. Raises `LabError` naming the file and what is wrong with it."""
+    solution = lab.solution.read_text(encoding="utf-8")
+    paths = sorted((home / "mutants" / f"lab{lab.id}").glob("*.toml"))
+    return [read_mutant(path, lab.id, solution) for path in paths if path.name != "equivalent.toml"]
+
+
+def read_mutant(path: Path, lab_id: str, solution: str) -> Mutant:
+    """The mutant in `path`, applied to the text of the solution. Raises `LabError` if it is not valid."""
+    try:
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+        _check_keys(facts)
+        _check_values(facts, _about(solution).todos)
+        text = solution
+        for replacement in facts["replace"]:
+            text = _replaced(text, replacement)
+        _check_result(text, solution, facts["todo"])
+    except (tomllib.TOMLDecodeError, LabError) as error:
+        raise LabError(f"{path}: {error}") from None
+    known = {key: facts[key] for key in ("todo", "kind", "story", "symptom", "hint")}
+    optional = {"source": facts.get("source", ""), "only": facts.get("only"), "spills": tuple(facts.get("spills", ()))}
+    return Mutant(lab=lab_id, name=path.stem, text=text, **known, **optional)
+
+
+def read_alternatives(lab: Lab, home: Path = HERE) -> list[Alternative]:
+    """The lab's alternatives, by name. Raises `LabError` if one does not say in its docstring how it is built."""
+    found = []
+    for path in sorted((home / "alternatives" / f"lab{lab.id}").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        try:
+            if not ast.get_docstring(ast.parse(text)):
+                raise LabError(f"{path}: its docstring says how it is built, and there is none.")
+        except SyntaxError as error:
+            raise LabError(f"{path} line {error.lineno}: {error.msg}.") from None
+        found.append(Alternative(lab.id, path.stem, text))
+    return found
+
+
+def some_of(mutants: Sequence[Mutant], share: float, seed: str) -> list[Mutant]:
+    """A `share` of the mutants, rounded up, chosen by `seed`; in their order."""
+    count = min(len(mutants), math.ceil(len(mutants) * share))
+    chosen = random.Random(seed).sample(range(len(mutants)), count)
+    return [mutants[index] for index in sorted(chosen)]
+
+
+def _check_keys(facts: dict) -> None:
+    if unknown := sorted(set(facts) - set(_NEEDED) - set(_OPTIONAL)):
+        raise LabError(f"unknown key {', '.join(unknown)}.")
+    if missing := sorted(set(_NEEDED) - set(facts)):
+        raise LabError(f"it lacks {', '.join(missing)}.")
+    for key, kind in (_NEEDED | _OPTIONAL).items():
+        if key in facts and not isinstance(facts[key], kind):
+            raise LabError(f"{key} should be of type {kind.__name__}, not {facts[key]!r}.")
+    for replacement in facts["replace"]:
+        if set(replacement) not in _REPLACEMENTS:
+            raise LabError(f"a [[replace]] has old and new, or function and new; this one has {', '.join(sorted(replacement))}.")
+
+
+def _check_values(facts: dict, functions: dict[int, list[str]]) -> None:
+    if facts["kind"] not in KINDS:
+        raise LabError(f"kind is one of {', '.join(KINDS)}, not {facts['kind']!r}.")
+    if facts["hint"] not in (1, 2, 3):
+        raise LabError(f"hint is 1, 2 or 3, not {facts['hint']}.")
+    for todo in (facts["todo"], *facts.get("spills", ())):
+        if todo not in functions:
+            raise LabError(f"the solution has no TODO {todo}; it has {', '.join(map(str, functions))}.")
+    for key in ("story", "symptom"):
+        if not facts[key].strip():
+            raise LabError(f"{key} is empty.")
+    if "only" in facts and not facts["only"].startswith(f"test_todo_{facts['todo']}_"):
+        raise LabError(f"only names a test of TODO {facts['todo']}, test_todo_{facts['todo']}_...; it is {facts['only']!r}.")
+    if not facts["replace"]:
+        raise LabError("there is no [[replace]].")
+
+
+def _replaced(text: str, replacement: dict[str, str]) -> str:
+    """`text` with one replacement made."""
+    if "function" in replacement:
+        return _with_function(text, replacement["function"], replacement["new"])
+    old = replacement["old"]
+    if (count := text.count(old) if old else 0) != 1:
+        where = "does not stand in the solution" if not count else f"stands in the solution {count} times"
+        raise LabError(f"this text {where}; it has to once:\n{old}")
+    return text.replace(old, replacement["new"])
+
+
+def _with_function(text: str, name: str, new: str) -> str:
+    """`text` with the function `name` (dotted), decorators and all, replaced by `new`, indented as the old one."""
+    try:
+        found = definitions(ast.parse(text))
+    except SyntaxError as error:
+        raise LabError(f"line {error.lineno} of the mutated solution: {error.msg}.") from None
+    if name not in found:
+        raise LabError(f"the solution has no function {name}.")
+    node = found[name]
+    fresh = textwrap.indent(textwrap.dedent(new).strip("\n"), " " * node.col_offset)
+    lines = text.splitlines()
+    first, last = span(node)
+    if lines[last : last + 1] and lines[last].strip() == END:
+        last += 1
+    lines[first - 1 : last] = fresh.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+def _check_result(text: str, solution: str, todo: int) -> None:
+    """A mutant parses, differs in a function of its TODO, and can be called as before."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise LabError(f"line {error.lineno} of the mutated solution: {error.msg}.") from None
+    before, after = _about(solution), definitions(tree)
+    for name, arguments in before.arguments.items():
+        if name not in after or _arguments(after[name]) != arguments:
+            raise LabError(f"{name} has to keep its name and its arguments ({arguments}).")
+    names = before.todos[todo]
+    if all(name in after and ast.dump(after[name]) == before.meanings[name] for name in names):
+        raise LabError(f"nothing changes in TODO {todo}, that is in {', '.join(names)}.")
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is asked of a solution for each of its mutants."""
+
+    todos: dict[int, list[str]]
+    arguments: dict[str, str]
+    """Of the public functions."""
+    meanings: dict[str, str]
+    """Of all functions."""
+
+
+@functools.cache
+def _about(solution: str) -> _About:
+    functions = definitions(ast.parse(solution))
+    arguments = {name: _arguments(node) for name, node in functions.items() if _is_public(name, functions)}
+    return _About(functions_of(solution), arguments, {name: ast.dump(node) for name, node in functions.items()})
+
+
+def _is_public(name: str, functions: Container[str]) -> bool:
+    """Whether callers know the function; one inside another, or whose name begins with one `_`, is its writer's own."""
+    outer, _, last = name.rpartition(".")
+    return outer not in functions and (not last.startswith("_") or last.endswith("__"))
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Names, order and defaults of the arguments."""
+    bare = copy.deepcopy(node.args)
+    for part in ast.walk(bare):
+        if isinstance(part, ast.arg):
+            part.annotation = None
+    return ast.unparse(bare)

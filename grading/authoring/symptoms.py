@@ -1,0 +1,374 @@
+"""Labs' `symptoms.json`: how runs fail on the mutants, for `labs diagnose`; and how often that is right.
+
+Mutants that one sentence is true of are gathered in `grading/concepts/labNN.toml`; any other is a
+concept of its own, with its own symptom and hint. There, too, concepts are gathered into areas, of which a
+coarser sentence is true: that is said where the concept cannot be told. Mutants of the kind `blind` stay out
+of the table: with them it is scored.
+"""
+
+import ast
+import functools
+import hashlib
+import itertools
+import json
+import random
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from rich.table import Table
+
+from grading.authoring import suite_runner
+from grading.authoring.mutants import HERE, Mutant, read_alternatives, read_mutant
+from labs.harness import files, regions
+from labs.harness.catalog import Lab, LabError
+from labs.harness.learner.diagnosis import FILE, Area, Pattern, Symptom, match, nearest, pattern_of, table_of
+from labs.harness.learner.results import Outcome
+from labs.harness.regions import definitions
+
+IN_TABLE = ("author",)
+ENOUGH = {Symptom: 0.8, Area: 0.6}
+"""The share of answers about a kind, or an area, that have to be right, or it does not speak."""
+SPOKEN_OF_ALL, RIGHT_OF_SPOKEN, FALSE_OF_ALL = 0.6, 0.85, 0.03
+"""What is asked of single mistakes in all labs together: at least, at least, and at most; false is a wrong kind."""
+SINGLE = ("left out", "blind")
+"""The kinds of bugs that are one mistake which nothing in the table was made from."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A mutant and how the tests of its TODO ended on it; no outcomes if they did not get to their end."""
+
+    mutant: Mutant
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def fails(self) -> bool:
+        """Whether any test failed."""
+        return any(not outcome.passed for outcome in self.outcomes)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is said of a mutant, and of others with the same mistake."""
+
+    todo: int
+    says: str
+    hint: int
+    area: Area | None = None
+
+
+# making the table
+
+
+def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HERE) -> dict[str, Concept]:
+    """Mutant -> its concept. Raises `LabError` for an entry that names no mutant of its TODO."""
+    named = {mutant.name: mutant for mutant in mutants}
+    found = {name: Concept(mutant.todo, mutant.symptom.strip(), mutant.hint or 1) for name, mutant in named.items()}
+    path = home / "concepts" / f"lab{lab.id}.toml"
+    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("concept", []) if path.is_file() else []
+    for entry in entries:
+        for name in entry["mutants"]:
+            if name not in named or named[name].todo != entry["todo"]:
+                raise LabError(f"{path}: lab {lab.id} has no mutant {name} of TODO {entry['todo']}.")
+            found[name] = Concept(entry["todo"], entry["says"], entry["hint"])
+    return _with_areas(found, tomllib.loads(path.read_text(encoding="utf-8")).get("area", []) if path.is_file() else [], path)
+
+
+def _with_areas(concept_of: dict[str, Concept], entries: Iterable[dict], path: Path) -> dict[str, Concept]:
+    """The concepts with their areas: an area is given by mutants, of each concept one or more. Its hint is their first."""
+    area_of: dict[Concept, Area] = {}
+    for entry in entries:
+        if strange := [name for name in entry["mutants"] if name not in concept_of or concept_of[name].todo != entry["todo"]]:
+            raise LabError(f"{path}: there is no mutant {strange[0]} of TODO {entry['todo']}.")
+        gathered = {concept_of[name] for name in entry["mutants"]}
+        if twice := gathered & area_of.keys():
+            raise LabError(f"{path}: {twice.pop().says!r} is in two areas.")
+        area_of |= dict.fromkeys(gathered, Area(entry["todo"], entry["says"], min(concept.hint for concept in gathered)))
+    return {name: replace(concept, area=area_of.get(concept)) for name, concept in concept_of.items()}
+
+
+def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Symptom]:
+    """The table: concepts, the different patterns of their mutants, and whether each can be told from the others."""
+    seen = [one for one in seen if one.fails]
+    patterns = [pattern_of(one.outcomes, one.mutant.todo) for one in seen]
+    named = [concept_of[one.mutant.name] for one in seen]
+    return [symptom for todo in sorted({concept.todo for concept in named}) for symptom in _of_todo(todo, named, patterns)]
+
+
+def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]) -> list[Symptom]:
+    """The table of one TODO; who cannot be told from others, first of the concepts, then of the areas, does not speak."""
+    own = [(concept, pattern) for concept, pattern in zip(concepts, patterns, strict=True) if concept.todo == todo]
+    quiet: set[str] = set()
+    for level in (Symptom, Area):
+        said = [nearest(_gathered(own[:index] + own[index + 1 :], quiet), pattern) for index, (_, pattern) in enumerate(own)]
+        answers = [
+            (concept.says if level is Symptom else concept.area.says if concept.area else "", answer.says)
+            for (concept, _), answer in zip(own, said, strict=True) if isinstance(answer, level)]
+        quiet |= {says for pair in answers for says in pair if not _can_be_told(says, answers, ENOUGH[level])}
+    return _gathered(own, quiet)
+
+
+def _gathered(own: Iterable[tuple[Concept, Pattern]], quiet: Collection[str]) -> list[Symptom]:
+    """One symptom for each concept, with its different patterns."""
+    found: dict[Concept, list[Pattern]] = {}
+    for concept, pattern in own:
+        known = found.setdefault(concept, [])
+        known += [pattern] * (pattern not in known)
+    return [
+        Symptom(concept.todo, concept.says, concept.hint, tuple(known), concept.says not in quiet,
+                replace(concept.area, speaks=concept.area.says not in quiet) if concept.area else None)
+        for concept, known in found.items()]
+
+
+def _can_be_told(says: str, answers: Iterable[tuple[str, str]], enough: float) -> bool:
+    """Whether enough of the answers about this are right: true of it, or said to be, with each mutant left out."""
+    about = [true == said for true, said in answers if says in (true, said)]
+    return sum(about) >= enough * len(about)
+
+
+def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) -> Path:
+    """Write the lab's `symptoms.json`."""
+    entries = sorted(symptoms_of(seen, concept_of), key=lambda symptom: (symptom.todo, symptom.says))
+    path = lab.folder / FILE
+    table = {"made_from": made_from(lab), **table_of(entries)}
+    files.replace(path, (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def made_from(lab: Lab, home: Path = HERE) -> str:
+    """A digest of what a table depends on and people edit: the mutants in it, the concepts, the names of the tests."""
+    digest = hashlib.sha256()
+    paths = [path for path in sorted((home / "mutants" / f"lab{lab.id}").glob("*.toml")) if path.name != "equivalent.toml"]
+    kept = [path for path in paths if tomllib.loads(path.read_text(encoding="utf-8")).get("kind") in IN_TABLE]
+    for path in [*kept, home / "concepts" / f"lab{lab.id}.toml"]:
+        digest.update(f"{path.name}\n{path.read_text(encoding='utf-8') if path.is_file() else ''}\n".encode())
+    names = [name for name in definitions(ast.parse(lab.tests.read_text(encoding="utf-8"))) if name.startswith("test_todo_")]
+    digest.update("\n".join(sorted(names)).encode())
+    return digest.hexdigest()
+
+
+def is_current(lab: Lab) -> bool:
+    """Whether the lab's `symptoms.json` was made from the mutants, concepts and tests that are there."""
+    path = lab.folder / FILE
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["made_from"] == made_from(lab)
+
+
+# running
+
+
+def see(
+    lab: Lab,
+    mutants: Sequence[Mutant],
+    cache: Path | None = None,
+    parallel: int | None = None,
+    done: Callable[[], None] = lambda: None,
+) -> list[Seen]:
+    """Run the tests of each mutant's TODO on it; `cache` keeps results, for as long as suite and mutant stay as they are."""
+    jobs = [suite_runner.Job(lab, mutant.text, f"test_todo_{mutant.todo}_", seconds=90.0) for mutant in mutants]
+    kept = [_kept(cache, job) for job in jobs]
+    missing = [job for job, path in zip(jobs, kept, strict=True) if path is None or not path.is_file()]
+    fresh = iter(suite_runner.run(missing, parallel, done))
+    found = []
+    for mutant, path in zip(mutants, kept, strict=True):
+        if path is not None and path.is_file():
+            outcomes = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            outcomes = next(fresh).outcomes
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(outcomes), encoding="utf-8")
+        found.append(Seen(mutant, tuple(Outcome(**(facts | {"on_ours": tuple(facts["on_ours"])})) for facts in outcomes)))
+    return found
+
+
+def _kept(cache: Path | None, job: suite_runner.Job) -> Path | None:
+    if cache is None:
+        return None
+    digest = hashlib.sha256("\0".join([job.lab.tests.read_text(encoding="utf-8"), job.text, job.select]).encode())
+    return cache / f"lab{job.lab.id}-{digest.hexdigest()[:24]}.json"
+
+
+# scoring
+
+
+@dataclass(frozen=True)
+class Score:
+    """How often what is said is right, of bugs that are not in the table."""
+
+    right_kinds: int = 0
+    right_areas: int = 0
+    wrong_kinds: int = 0
+    wrong_areas: int = 0
+    silent: int = 0
+
+    @property
+    def right(self) -> int:
+        """How often a diagnosis was right, of either sort."""
+        return self.right_kinds + self.right_areas
+
+    @property
+    def spoken(self) -> int:
+        """How often a diagnosis was made, right or wrong."""
+        return self.right + self.wrong_kinds + self.wrong_areas
+
+    @property
+    def count(self) -> int:
+        """All bugs: spoken of, and passed over in silence."""
+        return self.spoken + self.silent
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether it speaks as often, is as often right, and as seldom false, as is asked for."""
+        often = self.spoken >= SPOKEN_OF_ALL * self.count and self.right >= RIGHT_OF_SPOKEN * self.spoken
+        return often and self.wrong_kinds <= FALSE_OF_ALL * self.count
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+
+def scored(said: Symptom | Area | None, true: Iterable[Concept]) -> Score:
+    """One bug: what was said, and the concepts that are true of it."""
+    if said is None:
+        return Score(silent=1)
+    if isinstance(said, Area):
+        right = any(concept.area is not None and concept.area.says == said.says for concept in true)
+        return Score(right_areas=right, wrong_areas=not right)
+    right = any(concept.says == said.says for concept in true)
+    return Score(right_kinds=right, wrong_kinds=not right)
+
+
+def without(seen: Sequence[Seen], name: str, concept_of: dict[str, Concept], todo: int) -> list[Symptom]:
+    """The table of a TODO that is made of all mutants but one."""
+    return symptoms_of([one for one in seen if one.mutant.name != name and one.mutant.todo == todo], concept_of)
+
+
+def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score:
+    """Each mutant, diagnosed without itself."""
+    return family_left_out(seen, [(one, one.mutant.name) for one in seen], concept_of)
+
+
+def family_left_out(seen: Sequence[Seen], bugs: Iterable[tuple[Seen, str]], concept_of: dict[str, Concept]) -> Score:
+    """Wrong solutions that stem each from a mutant, diagnosed without that."""
+    score = Score()
+    for one, name in bugs:
+        table = without(seen, name, concept_of, one.mutant.todo)
+        score += scored(match(table, one.outcomes, one.mutant.todo), [concept_of[name]])
+    return score
+
+
+def on_others(table: Sequence[Symptom], seen: Iterable[Seen], true: dict[str, list[Concept]]) -> Score:
+    """Other wrong solutions, on the whole table; `true` has the concepts that are true of each, by its name."""
+    return sum((scored(match(table, one.outcomes, one.mutant.todo), true[one.mutant.name]) for one in seen), Score())
+
+
+def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path = HERE) -> dict[str, tuple[Mutant, set[str]]]:
+    """Up to `most` solutions with two mutants of one TODO at once; their names, the solutions, the two names."""
+    candidates = [pair for pair in itertools.combinations(mutants, 2) if pair[0].todo == pair[1].todo]
+    random.Random(f"{seed}:{lab.id}").shuffle(candidates)
+    found: dict[str, tuple[Mutant, set[str]]] = {}
+    for first, second in candidates:
+        if len(found) >= most:
+            break
+        try:
+            both = read_mutant(home / "mutants" / f"lab{lab.id}" / f"{second.name}.toml", lab.id, first.text)
+        except LabError:  # they change the same lines
+            continue
+        name = f"{first.name} and {second.name}"
+        found[name] = (replace(both, name=name), {first.name, second.name})
+    return found
+
+
+def carried_over(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str) -> list[tuple[Mutant, Mutant]]:
+    """Up to `most` mutants whose functions fit into an alternative: that wrong solution, and a control.
+
+    The control has our right functions there. It has to pass, or they do not fit after all.
+    """
+    solution = lab.solution.read_text(encoding="utf-8")
+    candidates = [(one, mutant) for one in read_alternatives(lab) for mutant in mutants]
+    random.Random(f"{seed}:{lab.id}").shuffle(candidates)
+    found: list[tuple[Mutant, Mutant]] = []
+    for alternative, mutant in candidates:
+        names = _changed(solution, mutant.text)
+        if len(found) < most and names and _fits(alternative.text, solution, names):
+            wrong, control = (regions.put_back(alternative.text, text, names) for text in (mutant.text, solution))
+            name = f"{mutant.name} in {alternative.name}"
+            found.append((replace(mutant, name=name, text=wrong), replace(mutant, name=name, text=control)))
+    return found
+
+
+def _changed(solution: str, text: str) -> list[str]:
+    """The functions in which a mutant differs; none if it differs outside of functions too."""
+    before, after = _meanings(solution), _meanings(text)
+    return [name for name in before if before[name] != after.get(name)] if before.keys() == after.keys() else []
+
+
+@functools.cache
+def _meanings(text: str) -> dict[str, str]:
+    return {name: ast.dump(node) for name, node in definitions(ast.parse(text)).items()}
+
+
+def _fits(alternative: str, solution: str, names: Sequence[str]) -> bool:
+    """Whether the alternative has these functions, with the same arguments."""
+    there, ours = definitions(ast.parse(alternative)), definitions(ast.parse(solution))
+    return all(name in there and ast.dump(there[name].args) == ast.dump(ours[name].args) for name in names)
+
+
+def score(
+    lab: Lab, seen: Sequence[Seen], most: int, seed: str, run: Callable[[Sequence[Mutant]], list[Seen]]
+) -> dict[str, Score]:
+    """How the diagnosis does on bugs it has not seen; `run` runs mutants.
+
+    What stems from a mutant in the table is diagnosed without that mutant; of two at once both are in the table, but
+    never together.
+    """
+    in_table = [one for one in seen if one.mutant.kind in IN_TABLE and one.fails]
+    blind = [one for one in seen if one.mutant.kind == "blind" and one.fails]
+    concept_of = concepts(lab, [one.mutant for one in seen])
+    table = symptoms_of(in_table, concept_of)
+    mutants = [one.mutant for one in in_table]
+    both = pairs(lab, mutants, most, seed)
+    of_both = {name: [concept_of[part] for part in parts] for name, (_, parts) in both.items()}
+    carried = carried_over(lab, mutants, most, seed)
+    controls = run([control for _, control in carried])
+    passing = [control.outcomes and not control.fails for control in controls]
+    fitting = [wrong for (wrong, _), fits in zip(carried, passing, strict=True) if fits]
+    of_carried = [(one, one.mutant.name.partition(" in ")[0]) for one in run(fitting) if one.fails]
+    return {
+        "left out": leave_one_out(in_table, concept_of),
+        "blind": on_others(table, blind, {one.mutant.name: [concept_of[one.mutant.name]] for one in blind}),
+        "in alternatives": family_left_out(in_table, of_carried, concept_of),
+        "two at once": on_others(table, [one for one in run([mutant for mutant, _ in both.values()]) if one.fails], of_both),
+    }
+
+
+def single(scores: dict[str, dict[str, Score]]) -> Score:
+    """Of all labs together, the bugs that are one mistake each: what is asked of the diagnosis is asked of these."""
+    return sum((found for kinds in scores.values() for kind, found in kinds.items() if kind in SINGLE), Score())
+
+
+def score_table(scores: dict[str, dict[str, Score]]) -> Table:
+    """Lab by kind of bug: how many, what was said of them, and how often that was right; and all labs together."""
+    table = Table(title="bugs that are not in the table", title_justify="left")
+    for heading in ("lab", "bugs", "count", "kind", "area", "wrong kind", "wrong area", "spoken", "right of spoken", "false"):
+        table.add_column(heading, justify="left" if heading in ("lab", "bugs") else "right", no_wrap=heading == "bugs")
+    totals: dict[str, Score] = {}
+    for lab_id, kinds in scores.items():
+        for kind, found in kinds.items():
+            totals[kind] = totals.get(kind, Score()) + found
+            if found.count:
+                table.add_row(lab_id, kind, *_cells(found))
+    table.add_section()
+    for kind, found in totals.items():
+        table.add_row("all", kind, *_cells(found))
+    table.add_row("all", "single mistakes", *_cells(single(scores)))
+    table.add_row("all", "all", *_cells(sum(totals.values(), Score())))
+    return table
+
+
+def _cells(score: Score) -> list[str]:
+    parts = ((score.spoken, score.count), (score.right, score.spoken), (score.wrong_kinds, score.count))
+    shares = [f"{part / of:.0%}" if of else "–" for part, of in parts]
+    counts = (score.count, score.right_kinds, score.right_areas, score.wrong_kinds, score.wrong_areas)
+    return [*map(str, counts), *shares]

@@ -1,0 +1,79 @@
+"""`python -m grading cheats`: does every submission that cheats get what it is to get, at every level of isolation?"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grading.cli.progress_bar import bar
+from grading.judge.show import plain, points
+from grading.red_team import disposable
+from grading.red_team.corpus import read_cheats
+from grading.red_team.trial import Verdict, verdicts
+from grading.sandbox.isolation import LEVELS, strongest_level, weaknesses
+from grading.sandbox.supervisor import NOT_HERE, SetupError
+
+
+def levels_for_cheats() -> list[str]:
+    """The levels at which cheats can be run on this machine, the strongest first.
+
+    At `none` they run where bubblewrap makes something to throw away, and nowhere else.
+
+    Raises:
+        SetupError: there are none.
+    """
+    if strongest_level() == "none":
+        raise SetupError(NOT_HERE)
+    return list(LEVELS) if strongest_level() == "namespaces" else ["limits"]
+
+
+def cheats(
+    isolation: Annotated[list[str] | None, typer.Option(
+        help="A level, may be given again; by default each at which they can be run here.")] = None,
+    only: Annotated[str | None, typer.Option(help="Cheats whose name has this in it.")] = None,
+) -> None:
+    """Run every cheat at every level of isolation; exit status 1 if one gets what it is not to get.
+
+    That is what its honest part is worth; at `none`, for those that need more to be stopped, all or the end of the judge.
+    """
+    levels, chosen = isolation or levels_for_cheats(), [one for one in read_cheats() if only is None or only in one.name]
+    if unknown := [level for level in levels if level not in LEVELS]:
+        raise ValueError(f"there is no isolation level {unknown[0]!r}; there are {', '.join(LEVELS)}")
+    if not chosen:
+        raise ValueError(f"there is no cheat with {only!r} in its name")
+    found: dict[str, list[Verdict]] = {}
+    with bar(len(levels) * len(chosen), "cheats") as done:
+        for level in levels:
+            found[level] = list(disposable.verdicts(chosen, done) if level == "none" else verdicts(chosen, level, done))
+    _print(Console(highlight=False), found)
+    if not all(one.right for level in levels for one in found[level]):
+        raise typer.Exit(1)
+
+
+def _print(console: Console, found: dict[str, list[Verdict]]) -> None:
+    table = Table(title="Cheats", title_justify="left")
+    for name in ("lab", "cheat", "worth", *found, "what the report says"):
+        table.add_column(name, justify="left" if name in ("lab", "cheat", "what the report says") else "right")
+    for row in zip(*found.values(), strict=True):
+        scores = [Text("-" if one.report is None else points(one.report.score), style="" if one.right else "bold red")
+                  for one in row]
+        cheat, said = row[0].cheat, plain(_said(row), 90).replace("\n", " ")
+        table.add_row(cheat.lab, cheat.name, points(cheat.worth), *scores, Text(said))
+    console.print(table)
+    wrong = [one for of_level in found.values() for one in of_level if not one.right]
+    for one in wrong:
+        console.print(Text(f"{one.cheat.name} at {one.level}: worth {one.cheat.worth}; {one.cheat.tries} {plain(one.happened)}"))
+    if any(one.report is None for of_level in found.values() for one in of_level):
+        console.print("-: there is no report, for the judge was ended or failed")
+    for level in found:
+        for weakness in weaknesses(level):
+            console.print(Text(f"{level}: {weakness}"))
+    console.print(f"{sum(map(len, found.values())) - len(wrong)} of {sum(map(len, found.values()))} as expected")
+
+
+def _said(row: Sequence[Verdict]) -> str:
+    """The words of the first level at which it is wrong, or else of the first."""
+    return next((one for one in row if not one.right), row[0]).happened

@@ -1,0 +1,248 @@
+"""`python -m grading export`, `report`, `gradescope-zip`, `similarity`: what leaves grading as a file."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grading.cohort import similarity
+from grading.cohort.journal import Entry, Journal
+from grading.export import canvas, classroom50, cohort_page, csv_table, gradescope, html, junit, markdown, moodle
+from grading.export.files import file_name, write
+from grading.export.sheet import Filled
+from grading.gradescope import autograder, container_limits, dry_run
+from grading.judge.seeds import read_secret
+from grading.judge.show import plain
+from labs.harness.catalog import find_lab
+from labs.harness.learner.diagnosis import FILE, read_table
+
+FORMATS = ("gradescope", "classroom50", "canvas", "moodle", "junit", "csv", "markdown", "html")
+ENDINGS = {"gradescope": "json", "classroom50": "json", "markdown": "md", "html": "html"}
+"""Formats with a file for each submission."""
+
+JournalFile = Annotated[Path, typer.Option("--journal", help="what batch wrote")]
+
+console = Console(highlight=False)
+
+
+def export(
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(FORMATS))],
+    journal: JournalFile,
+    out: Annotated[Path, typer.Option(
+        help="the file; a folder where each submission has its own (gradescope, classroom50, markdown, html)")],
+    lab: Annotated[str | None, typer.Option(help="such as 06; default: every lab in the journal")] = None,
+    student: Annotated[str | None, typer.Option(help="only theirs; --out is a file then")] = None,
+    fill: Annotated[Path | None, typer.Option(
+        help="canvas: the exported gradebook; moodle: the grading worksheet, else a file for the import is made")] = None,
+    assignment: Annotated[str | None, typer.Option(help="canvas: the column's heading, title or number")] = None,
+    identity: Annotated[str, typer.Option(
+        help="moodle's import: what the journal calls students by: username, email, idnumber or id")] = "username",
+    hidden: Annotated[str, typer.Option(
+        help="gradescope: what becomes of hidden checks: after_published or hidden")] = "after_published",
+    places: Annotated[Path | None, typer.Option(
+        help="classroom50: a JSON file with classroom, assignment, tags and links")] = None,
+    for_instructors: Annotated[bool, typer.Option(help="junit, markdown, html: with what hidden checks said")] = False,
+    with_seed: Annotated[bool, typer.Option(
+        help="markdown, html: with the seed; for students once results are published")] = False,
+) -> None:
+    """Write results as another program wants them. Exit status 1 if somebody's grade found no place."""
+    entries = _entries(journal, lab, student)
+    forms: dict[str, Callable[[Entry], str]] = {
+        "gradescope": lambda entry: gradescope.results(entry, hidden),
+        "markdown": lambda entry: markdown.summary(entry, not for_instructors, with_seed or for_instructors),
+        "html": lambda entry: html.page(entry, not for_instructors, with_seed or for_instructors)}
+    unplaced: Sequence[str] = ()
+    if form == "classroom50":
+        unplaced = _classroom50(entries, out, places, student)
+    elif form in forms:
+        _each(entries, out, form, student, forms[form])
+    elif form in ("csv", "junit"):
+        text = csv_table.table(entries) if form == "csv" else junit.document(entries, not for_instructors)
+        _write(out, text.encode("utf-8"))
+    elif form in ("canvas", "moodle"):
+        unplaced = _gradebook(form, entries, out, fill, assignment, identity)
+    else:
+        raise ValueError(f"there is no format {form!r}; there are {', '.join(FORMATS)}")
+    if unplaced:
+        raise typer.Exit(1)
+
+
+def _entries(journal: Path, lab: str | None, student: str | None = None) -> list[Entry]:
+    """What counts, by lab and student. Raises `ValueError` if there is nothing."""
+    with Journal(journal) as opened:
+        found = opened.latest(find_lab(lab).id if lab else None)
+    entries = [entry for entry in found if student in (None, entry.report.student)]
+    if not entries:
+        whose = f" of {student}" if student else ""
+        raise ValueError(f"{journal} has no results{whose}{f' in lab {lab}' if lab else ''}")
+    return sorted(entries, key=lambda entry: (entry.report.lab, entry.report.student))
+
+
+def _each(entries: Sequence[Entry], out: Path, form: str, student: str | None, made: Callable[[Entry], str]) -> None:
+    if student is not None and len(entries) > 1:
+        raise ValueError(
+            f"{student} has results of several labs ({', '.join(entry.report.lab for entry in entries)}); choose one with --lab")
+    for entry in entries:
+        path = out if student is not None else out / file_name(entry.report.student, entry.report.lab, ENDINGS[form])
+        _write(path, made(entry).encode("utf-8"), quiet=student is None)
+    if student is None:
+        console.print(Text(f"wrote {len(entries)} files to {out}"))
+
+
+def _classroom50(entries: Sequence[Entry], out: Path, places: Path | None, student: str | None) -> list[str]:
+    if places is None:
+        raise ValueError(f"classroom50 needs --places FILE:\n{classroom50.__doc__.partition(':')[2].strip()}")
+    known = classroom50.read_places(places.read_text(encoding="utf-8"))
+    unplaced = [f"{plain(entry.report.student)}: {places} has no submission of theirs" for entry in entries
+                if entry.report.student not in known]
+    unplaced += [f"{plain(entry.report.student)}: it is not known when they handed in" for entry in entries
+                 if entry.report.student in known and entry.submitted is None]
+    good = [entry for entry in entries if entry.report.student in known and entry.submitted is not None]
+    _each(good, out, "classroom50", student, lambda entry: classroom50.result(entry, known[entry.report.student]))
+    _tell("not written", unplaced)
+    return unplaced
+
+
+def _gradebook(
+    form: str, entries: Sequence[Entry], out: Path, fill: Path | None, assignment: str | None, identity: str
+) -> Sequence[str]:
+    labs = sorted({entry.report.lab for entry in entries})
+    if len(labs) > 1:
+        raise ValueError(f"these are results of several labs ({', '.join(labs)}); choose one with --lab")
+    if form == "moodle" and fill is None:
+        _write(out, moodle.gradebook(entries, identity).encode("utf-8"))
+        return ()
+    if fill is None or (form == "canvas" and assignment is None):
+        raise ValueError(
+            "canvas needs --fill FILE, a gradebook that Canvas exported, and --assignment, the column's heading, title or number")
+    data = fill.read_bytes()
+    filled: Filled = canvas.fill(data, assignment or "", entries) if form == "canvas" else moodle.fill_worksheet(data, entries)
+    _write(out, filled.data)
+    _tell("note", filled.notes)
+    _tell("not entered", filled.unplaced)
+    return filled.unplaced
+
+
+def _write(path: Path, data: bytes, quiet: bool = False) -> None:
+    try:
+        write(path, data)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+    if not quiet:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def _tell(what: str, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(Text(f"{what}: {line}"), soft_wrap=True)
+
+
+def report(
+    what: Annotated[str, typer.Argument(help="cohort")],
+    journal: JournalFile,
+    lab: Annotated[str, typer.Option(help="such as 06")],
+    out: Annotated[Path, typer.Option(help="the HTML file")],
+    verified: Annotated[list[str] | None, typer.Option(
+        metavar="CLUSTER=STUDENT,STUDENT,STUDENT", help="its comment fits these three; may be repeated")] = None,
+    comments: Annotated[Path | None, typer.Option(
+        help="write the comments that go out, a CSV row for each student and TODO")] = None,
+) -> None:
+    """A cohort's results in one lab, as a page: who got what, and which failures look the same."""
+    if what != "cohort":
+        raise ValueError(f"there is a report cohort, and none {what!r}")
+    chosen, entries = find_lab(lab), _entries(journal, lab)
+    found = cohort_page.clusters(entries)
+    if (chosen.folder / FILE).is_file():
+        found = cohort_page.with_comments(found, read_table(chosen), cohort_page.checks_by_todo(entries))
+    found = cohort_page.marked(found, cohort_page.read_verified(verified or [], found))
+    _write(out, cohort_page.page(chosen.id, chosen.title, entries, found).encode("utf-8"))
+    if comments:
+        rows = [(student, todo, said) for student, todo, said in cohort_page.comments(found)]
+        _write(comments, csv_table.written([("student", "todo", "comment"), *rows]).encode("utf-8"))
+    waiting = [one for one in found if one.comment and not one.verified and len(one.students) >= cohort_page.VERIFIED_BY]
+    _tell("to verify", [f"cluster {one.id}, {len(one.students)} students: {one.comment}" for one in waiting])
+
+
+def gradescope_zip_command(
+    lab: Annotated[str, typer.Argument(help="such as 06")],
+    out: Annotated[Path, typer.Option(help="the zip file")],
+    secret: Annotated[Path, typer.Option(help="the file with the term secret")],
+    hidden: Annotated[str, typer.Option(help="what becomes of hidden checks: after_published or hidden")] = "after_published",
+    seed_mode: Annotated[str, typer.Option(help="student or cohort")] = "student",
+    identity: Annotated[str, typer.Option(help="what names a student: email, id or name")] = "email",
+    isolation: Annotated[str | None, typer.Option(
+        help="namespaces, limits or none; by default the strongest that the container has")] = None,
+    predictions: Annotated[bool, typer.Option(help="whether predictions.json counts")] = True,
+    seconds: Annotated[float, typer.Option(help="that one check may take there", min=1)] = 60.0,
+    index: Annotated[str | None, typer.Option(help="a package index besides the usual one, with torch's builds for CPUs")] = None,
+    attempt: Annotated[Path | None, typer.Option(
+        "--try", metavar="SUBMISSION",
+        help="grade this file or folder with the zip, here, under half a core and 768 MiB")] = None,
+) -> None:
+    """Make the autograder that Gradescope runs for one lab."""
+    choices = autograder.Choices(find_lab(lab).id, hidden, seed_mode, identity, isolation, seconds, predictions=predictions)
+    data = autograder.build(find_lab(lab), choices, read_secret(secret), index)
+    _write(out, data)
+    console.print(Text(f"{len(data) / 1e6:.1f} MB"))
+    if attempt is not None and not _tried(out, attempt):
+        raise typer.Exit(1)
+
+
+def _tried(archive: Path, submission: Path) -> bool:
+    """Run the zip here and say what that took; whether it came to an end."""
+    with tempfile.TemporaryDirectory(prefix="autograder-", ignore_cleanup_errors=True) as name:
+        try:
+            used, results = dry_run.run(archive, submission, Path(name))
+        except container_limits.NoGroups as error:
+            raise ValueError(str(error)) from None
+    console.print(Text(plain(used.output, 4000).rstrip()))
+    console.print(Text(
+        f"{used.seconds:.0f} s, {used.cpu_seconds:.0f} s of a core; memory at most {used.peak_bytes / 2**20:.0f} MiB of its own, "
+        f"{used.charged_bytes / 2**20:.0f} MiB with files; {used.killed} processes killed; exit status {used.returncode}"))
+    return bool(results)
+
+
+def similarity_command(
+    submissions: Annotated[Path, typer.Argument(help="a folder with an entry for each student")],
+    lab: Annotated[str, typer.Option(help="such as 06")],
+    least: Annotated[float, typer.Option(
+        help="the share of one's own code from which on a pair is listed", min=0.0, max=1.0)] = similarity.ALIKE,
+    out: Annotated[Path | None, typer.Option(help="write the pairs as CSV, too")] = None,
+) -> None:
+    """Submissions that are alike, or like ours; names, comments and the starter's code do not count.
+
+    Nothing leaves this machine.
+    """
+    chosen = find_lab(lab)
+    sources, unusable = similarity.read_sources(submissions, chosen)
+    found = similarity.pairs([*sources, *similarity.ours(chosen)], chosen.starter.read_text(encoding="utf-8"), least)
+    table = Table(title=f"Lab {chosen.id}: {len(sources)} submissions; alike in {least:.0%} or more", title_justify="left")
+    for name in ("one", "its share", "its lines", "other", "its share", "its lines"):
+        table.add_column(name, justify="right" if "share" in name else "left")
+    for pair in found:
+        table.add_row(*map(Text, _cells(pair)))
+    console.print(table)
+    console.print("A high share is a reason to look at both, and no verdict.")
+    _tell("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(submissions, chosen)])
+    _tell("not compared", [plain(line) for line in unusable])
+    if out:
+        _write(out,
+               csv_table.written([("one", "share", "lines", "other", "share", "lines"), *map(_cells, found)]).encode("utf-8"))
+
+
+def _cells(pair: similarity.Pair) -> list[str]:
+    said = [" ".join(f"{first}-{last}" for first, last in lines) for lines in pair.lines]
+    return [plain(pair.one), f"{pair.shares[0]:.0%}", said[0], plain(pair.other), f"{pair.shares[1]:.0%}", said[1]]
+
+
+def register(app: typer.Typer) -> None:
+    """Make these commands of `python -m grading`."""
+    app.command()(export)
+    app.command()(report)
+    app.command("gradescope-zip")(gradescope_zip_command)
+    app.command("similarity")(similarity_command)

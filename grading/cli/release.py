@@ -1,0 +1,32 @@
+"""`python -m grading release`, `workflow`: what leaves for a term's students."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grading.edition import release as releases
+from nano_qwen3_serving.observe.files import write_atomically
+
+
+def release(
+    term: Annotated[str, typer.Option(help="the term's name, such as 2027S")],
+    out: Annotated[Path, typer.Option(help="a new folder for the student edition")],
+    tag: Annotated[bool, typer.Option(help="give the present commit the tag term/NAME, by which regrades run")] = True,
+) -> None:
+    """Make the student edition: no solutions, tests of the project, or grading; the engine, the labs and their practice tests."""
+    if tag:
+        releases.tag(term)
+    facts = releases.release(term, out)
+    print(f"{out}: the student edition of {term}, {len(facts['labs'])} labs, version {facts['version']} of the course.")
+    if tag:
+        print(f"Tagged term/{term}. To grade as this term was given: python -m grading --term {term} grade 06 SUBMISSION")
+
+
+def workflow(
+    out: Annotated[Path, typer.Option(help="where it is written")] = Path(".github/workflows/practice.yml"),
+) -> None:
+    """Write the GitHub Actions file that runs the practice tests on a student's fork."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, (releases.TEMPLATES / "practice.yml").read_text(encoding="utf-8"))
+    print(f"wrote {out}")

@@ -1,0 +1,1 @@
+"""Everybody's submissions: batches, the journal, the roster, lateness, regrades, similarity."""

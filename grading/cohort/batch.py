@@ -1,0 +1,273 @@
+"""A cohort's grading: every submission once, each result journaled as soon as it is there.
+
+What a result depends on is hashed into its key. A key that the journal has is not graded again; so a
+run that was killed goes on where it was, and one without changes does nothing.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from grading.cohort.journal import Journal
+from grading.cohort.roster import Cohort, HandedIn, Line
+from grading.cohort.worker_pool import Crew, Outcome, schedule
+from grading.judge.checks import shorter
+from grading.judge.grader import Grader, Settings, grader_of, versions
+from grading.judge.intake import Submission
+from grading.judge.report import Report
+from grading.judge.seeds import seed_for
+from grading.sandbox.runtime import make_runtime
+from labs.harness.catalog import Lab
+
+SPARE_SECONDS = 180.0
+"""Beyond what its checks may take, for what a submission needs besides: starting Python, a worker, the predictions."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One submission to be graded for one lab.
+
+    Attributes:
+        key: the hash of all that its report depends on.
+        number: which of several runs of the same, see `--repeat`.
+    """
+
+    lab: str
+    submission: Submission
+    key: str
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How everything is graded."""
+
+    labs: Mapping[str, Lab]
+    settings: Settings
+    versions: Mapping[str, dict[str, str]]
+
+    def unit(self, one: HandedIn) -> Unit:
+        """What is graded, and a key of all that its result depends on: what has the same is not graded again."""
+        submission, lab, settings = one.submission, one.attempt.lab, self.settings
+        facts = [submission.student, lab, submission.digest, submission.notes,
+                 self.seed(submission.student, lab, submission.digest), self.versions[lab],
+                 settings.level, settings.predictions, asdict(settings.limits)]
+        return Unit(lab, submission, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
+
+    def seed(self, student: str, lab: str, digest: str) -> str:
+        """What the inputs of the checks of this student's file are drawn from."""
+        return self.settings.seed or seed_for(self.settings.secret, lab, student, digest, self.settings.seed_mode)
+
+    def fingerprint(self) -> str:
+        """What tells seeds from others without telling them."""
+        return self.seed("", "journal", "") + f" {self.settings.seed_mode}"
+
+
+def plan_of(labs: Sequence[Lab], settings: Settings) -> Plan:
+    """With the versions that are installed here."""
+    return Plan({lab.id: lab for lab in labs}, settings, {lab.id: versions(lab) for lab in labs})
+
+
+@dataclass(frozen=True)
+class Graders:
+    """Makes what grades, in whatever process it is called: one `Grader` for each lab, from folders that are there.
+
+    Attributes:
+        runtimes: lab → its runtime folder and the names to hide; a lab that is not there gets a folder of its own.
+    """
+
+    plan: Plan
+    runtimes: Mapping[str, tuple[Path, list[str]]] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self) -> Iterator[Callable[[Unit], Report]]:
+        import torch
+
+        torch.set_num_threads(1)
+        with ExitStack() as open_ones:
+            graders: dict[str, Grader] = {}
+
+            def grade(unit: Unit) -> Report:
+                if unit.lab not in graders:
+                    graders[unit.lab] = self._grader(self.plan.labs[unit.lab], open_ones)
+                if graders[unit.lab].versions != self.plan.versions[unit.lab]:
+                    raise ValueError(
+                        f"this process has other checks, Python or torch ({graders[unit.lab].versions}) "
+                        "than the one that asked for it")
+                return graders[unit.lab].grade(unit.submission)
+
+            yield grade
+
+    def _grader(self, lab: Lab, open_ones: ExitStack) -> Grader:
+        if lab.id in self.runtimes:
+            return Grader(lab, self.plan.settings, *self.runtimes[lab.id])
+        return open_ones.enter_context(grader_of(lab, self.plan.settings))
+
+
+@contextmanager
+def graders_here(plan: Plan) -> Iterator[Graders]:
+    """For processes of this machine: the runtime folders are made once."""
+    with ExitStack() as folders:
+        runtimes = {}
+        for lab in plan.labs.values():
+            folder = Path(folders.enter_context(TemporaryDirectory(prefix="runtime-", ignore_cleanup_errors=True)))
+            folder.chmod(0o755)
+            runtimes[lab.id] = (folder, make_runtime(lab, folder))
+        yield Graders(plan, runtimes)
+
+
+def seconds_for(plan: Plan, checks: int) -> float:
+    """What a unit may take before its process is given up: a judge that hangs is not waited for."""
+    return checks * plan.settings.limits.wall_seconds + SPARE_SECONDS
+
+
+@dataclass
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        found: submissions, each for a lab.
+        known: of them, whose result was in the journal.
+        graded: of them, now.
+        failed: of them, without a result.
+        lines: all that is to be known besides.
+        seconds: the run took.
+        peak_bytes: of memory, of this machine's processes together; 0 if others graded.
+    """
+
+    found: int = 0
+    known: int = 0
+    graded: int = 0
+    failed: int = 0
+    lines: list[Line] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everybody has a result, and every repeat gave the same."""
+        return not self.failed and not any(line.kind == "flaky" for line in self.lines)
+
+    def to_json(self, **more: object) -> str:
+        """One object with all of it, and with `more`."""
+        counts = dict(sorted(Counter(line.kind for line in self.lines).items()))
+        return json.dumps({**more, **asdict(self), "lines_of_kind": counts}, ensure_ascii=False, indent=1) + "\n"
+
+
+def run_batch(
+    journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, repeat: int = 1, done: Callable[[], None] = lambda: None
+) -> Summary:
+    """Grade what the journal does not know, and journal it; `done` after each run.
+
+    Interrupted, it stops every worker; what was graded is in the journal.
+
+    Args:
+        repeat: grade everything so many times, and say whose verdicts differ.
+    """
+    began = time.monotonic()
+    journal.hand_in(one.attempt for one in cohort.handed_in)
+    units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in)}
+    summary, runs = Summary(found=len(units), lines=cohort.lines), _Runs(journal, cohort.lines)
+    runs.take_known(units)
+    summary.known = len(runs.reports)
+    with closing(schedule(runs_of(units, set(runs.reports), repeat), crew)) as outcomes:
+        for outcome in outcomes:
+            runs.take(outcome)
+            done()
+    if repeat > 1:
+        summary.lines += [line for reports in runs.reports.values() for line in differing(reports)]
+    summary.lines += _older(journal, cohort)
+    summary.failed = len(set(units) - set(runs.reports))
+    summary.graded = len(units) - summary.known - summary.failed
+    summary.seconds = round(time.monotonic() - began, 2)
+    return summary
+
+
+def left_to_do(journal: Journal, plan: Plan, cohort: Cohort, repeat: int = 1) -> int:
+    """Runs that `run_batch` is going to make."""
+    units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in)}
+    return len(runs_of(units, {key for key in units if journal.result(key)}, repeat))
+
+
+def runs_of(units: Mapping[str, Unit], known: set[str], repeat: int = 1) -> list[Unit]:
+    """What has to be graded: what is not known once, or everything `repeat` times."""
+    if repeat == 1:
+        return [unit for key, unit in units.items() if key not in known]
+    return [replace(unit, number=number) for number in range(repeat) for unit in units.values()]
+
+
+class _Runs:
+    """Takes what comes from workers into the journal.
+
+    Attributes:
+        reports: key → what is known of it, each run's report.
+    """
+
+    def __init__(self, journal: Journal, lines: list[Line]) -> None:
+        self.journal, self.lines = journal, lines
+        self.reports: dict[str, list[Report]] = {}
+
+    def take_known(self, units: Mapping[str, Unit]) -> None:
+        for key in units:
+            if (run := self.journal.run_of(key)) and (report := self.journal.result(run)):
+                self._take(key, report, run)
+
+    def take(self, outcome: Outcome) -> None:
+        unit = outcome.unit
+        why = "; ".join(outcome.crashes)
+        if outcome.answer is None:
+            self.lines.append(Line("error", unit.submission.student, unit.lab,
+                                   f"not graded: {why}; the same command tries again"))
+            return
+        if outcome.crashes:
+            self.lines.append(Line("crash", unit.submission.student, unit.lab, f"{why}; graded at the second try"))
+        self._take(unit.key, outcome.answer)
+
+    def _take(self, key: str, report: Report, run: str | None = None) -> None:
+        """A report of what has this key; `run` is the key of the run that it is from, if that is not the first."""
+        first = key not in self.reports
+        self.reports.setdefault(key, []).append(report)
+        if not first:
+            return
+        before = self.journal.standing(report.student, report.lab, report.digest)
+        if not self.journal.record(run or key, report):
+            assert before is not None  # what is refused is lower than it
+            self.lines.append(Line("lower", report.student, report.lab,
+                                   f"{report.score:g} now, but {before.score:g}, given earlier, stands; "
+                                   "python -m grading regrade --allow-lower changes that"))
+        elif before and before.score < report.score:
+            self.lines.append(Line("raised", report.student, report.lab,
+                                   f"{report.score:g} now; {before.score:g} was given earlier"))
+
+
+def differing(reports: Sequence[Report]) -> list[Line]:
+    """A line for each check that did not end the same way in all runs of one submission."""
+    found = []
+    for same in zip(*(report.checks for report in reports), strict=True):
+        if len({check.earned for check in same}) > 1:
+            passed = sum(check.passed for check in same)
+            messages = ", ".join(sorted({shorter(check.message, 100) for check in same if not check.passed}))
+            found.append(Line("flaky", reports[0].student, reports[0].lab,
+                              f"{same[0].name} (TODO {same[0].todo}) passed {passed} of {len(same)} times; else: {messages}"))
+    return found
+
+
+def _older(journal: Journal, cohort: Cohort) -> list[Line]:
+    """A line for each student of whom something counts that is not there any more."""
+    there: dict[tuple[str, str], set[str]] = {}
+    found = []
+    for one in cohort.handed_in:
+        there.setdefault((one.attempt.student, one.attempt.lab), set()).add(one.attempt.digest)
+    for (student, lab), digests in there.items():
+        counts = journal.counting(student, lab)
+        if counts is not None and counts.digest not in digests:
+            found.append(Line("older", student, lab,
+                              f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
+                              "if that is wrong, give the times with --times"))
+    return found

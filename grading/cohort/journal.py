@@ -1,0 +1,304 @@
+"""What was graded, in a SQLite file: every hand-in, every result, and which result stands for which hand-in.
+
+A result is stored under a key, the hash of all it depends on, in one short transaction: a process that
+is killed at any instant leaves a result wholly or not at all. Nothing is deleted or overwritten; what
+changes is only which result stands. Knows no labs and grades nothing.
+"""
+
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from grading.cohort.late import Late, Terms, read_policy, settle
+from grading.judge.report import Report
+
+SCHEMA = 1
+_APPLICATION = 0x67726164
+"""What marks a SQLite file as a grading journal: `grad`."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS attempts (
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, submitted TEXT NOT NULL,
+    source TEXT NOT NULL, UNIQUE (student, lab, digest, submitted));
+CREATE TABLE IF NOT EXISTS results (
+    key TEXT PRIMARY KEY, student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, score REAL NOT NULL,
+    report TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS standing (
+    student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, key TEXT NOT NULL REFERENCES results (key),
+    PRIMARY KEY (student, lab, digest));
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+_LAST = """
+SELECT id, digest, submitted, source FROM attempts WHERE student = ? AND lab = ? ORDER BY submitted DESC, id DESC LIMIT 1
+"""
+_STANDING = """
+SELECT report FROM standing JOIN results USING (key) WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)
+"""
+_ALL = """
+SELECT attempts.student, attempts.lab, attempts.digest, attempts.submitted, attempts.source, results.report FROM attempts
+LEFT JOIN standing USING (student, lab, digest) LEFT JOIN results USING (key)
+ORDER BY attempts.lab, attempts.student, attempts.submitted, attempts.id
+"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One hand-in.
+
+    Attributes:
+        digest: SHA-256 of what is graded.
+        submitted: when, ISO 8601 in UTC; None if nobody knows.
+        source: who says so: `times` (the instructor's file) or `mtime` (the file's own).
+    """
+
+    student: str
+    lab: str
+    digest: str
+    submitted: str | None = None
+    source: str = "mtime"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What counts for one student and lab.
+
+    Attributes:
+        report: as it was graded.
+        submitted: when it was handed in, ISO 8601 in UTC; None if nobody knows.
+        late_days: after the deadline, extensions counted.
+        final_score: after what lateness costs.
+        charged_days: days that cost something.
+        tokens: days that a grace token paid for.
+        attempts: hand-ins of this student and lab, this one among them.
+    """
+
+    report: Report
+    submitted: str | None
+    late_days: float
+    final_score: float
+    charged_days: int = 0
+    tokens: int = 0
+    attempts: int = 1
+
+
+class Journal:
+    """The journal in a file.
+
+    Args:
+        path: the file.
+        create: whether to make it if it is not there.
+        fault: called with a name before and after each statement; tests kill the process in it.
+
+    Raises:
+        ValueError: if there is none, or the file is something else.
+    """
+
+    def __init__(self, path: Path, create: bool = False, fault: Callable[[str], None] = lambda where: None) -> None:
+        if not create and not path.is_file():
+            raise ValueError(f"there is no journal {path}; python -m grading batch makes one")
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its seeds tell the inputs of hidden checks
+        self._path, self._fault = path, fault
+        self._base = sqlite3.connect(path, isolation_level=None, timeout=60.0)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._base.close()
+            raise ValueError(f"{path} is no grading journal: {error}") from None
+        except ValueError:
+            self._base.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._base.close()
+
+    def _open(self) -> None:
+        mark, version = self._value("PRAGMA application_id"), self._value("PRAGMA user_version")
+        tables = self._value("SELECT COUNT(*) FROM sqlite_master")
+        if tables and (mark, version) != (_APPLICATION, SCHEMA):
+            raise ValueError(f"{self._path} is no grading journal of this version: " + (
+                f"its version is {version}, and this course has {SCHEMA}" if mark == _APPLICATION
+                else "it is another SQLite file"))
+        self._do("PRAGMA journal_mode = WAL")
+        self._do("PRAGMA synchronous = FULL")
+        if not tables:
+            with self._transaction():
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    self._do(statement)
+                self._do(f"PRAGMA application_id = {_APPLICATION}")
+                self._do(f"PRAGMA user_version = {SCHEMA}")
+
+    # writing
+
+    def hand_in(self, attempts: Iterable[Attempt]) -> None:
+        """Note hand-ins, in one transaction; those that are known already change nothing.
+
+        The content of a student's last hand-in once more is no new one: a time from the instructor's
+        file corrects its time, and of two times of files the earlier stands.
+        """
+        with self._transaction():
+            for one in attempts:
+                self._note(one)
+
+    def _note(self, one: Attempt) -> None:
+        submitted, whose = one.submitted or "", (one.student, one.lab)
+        if self._do("SELECT id FROM attempts WHERE (student, lab, digest, submitted) = (?, ?, ?, ?)", *whose, one.digest,
+                    submitted):
+            self._do("UPDATE attempts SET source = ? WHERE (student, lab, digest, submitted) = (?, ?, ?, ?) AND source = 'mtime'",
+                     one.source, *whose, one.digest, submitted)
+            return
+        last = self._do(_LAST, *whose)
+        if not last or last[0][1] != one.digest:
+            self._do("INSERT INTO attempts (student, lab, digest, submitted, source) VALUES (?, ?, ?, ?, ?)", *whose, one.digest,
+                     submitted, one.source)
+            return
+        number, _, known, source = last[0]
+        if one.source == "times" or (source == "mtime" and submitted and submitted < known):
+            self._do("UPDATE attempts SET submitted = ?, source = ? WHERE id = ?", submitted, one.source, number)
+
+    def record(self, key: str, report: Report, allow_lower: bool = False) -> bool:
+        """Store a result, in one transaction; one that is known stays as it is.
+
+        Returns:
+            Whether it stands for its hand-in from now on. One with fewer points than the one that
+            stands does not, unless `allow_lower`.
+        """
+        with self._transaction():
+            self._insert(key, report)
+            now = self._do("SELECT results.key, results.score FROM standing JOIN results USING (key) "
+                           "WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)", report.student, report.lab,
+                           report.digest)
+            stands = not now or allow_lower or now[0][0] == key or now[0][1] <= report.score
+            if stands and (not now or now[0][0] != key):
+                self._do("INSERT OR REPLACE INTO standing (student, lab, digest, key) VALUES (?, ?, ?, ?)",
+                         report.student, report.lab, report.digest, key)
+        return stands
+
+    def store(self, key: str, report: Report) -> None:
+        """Store a result, in one transaction, and leave what stands as it is."""
+        with self._transaction():
+            self._insert(key, report)
+
+    def _insert(self, key: str, report: Report) -> None:
+        self._do("INSERT OR IGNORE INTO results (key, student, lab, digest, score, report) VALUES (?, ?, ?, ?, ?, ?)",
+                 key, report.student, report.lab, report.digest, report.score, report.to_json())
+
+    def claim(self, name: str, value: str) -> str:
+        """The fact `name`; `value`, from now on, if there was none."""
+        with self._transaction():
+            self._do("INSERT OR IGNORE INTO facts (name, value) VALUES (?, ?)", name, value)
+        return self.fact(name) or value
+
+    def set_terms(self, terms: Terms) -> None:
+        """From now on lateness is judged by these."""
+        with self._transaction():
+            self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('terms', ?)", terms.to_json())
+
+    # reading
+
+    def fact(self, name: str) -> str | None:
+        """What is noted under this name; None if nothing is."""
+        rows = self._do("SELECT value FROM facts WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
+    def terms(self) -> Terms:
+        """What lateness is judged by; nothing is late by default."""
+        text = self.fact("terms")
+        return Terms.from_json(text) if text else Terms()
+
+    def result(self, key: str) -> Report | None:
+        """The result stored under a key."""
+        rows = self._do("SELECT report FROM results WHERE key = ?", key)
+        return Report.from_json(rows[0][0]) if rows else None
+
+    def run_of(self, key: str) -> str | None:
+        """Of the runs of what has this key, the one whose result stands, else the last; None if there is none."""
+        runs = self._runs(key)
+        standing = [run for run in runs if self._do("SELECT 1 FROM standing WHERE key = ?", run)] if len(runs) > 1 else []
+        return next(reversed(standing or runs), None)
+
+    def next_run(self, key: str) -> str:
+        """The key of another run of what has this key: of something that is graded again though nothing has changed."""
+        runs = self._runs(key)
+        return f"{key}+{len(runs)}" if runs else key
+
+    def _runs(self, key: str) -> list[str]:
+        """The keys of all runs, the first first: KEY, KEY+1, KEY+2."""
+        return [run for run, in self._do(
+            "SELECT key FROM results WHERE key = ? OR (key > ? || '+' AND key < ? || ',') ORDER BY rowid", key, key, key)]
+
+    def standing(self, student: str, lab: str, digest: str) -> Report | None:
+        """The result that stands for a hand-in."""
+        rows = self._do(_STANDING, student, lab, digest)
+        return Report.from_json(rows[0][0]) if rows else None
+
+    def counting(self, student: str, lab: str) -> Attempt | None:
+        """The hand-in that counts: the latest."""
+        rows = self._do(_LAST, student, lab)
+        return Attempt(student, lab, rows[0][1], rows[0][2] or None, rows[0][3]) if rows else None
+
+    def attempts(self) -> list[tuple[Attempt, bool]]:
+        """Every hand-in and whether it has a result, by lab, student and time."""
+        return [(Attempt(student, lab, digest, submitted or None, source), report is not None)
+                for student, lab, digest, submitted, source, report in self._do(_ALL)]
+
+    def results(self) -> int:
+        """How many are stored, those that do not stand any more or never did among them."""
+        return self._value("SELECT COUNT(*) FROM results")
+
+    def latest(self, lab_id: str | None = None) -> list[Entry]:
+        """What counts, by lab and student: the latest hand-in of each. One that has no result yet is left out."""
+        last: dict[tuple[str, str], tuple] = {}
+        times: dict[tuple[str, str], int] = defaultdict(int)
+        for student, lab, _, submitted, _, report in self._do(_ALL):
+            last[lab, student] = (submitted or None, Report.from_json(report) if report else None)
+            times[lab, student] += 1
+        late = _lateness(self.terms(), last)
+        return [
+            Entry(report, submitted, late[whose].days, late[whose].score, late[whose].charged, late[whose].tokens, times[whose])
+            for whose, (submitted, report) in last.items() if report and lab_id in (None, whose[0])]
+
+    # statements
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._do("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._do("ROLLBACK")
+            raise
+        self._do("COMMIT")
+
+    def _do(self, statement: str, *values: object) -> list[tuple]:
+        """Run one statement; what it finds."""
+        self._fault(f"before {statement}")
+        try:
+            rows = self._base.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise ValueError(f"the journal {self._path} cannot be used ({error}); what it has already is safe in it") from None
+        self._fault(f"after {statement}")
+        return rows
+
+    def _value(self, statement: str) -> int:
+        return self._do(statement)[0][0]
+
+
+def _lateness(terms: Terms, last: dict[tuple[str, str], tuple]) -> dict[tuple[str, str], Late]:
+    """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
+    policy, labs_of = read_policy(terms.policy), defaultdict(list)
+    for lab, student in sorted(last):
+        labs_of[student].append(lab)
+    found: dict[tuple[str, str], Late] = {}
+    for student, labs in labs_of.items():
+        given = [(terms.late(student, lab, last[lab, student][0]), report.score if (report := last[lab, student][1]) else 0.0)
+                 for lab in labs]
+        found |= {(lab, student): late for lab, late in zip(labs, settle(policy, given), strict=True)}
+    return found

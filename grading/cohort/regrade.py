@@ -1,0 +1,174 @@
+"""What other checks do to scores: who gains, who loses, at which TODO and why. Nobody is lowered silently."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from grading.cohort.batch import Plan, Unit, runs_of
+from grading.cohort.journal import Journal
+from grading.cohort.roster import Cohort, Line
+from grading.cohort.worker_pool import Crew, schedule
+from grading.judge.checks import shorter
+from grading.judge.report import CheckResult, Report
+from grading.judge.show import plain, points
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One check that is worth something else now.
+
+    Attributes:
+        points: gained; lost if negative.
+        reason: in a sentence.
+    """
+
+    todo: int
+    check: str
+    points: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One hand-in's result that stands, and the one under the present checks."""
+
+    before: Report
+    after: Report
+
+    @property
+    def points(self) -> float:
+        """What the score gains; below zero for who loses."""
+        return round(self.after.score - self.before.score, 2)
+
+    @property
+    def differences(self) -> list[Difference]:
+        """By TODO, in the order of the checks; those that are gone come last in their TODO."""
+        old = {check.name: check for check in self.before.checks}
+        new = {check.name: check for check in self.after.checks}
+        found = [_difference(old.get(name), new.get(name)) for name in dict.fromkeys([*new, *old])]
+        return sorted((one for one in found if one.points), key=lambda one: one.todo)
+
+
+def _difference(old: CheckResult | None, new: CheckResult | None) -> Difference:
+    either = new or old
+    assert either is not None
+    gained = round((new.earned if new else 0.0) - (old.earned if old else 0.0), 2)
+    return Difference(either.todo, either.name, gained, _reason(old, new))
+
+
+def _reason(old: CheckResult | None, new: CheckResult | None) -> str:
+    if new is None:
+        assert old is not None
+        return f"the check is gone; it gave {points(old.earned)}"
+    if old is None:
+        return (f"the check is new; passed, {points(new.points)}" if new.passed
+                else f"the check is new, and fails: {shorter(new.message)}")
+    if old.passed and new.passed:
+        return f"it is worth {points(new.points)} now; it was {points(old.points)}"
+    if new.passed:
+        return f"passes now; it failed: {shorter(old.message)}"
+    return (f"fails now: {shorter(new.message)}" if old.passed
+            else f"{points(new.earned)} now; it was {points(old.earned)}: {shorter(new.message)}")
+
+
+@dataclass
+class Regraded:
+    """What a run found.
+
+    Attributes:
+        changes: of hand-ins that have a result, by lab and student; those without a difference, too.
+        lines: all that could not be compared.
+        held: of the changes, those that lose and therefore do not stand.
+    """
+
+    changes: list[Change]
+    lines: list[Line]
+    held: int = 0
+
+    @property
+    def winners(self) -> list[Change]:
+        """Who gains points."""
+        return [one for one in self.changes if one.points > 0]
+
+    @property
+    def losers(self) -> list[Change]:
+        """Who loses points."""
+        return [one for one in self.changes if one.points < 0]
+
+
+def run_regrade(
+    journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, dry: bool, allow_lower: bool = False,
+    done: Callable[[], None] = lambda: None, again: Collection[str] = ()
+) -> Regraded:
+    """Grade every hand-in that has a result under the present checks; a dry run changes nothing in the journal.
+
+    What stands is changed at the end only: one that was interrupted and goes on tells of all changes.
+
+    Args:
+        again: students whose hand-ins run once more even if the journal knows their result: the machine may have been
+            at fault.
+    """
+    before = {one.key: standing for one, standing in _comparable(journal, plan, cohort)}
+    units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in) if unit.key in before}
+    after, runs = _known(journal, units, again)
+    with closing(schedule(runs_of(units, set(after)), crew)) as outcomes:
+        for outcome in outcomes:
+            unit = outcome.unit
+            if outcome.answer is None:
+                cohort.say("error", f"not graded: {'; '.join(outcome.crashes)}", unit.submission.student, unit.lab)
+            else:
+                after[unit.key] = outcome.answer
+                if not dry:
+                    runs[unit.key] = journal.next_run(unit.key)
+                    journal.store(runs[unit.key], outcome.answer)
+            done()
+    held = 0 if dry else sum(not journal.record(runs[key], report, allow_lower) for key, report in after.items())
+    changes = [Change(before[key], report) for key, report in after.items()]
+    return Regraded(sorted(changes, key=lambda one: (one.after.lab, one.after.student)), cohort.lines, held)
+
+
+def _known(
+    journal: Journal, units: Mapping[str, Unit], again: Collection[str]
+) -> tuple[dict[str, Report], dict[str, str]]:
+    """What need not run: key → report, and key → the run that it is from."""
+    runs = {key: run for key, unit in units.items()
+            if unit.submission.student not in again and (run := journal.run_of(key))}
+    return {key: report for key, run in runs.items() if (report := journal.result(run))}, runs
+
+
+def _comparable(journal: Journal, plan: Plan, cohort: Cohort) -> list[tuple]:
+    """The units that have a result which stands; a line for each hand-in that has none."""
+    found = []
+    for one in cohort.handed_in:
+        attempt = one.attempt
+        if standing := journal.standing(attempt.student, attempt.lab, attempt.digest):
+            found.append((plan.unit(one), standing))
+        else:
+            cohort.say("not graded yet", "it is not in the journal; python -m grading batch grades it", attempt.student,
+                       attempt.lab)
+    return found
+
+
+def to_regrade(journal: Journal, plan: Plan, cohort: Cohort, again: Collection[str] = ()) -> int:
+    """Runs that `run_regrade` is going to make."""
+    units = {unit.key: unit for one in cohort.handed_in for unit in [plan.unit(one)]
+             if journal.standing(one.attempt.student, one.attempt.lab, one.attempt.digest)}
+    return len(units) - len(_known(journal, units, again)[0])
+
+
+def change_table(changes: Sequence[Change], title: str) -> Table:
+    """A row for each check that is worth something else now."""
+    table = Table(title=title, title_justify="left")
+    for name in ("student", "lab", "score", "TODO", "points", "check, and why"):
+        table.add_column(name, justify="right" if name in ("score", "TODO", "points") else "left", overflow="fold")
+    for change in changes:
+        whose = [plain(change.after.student), change.after.lab, f"{points(change.before.score)} → {points(change.after.score)}"]
+        for number, one in enumerate(change.differences):
+            first = whose if number == 0 else ["", "", ""]
+            said = plain(f"{one.check.replace('_', ' ')}: {one.reason}")
+            table.add_row(*map(Text, [*first, str(one.todo), f"{one.points:+g}", said]))
+    return table
+

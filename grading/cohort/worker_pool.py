@@ -1,0 +1,233 @@
+"""Processes that grade, and the loop that hands them submissions. One that crashes costs a retry and no more.
+
+Knows nothing of labs, journals and reports: a unit goes in, an answer comes out. `grading.cohort.ray_cluster` has
+workers of another kind for the same loop.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import Any, Generic, Protocol, TypeVar
+
+from grading.sandbox.supervisor import processes_of, resident_bytes
+
+TRIES = 2
+SECONDS_BETWEEN_LOOKS = 1.0
+STOP_SECONDS = 5.0
+
+Make = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
+"""Called in each process; what it gives grades one unit. It has to be picklable."""
+
+
+class Crashed(Exception):
+    """A worker is gone; says how."""
+
+
+class Failed(str):
+    """A worker's answer where grading raised."""
+
+
+class Worker(Protocol):
+    """What grades somewhere, one unit at a time."""
+
+    def give(self, unit: Any) -> None:
+        """Hand it a unit. It has no other: the last one's answer was taken."""
+
+    def take(self) -> Any:
+        """The answer, which is there. Raises `Crashed` instead if the worker is gone."""
+
+    def stop(self, why: str = "") -> None:
+        """End it, whatever it does. If it had a unit, `take` raises `Crashed` with these words."""
+
+
+@dataclass
+class Outcome:
+    """How a unit ended.
+
+    Attributes:
+        answer: what grading gave; None if every try failed.
+        crashes: why a try failed, one for each.
+        seconds: that the last try took.
+    """
+
+    unit: Any
+    answer: Any = None
+    crashes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+W = TypeVar("W", bound=Worker)
+
+
+@dataclass
+class Crew(Generic[W]):
+    """Workers of one kind.
+
+    Attributes:
+        count: units in work at a time.
+        hire: makes a worker.
+        ready: waits, not for long, and says which of these have something to take.
+        seconds: that a unit may take, all in all.
+    """
+
+    count: int
+    hire: Callable[[], W]
+    ready: Callable[[Sequence[W]], Sequence[W]]
+    seconds: float
+
+
+def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[Outcome, None, None]:
+    """Outcomes, as they come. Whatever ends it, closing the iterator included, stops every worker."""
+    waiting = deque(map(Outcome, units))
+    idle: list[W] = []
+    busy: dict[W, Outcome] = {}
+    began: dict[W, float] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < crew.count:
+                worker = idle.pop() if idle else crew.hire()
+                busy[worker], began[worker] = waiting.popleft(), time.monotonic()
+                worker.give(busy[worker].unit)
+            for worker in crew.ready(list(busy)):
+                one = busy.pop(worker)
+                one.seconds = time.monotonic() - began.pop(worker)
+                if _answered(one, worker):
+                    idle.append(worker)
+                if one.answer is None and len(one.crashes) < TRIES:
+                    waiting.append(one)
+                else:
+                    yield one
+            for worker in [worker for worker in busy if time.monotonic() - began[worker] > crew.seconds]:
+                worker.stop(f"it had not ended after {crew.seconds:g} seconds")
+    finally:
+        for worker in (*idle, *busy):
+            worker.stop()
+
+
+def _answered(one: Outcome, worker: Worker) -> bool:
+    """Take what the worker has; whether it can go on."""
+    try:
+        answer = worker.take()
+    except Crashed as crash:
+        worker.stop()
+        one.crashes.append(str(crash))
+        return False
+    if isinstance(answer, Failed):
+        one.crashes.append(str(answer))
+    else:
+        one.answer = answer
+    return True
+
+
+def answer_of(grade: Callable[[Any], Any], unit: Any) -> Any:
+    """What a worker answers: what raises in grading is said, and ends nothing."""
+    try:
+        return grade(unit)
+    except Exception as error:
+        return Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+# processes of this machine
+
+
+class Process:
+    """A worker that is a process, started afresh."""
+
+    def __init__(self, make: Make) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process, self._why = context.Process(target=_serve, args=(theirs, make), daemon=False), ""
+        with _interrupts_ignored():
+            self.process.start()
+        theirs.close()
+
+    def give(self, unit: Any) -> None:
+        with suppress(OSError):  # it is gone, as take() will find
+            self.connection.send(unit)
+
+    def take(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(STOP_SECONDS)
+            raise Crashed(self._why or f"its process ended, {_how(self.process.exitcode)}") from None
+
+    def stop(self, why: str = "") -> None:
+        self._why = self._why or why
+        self.process.terminate()
+        self.process.join(STOP_SECONDS)
+        self.process.kill()
+        self.process.join()
+
+
+def processes(count: int, make: Make, seconds: float, memory: "Memory") -> Crew[Process]:
+    """`count` processes; while they work `memory` is looked after."""
+
+    def ready(workers: Sequence[Process]) -> list[Process]:
+        there = wait([worker.connection for worker in workers], timeout=SECONDS_BETWEEN_LOOKS)
+        memory.look()
+        return [worker for worker in workers if worker.connection in there]
+
+    return Crew(count, lambda: Process(make), ready, seconds)
+
+
+def _serve(connection: Any, make: Make) -> None:
+    """In the process: grade what comes until nobody is there any more."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves the `with` blocks: a sandbox ends its workers
+    with suppress(EOFError, OSError), make() as grade:
+        while True:
+            connection.send(answer_of(grade, connection.recv()))
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """What is started here does not hear Ctrl-C, which goes to all processes of a terminal: its parent ends it."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread: there no process can be told
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "nobody knows how"
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+
+
+class Memory:
+    """The most memory that this process and all it started had at once, looked at now and then.
+
+    Attributes:
+        peak: in bytes. Pages that several processes share count once (where Linux says so).
+    """
+
+    def __init__(self) -> None:
+        self.peak, self._next = 0, 0.0
+
+    def look(self) -> None:
+        """May be called often: it looks once in a while."""
+        now = time.monotonic()
+        if now >= self._next:
+            self.peak = max(self.peak, sum(map(_share_of, processes_of(os.getpid()))))
+            self._next = now + SECONDS_BETWEEN_LOOKS
+
+
+def _share_of(pid: int) -> int:
+    """Resident bytes of a process, of shared pages its share."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as facts:
+            return next(int(line.split()[1]) << 10 for line in facts if line.startswith("Pss:"))
+    except (OSError, StopIteration, ValueError):
+        return resident_bytes(pid)

@@ -1,0 +1,1 @@
+"""A term's student edition, and grading by the tag that pins it."""

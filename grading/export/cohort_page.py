@@ -1,0 +1,202 @@
+"""How a whole cohort did in one lab: clusters of failures that look the same, and the page that shows them.
+
+A cluster is a TODO, the checks that failed, and what they said with the numbers left out. A comment
+comes from the lab's `symptoms.json`, and only where the failing checks leave no doubt which symptom it
+is; it goes to a cluster's students after an instructor has verified it against three of them. Knows
+entries of the journal; runs nothing.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from grading.cohort.journal import Entry
+from grading.export.html import templates
+from grading.judge.report import CheckResult
+from grading.judge.show import plain
+from labs.harness.learner.diagnosis import Symptom
+
+VERIFIED_BY = 3
+"""Students of a cluster against whom a comment is verified before it goes to all of them."""
+BINS = 10
+NAMED_ALIKE = 0.6
+"""The share of words from which on a test of a lab and a check are taken to be about the same."""
+_VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|0x[0-9a-fA-F]+|-?\d+(\.\d+)?(e[-+]?\d+)?""")
+"""What differs from student to student in a message: quoted text, lists, numbers."""
+_WORDING = 160
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Students whose TODO failed in the same way.
+
+    Attributes:
+        id: the same for the same cluster in every report.
+        failures: names of the checks that failed, and how: (check, wording).
+        students: in alphabetical order.
+        unwritten: whether the TODO was not started.
+        comment: what the lab's symptoms say of it; empty if that is unsure.
+        verified: against whom; empty if nobody has looked.
+    """
+
+    id: str
+    todo: int
+    failures: tuple[tuple[str, str], ...]
+    students: tuple[str, ...]
+    unwritten: bool = False
+    comment: str = ""
+    verified: tuple[str, ...] = ()
+
+    @property
+    def goes_out(self) -> bool:
+        """Whether its comment goes to its students."""
+        return bool(self.comment and self.verified)
+
+
+def clusters(entries: Iterable[Entry]) -> list[Cluster]:
+    """By TODO, the largest first. Predictions are in none: they fail by question, not by mistake."""
+    found: dict[tuple, set[str]] = defaultdict(set)
+    for entry in entries:
+        for todo, failed in _failed(entry).items():
+            unwritten = all(check.unwritten for check in failed)
+            failures = () if unwritten else tuple(sorted((check.name, wording(check.message)) for check in failed))
+            found[todo, failures].add(entry.report.student)
+    made = [Cluster(_id(todo, failures), todo, failures, tuple(sorted(students)), not failures)
+            for (todo, failures), students in found.items()]
+    return sorted(made, key=lambda one: (one.todo, -len(one.students), one.id))
+
+
+def _failed(entry: Entry) -> dict[int, list[CheckResult]]:
+    found = defaultdict(list)
+    for check in entry.report.checks:
+        if not check.passed and check.todo:
+            found[check.todo].append(check)
+    return found
+
+
+def wording(message: str) -> str:
+    """A message without what differs from student to student."""
+    return _VARYING.sub("…", plain(" ".join(message.split()), 2 * _WORDING))[:_WORDING]
+
+
+def _id(todo: int, failures: tuple[tuple[str, str], ...]) -> str:
+    """`3-0a1b2c`."""
+    return f"{todo}-{hashlib.sha256(repr(failures).encode()).hexdigest()[:6]}"
+
+
+# comments
+
+
+def with_comments(found: Sequence[Cluster], symptoms: Sequence[Symptom], checks: Mapping[int, set[str]]) -> list[Cluster]:
+    """The clusters, with what the lab's symptoms say of them.
+
+    Args:
+        checks: TODO -> the names of all its checks.
+    """
+    return [replace(one, comment=_comment(one, symptoms, checks.get(one.todo, set()))) for one in found]
+
+
+def checks_by_todo(entries: Iterable[Entry]) -> dict[int, set[str]]:
+    """The names of all checks that there are."""
+    found = defaultdict(set)
+    for entry in entries:
+        for check in entry.report.checks:
+            found[check.todo].add(check.name)
+    return found
+
+
+def _comment(cluster: Cluster, symptoms: Sequence[Symptom], checks: set[str]) -> str:
+    """What is said of a symptom that fails exactly these checks; empty unless it is the only one and can be told from others.
+
+    A lab's tests and its checks are about the same things and mostly have the same names. A symptom is
+    known by those of its tests that have a check; a cluster in which anything else fails is unsure.
+    """
+    failing = {name for name, _ in cluster.failures}
+    alike = [symptom for symptom in symptoms if symptom.todo == cluster.todo
+             for pattern in symptom.patterns if failing and {_check_like(test, checks) for test in pattern} - {""} == failing]
+    return alike[0].says if len({symptom.says for symptom in alike}) == 1 and alike[0].speaks else ""
+
+
+def _check_like(test: str, checks: set[str]) -> str:
+    """The one check whose name has most words in common with a test's; empty if none has enough, or two have as many."""
+    words = set(re.sub(r"^test_todo_\d+_", "", test).split("_"))
+    near = sorted(((len(words & set(check.split("_"))) / len(words | set(check.split("_"))), check) for check in checks),
+                  reverse=True)
+    alone = len(near) == 1 or (len(near) > 1 and near[0][0] > near[1][0])
+    return near[0][1] if alone and near[0][0] >= NAMED_ALIKE else ""
+
+
+def read_verified(marks: Iterable[str], found: Sequence[Cluster]) -> dict[str, tuple[str, ...]]:
+    """Cluster -> the students against whom its comment was verified, from `CLUSTER=ada,ben,cem`.
+
+    Raises `ValueError` for what is no such mark, for an unknown cluster or one without a comment, for
+    students who are not in it, and for fewer than three.
+    """
+    known, verified = {one.id: one for one in found}, {}
+    for mark in marks:
+        name, equals, listed = mark.partition("=")
+        students = tuple(dict.fromkeys(one.strip() for one in listed.split(",") if one.strip()))
+        if not equals or name not in known:
+            raise ValueError(f"--verified is CLUSTER=student,student,student with a cluster of this lab, not {mark!r}; "
+                             f"there are: {', '.join(known) or 'none'}")
+        if not known[name].comment:
+            raise ValueError(f"cluster {name} has no comment that could be verified")
+        if strangers := [student for student in students if student not in known[name].students]:
+            raise ValueError(f"{', '.join(strangers)} not in cluster {name}: its students are {', '.join(known[name].students)}")
+        if len(students) < VERIFIED_BY:
+            raise ValueError(
+                f"cluster {name} was verified against {len(students)} students; a comment goes out after {VERIFIED_BY}")
+        verified[name] = students
+    return verified
+
+
+def marked(found: Sequence[Cluster], verified: Mapping[str, tuple[str, ...]]) -> list[Cluster]:
+    """The clusters, and which of them were verified."""
+    return [replace(one, verified=verified.get(one.id, ())) for one in found]
+
+
+def comments(found: Iterable[Cluster]) -> list[tuple[str, int, str]]:
+    """What goes out: (student, TODO, comment), of verified clusters only."""
+    return sorted((student, one.todo, one.comment) for one in found if one.goes_out for student in one.students)
+
+
+# the page
+
+
+@dataclass(frozen=True)
+class Bin:
+    """How many scores are from `low` to `high` percent of the points, `high` itself only in the last one."""
+
+    low: int
+    high: int
+    count: int
+
+
+def distribution(entries: Sequence[Entry]) -> list[Bin]:
+    """Final scores, as shares of the points, in ten bins."""
+    shares = [entry.final_score / entry.report.max_score for entry in entries if entry.report.max_score]
+    places = [min(BINS - 1, max(0, int(share * BINS + 1e-9))) for share in shares]
+    return [Bin(number * 100 // BINS, (number + 1) * 100 // BINS, places.count(number)) for number in range(BINS)]
+
+
+def page(lab_id: str, title: str, entries: Sequence[Entry], found: Sequence[Cluster]) -> str:
+    """The report, complete in itself. Raises `ValueError` if nobody was graded."""
+    if not entries:
+        raise ValueError(f"the journal has no results of lab {lab_id}")
+    entries = sorted(entries, key=lambda entry: entry.report.student)
+    at = {(student, one.todo): one.id for one in found for student in one.students}
+    scores = sorted(entry.final_score for entry in entries)
+    bins = distribution(entries)
+    return templates(Path(__file__).parent).get_template("cohort.html").render(
+        lab_id=lab_id, title=title, entries=entries, clusters=found, at=at, plain=plain, bins=bins, need=VERIFIED_BY,
+        most=max(one.count for one in bins), todos=sorted({row.todo for entry in entries for row in entry.report.todos()}),
+        rows={entry.report.student: {row.todo: row for row in entry.report.todos()} for entry in entries},
+        low=scores[0], median=_median(scores), high=scores[-1], max_score=max(entry.report.max_score for entry in entries))
+
+
+def _median(values: Sequence[float]) -> float:
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2

@@ -1,0 +1,54 @@
+"""The autograder's zip, run here as Gradescope would run it, with what its default container has."""
+
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+from grading.gradescope import container_limits
+from grading.judge.intake import ALLOWED
+
+METADATA = {
+    "id": 1, "created_at": "2027-02-01T10:00:00.000000-05:00",
+    "assignment": {"due_date": "2027-02-08T23:59:00.000000-05:00", "title": "Lab"}, "submission_method": "upload",
+    "users": [{"email": "student@example.com", "id": 1234, "name": "A Student"}], "previous_submissions": []}
+
+
+def run(
+    archive: Path, submission: Path, root: Path, cpus: float = 0.5, memory_bytes: int = 768 << 20
+) -> tuple[container_limits.Used, dict]:
+    """What it took, and `results.json`; empty if there is none. Raises `small_machine.NoGroups` where nothing can be limited."""
+    lay_out(archive, submission, root)
+    used = container_limits.run([str(root / "run_autograder")], environment(root), cpus, memory_bytes)
+    return used, results(root)
+
+
+def lay_out(archive: Path, submission: Path, root: Path) -> None:
+    """Make `root` what `/autograder` is before `run_autograder` starts.
+
+    Args:
+        submission: a `starter.py` under whatever name, or a folder with what is handed in.
+    """
+    root.chmod(0o755)
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(root / "source")
+    (root / "run_autograder").write_bytes((root / "source" / "run_autograder").read_bytes())
+    (root / "run_autograder").chmod(0o755)
+    (root / "submission").mkdir()
+    given = {"starter.py": submission} if submission.is_file() else {name: submission / name for name in ALLOWED}
+    for name, path in given.items():
+        if path.is_file():
+            (root / "submission" / name).write_bytes(path.read_bytes())
+    (root / "submission_metadata.json").write_text(json.dumps(METADATA), encoding="utf-8")
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What `run_autograder` has to be told when it does not run in `/autograder`."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "AUTOGRADER_ROOT": str(root), "AUTOGRADER_PYTHON": sys.executable}
+
+
+def results(root: Path) -> dict:
+    """`results.json`, read; empty if there is none."""
+    path = root / "results" / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,73 @@
+"""A report for a person at a terminal. Whatever came from a submission is shown as text, never as markup or control."""
+
+import builtins
+import re
+import unicodedata
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grading.judge.report import CheckResult, Report
+
+CHECKED_AT = {"namespaces": "in namespaces of its own", "limits": "under limits, without namespaces",
+              "none": "in a plain process"}
+
+
+def plain(text: str, most: int = 500) -> str:
+    """`text` without control sequences, directional marks and the like, cut to `most` characters."""
+    text = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])", "", text)
+    text = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def words_for(check: CheckResult, as_student: bool) -> str:
+    """What is said of a check that lost points: for a hidden one a student is told what it is about, and no more."""
+    if as_student and check.hidden:
+        return f"a hidden check failed; it is about: {check.concept}"
+    if as_student and check.on_ours:
+        return f"{check.name.replace('_', ' ')}: {told_on_ours(check)}"
+    return f"{check.name.replace('_', ' ')}: {plain(check.message)}"
+
+
+def told_on_ours(check: CheckResult) -> str:
+    """What a student is told of a check that ran on our code: the error's class, and our own words.
+
+    Whatever else a message says may be that code, which the submission could read.
+    """
+    if check.unwritten:
+        return f"TODO {check.todo} is not written yet"
+    kind = re.match(r"\w+", check.message)
+    known = kind is not None and isinstance(getattr(builtins, kind[0], None), type)
+    todos = ", ".join(map(str, check.on_ours))
+    return (f"failed on our TODO {todos}{f', with {kind[0]}' if kind and known else ''}; it is about: {check.concept}. "
+            f"The tests of TODO {check.todo} say more")
+
+
+def points(value: float) -> str:
+    """Without a fraction where there is none."""
+    return f"{value:g}"
+
+
+def print_report(report: Report, console: Console, as_student: bool = False) -> None:
+    """Points per TODO, then a line for each lost point."""
+    table = Table(title=f"Lab {report.lab}, {plain(report.student)}", title_justify="left")
+    for name in ("TODO", "points", "state"):
+        table.add_column(name, justify="right" if name == "points" else "left")
+    for row in report.todos():
+        table.add_row("predictions" if row.todo == 0 else str(row.todo), f"{points(row.earned)}/{points(row.points)}", row.state)
+    table.add_section()
+    table.add_row("total", f"{points(report.score)}/{points(report.max_score)}", "")
+    console.print(table)
+    for check in report.checks:
+        if not check.passed:
+            where = f" (README: {check.section})" if not (as_student and check.hidden) else ""
+            line = f"-{points(check.points - check.earned)}  {words_for(check, as_student)}{where}"
+            console.print(Text(("" if check.todo == 0 else f"TODO {check.todo}  ") + line))
+            if check.printed and not as_student:
+                console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
+    for note in report.notes:
+        console.print(Text(f"note: {plain(note)}"))
+    seed = "" if as_student else f" seed {report.seed};"
+    console.print(Text(f"Graded {CHECKED_AT[report.isolation]} ({report.isolation});{seed} checks {report.versions['checks']}.",
+                       style="dim"))

@@ -1,0 +1,1 @@
+"""Submissions that cheat, and what they earn."""

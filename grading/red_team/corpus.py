@@ -1,0 +1,92 @@
+"""The cheats: reading them, and making the submission that each of them is. Runs none of them."""
+
+import ast
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from grading.red_team import archives
+from labs.harness.catalog import Lab, LabError, find_lab
+from labs.harness.regions import Function, definitions, with_stand_ins
+
+HERE = Path(__file__).parent / "cheats"
+LAB = "06"
+"""Of cheats that name none."""
+_KEYS = {"lab": str, "base": str, "worth": int, "todos": list, "needs_isolation": bool}
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """One submission that cheats.
+
+    Attributes:
+        name: of its file.
+        tries: what it tries, in a sentence or two.
+        lab: whose submission it is.
+        worth: the points that its honest part earns, of 85.
+        todos: at which it loses the others.
+        needs_isolation: whether it has its way at the level `none`.
+        make: writes it into an empty folder, and returns the submission's path.
+    """
+
+    name: str
+    tries: str
+    lab: str
+    worth: int
+    todos: tuple[int, ...]
+    needs_isolation: bool
+    make: Callable[[Path], Path]
+
+
+def read_cheats() -> list[Cheat]:
+    """All of them, by name: files, and what only an archive or a folder can express."""
+    written = [_read(path) for path in HERE.glob("*.py") if path.name != "__init__.py"]
+    built = [_built(find_lab(LAB), build) for build in archives.BUILDERS]
+    return sorted([*written, *built], key=lambda one: one.name)
+
+
+def _read(path: Path) -> Cheat:
+    text = path.read_text(encoding="utf-8")
+    tries, facts = _heading(path, ast.get_docstring(ast.parse(text)) or "")
+    lab = find_lab(facts["lab"])
+    base = {"solution": lab.solution, "starter": lab.starter}.get(facts["base"])
+    if base is None:
+        raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
+    whole = composed(base.read_text(encoding="utf-8"), text)
+    return _cheat(path.stem, tries, facts, lambda folder: archives.write(folder, path.stem, whole.encode()))
+
+
+def _built(lab: Lab, build: archives.Builder) -> Cheat:
+    tries, facts = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
+    return _cheat(build.__name__, tries, facts, lambda folder: build(lab, folder))
+
+
+def _cheat(name: str, tries: str, facts: dict, make: Callable[[Path], Path]) -> Cheat:
+    return Cheat(name, tries, facts["lab"], facts["worth"], tuple(facts["todos"]), facts["needs_isolation"], make)
+
+
+def _heading(path: Path, said: str) -> tuple[str, dict]:
+    """What it tries, and the facts below that, `lab` and `needs_isolation` among them."""
+    tries, _, rest = said.partition("\n\n")
+    try:
+        facts = {"needs_isolation": False, "lab": LAB} | tomllib.loads(rest)
+    except tomllib.TOMLDecodeError as error:
+        raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
+    if not tries or wrong:
+        raise LabError(
+            f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73, todos = [4] and "
+            "perhaps lab = '04' and needs_isolation = true; "
+            f"see {', '.join(wrong)}.")
+    return " ".join(tries.split()), facts
+
+
+def composed(base: str, cheat: str) -> str:
+    """`base` with the functions that `cheat` has too taken from there, and all else of `cheat` at the end."""
+    work, theirs = ast.parse(base), ast.parse(cheat)
+    known = definitions(work)
+    there = {node.name for node in work.body if isinstance(node, Function | ast.ClassDef)}
+    taken = with_stand_ins(work, theirs, [name for name in definitions(theirs) if name in known])
+    taken.body += [node for node in theirs.body[1:] if getattr(node, "name", None) not in there]
+    return ast.unparse(taken) + "\n"

@@ -1,0 +1,124 @@
+"""Submissions of nobody, to measure a batch with: solutions, starters, mutants, cheats, and mixtures of them.
+
+The same seed makes the same.
+"""
+
+import ast
+import csv
+import io
+import random
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grading.authoring.mutants import read_mutants
+from grading.cohort.roster import ENDINGS
+from grading.red_team.corpus import Cheat, read_cheats
+from labs.harness.catalog import Lab
+from labs.harness.regions import definitions, functions_of, put_back
+from nano_qwen3_serving.observe.files import write_atomically
+
+SHARES = {"solution": 10, "starter": 5, "mutant": 25, "cheat": 5, "mixture": 55}
+"""Of a hundred; a lab without cheats has more mixtures."""
+ARCHIVES = 4
+"""One in so many is handed in as a zip."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """One submission: whose, what it is made of, and its text, or the cheat that makes it."""
+
+    student: str
+    kind: str
+    text: str = ""
+    cheat: Cheat | None = None
+
+
+def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None) -> list[Made]:
+    """`count` submissions of one lab.
+
+    Args:
+        cheats: by default the lab's.
+    """
+    dice = random.Random(f"{seed}/{lab.id}")
+    parts = _Parts(lab, cheats if cheats is not None else [one for one in read_cheats() if one.lab == lab.id])
+    width = max(3, len(str(count)))
+    return [Made(f"s{number:0{width}}", *parts.draw(dice)) for number in range(1, count + 1)]
+
+
+class _Parts:
+    """What submissions of a lab are made of."""
+
+    def __init__(self, lab: Lab, cheats: Sequence[Cheat]) -> None:
+        self.solution, self.starter = lab.solution.read_text(encoding="utf-8"), lab.starter.read_text(encoding="utf-8")
+        self.functions, self.cheats = functions_of(self.solution), cheats
+        self.mutants = [(one, set(definitions(ast.parse(one.text)))) for one in read_mutants(lab)]
+
+    def draw(self, dice: random.Random) -> tuple[str, str] | tuple[str, str, Cheat]:
+        """What it is, in words, and its text, or the cheat."""
+        kind = dice.choices(list(SHARES), list(SHARES.values()))[0]
+        if kind == "mutant" and self.mutants:
+            one, _ = dice.choice(self.mutants)
+            return f"mutant {one.name}", one.text
+        if kind == "cheat" and self.cheats:
+            cheat = dice.choice(self.cheats)
+            return f"cheat {cheat.name}", "", cheat
+        if kind in ("solution", "starter"):
+            return kind, getattr(self, kind)
+        return self._mixture(dice)
+
+    def _mixture(self, dice: random.Random) -> tuple[str, str]:
+        """Each TODO's functions from the solution, a mutant of that TODO, or the starter."""
+        text, said = self.starter, []
+        for todo, names in self.functions.items():
+            source = dice.choices(("solution", "mutant", "starter"), (6, 2, 2))[0]
+            wrong = [one for one, there in self.mutants if one.todo == todo and there.issuperset(names)]
+            if source == "mutant" and wrong:
+                one = dice.choice(wrong)
+                text, source = put_back(text, one.text, names), one.name
+            elif source != "starter":
+                text, source = put_back(text, self.solution, names), "solution"
+            said.append(f"TODO {todo} {source}")
+        return "mixture: " + ", ".join(said), text
+
+
+def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
+    """Under `folder`: `submissions/`, `roster.csv`, and `truth.csv`, which says what each is made of.
+
+    Raises:
+        ValueError: if there is something in the folder already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; synthetic submissions go into a folder of their own")
+    home = folder / "submissions"
+    home.mkdir(parents=True)
+    for number, one in enumerate(made, start=1):
+        if one.cheat:
+            _write_cheat(home, one.student, one.cheat)
+        elif number % ARCHIVES:
+            (home / one.student).mkdir()
+            (home / one.student / "starter.py").write_text(one.text, encoding="utf-8")
+        else:
+            with zipfile.ZipFile(home / f"{one.student}.zip", "w") as archive:
+                archive.writestr(zipfile.ZipInfo(f"{lab.folder.name}/starter.py"), one.text)
+    roster = [(one.student, f"Student {number}", f"{one.student}@example.org", f"sis-{number}", "AB"[number % 2])
+              for number, one in enumerate(made, 1)]
+    write_atomically(folder / "roster.csv", _csv(("student", "name", "email", "sis_id", "section"), roster))
+    write_atomically(folder / "truth.csv", _csv(("student", "kind"), [(one.student, one.kind) for one in made]))
+
+
+def _write_cheat(home: Path, student: str, cheat: Cheat) -> None:
+    """The cheat as the student's folder, file or archive."""
+    with tempfile.TemporaryDirectory() as name:
+        made = cheat.make(Path(name))
+        ending = next((ending for ending in ENDINGS if made.name.endswith(ending)), "")
+        shutil.move(made, home / f"{student}{ending}")
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

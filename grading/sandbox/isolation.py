@@ -1,0 +1,162 @@
+"""How far a worker is kept from the machine, found out once and said in every report.
+
+    namespaces  bubblewrap: files, processes and network of its own; and all that `limits` has
+    limits      a process group, CPU and file limits, another user where the judge is root; on Linux no
+                files, processes and network but its own, as far as the kernel has Landlock and seccomp
+    none        a process; only where it is asked for, and on systems on which nothing can be graded
+
+At every level the judge's clock, the memory watchdog and the wire of bytes hold. `weaknesses` says what
+is missing.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grading.sandbox.worker import confine
+from labs.harness.imports import ANSWERS
+
+LEVELS = ("namespaces", "limits", "none")
+NOBODY = 65534
+COURSE = Path(__file__).parents[2]
+SITE = sysconfig.get_path("purelib")
+SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/bin", "/usr/local/lib", "/usr/local/lib64",
+          "/usr/share/zoneinfo", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
+"""Of the machine's own files, what Python and its libraries may need."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one check may use.
+
+    Attributes:
+        wall_seconds, cpu_seconds: of one check.
+        memory_bytes: resident, of all processes of a worker.
+        file_bytes: of one file, and of all files in the folder.
+        output_bytes: printed; the rest is dropped, and ten times as much ends the check.
+        processes: that a worker may have at once.
+    """
+
+    wall_seconds: float = 30.0
+    cpu_seconds: int = 15
+    memory_bytes: int = 2 << 30
+    file_bytes: int = 16 << 20
+    output_bytes: int = 64 << 10
+    processes: int = 64
+    open_files: int = 256
+
+
+@functools.cache
+def strongest_level() -> str:
+    """The strongest level that this machine has."""
+    if sys.platform == "linux" and shutil.which("bwrap"):
+        probe = [*_bwrap(Path("/tmp"), Path("/tmp"), None), sys.executable, "-I", "-S", "-c", "pass"]
+        if subprocess.run(probe, capture_output=True, timeout=20).returncode == 0:
+            return "namespaces"
+    return "limits" if os.name == "posix" else "none"
+
+
+@functools.cache
+def confinement() -> tuple[int, bool]:
+    """The version of Landlock that this machine has, or 0, and whether it filters system calls."""
+    done = subprocess.run([sys.executable, "-I", "-S", confine.__file__], capture_output=True, text=True, timeout=60)
+    said = done.stdout.split()
+    return (int(said[0]), said[1] == "1") if done.returncode == 0 and len(said) == 2 else (0, False)
+
+
+def other_sites() -> list[str]:
+    """Where else packages are installed on this machine: a worker sees none of them."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    found = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
+             for of in (version, "python3") for name in ("site", "dist")]
+    return [path for path in dict.fromkeys(found) if os.path.realpath(path) != os.path.realpath(SITE)]
+
+
+@functools.cache
+def other_user() -> int | None:
+    """Who submissions are where the judge is root and there are no namespaces.
+
+    Nobody, if root may be that here and read this Python.
+    """
+    if os.name != "posix" or os.geteuid() != 0:
+        return None
+    given = [sys.executable, "-I", "-S", confine.__file__, str(NOBODY), os.__file__,
+             os.path.join(SITE, "torch", "__init__.py")]
+    return NOBODY if subprocess.run(given, capture_output=True, timeout=60).returncode == 0 else None
+
+
+def weaknesses(level: str) -> tuple[str, ...]:
+    """What the level does not keep a submission from, as reports say it."""
+    if level == "namespaces":
+        return ()
+    landlock, filters = confinement() if level == "limits" else (0, False)
+    said = [] if landlock else ["it could read files that are not its own"]
+    said += [] if filters else ["it could use the network"]
+    if level == "none" or (other_user() is None and not (filters or landlock >= 6)):
+        said.append("it could end or change other processes of the judge's user")
+    return tuple(said)
+
+
+def command(level: str, runtime: Path, folder: Path, libraries: Sequence[str], control: int) -> list[str]:
+    """What starts a worker.
+
+    Args:
+        runtime: made by `grading.sandbox.runtime`.
+        folder: an empty one, where the submission runs.
+        libraries: names of the installed packages that it may have.
+        control: the descriptor of the control socket.
+    """
+    main = [sys.executable, "-I", "-B", "-S", str(runtime / "worker" / "main.py"),
+            str(control), SITE, str(runtime), ",".join(libraries), ",".join(name for name in ANSWERS if "." in name)]
+    return [*_bwrap(runtime, folder, libraries), *main] if level == "namespaces" else main
+
+
+def _bwrap(runtime: Path, folder: Path, libraries: Sequence[str] | None) -> list[str]:
+    options = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    for path in SYSTEM:
+        options += ["--ro-bind-try", path, path]
+    options += ["--proc", "/proc", "--dev", "/dev"]
+    pythons = dict.fromkeys([sys.base_prefix, sys.prefix, os.path.dirname(os.path.realpath(sys.executable)), SITE])
+    for path in pythons:
+        if not any(Path(path).is_relative_to(one) for one in SYSTEM) and path not in ("/usr", "/usr/local"):
+            options += _bind_python(path)
+    seen = [*SYSTEM, *pythons]
+    options += [part for path in (*other_sites(), str(COURSE)) if os.path.isdir(path) and _lies_in(path, seen)
+                for part in ("--tmpfs", path, "--remount-ro", path)]
+    if libraries is not None:
+        options += _only(libraries)
+    options += ["--ro-bind", str(runtime), str(runtime), "--bind", str(folder), str(folder)]
+    options += ["--dir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]  # nothing to fill memory with
+    for name, value in environment().items():
+        options += ["--setenv", name, value]
+    return options
+
+
+def _lies_in(path: str, folders: Sequence[str]) -> bool:
+    """Whether it would be seen in one of them, and does not have one of them in it, as a checkout may have its environment."""
+    return any(Path(path).is_relative_to(one) for one in folders) and not any(Path(one).is_relative_to(path) for one in folders)
+
+
+def _only(libraries: Sequence[str]) -> list[str]:
+    """Of the installed packages these, and nothing else."""
+    options = ["--tmpfs", SITE]
+    for name in sorted(os.listdir(SITE)):
+        if name.split(".")[0] in libraries:
+            options += ["--ro-bind", f"{SITE}/{name}", f"{SITE}/{name}"]
+    return [*options, "--remount-ro", SITE]
+
+
+def _bind_python(path: str) -> list[str]:
+    return ["--ro-bind", path, path]
+
+
+def environment() -> dict[str, str]:
+    """A worker's variables: nothing of the judge's. A check's process makes its own folder its home."""
+    return {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "LOGNAME": "student",
+            "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -1,0 +1,132 @@
+"""The folder from which a worker runs: of the engine what the lab's file may use, and of the rest the names.
+
+Nothing in it tells how a TODO is done: no solution, no tests, no checks. A module of the engine that `labs.harness.imports`
+does not allow keeps its names, so that it can be imported by those that do, and nothing of what it does.
+"""
+
+import ast
+import contextlib
+import functools
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import nano_qwen3_serving
+from labs.harness.catalog import Lab
+from labs.harness.imports import ANSWERS, ENGINE, NOT_GIVEN, works_there
+
+PACKAGE = Path(nano_qwen3_serving.__file__).parent
+LABS = Path(__file__).parents[2] / "labs"
+WORKER = Path(__file__).parent / "worker"
+STUDENTS_HAVE = (
+    "torch", "numpy", "safetensors", "tokenizers", "jinja2", "matplotlib", "ipython", "pytest", "hypothesis", "rich", "tqdm",
+    "psutil", "einops", "scipy", "pandas", "setuptools")
+"""Distributions that a file may have at hand: what students install with the course and would import, and what is common."""
+
+
+def make_runtime(lab: Lab, folder: Path, checkpoints: bool = True) -> list[str]:
+    """Fill an empty folder; return the names of the installed packages that a worker may have."""
+    package = folder / ENGINE
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *([] if checkpoints else ["checkpoints"]))
+    shutil.copytree(PACKAGE, package, ignore=ignored)
+    shutil.copytree(WORKER, folder / "worker", ignore=ignored)
+    _copy_what_labs_import(lab, folder)
+    for path in PACKAGE.rglob("*"):
+        inside = path.relative_to(PACKAGE)
+        if inside.parts[0] != "checkpoints" and path.is_file() and not works_there(lab, ".".join([ENGINE, *_module(inside)])):
+            _leave_names(package / inside, path)
+    for name in lab.refuse:
+        _leave_out(package, name.split(".")[1:])
+    return libraries()
+
+
+@functools.cache
+def libraries() -> list[str]:
+    """The packages that a worker has: of what is installed, `STUDENTS_HAVE` and all that these need, without answers.
+
+    What else a submission imports is there by name, see `worker.absent`.
+    """
+    needed, waiting = set(), list(STUDENTS_HAVE)
+    while waiting:
+        name = canonical(waiting.pop())
+        if name not in needed:
+            needed.add(name)
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                waiting += [found[0] for one in metadata.requires(name) or []
+                            if "extra ==" not in one and (found := re.match(r"[\w.-]+", one))]
+    there = metadata.packages_distributions().items()
+    packages = {package for package, made_by in there if needed & set(map(canonical, made_by))}
+    return sorted((packages | needed) - set(ANSWERS))  # needed, too: pillow's libraries lie in pillow.libs
+
+
+def canonical(distribution: str) -> str:
+    """The name of a distribution as one compares it: `Typing_Extensions` is `typing-extensions`."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _module(path: Path) -> list[str]:
+    """The parts of a module's name."""
+    return [part for part in path.with_suffix("").parts if part != "__init__"]
+
+
+def _leave_names(path: Path, original: Path) -> None:
+    """Of a file of the engine that does not work there: Python's names, and nothing of others."""
+    if path.suffix == ".py":
+        path.write_text(_emptied(original.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
+    harness = folder / "labs" / "harness"
+    harness.mkdir(parents=True)
+    for path in (LABS / "__init__.py", LABS / "harness" / "__init__.py", LABS / "harness" / "todo.py"):
+        shutil.copy(path, folder / path.relative_to(LABS.parent))
+    given = folder / "labs" / lab.folder.name
+    given.mkdir()
+    for path in lab.folder.glob("*.py"):
+        if path.stem not in NOT_GIVEN:
+            shutil.copy(path, given / path.name)
+
+
+def _leave_out(package: Path, names: list[str]) -> None:
+    """Of a module, a folder of them, or a function: leave what others may import by name, and nothing of what it does."""
+    target = package.joinpath(*names)
+    paths = list(target.rglob("*")) if target.is_dir() else [target.with_suffix(".py")]
+    if target.is_dir() or paths[0].is_file():
+        for path in paths:
+            if path.is_file():
+                _leave_names(path, path)
+    else:
+        path = package.joinpath(*names[:-1]).with_suffix(".py")
+        path.write_text(_emptied(path.read_text(encoding="utf-8"), names[-1]), encoding="utf-8")
+
+
+@functools.cache
+def _emptied(text: str, name: str | None = None) -> str:
+    """A module without what its functions do, or without what the one of this name does."""
+    tree = ast.parse(text)
+    nodes = ast.walk(tree) if name is None else tree.body
+    found = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and name in (None, node.name)]
+    if name is not None and not found:
+        raise ValueError(f"no function {name}, which lab.toml refuses")
+    ours = _of_the_engine(tree)
+    for node in found:
+        node.decorator_list = [one for one in node.decorator_list if _root(one) not in ours]
+        node.body = ast.parse(f"raise NotImplementedError('{node.name}() is not there where submissions are graded')").body
+    return ast.unparse(tree) + "\n"
+
+
+def _of_the_engine(tree: ast.Module) -> set[str]:
+    """The names in a module that the engine's own functions have: as decorators they would be called while it is loaded."""
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == ENGINE]
+    return ({alias.asname or alias.name for node in imported for alias in node.names}
+            | {node.name for node in tree.body if isinstance(node, ast.FunctionDef)})
+
+
+def _root(decorator: ast.expr) -> str:
+    """The first name of a decorator: `copies` of `@copies.all(deep=True)`."""
+    while isinstance(decorator, ast.Call | ast.Attribute):
+        decorator = decorator.func if isinstance(decorator, ast.Call) else decorator.value
+    return getattr(decorator, "id", "")

@@ -1,0 +1,1 @@
+"""What a learner has done and does next: progress, results, hints, predictions, diagnosis, backups, updates."""

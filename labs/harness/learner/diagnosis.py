@@ -1,0 +1,222 @@
+"""What is probably wrong: a failing run's pattern, compared with those of known bugs.
+
+A lab's `symptoms.json` says of each known mistake how a run fails on it: in which tests, and with a
+digest of each message's wording, numbers left out. There is no code in it. It is made by
+`python -m grading symptoms`, which also measures how often what is said here is right (cases of
+tests, classes of errors and single words were tried as well, and made it no better).
+
+The known runs that are most alike vote. What is said is a kind of mistake where one of them fails just the same
+and nearly all votes are for its kind; else an area, which gathers kinds that one sentence is true of, where most
+votes are for it. Where neither can be told, the first failing message that explains something is
+repeated.
+"""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labs.harness.catalog import Lab, LabError
+from labs.harness.learner.results import Outcome
+
+FILE = "symptoms.json"
+NEAREST = 5
+"""So many known runs, those that are most alike, have a vote."""
+SHARPNESS = 4
+"""The power of its likeness that a vote counts."""
+SAME_KIND, SAME_AREA = 0.97, 0.7
+"""The share of the votes that a kind, or an area, needs."""
+ALIKE, FAINT = 1.0, 0.05
+"""How alike the nearest has to be for a kind, or an area, to be named."""
+SECONDS = 300
+
+_VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|-?\d+(\.\d+)?(e[-+]?\d+)?""")
+"""What differs from run to run in a message: quoted text, lists, numbers."""
+_WORDING = 70
+_EXPLAINS = 5
+"""Words that a message needs to explain something."""
+
+Pattern = dict[str, list[str]]
+"""Failing test -> digests of the wordings of its messages, sorted."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Kinds of mistakes in a TODO that one sentence is true of."""
+
+    todo: int
+    says: str
+    hint: int
+    speaks: bool = True
+    """Whether it can be told from other areas."""
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """A kind of mistake, and how runs fail on it."""
+
+    todo: int
+    says: str
+    hint: int
+    patterns: tuple[Pattern, ...]
+    speaks: bool = True
+    """Whether it can be told from other kinds; if not, it only keeps these from being named."""
+    area: Area | None = None
+
+
+# matching
+
+
+def pattern_of(outcomes: Iterable[Outcome], todo: int) -> Pattern:
+    """How the tests of `todo` failed; empty if none did."""
+    found: dict[str, set[str]] = {}
+    for outcome in outcomes:
+        if outcome.todo == todo and not outcome.passed:
+            found.setdefault(outcome.test, set()).add(_digest(outcome.message))
+    return {test: sorted(wordings) for test, wordings in sorted(found.items())}
+
+
+def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Symptom | Area | None:
+    """The kind of mistake that the run shows in `todo`, or its area; None if it cannot be told, or there is none.
+
+    `outcomes` hold every test of the TODO. An unwritten TODO has no symptom.
+    """
+    if any(outcome.todo == todo and outcome.unwritten == todo for outcome in outcomes):
+        return None
+    return nearest([symptom for symptom in symptoms if symptom.todo == todo], pattern_of(outcomes, todo))
+
+
+def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | Area | None:
+    """The kind of mistake, or else the area, that has enough of the votes of the nearest known runs; None if none has."""
+    known = [(likeness(pattern, run), symptom) for symptom in symptoms for run in symptom.patterns]
+    near = sorted(known, key=lambda pair: -pair[0])[:NEAREST]
+    best = near[0][0] if near else 0.0
+    kind = _agreed([(alike, symptom) for alike, symptom in near], SAME_KIND)
+    if isinstance(kind, Symptom) and kind.speaks and best >= ALIKE:
+        return kind
+    area = _agreed([(alike, symptom.area or symptom) for alike, symptom in near], SAME_AREA)
+    return area if isinstance(area, Area) and area.speaks and best >= FAINT else None
+
+
+def _agreed(near: Sequence[tuple[float, Symptom | Area]], share: float) -> Symptom | Area | None:
+    """What has this share of all votes; a run's vote counts the more the more alike it is."""
+    votes: Counter[str] = Counter()
+    for alike, one in near:
+        votes[one.says] += alike**SHARPNESS  # type: ignore[assignment]  # a count may be a fraction
+    says, most = max(votes.items(), key=lambda pair: pair[1], default=("", 0.0))
+    agreed = most > 0 and most >= share * sum(votes.values())
+    return next(one for _, one in near if one.says == says) if agreed else None
+
+
+def likeness(one: Pattern, other: Pattern) -> float:
+    """From 0, nothing in common, to 1, the same: of the failing tests and their messages, the share that both have."""
+    first, second = _parts(one), _parts(other)
+    return len(first & second) / len(first | second) if first | second else 0.0
+
+
+def _parts(pattern: Pattern) -> set[tuple[str, ...]]:
+    return {(test,) for test in pattern} | {(test, wording) for test, wordings in pattern.items() for wording in wordings}
+
+
+def _digest(message: str) -> str:
+    wording = _VARYING.sub("#", message)[:_WORDING]
+    return hashlib.sha256(wording.encode()).hexdigest()[:8]
+
+
+def diagnose(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome]) -> dict[int, Symptom | Area]:
+    """TODO -> its kind of mistake or area, for those of which one can be told."""
+    found = {todo: match(symptoms, outcomes, todo) for todo in sorted({outcome.todo for outcome in outcomes})}
+    return {todo: said for todo, said in found.items() if said is not None}
+
+
+def most_telling(outcomes: Sequence[Outcome], todo: int) -> Outcome | None:
+    """The first failure in `todo` that explains something: a lab's tests begin with the plain cases, and end with the odd ones.
+
+    A message with hardly any words explains nothing; it is taken only if there is no other.
+    """
+    failed = [outcome for outcome in outcomes if outcome.todo == todo and not outcome.passed and outcome.message]
+    return min(failed, key=lambda one: len(re.findall(r"[^\W\d_]{2,}", one.message)) < _EXPLAINS, default=None)
+
+
+# the file
+
+
+def read_table(lab: Lab) -> list[Symptom]:
+    """The lab's symptoms. Raises `LabError` if it has none."""
+    path = lab.folder / FILE
+    if not path.is_file():
+        hints = f"Hints: python -m labs hint {lab.id}"
+        raise LabError(f"Lab {lab.id} has no {FILE}, so there is nothing to compare with. {hints}")
+    table = json.loads(path.read_text(encoding="utf-8"))
+    areas = [Area(**entry) for entry in table.get("areas", ())]
+    return [
+        Symptom(**(entry | {"patterns": tuple(entry["patterns"]), "area": areas[at] if at is not None else None}))
+        for entry, at in ((entry, entry.get("area")) for entry in table["symptoms"])
+    ]
+
+
+def table_of(symptoms: Sequence[Symptom]) -> dict[str, list[dict]]:
+    """`symptoms` as `read_table` reads them: each area once, named by its place."""
+    areas = list(dict.fromkeys(symptom.area for symptom in symptoms if symptom.area is not None))
+    entries = [vars(symptom) | {"area": areas.index(symptom.area) if symptom.area else None} for symptom in symptoms]
+    return {"areas": [dict(vars(area)) for area in areas], "symptoms": entries}
+
+
+def available(lab: Lab, outcomes: Sequence[Outcome]) -> list[int]:
+    """The TODOs of which `labs diagnose` would say something."""
+    return list(diagnose(read_table(lab), outcomes)) if (lab.folder / FILE).is_file() else []
+
+
+# running and telling
+
+
+def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
+    """How the tests (of one TODO, or all) end on `starter.py` now. Raises `LabError` if they do not get to their end."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pytest", str(lab.tests), "--lab-json", str(report), "-q", "-p", "no:cacheprovider"]
+        command += ["-k", f"test_todo_{todo}_"] if todo is not None else []
+        try:
+            run = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            message = f"The tests did not end within {SECONDS} s: something waits for ever. pytest -x -v shows where."
+            raise LabError(message) from None
+        if not report.is_file():
+            raise LabError(f"The tests did not get to their end.\n{(run.stdout + run.stderr)[-1000:]}")
+        found = json.loads(report.read_text(encoding="utf-8")).get(lab.id, [])
+    return [Outcome(**(facts | {"on_ours": tuple(facts["on_ours"])})) for facts in found]
+
+
+def same_everywhere(outcomes: Sequence[Outcome]) -> str | None:
+    """The message with which every test failed, as where the file does not load; None if there is no such one."""
+    messages = {outcome.message for outcome in outcomes if not outcome.passed}
+    alike = len(messages) == 1 and len(outcomes) > 1 and not any(outcome.passed for outcome in outcomes)
+    return messages.pop() if alike and all(outcome.unwritten is None for outcome in outcomes) else None
+
+
+def in_words(
+    lab: Lab, todo: int, outcomes: Sequence[Outcome], said: Symptom | Area | None, telling: Outcome | None = None
+) -> list[str]:
+    """What is said of one TODO: a kind, an area and the failure that explains most, or that alone."""
+    own = [outcome for outcome in outcomes if outcome.todo == todo]
+    failed = sum(not outcome.passed for outcome in own)
+    begin, fail = f"Lab {lab.id}, TODO {todo}:", f"{failed} of {len(own)} tests {'fails' if failed == 1 else 'fail'}"
+    if not failed:
+        return [f"{begin} every test passes."]
+    if any(outcome.unwritten == todo for outcome in own):
+        return [f"{begin} not started, or not finished."]
+    message = [f"  {telling.test}:", f"  {telling.message}"] if telling is not None else []
+    if said is None:
+        more = " The message that says most:" if message else ""
+        return [f"{begin} {fail}, not in the way of a known mistake.{more}", *message,
+                f"  Hints: python -m labs hint {lab.id} {todo}"]
+    lines = [f"{begin} {fail}. Probably:", f"  {said.says}"]
+    if isinstance(said, Area) and message:
+        lines += ["  The message that says most about it:", *message]
+    return [*lines, f"  Hint {said.hint} fits; all hints: python -m labs hint {lab.id} {todo} --all"]

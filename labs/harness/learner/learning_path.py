@@ -1,0 +1,68 @@
+"""Where a learner stands: which TODO is next, and which parts of the path from call to token are theirs.
+
+Derived from the results in `.progress.json`; keeps nothing of its own and prints nothing.
+"""
+
+from labs.harness import originals
+from labs.harness.catalog import Lab, all_labs
+from labs.harness.learner.hints import read_hints
+from labs.harness.learner.progress import Progress
+
+PATH = {
+    "caller": (1, 2),
+    "server": (13,),
+    "async engine": (12,),
+    "tokenizer": (),
+    "scheduler": (8, 9),
+    "block manager": (6, 10),
+    "network": (3,),
+    "paged attention": (7,),
+    "sampler": (4,),
+    "text": (11,),
+}
+"""What a request passes from call to token, and the labs that make it. No lab makes the tokenizer."""
+
+YOURS, PARTLY, OURS = "yours", "partly yours", "ours"
+
+
+def functions(lab: Lab) -> dict[int, list[str]]:
+    """TODO -> the names of its functions; no names where nothing says which they are."""
+    return originals.functions(lab) or {todo: [] for todo in read_hints(lab)}
+
+
+def open_todos(lab: Lab, progress: Progress) -> list[int]:
+    """The TODOs that have not earned all their points."""
+    return [todo for todo in functions(lab) if not _earned(progress.todos(lab.id).get(todo))]
+
+
+def next_todo(progress: Progress, only: Lab | None = None) -> tuple[Lab, int] | None:
+    """The first open TODO: of the lab that is worked on, if it has one, then of those after it, then of the first.
+
+    Worked on is the lab of which tests have run on a starter that was saved last.
+    """
+    labs = [only] if only is not None else all_labs(progress.path.parent)
+    begun = [lab for lab in labs if progress.todos(lab.id) and lab.starter.is_file()]
+    last = max(begun, key=lambda lab: lab.starter.stat().st_mtime).number if begun else 0
+    in_order = [lab for lab in labs if lab.number >= last] + [lab for lab in labs if lab.number < last]
+    return next(((lab, todo) for lab in in_order for todo in open_todos(lab, progress)[:1]), None)
+
+
+def whose(lab: Lab, progress: Progress) -> str:
+    """`yours` if every TODO is solved and none with our code; `ours` if the learner has solved none."""
+    todos, still_open = set(functions(lab)), set(open_todos(lab, progress))
+    own = todos - still_open - set(progress.solutions_used(lab.id))
+    return YOURS if own == todos else PARTLY if own else OURS
+
+
+def path_line(progress: Progress) -> str:
+    """`caller (01 yours, 02 ours) -> tokenizer -> …`: the path, with the labs that are here."""
+    present = {lab.number: lab for lab in all_labs(progress.path.parent)}
+    stations = []
+    for part, numbers in PATH.items():
+        marks = [f"{present[number].id} {whose(present[number], progress)}" for number in numbers if number in present]
+        stations.append(f"{part} ({', '.join(marks)})" if marks else part)
+    return " -> ".join(["call", *stations, "token"])
+
+
+def _earned(row: dict | None) -> bool:
+    return row is not None and row["points"] >= row["of"]

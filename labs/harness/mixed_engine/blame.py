@@ -1,0 +1,188 @@
+"""Whose error is it? From an exception in an engine to the lab, TODO, function and line it is about.
+
+Four kinds of evidence, the strongest first: a line of a part's own file is in the traceback; a part
+broke a promise at its seam (`guard.py`); a part had returned what cannot be right, such as NaN, and the
+engine did not stop at it at once; the engine failed, with nothing of the engine's in doubt, right after a
+call into a part. An error of none of these kinds is not a part's.
+"""
+
+from __future__ import annotations
+
+import ast
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from labs.harness import loading, regions
+from labs.harness.mixed_engine.guard import BrokenPromise, Call, shown
+from labs.harness.mixed_engine.parts import Engine, Part
+from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError, QueueFullError, RequestTimeoutError
+
+CALLERS_ERRORS = (InvalidParametersError, ModelLoadError, QueueFullError, RequestTimeoutError)
+
+
+@dataclass(frozen=True)
+class Blame:
+    """A failure inside an engine, told to the one whose part it is."""
+
+    part: Part
+    function: str
+    """Dotted name in the part's file; of the engine's interface if it is not there."""
+    line: int | None
+    what: str
+    """What happened, in words."""
+    todo: int | None = None
+    perhaps: tuple[int, ...] = ()
+    """Where the function is not written for a TODO: the TODOs whose functions it calls."""
+
+    @property
+    def on_ours(self) -> bool:
+        """Whether it happened in a function of ours that stands in for one that is not written yet."""
+        return self.todo is not None and self.todo in self.part.stand_ins
+
+    def __str__(self) -> str:
+        part, todo = self.part, f", TODO {self.todo}" if self.todo is not None else ""
+        if self.perhaps:
+            todo = f", TODO {' or '.join(map(str, self.perhaps))}"
+        place = f"{part.file}, line {self.line}" if self.line else f"{part.file}"
+        place = f"called by {place}" if self.on_ours and self.line else place
+        whose = "ours, standing in for yours; what did it get to work with?" if self.on_ours else part.whose()
+        after = f"\n  check it: pytest test_lab.py -k todo_{self.todo}   (in {part.lab.folder.name})" if self.todo else ""
+        return (
+            f"The engine stopped in Lab {part.lab.id}{todo}: {self.function}\n"
+            f"  {self.what}\n"
+            f"  {place} ({whose}){'' if self.on_ours else after}")
+
+
+def blame(error: BaseException, engine: Engine) -> Blame | None:
+    """Whose part `error` is about; None if it is about none."""
+    chain = list(causes(error))
+    for one in reversed(chain):
+        if found := _from_frames(one, engine.parts):
+            return found
+    for one in reversed(chain):
+        if isinstance(one, BrokenPromise):
+            return _from_promise(one)
+    nobodys = any(isinstance(one, CALLERS_ERRORS) for one in chain) or isinstance(error, KeyboardInterrupt)
+    if engine.watch.suspect is not None and not nobodys:
+        return _from_promise(engine.watch.suspect)
+    for one in reversed(chain):
+        if found := _from_seam(one, engine.parts):
+            return found
+    if nobodys:
+        return None
+    last = _last_call(chain[-1], engine)
+    return _from_last_call(chain[-1], last) if last else None
+
+
+def earlier(error: BaseException, engine: Engine) -> Blame | None:
+    """What a part failed with before `error`, and the engine got over; None if nothing did, or `error` is the same failure."""
+    first = engine.watch.first_error
+    if first is None or first in causes(error):
+        return None
+    found = blame(first, engine)
+    return None if found == blame(error, engine) else found
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, then what it was raised from or during, to the first of all."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _from_frames(error: BaseException, parts: Sequence[Part]) -> Blame | None:
+    """The innermost frame in a part's own file."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    for at in range(len(frames) - 1, -1, -1):
+        frame, _ = frames[at]
+        part = next((part for part in parts if _is_of(frame, part)), None)
+        if part is None:
+            continue
+        callers = [(function_of(other), number) for other, number in frames[at::-1] if _is_of(other, part)]
+        todo = next((todo for todo in map(part.todo_of, dict(callers)) if todo is not None), None)
+        did = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"raised {in_words(error)}"
+        own = (number for other, number in frames[at::-1] if other.f_code.co_filename == str(part.file))
+        return Blame(part, function_of(frame), next(own, None), did, todo)
+    return None
+
+
+def _is_of(frame: FrameType, part: Part) -> bool:
+    """Whether a frame is of the part's file, or of ours that stands in inside its module."""
+    file = frame.f_code.co_filename
+    return file == str(part.file) or (loading.is_ours(file) and frame.f_globals is vars(part.module))
+
+
+def _from_promise(error: BrokenPromise) -> Blame:
+    return _of_method(error.part, error.method, error.owner, str(error).partition(": ")[2])
+
+
+def _of_method(part: Part, method: str, owner: str, what: str) -> Blame:
+    """About a method as such, not about a line that was run."""
+    function, line = find_method(part, method, owner)
+    todo = part.todo_of(function)
+    near = () if todo is not None else todos_called(part, function)
+    return Blame(part, function, line, what, near[0] if len(near) == 1 else todo, near if len(near) > 1 else ())
+
+
+def _from_seam(error: BaseException, parts: Sequence[Part]) -> Blame | None:
+    """The seam around a part stumbled over it: a name it does not have, an answer that is None."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for part in parts:
+            if frame.f_code.co_filename == str(part.lab.seam):
+                return _of_method(part, frame.f_code.co_name, "", f"what it gave could not be used: {in_words(error)}")
+    return None
+
+
+def _last_call(error: BaseException, engine: Engine) -> Call | None:
+    """The call to hold responsible: the engine's assertions are about blocks and batches only."""
+    if isinstance(error, AssertionError):
+        calls = engine.watch.last_of
+        return calls.get("block_manager") or calls.get("scheduler")
+    return engine.watch.last
+
+
+def _from_last_call(error: BaseException, last: Call) -> Blame:
+    what = f"the engine failed right after this returned {shown(last.result)}: {in_words(error)}"
+    return _of_method(last.part, last.method, last.owner, what)
+
+
+def function_of(frame: FrameType) -> str:
+    """The dotted name of a frame's function, as `regions` writes it: without `<locals>` and comprehensions."""
+    return ".".join(name for name in frame.f_code.co_qualname.split(".") if not name.startswith("<"))
+
+
+def find_method(part: Part, method: str, owner: str) -> tuple[str, int | None]:
+    """The function of a part's file that answers for a method of the interface, and its line.
+
+    The method of class `owner` if the file has it, else the only function of that name.
+    """
+    name = {"call": "forward", "__call__": "forward"}.get(method, method)
+    there = _definitions(part)
+    alike = [found for found in there if found.rpartition(".")[2] == name]
+    if f"{owner}.{name}" in there:
+        alike = [f"{owner}.{name}"]
+    return (alike[0], there[alike[0]].lineno) if len(alike) == 1 else (name, None)
+
+
+def todos_called(part: Part, function: str) -> tuple[int, ...]:
+    """The TODOs of the functions that `function` of a part's file names."""
+    there = _definitions(part)
+    body = there.get(function)
+    named = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(body)} if body else set()
+    todos = {part.todo_of(found) for found in there if found != function and found.rpartition(".")[2] in named}
+    return tuple(sorted(todo for todo in todos if todo is not None))
+
+
+def _definitions(part: Part) -> dict[str, regions.Function]:
+    return regions.definitions(ast.parse(part.file.read_text(encoding="utf-8")))
+
+
+def in_words(error: BaseException) -> str:
+    """`KeyError: 'A'`; only the first line of a long message."""
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

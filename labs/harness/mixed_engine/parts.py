@@ -1,0 +1,259 @@
+"""Whose parts an engine is made of: `--use mine:03,06 --use solution:07` becomes a `Components`.
+
+A lab that makes a part of the engine says in its `seam.py` how the engine uses it: one function for
+each field of `Components` that the part can fill, named as the field. Its first argument is the
+lab's module, the others are those of the field's factory:
+
+    def block_manager(lab, config):
+        return lab.BlockManager(config.cache.num_blocks, config.cache.block_size)
+
+What no lab fills comes from the reference. Every part is watched at its seam (`guard.py`), so that
+an error can be told to the one whose code it is (`blame.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from labs.harness import loading, originals, regions
+from labs.harness.catalog import Lab, LabError, all_labs, find_lab, lab_at
+from labs.harness.mixed_engine.guard import Watch, guarded
+from nano_qwen3_serving.components import Components
+
+FIELDS = tuple(field.name for field in fields(Components))
+MINE, SOLUTION, REFERENCE = "mine", "solution", "reference"
+
+_counter = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A lab and whose part of it is to run; nothing of it is loaded yet."""
+
+    lab: Lab
+    impl: str
+    """`mine`, `solution`, `reference`, or a path as it was typed."""
+    file: Path | None
+    """What will be loaded; None for the reference."""
+    stand_ins: tuple[int, ...] = ()
+    """The TODOs for which our functions stand in."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A lab's part, loaded, and the fields of `Components` that it fills."""
+
+    lab: Lab
+    impl: str
+    module: ModuleType
+    seam: ModuleType
+    stand_ins: tuple[int, ...] = ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of `Components` that the lab's seam has a function for."""
+        return seam_fields(self.lab, self.seam)
+
+    @property
+    def file(self) -> Path:
+        """The file the part was loaded from."""
+        return Path(inspect.getfile(self.module))
+
+    def whose(self) -> str:
+        """Such as "your starter.py (TODO 4 is ours)"."""
+        owner = {MINE: f"your {self.file.name}", SOLUTION: f"our {self.file.name}"}.get(self.impl, self.impl)
+        ours = " and ".join(map(str, self.stand_ins))
+        return f"{owner} (TODO {ours} {'is' if len(self.stand_ins) == 1 else 'are'} ours)" if ours else owner
+
+    def todo_of(self, function: str) -> int | None:
+        """The TODO that the function of this dotted name is written for; a nested one's is its outer one's."""
+        names = {name: todo for todo, names in originals.functions(self.lab).items() for name in names}
+        while function:
+            if function in names:
+                return names[function]
+            function = function.rpartition(".")[0]
+        return None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an engine is to be built from, and who made what of it."""
+
+    components: Components
+    parts: tuple[Part, ...]
+    watch: Watch
+
+    def in_words(self) -> list[str]:
+        """One line a lab: "Lab 06, the block manager: your starter.py"; then what the rest is."""
+        lines = [f"Lab {part.lab.id}, {part.lab.part}: {part.whose()}" for part in self.parts]
+        filled = {field for part in self.parts for field in part.fields}
+        rest = [field.replace("_", " ") for field in FIELDS if field not in filled]
+        return [*lines, f"reference: {', '.join(rest)}"] if rest else lines
+
+    def compare_command(self) -> str:
+        """The command that finds where an engine with these parts and the reference first differ."""
+        return "python -m labs compare " + " ".join(f"--use {part.impl}:{part.lab.id}" for part in self.parts)
+
+
+def engine_of(
+    uses: Sequence[str], *, base: str | None = None, home: Path | None = None, folder: Path | None = None
+) -> Engine:
+    """What `--use` asks for, loaded. Raises `LabError` before anything is loaded if it cannot be.
+
+    Args:
+        uses: such as `mine:03,06`, `solution:all`, `path/to/file.py:06`.
+        base: "solution" has our functions stand in for TODOs that are not written.
+        home: the folder of labs.
+        folder: from where relative paths go; by default the working folder.
+    """
+    return build(load_parts(read_uses(uses, base=base, home=home, folder=folder)))
+
+
+def read_uses(
+    uses: Sequence[str], *, base: str | None = None, home: Path | None = None, folder: Path | None = None
+) -> list[Choice]:
+    """The choices that `--use` makes. Raises `LabError` for one that cannot be, naming it."""
+    if base not in (None, SOLUTION):
+        raise LabError(f"--base {base}: only --base solution exists.")
+    choices: dict[int, Choice] = {}
+    owners: dict[str, Lab] = {}
+    for impl, lab in [pair for use in uses for pair in _pairs(use, home)]:
+        if lab.number in choices:
+            raise LabError(
+                f"Lab {lab.id} is named twice, as {choices[lab.number].impl} and as {impl}. Name it once.")
+        for field in seam_fields(lab, load_seam(lab)):
+            if field in owners:
+                raise LabError(
+                    f"Lab {owners[field].id} and Lab {lab.id} both make the engine's {field.replace('_', ' ')}, "
+                    "and it has only one. Leave one of them out.")
+            owners[field] = lab
+        choices[lab.number] = _choose(lab, impl, folder)
+    return [with_stand_ins(choice, base) for choice in choices.values()]
+
+
+def with_stand_ins(choice: Choice, base: str | None = None) -> Choice:
+    """`choice`, with ours for the TODOs that are not written if `base` says so; else `LabError` names them."""
+    if choice.file is None or choice.file == choice.lab.solution:
+        return choice
+    missing = unwritten(choice)
+    if not missing:
+        return choice
+    if base == SOLUTION:
+        return replace(choice, stand_ins=tuple(missing))
+    todos = "TODO " + ", ".join(map(str, missing))
+    way_out = " With --base solution ours stand in for what is not written." if originals.our_code(choice.lab) else ""
+    raise LabError(
+        f"Lab {choice.lab.id}: {todos} of {choice.file.name} {'is' if len(missing) == 1 else 'are'} not written yet.{way_out}")
+
+
+def unwritten(choice: Choice) -> list[int]:
+    """The TODOs of the chosen file that are not written yet. Raises `LabError` for no Python or a refused import."""
+    if choice.file is None:
+        return []
+    tree = loading.parse(choice.file)
+    if choice.file != choice.lab.solution:
+        loading.refuse_imports(choice.lab, tree, choice.file.name)
+    return sorted(regions.unwritten_todos(tree))
+
+
+def labs_with_seam(home: Path | None = None) -> list[Lab]:
+    """The labs that make a part of the engine."""
+    return [lab for lab in all_labs(home) if lab.seam.is_file()]
+
+
+def is_begun(lab: Lab) -> bool:
+    """Whether some TODO of the lab's starter is written; also if the file is no Python, so that somebody is told."""
+    try:
+        return set(unwritten(_choose(lab, MINE, None))) != set(originals.functions(lab))
+    except LabError:
+        return True
+
+
+def finished_labs(home: Path | None = None) -> list[Lab]:
+    """The labs that make a part and whose starter has no TODO left to write, and is Python."""
+
+    def finished(lab: Lab) -> bool:
+        try:
+            return not unwritten(_choose(lab, MINE, None))
+        except LabError:
+            return False
+
+    return [lab for lab in labs_with_seam(home) if finished(lab)]
+
+
+def load_seam(lab: Lab) -> ModuleType:
+    """The lab's `seam.py`. Raises `LabError` if the lab makes no part of the engine."""
+    if not lab.seam.is_file():
+        having = ", ".join(other.id for other in labs_with_seam(lab.folder.parent)) or "none yet"
+        raise LabError(
+            f"Lab {lab.id} ({lab.title}) makes no part that an engine could be built with: it uses the engine, or "
+            f"stands beside it. Labs that make one: {having}.")
+    return loading.run_file(lab.seam, f"_lab{lab.id}_seam_{next(_counter)}")
+
+
+def seam_fields(lab: Lab, seam: ModuleType) -> tuple[str, ...]:
+    """The fields of `Components` that `seam` has a function for. Raises `LabError` if there is none."""
+    found = tuple(name for name in FIELDS if callable(getattr(seam, name, None)))
+    if not found:
+        raise LabError(f"{lab.folder.name}/seam.py has no function named as a field of Components: {', '.join(FIELDS)}.")
+    return found
+
+
+def load_parts(choices: Sequence[Choice]) -> list[Part]:
+    """The chosen parts; the reference's need no loading and are left out."""
+    return [
+        Part(choice.lab, choice.impl, loading.load(choice.lab, choice.file, choice.stand_ins),
+             load_seam(choice.lab), choice.stand_ins)
+        for choice in choices if choice.file is not None
+    ]
+
+
+def part_of(folder: Path, module: ModuleType, impl: str = MINE) -> Part:
+    """The part that `module`, loaded by somebody else, is; for a lab's own tests."""
+    lab = lab_at(folder)
+    return Part(lab, impl, module, load_seam(lab))
+
+
+def build(parts: Sequence[Part]) -> Engine:
+    """`Components` with `parts` in their places, each checked at its seam."""
+    watch = Watch()
+    made = {field: _factory(part, field, watch) for part in parts for field in part.fields}
+    return Engine(Components().using(**made), tuple(parts), watch)
+
+
+def _factory(part: Part, field: str, watch: Watch) -> Callable[..., Any]:
+    make = getattr(part.seam, field)
+
+    def factory(*arguments: Any) -> Any:
+        return guarded(make(part.module, *arguments), part, field, watch, arguments[0])
+
+    return factory
+
+
+def _pairs(use: str, home: Path | None) -> list[tuple[str, Lab]]:
+    """`mine:03,06` → [("mine", Lab 03), ("mine", Lab 06)]. A path may hold a colon; labs follow the last one."""
+    impl, colon, names = use.rpartition(":")
+    if not colon or not impl or not names:
+        raise LabError(f"--use {use}: write whose and which labs, such as mine:03,06, solution:07 or my_file.py:06.")
+    if names.strip() == "all":
+        if not (found := labs_with_seam(home)):
+            raise LabError(f"--use {use}: no lab here makes a part of the engine.")
+        if impl == MINE and not (found := [lab for lab in found if is_begun(lab)]):
+            raise LabError(f"--use {use}: you have not written anything yet in a lab that makes a part of the engine.")
+        return [(impl, lab) for lab in found]
+    return [(impl, find_lab(name, home)) for name in re.split(r"\s*,\s*", names.strip())]
+
+
+def _choose(lab: Lab, impl: str, folder: Path | None) -> Choice:
+    if impl == REFERENCE:
+        return Choice(lab, impl, None)
+    if impl not in (MINE, SOLUTION) and not ((folder or Path.cwd()) / impl).exists():
+        raise LabError(f"--use {impl}:{lab.id}: {impl} is not mine, solution or reference, nor a file or folder.")
+    return Choice(lab, impl, Path(loading.choose(lab, "starter" if impl == MINE else impl, folder)))
