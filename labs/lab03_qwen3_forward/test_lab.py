@@ -9,7 +9,6 @@ that use it count the roundings. Every mistake that a test here looks for is a h
 """
 
 import functools
-import importlib.util
 import math
 import traceback
 from dataclasses import asdict, dataclass
@@ -19,6 +18,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from labs.harness.catalog import lab_at
+from labs.harness.mixed_engine.part import load_seam
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.components import Components
@@ -808,9 +809,7 @@ class RecordingSampler(Sampler):
 
 def engine_with(lab, model: str, dense: bool, sampler: Sampler) -> LLM:
     """The engine with the lab's network: blocks of 4, chunks of 7, a pool so small that requests must wait."""
-    spec = importlib.util.spec_from_file_location("lab03_seam", Path(__file__).with_name("seam.py"))
-    seam = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(seam)
+    seam = load_seam(lab_at(Path(__file__).parent))
     parts = Components().using(model=functools.partial(seam.model, lab), sampler=lambda config: sampler)
     if dense:
         parts = parts.using(attention=lambda config: DenseOverBlocks(lab, config))

@@ -4,7 +4,6 @@ All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
 """
 
 import functools
-import importlib.util
 import math
 import random
 from collections import Counter
@@ -15,6 +14,8 @@ import numpy
 import pytest
 import torch
 
+from labs.harness.catalog import lab_at
+from labs.harness.mixed_engine.part import load_seam
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.interfaces import SamplingRow
@@ -865,9 +866,7 @@ def test_todo_6_greedy_rows_draw_nothing(lab, monkeypatch):
 
 def engine(lab, model="course", **arguments) -> LLM:
     """The real engine with the lab's sampler in it."""
-    spec = importlib.util.spec_from_file_location("lab04_seam", Path(__file__).with_name("seam.py"))
-    seam = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(seam)
+    seam = load_seam(lab_at(Path(__file__).parent))
     parts = Components().using(sampler=functools.partial(seam.sampler, lab))
     return LLM(str(model), components=parts, num_gpu_blocks_override=64, **arguments)
 

@@ -4,7 +4,6 @@ All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
 """
 
 import functools
-import importlib.util
 import itertools
 import random
 import re
@@ -16,6 +15,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from labs.harness.catalog import lab_at
+from labs.harness.mixed_engine.part import load_seam
 from nano_qwen3_serving import LLM, EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.observe.trace import Recorder
@@ -854,9 +855,7 @@ def test_todo_6_a_trace_that_does_not_fit_is_refused_by_name_and_leaves_nothing(
 
 def with_part(lab, **others) -> Components:
     """The engine's parts, with yours as its block manager."""
-    spec = importlib.util.spec_from_file_location("lab06_seam", Path(__file__).with_name("seam.py"))
-    seam = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(seam)
+    seam = load_seam(lab_at(Path(__file__).parent))
     return Components().using(block_manager=functools.partial(seam.block_manager, lab), **others)
 
 

@@ -6,7 +6,6 @@ All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
 import contextlib
 import functools
 import gc
-import importlib.util
 import math
 import random
 import re
@@ -18,6 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from labs.harness.catalog import lab_at
+from labs.harness.mixed_engine.part import load_seam
 from labs.harness.todo import TodoError
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
@@ -1056,9 +1057,7 @@ def test_todo_6_padding_rows_come_back_as_zeros(lab, padding, dtype):
 
 def swapped_in(lab, model: str, **arguments) -> LLM:
     """An engine with the lab's attention."""
-    spec = importlib.util.spec_from_file_location("lab07_seam", Path(__file__).with_name("seam.py"))
-    seam = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(seam)
+    seam = load_seam(lab_at(Path(__file__).parent))
     components = arguments.pop("components", Components()).using(attention=functools.partial(seam.attention, lab))
     return LLM(model, components=components, dtype="float32", device="cpu", check_invariants=True, **arguments)
 

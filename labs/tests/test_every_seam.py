@@ -15,7 +15,8 @@ from labs.harness.catalog import Lab, all_labs
 from labs.harness.mixed_engine.blame import blame
 from labs.harness.mixed_engine.first_divergence import compare, tell
 from labs.harness.mixed_engine.lockstep import make_scenario
-from labs.harness.mixed_engine.parts import Engine, Part, build, engine_of, load_seam, seam_fields
+from labs.harness.mixed_engine.part import Part, load_seam, seam_fields
+from labs.harness.mixed_engine.parts import Engine, build, engine_of
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.model.checkpoint import find_checkpoint

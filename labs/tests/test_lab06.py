@@ -13,7 +13,7 @@ import pytest
 
 from labs.harness.catalog import find_lab
 from labs.harness.loading import load
-from labs.harness.mixed_engine.parts import load_seam
+from labs.harness.mixed_engine.part import load_seam
 from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.observe.trace import Recorder

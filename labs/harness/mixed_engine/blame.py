@@ -16,7 +16,8 @@ from types import FrameType
 
 from labs.harness import loading, regions
 from labs.harness.mixed_engine.guard import BrokenPromise, Call, shown
-from labs.harness.mixed_engine.parts import Engine, Part
+from labs.harness.mixed_engine.part import Part
+from labs.harness.mixed_engine.parts import Engine
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError, QueueFullError, RequestTimeoutError
 
 CALLERS_ERRORS = (InvalidParametersError, ModelLoadError, QueueFullError, RequestTimeoutError)

@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from labs.harness.mixed_engine.part import Part
 from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.interfaces import (
     AttentionMetadata,
@@ -29,9 +30,6 @@ from nano_qwen3_serving.interfaces import (
     StoppedRequest,
     TextDelta,
 )
-
-if TYPE_CHECKING:
-    from labs.harness.mixed_engine.parts import Part
 
 Check = Callable[[Any], str | None]
 """An attribute's value → what is wrong with it, or None."""

@@ -1,36 +1,22 @@
 """Whose parts an engine is made of: `--use mine:03,06 --use solution:07` becomes a `Components`.
 
-A lab that makes a part of the engine says in its `seam.py` how the engine uses it: one function for
-each field of `Components` that the part can fill, named as the field. Its first argument is the
-lab's module, the others are those of the field's factory:
-
-    def block_manager(lab, config):
-        return lab.BlockManager(config.cache.num_blocks, config.cache.block_size)
-
 What no lab fills comes from the reference. Every part is watched at its seam (`guard.py`), so that
 an error can be told to the one whose code it is (`blame.py`).
 """
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from labs.harness import loading, originals, regions
-from labs.harness.catalog import Lab, LabError, all_labs, find_lab, lab_at
+from labs.harness.catalog import Lab, LabError, find_lab
 from labs.harness.mixed_engine.guard import Watch, guarded
+from labs.harness.mixed_engine.part import FIELDS, MINE, REFERENCE, SOLUTION, Part, labs_with_seam, load_seam, seam_fields
 from nano_qwen3_serving.components import Components
-
-FIELDS = tuple(field.name for field in fields(Components))
-MINE, SOLUTION, REFERENCE = "mine", "solution", "reference"
-
-_counter = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -44,42 +30,6 @@ class Choice:
     """What will be loaded; None for the reference."""
     stand_ins: tuple[int, ...] = ()
     """The TODOs for which our functions stand in."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A lab's part, loaded, and the fields of `Components` that it fills."""
-
-    lab: Lab
-    impl: str
-    module: ModuleType
-    seam: ModuleType
-    stand_ins: tuple[int, ...] = ()
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of `Components` that the lab's seam has a function for."""
-        return seam_fields(self.lab, self.seam)
-
-    @property
-    def file(self) -> Path:
-        """The file the part was loaded from."""
-        return Path(inspect.getfile(self.module))
-
-    def whose(self) -> str:
-        """Such as "your starter.py (TODO 4 is ours)"."""
-        owner = {MINE: f"your {self.file.name}", SOLUTION: f"our {self.file.name}"}.get(self.impl, self.impl)
-        ours = " and ".join(map(str, self.stand_ins))
-        return f"{owner} (TODO {ours} {'is' if len(self.stand_ins) == 1 else 'are'} ours)" if ours else owner
-
-    def todo_of(self, function: str) -> int | None:
-        """The TODO that the function of this dotted name is written for; a nested one's is its outer one's."""
-        names = {name: todo for todo, names in originals.functions(self.lab).items() for name in names}
-        while function:
-            if function in names:
-                return names[function]
-            function = function.rpartition(".")[0]
-        return None
 
 
 @dataclass(frozen=True)
@@ -163,11 +113,6 @@ def unwritten(choice: Choice) -> list[int]:
     return sorted(regions.unwritten_todos(tree))
 
 
-def labs_with_seam(home: Path | None = None) -> list[Lab]:
-    """The labs that make a part of the engine."""
-    return [lab for lab in all_labs(home) if lab.seam.is_file()]
-
-
 def is_begun(lab: Lab) -> bool:
     """Whether some TODO of the lab's starter is written; also if the file is no Python, so that somebody is told."""
     try:
@@ -188,24 +133,6 @@ def finished_labs(home: Path | None = None) -> list[Lab]:
     return [lab for lab in labs_with_seam(home) if finished(lab)]
 
 
-def load_seam(lab: Lab) -> ModuleType:
-    """The lab's `seam.py`. Raises `LabError` if the lab makes no part of the engine."""
-    if not lab.seam.is_file():
-        having = ", ".join(other.id for other in labs_with_seam(lab.folder.parent)) or "none yet"
-        raise LabError(
-            f"Lab {lab.id} ({lab.title}) makes no part that an engine could be built with: it uses the engine, or "
-            f"stands beside it. Labs that make one: {having}.")
-    return loading.run_file(lab.seam, f"_lab{lab.id}_seam_{next(_counter)}")
-
-
-def seam_fields(lab: Lab, seam: ModuleType) -> tuple[str, ...]:
-    """The fields of `Components` that `seam` has a function for. Raises `LabError` if there is none."""
-    found = tuple(name for name in FIELDS if callable(getattr(seam, name, None)))
-    if not found:
-        raise LabError(f"{lab.folder.name}/seam.py has no function named as a field of Components: {', '.join(FIELDS)}.")
-    return found
-
-
 def load_parts(choices: Sequence[Choice]) -> list[Part]:
     """The chosen parts; the reference's need no loading and are left out."""
     return [
@@ -213,12 +140,6 @@ def load_parts(choices: Sequence[Choice]) -> list[Part]:
              load_seam(choice.lab), choice.stand_ins)
         for choice in choices if choice.file is not None
     ]
-
-
-def part_of(folder: Path, module: ModuleType, impl: str = MINE) -> Part:
-    """The part that `module`, loaded by somebody else, is; for a lab's own tests."""
-    lab = lab_at(folder)
-    return Part(lab, impl, module, load_seam(lab))
 
 
 def build(parts: Sequence[Part]) -> Engine:
