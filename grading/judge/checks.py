@@ -24,8 +24,8 @@ from grading.sandbox.worker.peer import Exported, Final, Raised, Remote, kept
 from labs.harness.catalog import Lab
 
 __all__ = [
-    "Check", "Wrong", "check", "checks_of", "expect", "expect_nothing_replaced", "hold", "kept", "look", "operators_seen", "ours",
-    "refusal", "same", "shown"]
+    "Check", "Wrong", "check", "expect", "expect_nothing_replaced", "hold", "kept", "look", "operators_seen", "ours",
+    "refusal", "same", "scenarios_of", "shown"]
 
 
 class Wrong(Final):
@@ -56,14 +56,14 @@ def check(todo: int, points: float, section: str, concept: str, hidden: bool = F
 
     def mark(run: Callable[..., Any]) -> Callable:
         made = Check(run.__name__, todo, points, hidden, section, concept, run, repeats)
-        run.check = made  # type: ignore[attr-defined]  # a function takes any attribute; `checks_of` looks for this one
+        run.check = made  # type: ignore[attr-defined]  # a function takes any attribute; `scenarios_of` looks for this one
         return run
 
     return mark
 
 
-def checks_of(lab: Lab) -> list[Check]:
-    """The lab's checks, TODO by TODO, in the order of their file. Raises `ModuleNotFoundError` if it has none."""
+def scenarios_of(lab: Lab) -> list[Check]:
+    """The checks in the lab's `grading/scenarios/`, TODO by TODO, in the order of their file."""
     package = importlib.import_module(f"grading.scenarios.lab{lab.id}")
     found = []
     for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):

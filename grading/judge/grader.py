@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from grading.judge import predictions
-from grading.judge.checks import Check, Wrong, checks_of, expect, shorter
+from grading.judge.checks import Check, Wrong, expect, shorter
 from grading.judge.intake import Submission
 from grading.judge.report import CheckResult, Report, digest_of
 from grading.judge.seeds import PUBLIC_SECRET, dice_for, seed_for
+from grading.judge.suite import HOME, checks_of
 from grading.sandbox.isolation import LEVELS, Limits, strongest_level
 from grading.sandbox.runtime import PACKAGE, make_runtime
 from grading.sandbox.supervisor import Child, Sandbox, SetupError, Stopped
@@ -235,8 +236,8 @@ def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
     here = Path(__file__).parents[1]
     files = [here / f"{name}.py" for name in ("judge/predictions", "judge/checks", "judge/grader", "sandbox/runtime")]
     files += sorted([*(here / "sandbox/worker").glob("*.py"), *(here / "scenarios" / f"lab{lab.id}").glob("*.py"),
-                     here / "scenarios" / "engines.py"])
-    files += [path for path in (lab.solution, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py",
+                     here / "scenarios" / "engines.py", here / "judge/suite.py", *(HOME / f"lab{lab.id}").glob("*.py")])
+    files += [path for path in (lab.solution, lab.tests, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py",
                                 lab.folder / "predict.toml") if path.is_file()]
     engine = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp", ".h")]
     for path in [*files, *sorted(engine)]:

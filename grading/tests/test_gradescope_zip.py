@@ -70,7 +70,7 @@ def test_the_zip_has_one_lab_and_nothing_that_only_authors_need(archive):
     assert {name.split("/")[2] for name in names if name.startswith("course/labs/lab")} == {LAB.folder.name}
     assert not [name for name in names if any(part in name for part in (
         "mutants/", "alternatives/", "cheats/", "tests/", ".pyc", "/.", "predictions.json"))]
-    assert f"course/labs/{LAB.folder.name}/solution.py" in names and "course/grading/scenarios/lab06/manager.py" in names
+    assert f"course/labs/{LAB.folder.name}/solution.py" in names and "course/grading/labs/lab06/hidden.py" in names
 
 
 def test_the_same_sources_make_the_same_zip():
@@ -116,7 +116,7 @@ def test_a_submission_is_graded_from_the_unpacked_zip_alone(ran):
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can look as another user")
 def test_another_user_finds_neither_checks_nor_secret_nor_submissions(ran):
     _, _, root = ran
-    hidden = ["source/term_secret", "source/course/grading/scenarios/lab06/manager.py",
+    hidden = ["source/term_secret", "source/course/grading/labs/lab06/hidden.py",
               f"source/course/labs/{LAB.folder.name}/solution.py", "submission/starter.py", "results/results.json",
               "submission_metadata.json"]
     assert all((root / name).is_file() for name in hidden)

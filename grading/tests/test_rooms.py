@@ -12,7 +12,7 @@ HOUSES = {
     "labs.harness": PROJECT / "labs" / "harness",
     "grading": PROJECT / "grading",
 }
-NO_ROOMS = {"tests", "mutants", "alternatives", "cheats", "scenarios", "results"}
+NO_ROOMS = {"tests", "mutants", "alternatives", "cheats", "scenarios", "labs", "results"}
 """Folders of what is graded, of checks and of tests: nothing else imports them."""
 
 

@@ -123,7 +123,7 @@ needs_landlock = pytest.mark.skipif(not confinement()[0],
 def secrets() -> list[Path]:
     """What a submission would like to read: solutions, tests, checks, the judge."""
     return [PROJECT / "labs/lab06_block_manager/solution.py", PROJECT / "labs/lab06_block_manager/test_lab.py",
-            PROJECT / "grading/scenarios/lab06/manager.py", PROJECT / "grading/judge/grader.py",
+            PROJECT / "grading/labs/lab06/hidden.py", PROJECT / "grading/judge/grader.py",
             PROJECT / "reference_engine/nano_qwen3_serving/scheduling/block_manager.py", Path("/etc/passwd")]
 
 
@@ -166,7 +166,7 @@ def test_a_library_that_is_the_answer_cannot_be_imported_nor_found_on_the_disk()
 
 def test_nothing_that_knows_an_answer_can_be_imported(box: Sandbox):
     names = ["solution", "labs.lab06_block_manager.solution", "labs.harness.learner.predictions", "grading",
-             "grading.scenarios.lab06.manager", "test_lab"]
+             "grading.labs.lab06.hidden", "test_lab"]
     assert set(tried_all(box, *(("imports", name) for name in names))) == {"ModuleNotFoundError"}
 
 

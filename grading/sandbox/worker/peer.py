@@ -125,6 +125,11 @@ class Peer:
             result = self._do(message, values)
         except (Ended, Garbled, Final):
             raise
+        except AssertionError as error:  # of a test, in what it handed out: the submission cannot catch it
+            if self._trusting or isinstance(error, Raised):
+                self._send({"raise": self._describe(error)}, None)
+                return
+            raise
         except BaseException as error:  # of a submission also SystemExit: it ends nothing
             if not (self._trusting or isinstance(error, Exception)):
                 raise

@@ -7,6 +7,7 @@ that closes a run without any.
 import gc
 import json
 import logging
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Generator
@@ -24,6 +25,7 @@ from labs.harness.learner import diagnosis, results
 from labs.harness.learner.progress import Progress
 from labs.harness.learner.results import MESSAGE_LENGTH, Outcome, Tests
 from labs.harness.suite import patience
+from labs.harness.suite.expecting import Here
 from labs.harness.suite.failures import failure_of
 from labs.harness.suite.table import print_table
 from labs.harness.suite.telling import PRINTED, Failure, told
@@ -47,11 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--limit", type=float, default=60, metavar="SECONDS",
         help="a test that computes, or idles, for longer fails with the line it was in (default: 60; 0: no limit)")
+    group.addoption("--seed", default="practice", help="what tests draw their inputs from; any text")
     group.addoption("--lab-json", metavar="FILE", help="write the outcome of every test of a TODO to FILE")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "todo(number, points): a test of one TODO of a lab, and what it is worth")
+    config.addinivalue_line("markers", "practice: a test that looks into the learner's process; the judge does not run it")
     config.addinivalue_line("markers", "optional: a test of a lab's Going Further section; worth no points")
     config.pluginmanager.register(LabRun(config), "lab-run")
 
@@ -363,6 +367,19 @@ class LabRun:
 
 
 _ON_OURS = pytest.StashKey[tuple[int, ...]]()
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """What a test draws its inputs from: the same in each run, unless `--seed` says otherwise."""
+    test = getattr(request.node, "originalname", None) or request.node.name
+    return random.Random(f"{request.config.getoption('--seed')}/{test}")
+
+
+@pytest.fixture
+def there() -> Here:
+    """Where the part lives: in a lab's own run, here."""
+    return Here()
 
 
 @pytest.fixture

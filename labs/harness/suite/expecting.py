@@ -1,0 +1,78 @@
+"""What labs' tests ask with, wherever they run: in the learner's process, or in the judge's, with the learner's file elsewhere.
+
+A test gets `lab`, the part; `rng`, from which it draws inputs; and, where it needs one, `there`, for what has to live
+where the part is. It exchanges plain values and tensors with the part and judges what comes back:
+
+    @pytest.mark.todo(1, points=2)
+    def test_todo_1_every_block_is_free_at_the_start(lab, rng):
+        size = rng.randrange(5, 40)
+        free = lab.FreeList(size)
+        assert len(free) == size - 1, f"..."       # every assertion says what was expected and what came
+
+An error is known by the name of its class, for the class itself is the learner's.
+"""
+
+import reprlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+class Here:
+    """The fixture `there` in the learner's own process, where everything is at hand.
+
+    The judge has another of the same methods, whose values live in the worker.
+    """
+
+    def hold(self, value: Any) -> Any:
+        """The value as an object that the part can change."""
+        return value
+
+    def look(self, held: Any) -> Any:
+        """What is held, as it is now."""
+        return held
+
+    def kept(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call returns, as an object that stays there."""
+        return call(*arguments)
+
+    def iterator(self, values: Iterable[Any]) -> Any:
+        """An iterator over values: it can be read once."""
+        return iter(values)
+
+
+def kinds_of(error: BaseException) -> list[str]:
+    """The names of an error's class and of that one's bases, the nearest first; an error from a worker brings them along."""
+    return getattr(error, "kinds", None) or [kind.__name__ for kind in type(error).__mro__]
+
+
+def refusal(kind: str, call: Callable[[], Any], otherwise: str) -> str:
+    """The message of the error, of a class named `kind`, that `call` has to raise; `otherwise` says why.
+
+    What else it raises passes.
+    """
+    __tracebackhide__ = True
+    try:
+        answer = call()
+    except Exception as error:
+        if kind in kinds_of(error):
+            return getattr(error, "text", None) or str(error)
+        raise
+    raise AssertionError(f"expected {kind}, and {shown(answer)} came back: {otherwise}")
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether two values are equal and of the same types, all the way down: 3.0 is not 3, nor is True 1."""
+    if type(found) is not type(expected):
+        return False
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return bool(found == expected)
+
+
+def shown(value: Any) -> str:
+    """A value in a line: tensors by shape and dtype, long ones cut."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {list(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
+    return reprlib.repr(value)
