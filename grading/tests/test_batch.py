@@ -228,6 +228,7 @@ def test_a_process_that_crashes_costs_a_second_try_and_nobody_elses_result(tmp_p
     assert memory.peak > 50 << 20
 
 
+@pytest.mark.proof
 @dataclass(frozen=True)
 class Endless:
     """Makes a grader that never ends with s00."""

@@ -129,17 +129,20 @@ def test_the_exam_is_worth_taking(exam: Exam) -> None:
     assert len({token for answer in answers for token in answer}) >= 300
 
 
+@pytest.mark.share(1)
 def test_each_prompt_alone_equals_transformers(exam: Exam, make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(exam.model)
     outputs = [llm.generate({"prompt_token_ids": p}, GREEDY)[0] for p in exam.prompts]
     exam.judge("alone", [o.outputs[0].token_ids for o in outputs])
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("way", MANY_WAYS)
 def test_greedy_tokens_equal_transformers(way: str, exam: Exam, make_llm: Callable[..., LLM]) -> None:
     exam.check(make_llm(exam.model, **MANY_WAYS[way]), way)
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("chunk", [0, 7])
 @pytest.mark.parametrize("block_size", [1, 16])
 def test_greedy_tokens_equal_transformers_under_preemption(
@@ -156,6 +159,7 @@ def test_greedy_tokens_equal_transformers_under_preemption(
     assert sum(o.metrics.num_preemptions for o in outputs) == preempted
 
 
+@pytest.mark.share(1)
 def test_greedy_tokens_do_not_depend_on_sampled_neighbours(exam: Exam, make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(exam.model, max_num_seqs=16)
     prompts = [{"prompt_token_ids": p} for p in exam.prompts for _ in range(2)]

@@ -125,6 +125,7 @@ def test_a_random_checkpoint_prefers_some_tokens(name: str, oracles: Any) -> Non
     assert relative_error(other[-1:], logits[-1:]) > 100 * TOLERANCE, "the first token does not matter to the last"
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_of_prompts_and_decode_steps_equal_transformers(
@@ -162,6 +163,7 @@ def test_logits_of_the_course_checkpoint_equal_transformers(
     assert worst[-1] <= TOLERANCE
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("arguments", [{}, {"long_prefill_token_threshold": 512}, {"long_prefill_token_threshold": 100}],
                          ids=["whole", "chunks of 512", "chunks of 100"])
 def test_logits_late_in_a_long_context_equal_transformers(
@@ -239,6 +241,7 @@ BATCHES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["odd sizes", "group 8"])
 def test_batch_invariant_logits_are_bitwise_equal_in_every_batch_and_chunk(

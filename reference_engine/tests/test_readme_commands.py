@@ -561,6 +561,7 @@ def test_an_instructors_first_afternoon(course: Path) -> None:
     assert not list(students.rglob("solution.py")) and not (students / "grading").exists() and not (students / ".git").exists()
 
 
+@pytest.mark.proof
 @dataclass(frozen=True)
 class Step:
     """A command, what it says, and how it ends."""
