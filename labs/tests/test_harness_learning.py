@@ -119,6 +119,7 @@ def test_a_save_during_a_run_ends_it_and_begins_another(toy, watching):
     assert said.index("Ended, before the tests were through") < said.index("Lab 07, TODO 1") < said.index("30/30")
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
 def test_ctrl_c_ends_watching_without_a_traceback(watching):

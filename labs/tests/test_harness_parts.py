@@ -553,6 +553,7 @@ def test_compare_ends_with_1_if_something_differs(workshop, home: Path):
     assert failing.returncode == 1 and "The engine stopped in Lab 06, TODO 2: Pool.allocate" in failing.stdout
 
 
+@pytest.mark.proof
 def test_report_writes_a_page_with_every_column(workshop, home: Path):
     """On the small course model: what is tested is the page, not the speed."""
     from nano_qwen3_serving.model.checkpoint import find_checkpoint

@@ -75,6 +75,7 @@ def test_the_reference_is_tested_on_the_todos_it_has_functions_for(workshop, toy
     assert "TODO 2 is left out" in alone.stdout
 
 
+@pytest.mark.proof
 def test_without_a_reference_each_test_says_so(workshop, toy):
     run = workshop.pytest("lab07_toy/test_lab.py", "--impl", "reference", "--plain")
     assert run.returncode == 1 and "there is no reference of it to test" in run.stdout and "deselected" not in run.stdout
@@ -88,6 +89,7 @@ def test_a_todo_on_top_of_an_unwritten_one_is_tested_on_ours_and_reads_blocked(w
     assert rows(alone) == {"3": ["30/30", "solved on top of our TODO 1"]}
 
 
+@pytest.mark.proof
 def test_a_todo_on_top_of_a_wrong_one_is_tested_on_ours_too(workshop, toy):
     solve(toy, 3, todo_1="return number + 4")
     run = workshop.pytest("lab07_toy/test_lab.py", "--plain")
@@ -95,12 +97,14 @@ def test_a_todo_on_top_of_a_wrong_one_is_tested_on_ours_too(workshop, toy):
     assert rows(run)["3"][1] == "blocked by TODO 1 (right on top of ours)"
 
 
+@pytest.mark.proof
 def test_without_a_solution_to_stand_in_the_blocking_todo_is_named(workshop, toy):
     solve(toy, 3)
     (toy / "solution.py").unlink()
     assert rows(workshop.pytest("lab07_toy/test_lab.py", "--plain"))["3"][1] == "blocked by TODO 1"
 
 
+@pytest.mark.proof
 def test_wrong_code_is_failing_and_keeps_its_traceback(workshop, toy):
     solve(toy, 1, todo_3="return 7")
     run = workshop.pytest("lab07_toy/test_lab.py", "--plain")
@@ -196,6 +200,7 @@ def test_what_starts_when_the_file_is_loaded_is_said_after_a_run_that_passes(wor
     assert "whenever the file is loaded" not in workshop.pytest("test_lab.py", "--plain", cwd=toy).stdout
 
 
+@pytest.mark.proof
 def test_an_error_in_ours_names_the_line_that_called_it(workshop, toy):
     solve(toy, todo_3="return double(None)")
     run = workshop.pytest("test_lab.py", "--plain", cwd=toy)

@@ -53,6 +53,7 @@ def test_verify_compares_with_transformers_and_writes_one_json(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["v.json"], "a temporary file was left"
 
 
+@pytest.mark.proof
 def test_verify_notices_an_engine_that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from nano_qwen3_serving.model.layers import RMSNorm
 
