@@ -580,7 +580,7 @@ def test_one_bad_request_kills_all_not_in_an_offline_batch_either(caplog):
         llm.generate(["good", "bad!", "fine"], greedy(5))
     assert [o.outputs[0].finish_reason for o in caught.value.outputs] == ["length", "error", "length"]
     assert caught.value.outputs[2].outputs[0].text == continued_text("fine", 5)
-    (again,) = [record for record in caplog.records if record.name == "nano_qwen3_serving.engine.llm_engine"]
+    (again,) = [record for record in caplog.records if record.name == "nano_qwen3_serving.execution.executor"]
     assert "step of 3 requests failed and is computed again, request by request: RuntimeError: the" in again.getMessage()
     assert isinstance(again.failure, RuntimeError)
 

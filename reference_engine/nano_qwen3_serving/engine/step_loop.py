@@ -73,7 +73,6 @@ class StepLoop:
     Args:
         engine: touched by no other thread from now on, but for `make_requests`.
         gate: called before each step; a test's gate decides when it returns.
-        on_scheduled: told, after each step, the ids that it computed.
         on_gone: told the id of each request that left.
     """
 
@@ -81,14 +80,12 @@ class StepLoop:
         self,
         engine: LLMEngine,
         gate: StepGate | None,
-        on_scheduled: Callable[[list[str]], None],
         on_gone: Callable[[str], None],
     ) -> None:
         self.engine = engine
         self._died: EngineDeadError | None = None
         self._process = os.getpid()
         self._gate = gate
-        self._on_scheduled = on_scheduled
         self._on_gone = on_gone
         self._inbox: deque[Command] = deque()
         self._wakeup = threading.Condition()
@@ -252,10 +249,7 @@ class StepLoop:
     def _step(self) -> None:
         if self._gate is not None:
             self._gate()
-        outputs = self.engine.step()
-        if self.engine.last_batch is not None:
-            self._on_scheduled([c.request.request_id for c in self.engine.last_batch.chunks])
-        self._publish(outputs)
+        self._publish(self.engine.step())
 
     def _add(self, stream: Stream, requests: list[Request]) -> None:
         if not self._knows(stream):
