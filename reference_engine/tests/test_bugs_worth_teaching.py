@@ -161,7 +161,7 @@ def test_double_free_of_shared_blocks_at_every_step():
         if i % 2:
             server.abort_request([f"{i}", f"{i}"])
         server.check_invariants()
-        assert min(server.block_manager._ref_counts) == 0
+        assert min(block.ref_count for block in server.block_manager._blocks) == 0
     run(server)
 
 

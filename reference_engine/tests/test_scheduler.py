@@ -311,7 +311,7 @@ def test_the_judge_sees_a_block_that_two_would_write():
     toy.add("A", A)
     toy.add("B", B)
     batch = toy.schedule()
-    toy.pool._tables["B"] = toy.pool._tables["A"]
+    toy.pool._holdings["B"] = toy.pool._holdings["A"]
     chunks = [replace(c, block_table=toy.pool.block_table(c.request.request_id)) for c in batch.chunks]
     with pytest.raises(AssertionError, match="A writes to blocks that others hold too"):
         judge(toy, ScheduledBatch(chunks))
