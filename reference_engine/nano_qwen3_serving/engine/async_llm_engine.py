@@ -222,10 +222,8 @@ class AsyncLLMEngine:
 
     async def check_health(self) -> None:
         """Raises the `EngineDeadError` if the engine died or was shut down."""
-        if self.errored:
-            raise self.dead_error
         if self.is_stopped:
-            raise EngineDeadError("the engine was shut down; start a new one")
+            raise self.dead_error
 
     async def get_stats(self) -> dict[str, Any]:
         """Numbers of this moment, taken between two steps."""
@@ -263,7 +261,7 @@ class AsyncLLMEngine:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self.is_stopped and task is not None and not task.cancelling():
-                raise self.dead_error from None  # the shutdown cancelled the work, nobody the caller
+                raise self.dead_error from None  # the shutdown cancelled the work; the caller was not cancelled
             raise
 
     def get_tokenizer(self) -> Any:
@@ -300,7 +298,7 @@ class AsyncLLMEngine:
     @property
     def dead_error(self) -> BaseException:
         """What it died of; before that, what callers get after shutdown."""
-        return self._steps.dead_error or EngineDeadError("the engine was shut down; start a new one")
+        return self._steps.gone_error
 
     async def _start(
         self, prompt: Prompt, params: SamplingParams, request_id: str,

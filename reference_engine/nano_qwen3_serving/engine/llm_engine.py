@@ -46,6 +46,9 @@ class LLMEngine:
         components: which parts; the reference's by default.
         clock: engine time, in seconds.
         recorder: notes every step.
+
+    Attributes:
+        observers: who hears of its steps and of the ends of its requests.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class LLMEngine:
         arrival_time: float | None = None,
         priority: int = 0,
     ) -> None:
-        """Takes a request in; it runs in the steps that follow.
+        """Queues a request; it runs in the steps that follow.
 
         Raises:
             InvalidParametersError: the prompt or a parameter is not acceptable, or a request with

@@ -42,7 +42,8 @@ class Executor:
         A request that fails again has an entry in `errors`, and has ended.
         """
         result = self._execute(batch) if batch.chunks else SampledTokens({})
-        keep_prompt_logprobs(batch, result)
+        if result.prompt_logprobs:
+            keep_prompt_logprobs(batch, result)
         if result.errors:
             self._end_failed(result.errors)
         return result
