@@ -197,13 +197,13 @@ def test_questions_late_in_a_long_conversation_are_answered(
     every: int, corpus: Any, course_llm: LLM, note: Callable[[str], None]
 ) -> None:
     """It is trained to at least 1,024 positions: the answers begin after position 900."""
-    dice, tokenizer = random.Random(0), course_llm.get_tokenizer()
+    rng, tokenizer = random.Random(0), course_llm.get_tokenizer()
     entries = [e for e in corpus.load_entries() if len(tokenizer.encode(e.answer)) < 80]
     prompts, answers = [], []
     while len(prompts) < (3 if every > 1 else 12):
         messages: list[dict[str, str]] = []
-        for entry in dice.sample(entries, 60):
-            messages += corpus.chat_messages(dice.choice(entry.questions))
+        for entry in rng.sample(entries, 60):
+            messages += corpus.chat_messages(rng.choice(entry.questions))
             prompt = tokenizer.apply_chat_template(messages)
             if len(tokenizer.encode(prompt)) > 900:
                 prompts.append(prompt)

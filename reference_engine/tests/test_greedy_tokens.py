@@ -68,19 +68,19 @@ def course_prompts(llm: LLM, corpus: Any) -> list[list[int]]:
     """Questions plain and in chats, openings, conversations of several turns, and odd ones."""
     tokenizer, chat = llm.get_tokenizer(), llm.get_tokenizer().apply_chat_template
     entries = corpus.load_entries()
-    dice = random.Random(0)
-    texts = [corpus.plain_prompt(q) for e in dice.sample(entries, 30) for q in e.questions[:1]]
-    texts += [chat(corpus.chat_messages(e.questions[-1])) for e in dice.sample(entries, 30)]
+    rng = random.Random(0)
+    texts = [corpus.plain_prompt(q) for e in rng.sample(entries, 30) for q in e.questions[:1]]
+    texts += [chat(corpus.chat_messages(e.questions[-1])) for e in rng.sample(entries, 30)]
     texts += [chat(corpus.chat_messages((e.held_out or e.questions)[0], "You are a helpful assistant."), enable_thinking=False)
-              for e in dice.sample(entries, 16)]
-    texts += [opening.prompt for opening in dice.sample(corpus.load_openings(), 16)]
+              for e in rng.sample(entries, 16)]
+    texts += [opening.prompt for opening in rng.sample(corpus.load_openings(), 16)]
     for turns in (2, 3, 4, 6, 8, 12):
         messages = []
-        for entry in dice.sample(entries, turns):
+        for entry in rng.sample(entries, turns):
             messages += [*corpus.chat_messages(entry.questions[0]), {"role": "assistant", "content": entry.answer}]
         texts.append(chat(messages[:-1]))
     texts += ["a", " ", "\n", "🙂", "你好，世界", "def f(x):\n    return x", "!" * 50, "the " * 40]
-    noise = [[dice.randrange(2000) for _ in range(n)] for n in (1, 2, 15, 16, 17, 100)]
+    noise = [[rng.randrange(2000) for _ in range(n)] for n in (1, 2, 15, 16, 17, 100)]
     return [tokenizer.encode(text) for text in texts] + noise
 
 
@@ -95,8 +95,8 @@ def course_exam(shared_course_llm: LLM, oracle: Oracle, corpus: Any, note: Any) 
 @pytest.fixture(scope="module")
 def random_exam(random_checkpoint: Callable[..., Path], note: Any) -> Any:
     folder = random_checkpoint(SHAPE)
-    dice = random.Random(1)
-    prompts = [[dice.randrange(SHAPE.vocab_size) for _ in range(dice.choice([1, 4, 16, 33, 70, 150]))] for _ in range(100)]
+    rng = random.Random(1)
+    prompts = [[rng.randrange(SHAPE.vocab_size) for _ in range(rng.choice([1, 4, 16, 33, 70, 150]))] for _ in range(100)]
     prompts += [prompts[i][:20] + prompts[i + 1] for i in range(10)]  # some share a beginning
     random_oracle = Oracle(folder)
     exam = Exam(str(folder), prompts, random_oracle, random_oracle.greedy(prompts, MAX_TOKENS), {})

@@ -71,8 +71,8 @@ def recording_llm(make_llm: Callable[..., LLM], model: Any, **arguments: Any) ->
 
 
 def random_prompts(vocab_size: int, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
-    dice = random.Random(seed)
-    return [[dice.randrange(vocab_size) for _ in range(n)] for n in lengths]
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab_size) for _ in range(n)] for n in lengths]
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -181,11 +181,11 @@ def test_logits_of_every_position_equal_transformers_however_prompts_are_cut_and
 ) -> None:
     """The runner alone, given chunks of random sizes of several requests and scattered blocks."""
     folder, oracle = oracles(name)
-    dice = random.Random(seed)
-    size = dice.choice([1, 3, 4, 16])
+    rng = random.Random(seed)
+    size = rng.choice([1, 3, 4, 16])
     llm = make_llm(folder, block_size=size, num_gpu_blocks_override=600)
-    prompts = random_prompts(SHAPES[name].vocab_size, [dice.randrange(1, 70) for _ in range(5)], seed)
-    blocks = dice.sample(range(1, 600), 5 * 70)
+    prompts = random_prompts(SHAPES[name].vocab_size, [rng.randrange(1, 70) for _ in range(5)], seed)
+    blocks = rng.sample(range(1, 600), 5 * 70)
     requests = [
         Request(str(i), None, prompt, OUTPUT, seed=0, max_total_tokens=100,
                 block_indices=[blocks.pop() for _ in range(-(-len(prompt) // size))])
@@ -193,9 +193,9 @@ def test_logits_of_every_position_equal_transformers_however_prompts_are_cut_and
     ]
     got: list[list[Tensor]] = [[] for _ in prompts]
     while pending := [r for r in requests if r.num_uncomputed_tokens]:
-        some = dice.sample(pending, dice.randint(1, len(pending)))
+        some = rng.sample(pending, rng.randint(1, len(pending)))
         batch = [
-            ScheduledChunk(r, r.num_computed_tokens, dice.choice([1, dice.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
+            ScheduledChunk(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
             for r in some
         ]
         for chunk, logits in every_logit(llm, batch):
