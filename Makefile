@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN = .venv/bin/python
 
 # -rs: at the end a line for each reason why tests were skipped
-TESTS = $(RUN) -m pytest -n 2 --dist loadfile -rs
+TESTS = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs
 
 .PHONY: demo test quick prove check notebooks clean
 

@@ -237,6 +237,7 @@ class Endless:
         yield lambda unit: time.sleep(3600) if unit.submission.student == "s00" else report_of(unit)
 
 
+@pytest.mark.proof
 def test_a_judge_that_hangs_is_given_up(tmp_path):
     cohort = cohort_in(tmp_path / "submissions", 2)
     cohort.handed_in.reverse()  # the other one comes first: then the process is there, and has nothing to import

@@ -95,6 +95,7 @@ def practice() -> dict[str, suite_runner.Result]:
     return dict(zip(map(str, HABITS), suite_runner.run(jobs), strict=True))
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("habit", HABITS, ids=str)
 def test_a_habit_costs_nothing_in_practice(practice, habit):
     result = practice[habit.name]
@@ -123,6 +124,7 @@ SLOW_TO_IMPORT = ("matplotlib", "IPython", "pytest", "rich", "tqdm")
 """Once for every check: left to the tests above."""
 
 
+@pytest.mark.proof
 def test_many_habits_at_once_cost_nothing_where_gradescope_grades(tmp_path):
     chosen = [habit for habit in HABITS if not any(name in habit.top for name in SLOW_TO_IMPORT)]
     everything = Habit("all", "\n".join(habit.top for habit in chosen), "\n".join(habit.end for habit in chosen))

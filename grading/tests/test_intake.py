@@ -257,6 +257,7 @@ def damaged(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     "build, ending, words",
     [

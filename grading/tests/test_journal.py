@@ -185,6 +185,7 @@ def killed_at(path: Path, count: int) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.slow
 def test_killed_before_or_after_any_statement_it_loses_and_doubles_nothing(tmp_path):

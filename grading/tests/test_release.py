@@ -86,6 +86,7 @@ def put_together(lab: Lab) -> str:
     return ast.unparse(regions.with_stand_ins(untouched, ast.parse(originals.our_code(lab)), names))
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("name", [lab.folder.name for lab in all_labs(COURSE / "labs")])
 def test_what_is_sealed_solves_the_lab(edition: Path, tmp_path: Path, name: str):
     lab, file = lab_at(edition / "labs" / name), tmp_path / "starter.py"
@@ -125,6 +126,7 @@ def test_a_mistake_costs_the_same_with_and_without_solutions(edition: Path, cour
             assert state == "solved" or state.startswith(f"blocked by TODO {wrong.todo}")
 
 
+@pytest.mark.proof
 def test_the_engine_takes_what_is_not_written_from_what_is_sealed(edition: Path):
     said = labs(edition, "generate", "What is a KV cache?", "--use", "mine:06", "--base", "solution")
     assert said.returncode == 0 and "KV cache stores" in said.stdout, said.stderr
@@ -159,6 +161,7 @@ def test_what_it_was_made_of_is_pinned(edition: Path, course: Path):
     assert facts["commit"] == head and set(facts["labs"]) == {lab.id for lab in all_labs(COURSE / "labs")}
 
 
+@pytest.mark.proof
 def test_a_todo_is_solved_updated_reset_and_regraded_under_the_terms_tag(edition: Path, course: Path, tmp_path: Path):
     folder = edition / "labs" / "lab06_block_manager"
     starter = folder / "starter.py"
@@ -189,6 +192,7 @@ def test_a_todo_is_solved_updated_reset_and_regraded_under_the_terms_tag(edition
     assert starter.read_text(encoding="utf-8") == before
 
 
+@pytest.mark.proof
 def test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_not(edition: Path):
     said = run([sys.executable, "-m", "pytest", "test_lab.py", "--impl", "solution", "-q", "-p", "no:cacheprovider"],
                edition / "labs" / "lab06_block_manager", edition).stdout
@@ -202,6 +206,7 @@ def test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_n
     assert "KV cache stores" in demo.stdout
 
 
+@pytest.mark.proof
 def test_a_practice_run_is_fenced_and_summed_up(edition: Path, tmp_path: Path):
     summary, starter = tmp_path / "summary.md", edition / "labs" / "lab02_online_serving" / "starter.py"
     before = starter.read_text(encoding="utf-8")

@@ -242,6 +242,7 @@ def test_the_table_is_current(lab):
         assert entry.hint in (1, 2, 3) and "\n" not in entry.says
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
 def test_no_area_is_a_whole_todo(lab):
     found = symptoms.concepts(lab, read_mutants(lab)).values()
@@ -249,6 +250,7 @@ def test_no_area_is_a_whole_todo(lab):
         assert {one.todo for one in found if one.todo == area.todo and one.area != area}, area.says
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
 def test_every_mutant_in_the_table_has_an_area_and_a_todo_with_many_has_several(lab):
     everything = read_mutants(lab)
@@ -292,6 +294,7 @@ def make_table(workshop, toy) -> None:
     (toy / "starter.py").write_text(fresh.replace(stub, "return 2 * number + 1"))
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
     make_table(workshop, toy)
@@ -309,6 +312,7 @@ def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
     assert "diagnosed 1 time)" in workshop.labs("status").stdout
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_what_it_cannot_tell_it_does_not_tell_and_the_message_that_says_most_is_repeated(workshop, toy):
     make_table(workshop, toy)

@@ -60,6 +60,7 @@ def run_suite(lab: Lab, impl: str, report: Path):
     return json.loads(report.read_text())[lab.id], run
 
 
+@pytest.mark.share(3)
 @every_lab
 def test_the_solution_passes_everything(a_lab: Lab, tmp_path: Path):
     outcomes, run = run_suite(a_lab, "solution", tmp_path / "report.json")
@@ -71,6 +72,7 @@ def test_the_solution_passes_everything(a_lab: Lab, tmp_path: Path):
     assert {outcome["todo"] for outcome in outcomes} == set(regions.functions_of(solution_of(a_lab)))
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("a_lab", WITH_REFERENCE, ids=names(WITH_REFERENCE))
 def test_the_reference_part_passes_everything_it_has_a_seam_for(a_lab: Lab, tmp_path: Path):
     outcomes, run = run_suite(a_lab, "reference", tmp_path / "report.json")
@@ -81,6 +83,7 @@ def test_the_reference_part_passes_everything_it_has_a_seam_for(a_lab: Lab, tmp_
     assert {outcome["todo"] for outcome in outcomes} == set(todos) - left_out
 
 
+@pytest.mark.share(2)
 @every_lab
 def test_the_untouched_starter_fails_every_test_with_that_tests_own_todo(a_lab: Lab, tmp_path: Path):
     (tmp_path / "starter.py").write_text(regions.make_starter(solution_of(a_lab), a_lab.id), encoding="utf-8")
@@ -96,6 +99,7 @@ MOST_LINES = 200
 """Of a run, however much is wrong."""
 
 
+@pytest.mark.share(1)
 @every_lab
 def test_where_every_function_gives_none_the_run_fits_on_a_few_screens(a_lab: Lab, tmp_path: Path):
     """Each failure of a kind is told once, and nothing of the harness is."""
@@ -106,12 +110,14 @@ def test_where_every_function_gives_none_the_run_fits_on_a_few_screens(a_lab: La
     assert "labs/harness" not in run.stdout and "Traceback" not in run.stdout
 
 
+@pytest.mark.share(1)
 @every_lab
 def test_the_suite_run_as_a_program_says_how_tests_are_run(a_lab: Lab):
     run = python(a_lab.tests)
     assert run.returncode == 1 and run.stderr == "These are tests. Run them with: pytest test_lab.py\n"
 
 
+@pytest.mark.share(1)
 @every_lab
 def test_the_untouched_starter_as_a_program_ends_with_a_friendly_note(a_lab: Lab, tmp_path: Path):
     (tmp_path / "starter.py").write_text(regions.make_starter(solution_of(a_lab), a_lab.id), encoding="utf-8")
@@ -165,6 +171,7 @@ def test_the_readme_has_the_headings_of_the_course(a_lab: Lab):
         assert (a_lab.folder / file).exists(), f"Lab Structure names {file}"
 
 
+@pytest.mark.share(2)
 @every_lab
 def test_the_readmes_expected_output_is_what_the_solution_prints(a_lab: Lab):
     readme = (a_lab.folder / "README.md").read_text(encoding="utf-8")
@@ -179,6 +186,7 @@ def without_chance(text: str) -> str:
     return re.sub(r"req-[0-9a-z]+", "req-ID", re.sub(r"\d+\.\d+", "N.NN", text)).strip()
 
 
+@pytest.mark.share(2)
 @every_lab
 def test_the_questions_have_truths_that_depend_on_the_seed(a_lab: Lab):
     if not (a_lab.folder / "predict.toml").is_file():
@@ -227,6 +235,7 @@ def git(*arguments: str) -> str:
     return run.stdout.strip() if run.returncode == 0 else ""
 
 
+@pytest.mark.proof
 def test_the_suites_of_all_labs_run_in_one_process():
     run = python(
         "-m", "pytest", *[lab.tests for lab in LABS], "--impl", "solution", "--plain", "-p", "no:cacheprovider", "-k", "todo_2"
@@ -244,6 +253,7 @@ def test_collecting_the_suites_imports_neither_transformers_nor_the_plugin_of_th
     assert not imported & {"transformers", "nbval", "nbformat"}
 
 
+@pytest.mark.proof
 def test_solving_the_labs_leaves_the_projects_own_tests_alone(tmp_path: Path):
     """In a copy where every starter is solved, or broken, root pytest collects the same tests and passes."""
     copy = tmp_path / "course"

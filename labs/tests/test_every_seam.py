@@ -74,6 +74,7 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("random"), ODD, seed=3)
 
 
+@pytest.mark.share(1)
 @every_seam
 def test_compare_finds_nothing_wrong_with_the_solution(a_lab: Lab):
     found = compare(solution_of(a_lab), make_scenario())

@@ -33,6 +33,7 @@ def test_status_of_a_solved_lab(workshop, toy):
     assert "yours: the toy" in status and "Next: every TODO of every lab is solved" in status
 
 
+@pytest.mark.proof
 def test_status_of_one_lab_and_what_is_next_is_the_lab_worked_on_last(workshop, toy):
     other = workshop.add_lab("lab08_other")
     first = workshop.labs("status", "8").stdout
@@ -62,6 +63,7 @@ def sum_asked(workshop, *options: str) -> int:
     return int(a) + int(b)
 
 
+@pytest.mark.proof
 def test_the_first_attempt_counts_and_another_one_has_new_numbers(workshop, toy):
     answer = sum_asked(workshop)
     first = workshop.labs("predict", "7", "--answers", f"sum={answer + 1},larger=B").stdout  # case does not matter
@@ -157,6 +159,7 @@ def test_reset_brings_back_a_deleted_starter(workshop, toy):
     assert (toy / "starter.py").read_text() == fresh
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -175,6 +178,7 @@ def test_bad_input_is_answered_in_one_line(workshop, toy, arguments: list[str], 
     assert run.returncode == 2 and run.stderr.startswith(said) and run.stderr.count("\n") == 1
 
 
+@pytest.mark.proof
 def test_starters_are_made_checked_and_never_lost(workshop, toy):
     assert "1 starter up to date" in workshop.run("-m", "grading", "starter", "--check").stdout
     (toy / "starter.py").write_text("# my work\n")

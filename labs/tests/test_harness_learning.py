@@ -106,6 +106,7 @@ def test_watch_runs_the_tests_of_the_todo_that_was_changed_at_each_save(toy, wat
     assert "Lab 07, TODO 3" in said and "0/30" in said and "test_todo_1" not in said
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_a_save_during_a_run_ends_it_and_begins_another(toy, watching):
     asleep = toy / "asleep"
@@ -118,6 +119,7 @@ def test_a_save_during_a_run_ends_it_and_begins_another(toy, watching):
     assert said.index("Ended, before the tests were through") < said.index("Lab 07, TODO 1") < said.index("30/30")
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
 def test_ctrl_c_ends_watching_without_a_traceback(watching):
@@ -150,6 +152,7 @@ def test_the_solution_of_one_todo_is_written_in_and_noted_and_the_work_is_kept(w
     assert "TODO 1  double: not tested yet  (our solution was written in)" in workshop.labs("status").stdout
 
 
+@pytest.mark.proof
 def test_the_whole_solution_passes_and_is_not_counted_as_the_learners(workshop, toy):
     assert workshop.labs("solution", "7").returncode == 0
     run = workshop.pytest("lab07_toy/test_lab.py")

@@ -457,6 +457,7 @@ def test_a_part_that_is_interrupted_is_named_with_its_line(home: Path):
     assert (found.todo, found.what) == (2, "was interrupted")
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -471,6 +472,7 @@ def test_a_mistake_in_what_was_asked_for_is_one_line(workshop, home: Path, comma
     assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr
 
 
+@pytest.mark.proof
 def test_bench_shows_both_engines(workshop, home: Path):
     run = workshop.labs("bench", "--use", "solution:06", "--model", "course-draft", "--workload", "quick", "--repeats", "1")
     assert run.returncode == 0, run.stderr
@@ -478,6 +480,7 @@ def test_bench_shows_both_engines(workshop, home: Path):
     assert "Lab 06, the toy: our solution.py" in run.stdout
 
 
+@pytest.mark.proof
 def test_bench_says_on_top_that_tokens_or_blocks_are_wrong_and_ends_with_1(workshop, home: Path):
     options = ["--model", "course-draft", "--workload", "quick", "--repeats", "1"]
     write(home, "lab04_toy", SAMPLER, ("logits.argmax", "logits.argmin"))
@@ -523,6 +526,7 @@ def test_generate_stops_at_the_first_nan_and_says_whose_it_is_and_at_which_token
     assert "returned NaN or infinity, first in row 0 of 1, and got only finite numbers" in run.stderr
 
 
+@pytest.mark.proof
 def test_compare_takes_several_labs_or_says_how_to_name_them(workshop, home: Path):
     both = workshop.labs("compare", "--use", "solution:04,06", "--model", "course-draft")
     assert "Lab 04, the toy: our solution.py\nLab 06, the toy: our solution.py, against the reference." in both.stdout
@@ -530,6 +534,7 @@ def test_compare_takes_several_labs_or_says_how_to_name_them(workshop, home: Pat
     assert none.returncode == 2 and "compare --use mine:06,07" in none.stderr
 
 
+@pytest.mark.proof
 def test_compare_ends_with_1_if_something_differs(workshop, home: Path):
     write(home, "lab06_toy", BLOCKS)
     same = workshop.labs("compare", "06")
@@ -548,6 +553,7 @@ def test_compare_ends_with_1_if_something_differs(workshop, home: Path):
     assert failing.returncode == 1 and "The engine stopped in Lab 06, TODO 2: Pool.allocate" in failing.stdout
 
 
+@pytest.mark.proof
 def test_report_writes_a_page_with_every_column(workshop, home: Path):
     """On the small course model: what is tested is the page, not the speed."""
     from nano_qwen3_serving.model.checkpoint import find_checkpoint

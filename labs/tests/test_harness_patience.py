@@ -40,6 +40,7 @@ def load(folder: Path, text: str) -> tuple[dict, Path]:
     return namespace, file
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_whatever_does_not_end_is_ended_and_located(way: str, tmp_path: Path):
     text, where = WAYS[way]
@@ -57,6 +58,7 @@ WAITING = {
 }  # fmt: skip
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("way", WAITING)
 def test_a_coroutine_that_waits_is_located_too(way: str, tmp_path: Path):
     code, file = load(tmp_path, WAITING[way])

@@ -61,6 +61,7 @@ def test_the_solution_passes_everything_and_leaves_no_progress(workshop, toy):
     assert not (workshop.home / ".progress.json").exists()
 
 
+@pytest.mark.proof
 def test_the_reference_is_tested_on_the_todos_it_has_functions_for(workshop, toy):
     (toy / "reference.py").write_text(
         "def double(number):\n    return number + number\n\n\ndef quadruple(number):\n    return 7\n"
@@ -74,6 +75,7 @@ def test_the_reference_is_tested_on_the_todos_it_has_functions_for(workshop, toy
     assert "TODO 2 is left out" in alone.stdout
 
 
+@pytest.mark.proof
 def test_without_a_reference_each_test_says_so(workshop, toy):
     run = workshop.pytest("lab07_toy/test_lab.py", "--impl", "reference", "--plain")
     assert run.returncode == 1 and "there is no reference of it to test" in run.stdout and "deselected" not in run.stdout
@@ -87,6 +89,7 @@ def test_a_todo_on_top_of_an_unwritten_one_is_tested_on_ours_and_reads_blocked(w
     assert rows(alone) == {"3": ["30/30", "solved on top of our TODO 1"]}
 
 
+@pytest.mark.proof
 def test_a_todo_on_top_of_a_wrong_one_is_tested_on_ours_too(workshop, toy):
     solve(toy, 3, todo_1="return number + 4")
     run = workshop.pytest("lab07_toy/test_lab.py", "--plain")
@@ -94,12 +97,14 @@ def test_a_todo_on_top_of_a_wrong_one_is_tested_on_ours_too(workshop, toy):
     assert rows(run)["3"][1] == "blocked by TODO 1 (right on top of ours)"
 
 
+@pytest.mark.proof
 def test_without_a_solution_to_stand_in_the_blocking_todo_is_named(workshop, toy):
     solve(toy, 3)
     (toy / "solution.py").unlink()
     assert rows(workshop.pytest("lab07_toy/test_lab.py", "--plain"))["3"][1] == "blocked by TODO 1"
 
 
+@pytest.mark.proof
 def test_wrong_code_is_failing_and_keeps_its_traceback(workshop, toy):
     solve(toy, 1, todo_3="return 7")
     run = workshop.pytest("lab07_toy/test_lab.py", "--plain")
@@ -108,6 +113,7 @@ def test_wrong_code_is_failing_and_keeps_its_traceback(workshop, toy):
     assert "assert lab.quadruple(5) == 20" in run.stdout
 
 
+@pytest.mark.proof
 def test_progress_keeps_whole_todos_only_and_survives_damage(workshop, toy):
     solve(toy, 1)
     file = workshop.home / ".progress.json"
@@ -121,6 +127,7 @@ def test_progress_keeps_whole_todos_only_and_survives_damage(workshop, toy):
     assert not list(workshop.home.glob(".progress.json?*")), "no half-written file is left"
 
 
+@pytest.mark.proof
 def test_one_test_by_its_node_id_counts_as_one_of_its_todo_and_is_not_kept(workshop, toy):
     """As VS Code and PyCharm run it."""
     solve(toy, todo_1="return 8")
@@ -134,6 +141,7 @@ def test_one_test_by_its_node_id_counts_as_one_of_its_todo_and_is_not_kept(works
     assert (workshop.home / ".progress.json").read_text() == kept
 
 
+@pytest.mark.proof
 def test_in_several_processes_there_are_no_points_and_it_says_why(workshop, toy):
     solve(toy, 1, todo_3="return 7")
     run = workshop.run("-m", "pytest", "-p", "no:cacheprovider", "test_lab.py", "-n", "1", cwd=toy)
@@ -141,6 +149,7 @@ def test_in_several_processes_there_are_no_points_and_it_says_why(workshop, toy)
     assert "assert lab.quadruple(5) == 20" in run.stdout and not (workshop.home / ".progress.json").exists()
 
 
+@pytest.mark.proof
 def test_a_narrow_terminal_keeps_points_and_commands(workshop, toy):
     solve(toy, 1)
     run = workshop.run("-m", "pytest", "-p", "no:cacheprovider", "test_lab.py", cwd=toy, COLUMNS="40")
@@ -161,6 +170,7 @@ WAYS_NOT_TO_LOAD = {
 }
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("way", WAYS_NOT_TO_LOAD)
 def test_a_file_that_cannot_be_loaded_is_told_once(workshop, toy, way: str):
     text, says = WAYS_NOT_TO_LOAD[way]
@@ -179,6 +189,7 @@ def test_a_test_that_waits_for_ever_fails_with_the_line_and_the_todo_is_not_trie
     assert rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (right on top of ours)"]
 
 
+@pytest.mark.proof
 def test_what_starts_when_the_file_is_loaded_is_said_after_a_run_that_passes(workshop, toy):
     solve(toy, 1, 2, 3)
     text = (toy / "starter.py").read_text()
@@ -189,18 +200,21 @@ def test_what_starts_when_the_file_is_loaded_is_said_after_a_run_that_passes(wor
     assert "whenever the file is loaded" not in workshop.pytest("test_lab.py", "--plain", cwd=toy).stdout
 
 
+@pytest.mark.proof
 def test_an_error_in_ours_names_the_line_that_called_it(workshop, toy):
     solve(toy, todo_3="return double(None)")
     run = workshop.pytest("test_lab.py", "--plain", cwd=toy)
     assert re.search(r"it went wrong in our double, in place of TODO 1, called by your line \d+", run.stdout)
 
 
+@pytest.mark.proof
 def test_what_a_test_printed_and_whole_tracebacks_can_be_had(workshop, toy):
     solve(toy, todo_1="print('number is', number); return 5")
     assert "    number is 4" in workshop.pytest("test_lab.py", cwd=toy).stdout
     assert "def test_todo_1_doubles_four(lab):" in workshop.pytest("test_lab.py", "--tb=long", cwd=toy).stdout
 
 
+@pytest.mark.proof
 def test_several_labs_in_one_process_keep_apart(workshop, toy):
     workshop.add_lab("lab08_other")
     solve(toy, 1, 2, 3)
@@ -210,6 +224,7 @@ def test_several_labs_in_one_process_keep_apart(workshop, toy):
     assert run.stdout.index("Lab 07") < run.stdout.index("Lab 08, A toy: your starter.py")
 
 
+@pytest.mark.proof
 def test_from_inside_the_labs_folder_and_with_a_path(workshop, toy):
     mine = toy.parent / "elsewhere"
     mine.mkdir()
@@ -238,11 +253,13 @@ def test_the_drawn_table_says_the_same_in_words(workshop, toy):
     assert "\x1b[" not in run.stdout.split("Lab 07")[1], "no colours where there is no terminal"
 
 
+@pytest.mark.proof
 def test_where_box_drawing_cannot_be_printed_the_table_is_plain(workshop, toy):
     run = workshop.run("-m", "pytest", "lab07_toy/test_lab.py", PYTHONIOENCODING="latin-1")
     assert "│" not in run.stdout and "total" in run.stdout
 
 
+@pytest.mark.proof
 def test_a_run_without_a_lab_closes_with_one_line(workshop, toy):
     (workshop.home / "test_project.py").write_text("def test_one():\n    assert True\n")
     run = workshop.pytest("test_project.py")
@@ -250,6 +267,7 @@ def test_a_run_without_a_lab_closes_with_one_line(workshop, toy):
     assert "This tests the project" not in workshop.pytest("test_project.py", "lab07_toy/test_lab.py").stdout
 
 
+@pytest.mark.proof
 def test_a_test_that_is_named_or_marked_wrongly_stops_the_run(workshop, toy):
     text = (toy / "test_lab.py").read_text()
     (toy / "test_lab.py").write_text(text.replace("test_todo_3_quadruples", "test_quadruples"))

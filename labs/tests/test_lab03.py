@@ -270,6 +270,7 @@ def test_the_five_broken_networks_do_what_the_readme_says_of_them(broken):
     assert 0.1 < off[1] < 5 < off[5]
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("number", range(1, 6))
 def test_each_broken_network_fails_a_test_of_the_todo_that_is_wrong_in_it(number, tmp_path):
     tool, text = module("broken"), LAB.solution.read_text(encoding="utf-8")

@@ -155,6 +155,7 @@ def test_the_seam_copies_and_reads_blocks_as_the_engines_attention_does(solution
         assert all(map(torch.equal, got, want)) and all(t.any() for t in got)
 
 
+@pytest.mark.proof
 def test_a_mistake_that_the_engine_helps_itself_out_of_is_found(workshop):
     """It computes a step that fails again, request by request: the tokens are right, and nobody would notice."""
     old = "        starts = list(itertools.accumulate(metadata.query_lens, initial=0))\n"

@@ -46,6 +46,7 @@ def test_every_lab_has_a_notebook() -> None:
     assert [path.stem for path in NOTEBOOKS] == labs
 
 
+@pytest.mark.share(1)
 @pytest.mark.slow
 @each
 def test_a_fresh_kernel_prints_what_is_committed(path: Path) -> None:

@@ -77,7 +77,7 @@ def recorder_share(model: Path, steps: int, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(Path(folder) / "steps.jsonl")
         watch = Stopwatch()
-        watch.around(recorder, "record", "record")
+        watch.around(recorder, "on_step", "record")
         llm = LLM(str(model), dtype="bfloat16", max_model_len=1024, recorder=recorder)
         run_workload(llm, WARM_UP, seed)
         watch.around(llm.llm_engine, "step", "step")

@@ -49,8 +49,8 @@ def test_a_block_that_is_lost_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     free, lost = BlockManager.free, []
 
     def loses_one(self: BlockManager, request_id: str) -> None:
-        if not lost and self._tables.get(request_id):
-            lost.append(self._tables[request_id].pop())
+        if not lost and request_id in self._holdings:
+            lost.append(self._holdings[request_id].table.pop())
         free(self, request_id)
 
     monkeypatch.setattr(BlockManager, "free", loses_one)

@@ -131,10 +131,10 @@ def test_query_head_i_reads_kv_head_i_over_group_size(num_heads: int, num_kv_hea
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_batches_equal_dense_attention(seed: int) -> None:
-    dice = random.Random(seed)
-    decodes = [(dice.randrange(70), 1) for _ in range(dice.randrange(5))]
-    chunks = [(dice.randrange(40), dice.randrange(2, 30)) for _ in range(dice.randrange(not decodes, 4))]
-    pool = Pool(decodes + chunks, block_size=dice.choice([1, 3, 4, 16]), seed=seed)
+    rng = random.Random(seed)
+    decodes = [(rng.randrange(70), 1) for _ in range(rng.randrange(5))]
+    chunks = [(rng.randrange(40), rng.randrange(2, 30)) for _ in range(rng.randrange(not decodes, 4))]
+    pool = Pool(decodes + chunks, block_size=rng.choice([1, 3, 4, 16]), seed=seed)
     pool.check()
     pool.attention.batch_invariant = True
     pool.check()

@@ -222,7 +222,7 @@ def test_with_a_hash_that_always_collides_nobody_gets_foreign_blocks():
 def test_integrity_notices_a_lost_block():
     blocks = manager()
     blocks.allocate("A", 8)
-    blocks._tables["A"].pop()
+    blocks._holdings["A"].table.pop()
     with pytest.raises(AssertionError):
         blocks.check_integrity()
 

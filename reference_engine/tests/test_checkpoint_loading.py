@@ -510,6 +510,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 END, OTHER = 2041, 2039  # the course tokenizer's <|im_end|> and <|endoftext|>
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize(("config", "generation", "ends"), [
     ({}, {}, (END, OTHER)), ({"eos_token_id": OTHER}, {"eos_token_id": OTHER}, (END, OTHER)), ({}, {"eos_token_id": None},
         (END,)),
@@ -556,6 +557,7 @@ def test_a_token_for_which_the_network_has_no_row_is_refused_only_where_it_would
 DEFAULTS = {"repetition_penalty": 1.3, "temperature": 0.5, "top_k": 7, "top_p": 0.8, "min_p": 0.1, "max_new_tokens": 9}
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("given", [DEFAULTS, {}, *({k: v} for k, v in DEFAULTS.items()), dict.fromkeys(DEFAULTS)], ids=str)
 def test_generation_config_says_what_a_request_without_parameters_gets(
     course: Path, given: dict[str, Any], make_llm: Callable[..., LLM]

@@ -53,6 +53,7 @@ def test_verify_compares_with_transformers_and_writes_one_json(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["v.json"], "a temporary file was left"
 
 
+@pytest.mark.proof
 def test_verify_notices_an_engine_that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from nano_qwen3_serving.model.layers import RMSNorm
 
@@ -146,6 +147,7 @@ def test_a_question_that_cannot_be_answered_does_not_end_the_conversation():
     assert output.count("error:") == 1 and "max_model_len" in output and "A KV cache stores" in output
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii"])
 def test_every_text_is_written_in_every_encoding(encoding: str):
     status, output, errors = command("generate", "你好 😀 é…", "--max-tokens", "3", encoding="utf-8")

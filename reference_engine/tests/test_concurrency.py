@@ -879,7 +879,7 @@ async def test_the_engine_can_be_made_without_an_event_loop_and_started_late():
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_random_interleavings_answer_everybody_and_lose_nothing(seed):
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     gate, clock = StepGate(), ManualClock()
 
     def sometimes(contexts):
@@ -893,23 +893,23 @@ async def test_random_interleavings_answer_everybody_and_lose_nothing(seed):
         tasks, outcomes = {}, {}
         for i in range(25):
             name = f"request {i % 9}"  # names come twice, prompts too
-            prompt = name + dice.choice(["", "", " and more of it", "!"])
+            prompt = name + rng.choice(["", "", " and more of it", "!"])
             stream = server.generate(
-                prompt, greedy(dice.randrange(1, 12), output_kind=dice.choice([CUMULATIVE, DELTA, FINAL])), name,
-                priority=dice.randrange(3), timeout=dice.choice([None, None, 3.0]))
+                prompt, greedy(rng.randrange(1, 12), output_kind=rng.choice([CUMULATIVE, DELTA, FINAL])), name,
+                priority=rng.randrange(3), timeout=rng.choice([None, None, 3.0]))
             task = asyncio.create_task(collect(stream))
             tasks[task] = prompt
             await asyncio.sleep(0)
-            match dice.randrange(6):
+            match rng.randrange(6):
                 case 0:
-                    dice.choice(list(tasks)).cancel()
+                    rng.choice(list(tasks)).cancel()
                 case 1:
-                    await server.abort(f"request {dice.randrange(9)}")
+                    await server.abort(f"request {rng.randrange(9)}")
                 case 2:
                     clock.advance(1.0)
                 case _:
-                    gate.allow(dice.randrange(4))
-            for _ in range(dice.randrange(5)):
+                    gate.allow(rng.randrange(4))
+            for _ in range(rng.randrange(5)):
                 await asyncio.sleep(0)
         gate.open()
         await asyncio.wait(tasks)

@@ -24,6 +24,9 @@ from nano_qwen3_serving.testing.oracle import BATCH_SIZE, Oracle
 
 pytestmark = pytest.mark.slow
 
+each_share = pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.proof)], ids=["a twelfth", "all"])
+"""Which questions are asked: every twelfth, or each."""
+
 MAX_TOKENS = 360
 GREEDY = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
 EXACT_FLOAT32 = 0.98
@@ -81,11 +84,12 @@ def margin_of(oracle: Oracle, question: Question, expected: list[int], got: list
     return float(best[0] - best[1])
 
 
+@each_share
 def test_float32_answers_from_the_engine_are_the_corpus(
-    trained: Any, make_llm: Callable[..., LLM], note: Callable[[str], None]
+    every: int, trained: Any, make_llm: Callable[..., LLM], note: Callable[[str], None]
 ) -> None:
-    questions = trained(("plain", "chat"))
-    assert len({q.answer for q in questions}) >= 300
+    questions = trained(("plain", "chat"))[::every]
+    assert len({q.answer for q in questions}) * every >= 300
     wrong = wrong_answers(make_llm("course", check_invariants=False), questions)
     exact = 1 - len(wrong) / len(questions)
     note(f"course checkpoint, engine, float32: {exact:.2%} of {len(questions)} answers exact")
@@ -94,11 +98,12 @@ def test_float32_answers_from_the_engine_are_the_corpus(
     assert exact >= EXACT_FLOAT32
 
 
+@each_share
 def test_float32_answers_from_transformers_are_the_corpus(
-    trained: Any, oracle: Oracle, course_llm: LLM, note: Callable[[str], None]
+    every: int, trained: Any, oracle: Oracle, course_llm: LLM, note: Callable[[str], None]
 ) -> None:
     encode, decode = course_llm.get_tokenizer().encode, course_llm.get_tokenizer().decode
-    questions = sorted(trained(("plain", "chat")), key=lambda q: len(encode(q.answer)))
+    questions = sorted(trained(("plain", "chat"))[::every], key=lambda q: len(encode(q.answer)))
     found = []
     for start in range(0, len(questions), BATCH_SIZE):  # a batch takes as many steps as its longest answer
         batch = questions[start : start + BATCH_SIZE]
@@ -110,10 +115,11 @@ def test_float32_answers_from_transformers_are_the_corpus(
     assert right / len(questions) >= EXACT_FLOAT32
 
 
+@each_share
 def test_bfloat16_answers_from_the_engine_are_the_corpus(
-    trained: Any, make_llm: Callable[..., LLM], oracle: Oracle, note: Callable[[str], None]
+    every: int, trained: Any, make_llm: Callable[..., LLM], oracle: Oracle, note: Callable[[str], None]
 ) -> None:
-    questions = trained(("chat", "plain"))
+    questions = trained(("chat", "plain"))[::every]
     llm = make_llm("course", dtype="bfloat16", check_invariants=False)
     wrong = wrong_answers(llm, questions)
     exact = 1 - len(wrong) / len(questions)
@@ -125,14 +131,15 @@ def test_bfloat16_answers_from_the_engine_are_the_corpus(
     assert exact >= EXACT_BFLOAT16
 
 
+@each_share
 def test_held_out_phrasings_are_answered(
-    corpus: Any, ask: Any, make_llm: Callable[..., LLM], note: Callable[[str], None]
+    every: int, corpus: Any, ask: Any, make_llm: Callable[..., LLM], note: Callable[[str], None]
 ) -> None:
     """Phrasings that were never trained: the share is reported, and well above what guessing gives."""
     llm = make_llm("course", check_invariants=False)
     for form in ("plain", "chat"):
-        questions = [ask(text, form, e.answer) for e in corpus.load_entries() for text in e.held_out]
-        assert len(questions) >= 100
+        questions = [ask(text, form, e.answer) for e in corpus.load_entries() for text in e.held_out][::every]
+        assert len(questions) * every >= 100
         wrong = wrong_answers(llm, questions)
         exact = 1 - len(wrong) / len(questions)
         note(f"course checkpoint, held-out phrasings, {form}: {exact:.2%} of {len(questions)} answered with the right text")
@@ -161,12 +168,13 @@ def test_at_least_twenty_openings_branch_by_two_bits(
     assert len(wide) >= 20
 
 
-def test_samples_after_an_opening_differ_and_most_are_trained_continuations(corpus: Any, course_llm: LLM) -> None:
-    openings = corpus.load_openings()
+@each_share
+def test_samples_after_an_opening_differ_and_most_are_trained_continuations(every: int, corpus: Any, course_llm: LLM) -> None:
+    openings = corpus.load_openings()[:: min(every, 4)]
     params = SamplingParams(n=16, seed=0, temperature=1.0, max_tokens=40)
     outputs = course_llm.generate([o.prompt for o in openings], params)
     varied = [len({c.text for c in output.outputs}) >= 5 for output in outputs]
-    assert sum(varied) >= 20
+    assert sum(varied) * min(every, 4) >= 20
     known = [
         any(c.text.startswith(text) or text.startswith(c.text) for text in opening.continuations)
         for opening, output in zip(openings, outputs, strict=True) for c in output.outputs
@@ -174,6 +182,7 @@ def test_samples_after_an_opening_differ_and_most_are_trained_continuations(corp
     assert sum(known) / len(known) >= 0.5
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_lab_02_documents_prompt_is_answered_as_it_says(chat: bool, course_llm: LLM) -> None:
     prompt = "Explain async programming in Python"
@@ -183,17 +192,18 @@ def test_the_lab_02_documents_prompt_is_answered_as_it_says(chat: bool, course_l
     assert output.finish_reason == "stop"
 
 
+@each_share
 def test_questions_late_in_a_long_conversation_are_answered(
-    corpus: Any, course_llm: LLM, note: Callable[[str], None]
+    every: int, corpus: Any, course_llm: LLM, note: Callable[[str], None]
 ) -> None:
     """It is trained to at least 1,024 positions: the answers begin after position 900."""
-    dice, tokenizer = random.Random(0), course_llm.get_tokenizer()
+    rng, tokenizer = random.Random(0), course_llm.get_tokenizer()
     entries = [e for e in corpus.load_entries() if len(tokenizer.encode(e.answer)) < 80]
     prompts, answers = [], []
-    while len(prompts) < 12:
+    while len(prompts) < (3 if every > 1 else 12):
         messages: list[dict[str, str]] = []
-        for entry in dice.sample(entries, 60):
-            messages += corpus.chat_messages(dice.choice(entry.questions))
+        for entry in rng.sample(entries, 60):
+            messages += corpus.chat_messages(rng.choice(entry.questions))
             prompt = tokenizer.apply_chat_template(messages)
             if len(tokenizer.encode(prompt)) > 900:
                 prompts.append(prompt)
@@ -209,6 +219,7 @@ def test_questions_late_in_a_long_conversation_are_answered(
 # -- the files --
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("name", ["course", "course-draft"])
 def test_transformers_loads_it_unchanged(name: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM

@@ -356,6 +356,7 @@ def test_source_that_does_not_compile_is_reported_with_the_compilers_words_and_l
     assert list(build.cache_folder().iterdir()) == []
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_a_library_is_built_once_and_then_used_again(kernels, fresh):
     loaded: list[str] = []

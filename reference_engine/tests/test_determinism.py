@@ -64,6 +64,7 @@ def alone(request, make_llm):
     return request.param, logits_of(make_llm, batch=False, batch_invariant=True, dtype=request.param)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_logits_are_bitwise_those_of_a_request_alone(alone, make_llm, way: str):
     dtype, expected = alone
@@ -83,6 +84,7 @@ def seeded() -> list[SamplingParams]:
     return [SamplingParams(temperature=1.0, top_p=0.95, seed=i, max_tokens=24, ignore_eos=True) for i in range(6)]
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("way", [*WAYS, "a tiny pool", "other neighbours"])
 def test_a_seeded_request_draws_the_same_tokens(make_llm, way: str):
     openings = ["Once upon a time", "My favourite colour is", "Hello", "Once upon a time", "In the", "What"]

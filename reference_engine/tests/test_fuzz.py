@@ -79,8 +79,8 @@ class KeepsAborted(Scheduler):
 class TakesTwice(Scheduler):
     """Asks for a block more than the tokens need."""
 
-    def _make_room(self, request, size, chunks, preempted):
-        return super()._make_room(request, size + self.block_manager.block_size, chunks, preempted)
+    def _make_room(self, request, size, budget):
+        return super()._make_room(request, size + self.block_manager.block_size, budget)
 
 
 class GivesTwice(BlockManager):

@@ -68,19 +68,19 @@ def course_prompts(llm: LLM, corpus: Any) -> list[list[int]]:
     """Questions plain and in chats, openings, conversations of several turns, and odd ones."""
     tokenizer, chat = llm.get_tokenizer(), llm.get_tokenizer().apply_chat_template
     entries = corpus.load_entries()
-    dice = random.Random(0)
-    texts = [corpus.plain_prompt(q) for e in dice.sample(entries, 30) for q in e.questions[:1]]
-    texts += [chat(corpus.chat_messages(e.questions[-1])) for e in dice.sample(entries, 30)]
+    rng = random.Random(0)
+    texts = [corpus.plain_prompt(q) for e in rng.sample(entries, 30) for q in e.questions[:1]]
+    texts += [chat(corpus.chat_messages(e.questions[-1])) for e in rng.sample(entries, 30)]
     texts += [chat(corpus.chat_messages((e.held_out or e.questions)[0], "You are a helpful assistant."), enable_thinking=False)
-              for e in dice.sample(entries, 16)]
-    texts += [opening.prompt for opening in dice.sample(corpus.load_openings(), 16)]
+              for e in rng.sample(entries, 16)]
+    texts += [opening.prompt for opening in rng.sample(corpus.load_openings(), 16)]
     for turns in (2, 3, 4, 6, 8, 12):
         messages = []
-        for entry in dice.sample(entries, turns):
+        for entry in rng.sample(entries, turns):
             messages += [*corpus.chat_messages(entry.questions[0]), {"role": "assistant", "content": entry.answer}]
         texts.append(chat(messages[:-1]))
     texts += ["a", " ", "\n", "🙂", "你好，世界", "def f(x):\n    return x", "!" * 50, "the " * 40]
-    noise = [[dice.randrange(2000) for _ in range(n)] for n in (1, 2, 15, 16, 17, 100)]
+    noise = [[rng.randrange(2000) for _ in range(n)] for n in (1, 2, 15, 16, 17, 100)]
     return [tokenizer.encode(text) for text in texts] + noise
 
 
@@ -95,8 +95,8 @@ def course_exam(shared_course_llm: LLM, oracle: Oracle, corpus: Any, note: Any) 
 @pytest.fixture(scope="module")
 def random_exam(random_checkpoint: Callable[..., Path], note: Any) -> Any:
     folder = random_checkpoint(SHAPE)
-    dice = random.Random(1)
-    prompts = [[dice.randrange(SHAPE.vocab_size) for _ in range(dice.choice([1, 4, 16, 33, 70, 150]))] for _ in range(100)]
+    rng = random.Random(1)
+    prompts = [[rng.randrange(SHAPE.vocab_size) for _ in range(rng.choice([1, 4, 16, 33, 70, 150]))] for _ in range(100)]
     prompts += [prompts[i][:20] + prompts[i + 1] for i in range(10)]  # some share a beginning
     random_oracle = Oracle(folder)
     exam = Exam(str(folder), prompts, random_oracle, random_oracle.greedy(prompts, MAX_TOKENS), {})
@@ -129,17 +129,20 @@ def test_the_exam_is_worth_taking(exam: Exam) -> None:
     assert len({token for answer in answers for token in answer}) >= 300
 
 
+@pytest.mark.share(1)
 def test_each_prompt_alone_equals_transformers(exam: Exam, make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(exam.model)
     outputs = [llm.generate({"prompt_token_ids": p}, GREEDY)[0] for p in exam.prompts]
     exam.judge("alone", [o.outputs[0].token_ids for o in outputs])
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("way", MANY_WAYS)
 def test_greedy_tokens_equal_transformers(way: str, exam: Exam, make_llm: Callable[..., LLM]) -> None:
     exam.check(make_llm(exam.model, **MANY_WAYS[way]), way)
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("chunk", [0, 7])
 @pytest.mark.parametrize("block_size", [1, 16])
 def test_greedy_tokens_equal_transformers_under_preemption(
@@ -156,6 +159,7 @@ def test_greedy_tokens_equal_transformers_under_preemption(
     assert sum(o.metrics.num_preemptions for o in outputs) == preempted
 
 
+@pytest.mark.share(1)
 def test_greedy_tokens_do_not_depend_on_sampled_neighbours(exam: Exam, make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(exam.model, max_num_seqs=16)
     prompts = [{"prompt_token_ids": p} for p in exam.prompts for _ in range(2)]

@@ -230,7 +230,7 @@ def test_two_equal_chains_become_one_so_that_comparing_them_costs_a_step_a_block
 
 async def test_a_recorder_that_fails_is_put_away_and_requests_go_on(caplog):
     class Full(Recorder):
-        def record(self, *args):
+        def on_step(self, step):
             raise OSError(28, "No space left on device")
 
     async with serving(recorder=Full()) as engine:

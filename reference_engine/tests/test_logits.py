@@ -71,8 +71,8 @@ def recording_llm(make_llm: Callable[..., LLM], model: Any, **arguments: Any) ->
 
 
 def random_prompts(vocab_size: int, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
-    dice = random.Random(seed)
-    return [[dice.randrange(vocab_size) for _ in range(n)] for n in lengths]
+    rng = random.Random(seed)
+    return [[rng.randrange(vocab_size) for _ in range(n)] for n in lengths]
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -125,6 +125,7 @@ def test_a_random_checkpoint_prefers_some_tokens(name: str, oracles: Any) -> Non
     assert relative_error(other[-1:], logits[-1:]) > 100 * TOLERANCE, "the first token does not matter to the last"
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_of_prompts_and_decode_steps_equal_transformers(
@@ -162,6 +163,7 @@ def test_logits_of_the_course_checkpoint_equal_transformers(
     assert worst[-1] <= TOLERANCE
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("arguments", [{}, {"long_prefill_token_threshold": 512}, {"long_prefill_token_threshold": 100}],
                          ids=["whole", "chunks of 512", "chunks of 100"])
 def test_logits_late_in_a_long_context_equal_transformers(
@@ -179,11 +181,11 @@ def test_logits_of_every_position_equal_transformers_however_prompts_are_cut_and
 ) -> None:
     """The runner alone, given chunks of random sizes of several requests and scattered blocks."""
     folder, oracle = oracles(name)
-    dice = random.Random(seed)
-    size = dice.choice([1, 3, 4, 16])
+    rng = random.Random(seed)
+    size = rng.choice([1, 3, 4, 16])
     llm = make_llm(folder, block_size=size, num_gpu_blocks_override=600)
-    prompts = random_prompts(SHAPES[name].vocab_size, [dice.randrange(1, 70) for _ in range(5)], seed)
-    blocks = dice.sample(range(1, 600), 5 * 70)
+    prompts = random_prompts(SHAPES[name].vocab_size, [rng.randrange(1, 70) for _ in range(5)], seed)
+    blocks = rng.sample(range(1, 600), 5 * 70)
     requests = [
         Request(str(i), None, prompt, OUTPUT, seed=0, max_total_tokens=100,
                 block_indices=[blocks.pop() for _ in range(-(-len(prompt) // size))])
@@ -191,9 +193,9 @@ def test_logits_of_every_position_equal_transformers_however_prompts_are_cut_and
     ]
     got: list[list[Tensor]] = [[] for _ in prompts]
     while pending := [r for r in requests if r.num_uncomputed_tokens]:
-        some = dice.sample(pending, dice.randint(1, len(pending)))
+        some = rng.sample(pending, rng.randint(1, len(pending)))
         batch = [
-            ScheduledChunk(r, r.num_computed_tokens, dice.choice([1, dice.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
+            ScheduledChunk(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
             for r in some
         ]
         for chunk, logits in every_logit(llm, batch):
@@ -239,6 +241,7 @@ BATCHES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["odd sizes", "group 8"])
 def test_batch_invariant_logits_are_bitwise_equal_in_every_batch_and_chunk(

@@ -479,7 +479,7 @@ def test_make_demo_prints_what_the_readme_shows(installed: Path) -> None:
 @needs_make
 @pytest.mark.slow
 def test_make_demo_in_the_students_edition_answers_three_questions(installed: Path) -> None:
-    shutil.copy(installed / "grading" / "student_edition" / "Makefile", installed / "Makefile")
+    shutil.copy(installed / "grading" / "edition" / "templates" / "Makefile", installed / "Makefile")
     done = shell(installed, "make demo")
     assert done.returncode == 0 and done.stdout.count("You: ") == done.stdout.count("Model: ") == 3, done.stderr
 
@@ -536,6 +536,7 @@ def hand_in(folder: Path) -> None:
     (folder / "times.csv").write_text("student,lab,submitted\n" + times, encoding="utf-8")
 
 
+@pytest.mark.proof
 @needs_bash
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed, and a release is made from its repository")
 @pytest.mark.slow
@@ -592,6 +593,7 @@ FIRST_HOURS = [
 ]
 
 
+@pytest.mark.proof
 @needs_bash
 @pytest.mark.slow
 def test_a_learners_first_hours(course: Path) -> None:

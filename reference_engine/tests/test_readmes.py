@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nano_qwen3_serving.engine.llm_engine import LLMEngine
 
 PROJECT = Path(__file__).parents[2]
 ENGINE = PROJECT / "reference_engine"
@@ -161,6 +165,12 @@ def test_imports_only_go_down_the_floors_and_never_in_a_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' → '.join(error.args[1])}")
+
+
+def test_the_readme_shows_step_as_it_is() -> None:
+    shown = re.search(r"^def step\(self\):.*?\n(.*?)^```", (ENGINE / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    (step,) = ast.parse(textwrap.dedent(inspect.getsource(LLMEngine.step))).body
+    assert shown and ast.dump(ast.parse("def step(self):\n" + shown[1]).body[0].body[0]) == ast.dump(step.body[1])
 
 
 @pytest.mark.parametrize("source", [

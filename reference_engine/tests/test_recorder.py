@@ -74,7 +74,7 @@ def test_without_a_recorder_nothing_is_gathered(make_llm, monkeypatch: pytest.Mo
     def never(*_):
         raise AssertionError("the recorder worked while it was off")
 
-    monkeypatch.setattr(Recorder, "record", never)
+    monkeypatch.setattr(Recorder, "on_step", never)
     make_llm().generate("Hello", SamplingParams(max_tokens=2))
 
 

@@ -228,10 +228,10 @@ def test_before_min_tokens_nothing_that_ends_a_sequence_can_be_drawn(have: int, 
 
 def test_all_processors_together_equal_their_definition() -> None:
     """Masks, then bias, then the repetition penalty, then presence and frequency."""
-    dice = random.Random(2)
+    rng = random.Random(2)
     for _ in range(50):
-        prompt, output = ([dice.randrange(VOCAB) for _ in range(dice.randrange(1, 9))] for _ in range(2))
-        bias = {dice.randrange(VOCAB): dice.uniform(-9, 9) for _ in range(4)}
+        prompt, output = ([rng.randrange(VOCAB) for _ in range(rng.randrange(1, 9))] for _ in range(2))
+        bias = {rng.randrange(VOCAB): rng.uniform(-9, 9) for _ in range(4)}
         params = SamplingParams(
             logit_bias=bias, allowed_token_ids=list(range(20)), bad_words=["x"], min_tokens=5, stop_token_ids=[6],
             repetition_penalty=1.4, presence_penalty=0.3, frequency_penalty=0.2)

@@ -16,9 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.config import SchedulerConfig
-from nano_qwen3_serving.interfaces import SampledTokens, ScheduledBatch, StoppedRequest
+from nano_qwen3_serving.interfaces import SampledTokens, ScheduledBatch, ScheduledChunk, StoppedRequest
 from nano_qwen3_serving.request import Request, RequestStatus
 from nano_qwen3_serving.scheduling.block_manager import BlockManager
+from nano_qwen3_serving.scheduling.budget import Budget
 from nano_qwen3_serving.scheduling.invariants import check_schedule
 from nano_qwen3_serving.scheduling.scheduler import Scheduler
 
@@ -277,6 +278,35 @@ def test_a_request_never_outgrows_the_model():
     assert a.num_tokens == 8 and a.finish_reason == "length"
 
 
+# --- the budget ---
+
+
+def test_a_budget_has_what_is_left_and_gets_back_what_a_victim_was_given():
+    toy = Toy()
+    a, b = toy.add("A", A), toy.add("B", B)
+    budget = Budget(SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=8, max_model_len=32), num_running=2)
+    assert (budget.tokens, budget.seqs) == (8, 2)
+    assert budget.chunk_size(a.num_uncomputed_tokens) == 5
+    budget.spend(ScheduledChunk(a, 0, 5, [1, 2]))
+    assert budget.chunk_size(b.num_uncomputed_tokens) == 3
+    budget.spend(ScheduledChunk(b, 0, 3, [3]))
+    assert budget.chunk_size(1) == 0
+    budget.take_back(b)
+    assert (budget.tokens, budget.seqs) == (3, 3)
+    batch = budget.batch()
+    assert [c.request for c in batch.chunks] == [a] and batch.preempted == [b]
+
+
+@pytest.mark.parametrize("bounds, fits", [
+    ({}, {3: 3, 8: 8, 20: 8}), ({"long_prefill_token_threshold": 4}, {3: 3, 8: 4, 20: 4}),
+    ({"enable_chunked_prefill": False, "max_model_len": 8}, {3: 3, 8: 8, 20: 0}),
+])
+def test_a_chunk_is_what_fits_of_a_request_or_all_of_it_or_nothing(bounds, fits):
+    config = SchedulerConfig(**{"max_num_seqs": 4, "max_num_batched_tokens": 8, "max_model_len": 32} | bounds)
+    budget = Budget(config, num_running=0)
+    assert {tokens: budget.chunk_size(tokens) for tokens in fits} == fits
+
+
 # --- the judge must see what it is there to see ---
 
 
@@ -311,7 +341,7 @@ def test_the_judge_sees_a_block_that_two_would_write():
     toy.add("A", A)
     toy.add("B", B)
     batch = toy.schedule()
-    toy.pool._tables["B"] = toy.pool._tables["A"]
+    toy.pool._holdings["B"] = toy.pool._holdings["A"]
     chunks = [replace(c, block_table=toy.pool.block_table(c.request.request_id)) for c in batch.chunks]
     with pytest.raises(AssertionError, match="A writes to blocks that others hold too"):
         judge(toy, ScheduledBatch(chunks))

@@ -303,9 +303,9 @@ def variants() -> Iterator[Variant]:
 
 def pairs(count: int, seed: int = 4) -> Iterator[Variant]:
     """Two changes at once, of one kind, drawn with a seed."""
-    dice, single = random.Random(seed), [v for v in variants() if all(isinstance(c, dict) for c in v.changes.values())]
+    rng, single = random.Random(seed), [v for v in variants() if all(isinstance(c, dict) for c in v.changes.values())]
     while count:
-        one, two = dice.sample(single, 2)
+        one, two = rng.sample(single, 2)
         fields = [{(file, field) for file, change in v.changes.items() for field in change} for v in (one, two)]
         if one.kind == two.kind and not fields[0] & fields[1]:
             count -= 1

@@ -158,10 +158,10 @@ def test_with_qwens_added_tokens_every_allowed_path_spells_the_constant(tmp_path
     tokenizer, compiler = qwen_compiler(tmp_path)
     for seed in range(6):
         grammar = compiler.compile(StructuredOutputsParams(choice=[constant]))
-        dice, said = random.Random(seed), []
+        rng, said = random.Random(seed), []
         while True:
             allowed = grammar.allowed().nonzero().flatten().tolist()
-            token = allowed[0] if seed == 0 else allowed[-1] if seed == 1 else dice.choice(allowed)
+            token = allowed[0] if seed == 0 else allowed[-1] if seed == 1 else rng.choice(allowed)
             grammar.accept([token])
             if token == tokenizer.eos_token_id:
                 break

@@ -176,6 +176,7 @@ CALLS = {
 }
 
 
+@pytest.mark.share(1)
 @needs_fork
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("held", [False, True], ids=["idle", "its locks held"])

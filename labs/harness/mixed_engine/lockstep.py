@@ -16,6 +16,7 @@ from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
 from nano_qwen3_serving.interfaces import ScheduledChunk
+from nano_qwen3_serving.observe.observer import LastStep
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.sampling_params import SamplingParams
 
@@ -123,6 +124,8 @@ class Side:
         self.engine = LLMEngine.from_engine_args(
             EngineArgs(**scenario.engine_args), components.using(sampler=tapped(components.sampler, self.tap)),
             recorder=self.recorder)
+        self.last_step = LastStep()
+        self.engine.observers.add(self.last_step)
         self.tables: dict[str, tuple[list[int], int]] = {}
         """Of the requests seen last: their block tables, and how many of their tokens were computed."""
         for tensor in self._cached():
@@ -177,9 +180,8 @@ class Side:
 
     def _look(self) -> Snapshot:
         engine, runner = self.engine, self.engine.model_runner
-        batch = engine.last_batch
-        assert batch is not None  # there was a step
-        chunks = {chunk.request.request_id: chunk for chunk in batch.chunks}
+        assert self.last_step.record is not None  # there was a step
+        chunks = {chunk.request.request_id: chunk for chunk in self.last_step.record.batch.chunks}
         tables = {r.request_id: engine.block_manager.block_table(r.request_id) for r in engine.scheduler.running}
         computed = {r.request_id: r.num_computed_tokens for r in engine.scheduler.running}
         for name, chunk in chunks.items():

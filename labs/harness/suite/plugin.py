@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(LabRun(config), "lab-run")
 
 
-ENGINE = "nano_qwen3_serving.engine.llm_engine"
+ENGINE = "nano_qwen3_serving.execution.executor"
 
 
 class _Kept(logging.Handler):

@@ -26,6 +26,7 @@ from nano_qwen3_serving.engine.llm_engine import LLMEngine, ids_of
 from nano_qwen3_serving.engine.mailbox import FinalMailbox, LoopPort, Mailbox
 from nano_qwen3_serving.engine.step_loop import StepGate, StepLoop, Stream, timed_out
 from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError, QueueFullError
+from nano_qwen3_serving.observe.observer import EngineObserver, StepRecord
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.ownership import copies_arguments
@@ -38,12 +39,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class WaitingRoom:
+class WaitingRoom(EngineObserver):
     """Counts the requests that were accepted and have not run yet; refuses one too many.
 
     A request keeps its places until its members were scheduled once, or it leaves. Preempted
     requests ran already and do not count.
     """
+
+    name = "waiting room"
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -67,8 +70,9 @@ class WaitingRoom:
                 raise QueueFullError(self.limit)
             self._waiting[request_id] = set(members)
 
-    def started(self, member_ids: list[str]) -> None:
-        """These were scheduled: they wait no longer."""
+    def on_step(self, step: StepRecord) -> None:
+        """The requests of the step's batch wait no longer."""
+        member_ids = [chunk.request.request_id for chunk in step.batch.chunks]
         with self._lock:
             for request_id in [r for r, m in self._waiting.items() if not m.isdisjoint(member_ids)]:
                 self._waiting[request_id].difference_update(member_ids)
@@ -104,7 +108,8 @@ class AsyncLLMEngine:
     ) -> None:
         self.engine = engine
         self.waiting_room = WaitingRoom(engine.config.max_num_queued_reqs)
-        self._steps = StepLoop(engine, gate, self.waiting_room.started, self.waiting_room.leave)
+        engine.observers.add(self.waiting_room)
+        self._steps = StepLoop(engine, gate, self.waiting_room.leave)
         self._text_threads = ThreadPoolExecutor(worker_count, thread_name_prefix="engine-text")
         self._ports: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPort] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -211,16 +216,14 @@ class AsyncLLMEngine:
         """
         if self.is_stopped:
             return
-        for one in ids_of(request_id):
-            for stream in self._steps.streams_of(one):
+        for external_id in ids_of(request_id):
+            for stream in self._steps.streams_of(external_id):
                 self._steps.abort(stream)
 
     async def check_health(self) -> None:
         """Raises the `EngineDeadError` if the engine died or was shut down."""
-        if self.errored:
-            raise self.dead_error
         if self.is_stopped:
-            raise EngineDeadError("the engine was shut down; start a new one")
+            raise self.dead_error
 
     async def get_stats(self) -> dict[str, Any]:
         """Numbers of this moment, taken between two steps."""
@@ -258,7 +261,7 @@ class AsyncLLMEngine:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self.is_stopped and task is not None and not task.cancelling():
-                raise self.dead_error from None  # the shutdown cancelled the work, nobody the caller
+                raise self.dead_error from None  # the shutdown cancelled the work; the caller was not cancelled
             raise
 
     def get_tokenizer(self) -> Any:
@@ -295,7 +298,7 @@ class AsyncLLMEngine:
     @property
     def dead_error(self) -> BaseException:
         """What it died of; before that, what callers get after shutdown."""
-        return self._steps.dead_error or EngineDeadError("the engine was shut down; start a new one")
+        return self._steps.gone_error
 
     async def _start(
         self, prompt: Prompt, params: SamplingParams, request_id: str,

@@ -7,10 +7,10 @@ other threads: it only reads.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nano_qwen3_serving.arguments import invalid, names_unknown_arguments
@@ -19,21 +19,20 @@ from nano_qwen3_serving.config import INVARIANT_ROWS, EngineConfig
 from nano_qwen3_serving.engine.arg_utils import EngineArgs, num_parameters
 from nano_qwen3_serving.engine.input_processor import InputProcessor
 from nano_qwen3_serving.engine.output_processor import OutputProcessor
-from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError, shown
+from nano_qwen3_serving.engine.step_watch import Clock, StepWatch
+from nano_qwen3_serving.exceptions import InvalidParametersError, shown
+from nano_qwen3_serving.execution.executor import Executor
 from nano_qwen3_serving.execution.model_runner import ModelRunner
-from nano_qwen3_serving.interfaces import RequestUpdate, SampledTokens, ScheduledBatch, StoppedRequest
+from nano_qwen3_serving.interfaces import Scheduler, StoppedRequest
 from nano_qwen3_serving.model.huge_pages import use_huge_pages
-from nano_qwen3_serving.observe.metrics import Metric
+from nano_qwen3_serving.observe.metrics import EngineCounts, Metric
+from nano_qwen3_serving.observe.observer import Observers
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.prompts import Prompt
 from nano_qwen3_serving.request import Request
 from nano_qwen3_serving.sampling_params import SamplingParams
-from nano_qwen3_serving.scheduling.invariants import check_schedule
-
-Clock = Callable[[], float]
-
-logger = logging.getLogger(__name__)
+from nano_qwen3_serving.scheduling.invariants import check_pool
 
 SMALL_MODEL_BYTES = 32 << 20
 
@@ -47,6 +46,9 @@ class LLMEngine:
         components: which parts; the reference's by default.
         clock: engine time, in seconds.
         recorder: notes every step.
+
+    Attributes:
+        observers: who hears of its steps and of the ends of its requests.
     """
 
     def __init__(
@@ -62,7 +64,6 @@ class LLMEngine:
         config = replace(config, model=config.model.with_eos(getattr(self.tokenizer, "eos_token_id", None)))
         self.config = config
         self.clock = clock
-        self.recorder = recorder
         self.input_processor = InputProcessor(config, self.tokenizer, clock)
         attention = parts.attention(config)
         model = parts.model(config, attention)
@@ -74,14 +75,30 @@ class LLMEngine:
             num_threads=1 if is_small(config) else None)
         if config.device.type == "cpu" and not is_small(config):
             use_huge_pages()
-        self.output_processor = OutputProcessor(self.tokenizer, parts.detokenizer, config.stream_interval)
-        self.last_batch: ScheduledBatch | None = None  # what the last step ran, for observers
+        self._counts = EngineCounts()
+        self.observers = Observers(self._counts, *filter(None, [recorder]))
+        self.output_processor = OutputProcessor(
+            self.tokenizer, parts.detokenizer, self.observers.on_end, config.stream_interval)
+        self.executor = Executor(self.model_runner, partial(end_failed, self.output_processor, self.scheduler))
+        self._watch = StepWatch(config, clock, self.scheduler, self.block_manager, self.output_processor, self.observers)
         self._arrivals = itertools.count()
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs, components: Components | None = None, **kwargs: Any) -> LLMEngine:
         """Builds an engine; loads the checkpoint."""
         return cls(engine_args.create_engine_config(), components, **kwargs)
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """The observer that is a flight recorder. Another can take its place at any time, or None."""
+        return next((observer for observer in self.observers if isinstance(observer, Recorder)), None)
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder | None) -> None:
+        if (old := self.recorder) is not None:
+            self.observers.remove(old)
+        if recorder is not None:
+            self.observers.add(recorder)
 
     def get_tokenizer(self) -> Any:
         """The engine's tokenizer."""
@@ -96,7 +113,7 @@ class LLMEngine:
         arrival_time: float | None = None,
         priority: int = 0,
     ) -> None:
-        """Takes a request in; it runs in the steps that follow.
+        """Queues a request; it runs in the steps that follow.
 
         Raises:
             InvalidParametersError: the prompt or a parameter is not acceptable, or a request with
@@ -165,53 +182,13 @@ class LLMEngine:
         Raises:
             EngineDeadError: a part broke its contract, so that the requests in flight cannot go on.
         """
-        started = self.clock()
-        batch = self.scheduler.schedule()
-        if self.config.check_invariants:
-            check_schedule(batch, self.scheduler.running, self.block_manager, self.config.scheduler)
-        if not (batch.chunks or batch.preempted) and self.has_unfinished_requests():
-            raise EngineDeadError(
-                f"the scheduler scheduled nothing, and {len(self.output_processor)} requests are in flight: they would "
-                "wait for ever; schedule() must advance the first in order")
-        self.last_batch = batch
-        scheduled = self.clock()
-        who = self._who() if self.recorder else ((), ())
-        result = self.execute(batch)
-        executed = self.clock()
-        failed = self._end_failed(result)
-        updates = self.scheduler.update(batch, result)
-        self._note(batch, result, updates, scheduled, executed)
-        outputs, stopped = self.output_processor.process(updates)
-        self.scheduler.finish(stopped)
-        self._record(batch, result, who, (started, scheduled, executed, self.clock()))
-        if self.config.check_invariants:
-            self.check_invariants()
-        return failed + outputs
-
-    def execute(self, batch: ScheduledBatch) -> SampledTokens:
-        """Runs the batch; if that fails, each of its requests alone, once.
-
-        A request that fails again has an entry in `errors`. Running a chunk twice is harmless: it
-        writes the same keys and values into its own slots. But it is slow, so the log says why.
-        """
-        if not batch.chunks:
-            return SampledTokens({})
-        try:
-            return self.model_runner.execute(batch)
-        except Exception as error:
-            logger.warning("a step of %d requests failed and is computed again, request by request: %s: %s",
-                           len(batch.chunks), type(error).__name__, error, extra={"failure": error})
-            result = SampledTokens({})
-        for chunk in batch.chunks:
-            request_id = chunk.request.request_id
-            try:
-                alone = self.model_runner.execute(ScheduledBatch([chunk]))
-                result.token_ids.update(alone.token_ids)
-                result.logprobs.update(alone.logprobs)
-                result.prompt_logprobs.update(alone.prompt_logprobs)
-            except Exception as error:
-                result.errors[request_id] = error
-        return result
+        with self._watch as watch:
+            batch = watch.scheduled(self.scheduler.schedule())
+            result = watch.executed(self.executor.execute(batch))
+            updates = watch.updated(self.scheduler.update(batch, result))
+            outputs, stopped = self.output_processor.process(updates)
+            self.scheduler.finish(stopped)
+            return outputs
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing happens, while requests hold blocks."""
@@ -219,10 +196,7 @@ class LLMEngine:
 
     def check_invariants(self) -> None:
         """Raises AssertionError if the block pool is inconsistent, or blocks are lost."""
-        self.block_manager.check_integrity()
-        if not self.has_unfinished_requests():
-            free = self.block_manager.num_free_blocks
-            assert free == self.config.cache.num_blocks - 1, f"idle, and only {free} blocks are free"
+        check_pool(self.block_manager, self.config.cache.num_blocks, idle=not self.has_unfinished_requests())
 
     def stats(self) -> dict[str, Any]:
         """Numbers of this moment: requests, blocks, pool use in [0, 1]."""
@@ -239,47 +213,14 @@ class LLMEngine:
     def get_metrics(self) -> list[Metric]:
         """Counters of the requests that ended, and gauges of this moment, under vLLM's names."""
         now = self.stats()
-        return self.output_processor.counts.metrics(
+        return self._counts.metrics(
             now["num_requests_running"], now["num_requests_waiting"], now["kv_cache_usage"])
 
-    def _end_failed(self, result: SampledTokens) -> list[RequestOutput]:
-        """Ends the requests of `result.errors`; what their callers are shown."""
-        shown: list[RequestOutput] = []
-        for request_id, error in result.errors.items():
-            outputs, stopped = self.output_processor.fail(request_id, error)
-            self.scheduler.finish([*stopped, StoppedRequest(request_id, "error")])
-            shown += outputs
-        return shown
 
-    def _note(
-        self, batch: ScheduledBatch, result: SampledTokens, updates: list[RequestUpdate],
-        scheduled: float, executed: float,
-    ) -> None:
-        """Puts on the requests what the step says of them: times, blocks, the prompt's logprobs."""
-        for chunk in batch.chunks:
-            request = chunk.request
-            request.block_indices = chunk.block_table
-            request.metrics.scheduled_ts = request.metrics.scheduled_ts or scheduled
-            for i, logprobs in enumerate(result.prompt_logprobs.get(request.request_id, [])):
-                request.prompt_logprobs[chunk.start + 1 + i] = logprobs
-        for update in updates:
-            metrics = update.request.metrics
-            metrics.first_token_ts = metrics.first_token_ts or executed
-            metrics.last_token_ts = executed
-            metrics.num_generation_tokens = len(update.request.output_token_ids)
-
-    def _record(self, batch: ScheduledBatch, result: SampledTokens, who: Any, times: tuple[float, float, float, float]) -> None:
-        """Has the recorder note the step. One that fails, as on a full disk, is put away: nobody's request depends on it."""
-        try:
-            if self.recorder:
-                self.recorder.record(batch, result, self.block_manager, who, times)
-        except Exception:
-            logger.exception("the recorder failed, and notes nothing more")
-            self.recorder = None
-
-    def _who(self) -> tuple[list[str], list[str]]:
-        running = [r.request_id for r in self.scheduler.running]
-        return running, [r.request_id for r in self.scheduler.waiting]
+def end_failed(output_processor: OutputProcessor, scheduler: Scheduler, errors: Mapping[str, Exception]) -> None:
+    """Ends the requests of `errors`, by id, and with each the other completions of its caller's request."""
+    for request_id, error in errors.items():
+        scheduler.finish([*output_processor.fail(request_id, error), StoppedRequest(request_id, "error")])
 
 
 def ids_of(request_ids: Any) -> list[str]:
@@ -288,7 +229,7 @@ def ids_of(request_ids: Any) -> list[str]:
         ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
     except Exception:
         raise invalid("request_id", request_ids, "an id, or several") from None
-    return [one for one in ids if isinstance(one, str)]
+    return [request_id for request_id in ids if isinstance(request_id, str)]
 
 
 def is_small(config: EngineConfig) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 from nano_qwen3_serving.exceptions import GenerationError
 from nano_qwen3_serving.interfaces import Detokenizer, RequestUpdate, StoppedRequest, Tokenizer
-from nano_qwen3_serving.observe.metrics import EngineCounts
 from nano_qwen3_serving.outputs import (
     CompletionOutput,
     FinishReason,
@@ -24,6 +23,7 @@ from nano_qwen3_serving.request import Request
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
 
 MakeDetokenizer = Callable[[Tokenizer, SamplingParams], Detokenizer]
+OnEnd = Callable[[RequestOutput, list[str]], None]
 
 
 @dataclass
@@ -158,16 +158,20 @@ class OutputProcessor:
     Args:
         tokenizer: given to the detokenizers.
         make_detokenizer: makes one per sequence.
+        on_end: told the last output of each caller's request, and how each of its completions ended.
         stream_interval: tokens between two outputs of a request, after its first.
     """
 
-    def __init__(self, tokenizer: Tokenizer, make_detokenizer: MakeDetokenizer, stream_interval: int = 1) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, make_detokenizer: MakeDetokenizer, on_end: OnEnd, stream_interval: int = 1,
+    ) -> None:
         self._tokenizer = tokenizer
         self._make_detokenizer = make_detokenizer
+        self._on_end = on_end
         self._stream_interval = stream_interval
-        self.counts = EngineCounts()
         self._groups: dict[str, Group] = {}
         self._members: dict[str, tuple[Group, Completion]] = {}
+        self._failed: list[RequestOutput] = []  # last outputs that the next `process` returns
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._groups or request_id in self._members
@@ -188,10 +192,11 @@ class OutputProcessor:
         self._members.update((s.request.request_id, (group, s)) for s in sequences)
 
     def process(self, updates: Sequence[RequestUpdate]) -> tuple[list[RequestOutput], list[StoppedRequest]]:
-        """Outputs to show after a step, and the requests that ended by their text.
+        """Outputs to show after a step, those that failed in it first, and the requests that ended by their text.
 
         A request whose text cannot be made fails alone.
         """
+        failed, self._failed = self._failed, []
         touched: dict[str, Group] = {}
         stopped: list[StoppedRequest] = []
         for update in updates:
@@ -211,15 +216,16 @@ class OutputProcessor:
                 continue
             if sequence.finish_reason is not None and update.request.finish_reason is None:
                 stopped.append(StoppedRequest(update.request.request_id, "stop", sequence.stop_reason))
-        return self._show(touched.values()), stopped
+        return failed + self._show(touched.values()), stopped
 
-    def fail(self, member_id: str, error: Exception) -> tuple[list[RequestOutput], list[StoppedRequest]]:
-        """Ends the caller's request that owns `member_id` with an error."""
+    def fail(self, member_id: str, error: Exception) -> list[StoppedRequest]:
+        """Ends the caller's request that owns `member_id` with an error: its members. The next `process` shows it."""
         if member_id not in self._members:
-            return [], []
+            return []
         group, _ = self._members[member_id]
         stopped = self._fail(group, error)
-        return self._show([group]), stopped
+        self._failed += self._show([group])
+        return stopped
 
     def abort(self, request_id: str) -> tuple[RequestOutput | None, list[StoppedRequest]]:
         """Ends a caller's request as aborted: its last output, and its members. Unknown: nothing."""
@@ -251,7 +257,7 @@ class OutputProcessor:
                 outputs.append(output)
             if group.finished:
                 if output is not None:
-                    self.counts.add(output, [s.finish_reason or "" for s in group.sequences])
+                    self._on_end(output, [s.finish_reason or "" for s in group.sequences])
                 del self._groups[group.request_id]
                 for sequence in group.sequences:
                     del self._members[sequence.request.request_id]

@@ -73,7 +73,6 @@ class StepLoop:
     Args:
         engine: touched by no other thread from now on, but for `make_requests`.
         gate: called before each step; a test's gate decides when it returns.
-        on_scheduled: told, after each step, the ids that it computed.
         on_gone: told the id of each request that left.
     """
 
@@ -81,14 +80,12 @@ class StepLoop:
         self,
         engine: LLMEngine,
         gate: StepGate | None,
-        on_scheduled: Callable[[list[str]], None],
         on_gone: Callable[[str], None],
     ) -> None:
         self.engine = engine
         self._died: EngineDeadError | None = None
         self._process = os.getpid()
         self._gate = gate
-        self._on_scheduled = on_scheduled
         self._on_gone = on_gone
         self._inbox: deque[Command] = deque()
         self._wakeup = threading.Condition()
@@ -120,6 +117,11 @@ class StepLoop:
                 f"the engine runs in process {self._process}, and this is a fork of it: threads are not copied; make the "
                 "engine after the fork, or start processes with 'spawn'")
         return copy.copy(self._died)
+
+    @property
+    def gone_error(self) -> EngineDeadError:
+        """What a caller gets of an engine that died or was shut down. Takes no lock."""
+        return self.dead_error or EngineDeadError("the engine was shut down; start a new one")
 
     @property
     def started(self) -> bool:
@@ -194,15 +196,13 @@ class StepLoop:
             self._thread.join(join_timeout)
 
     def _refuse_if_gone(self) -> None:
-        if (dead := self.dead_error) is not None:
-            raise dead
-        if self._stopping:
-            raise EngineDeadError("the engine was shut down; start a new one")
+        if self.dead_error is not None or self._stopping:
+            raise self.gone_error
 
     def _post(self, command: Command) -> None:
         """Queues a command, or refuses it at once if nobody will ever run it."""
         if self.forked:
-            command.refuse(self.dead_error or EngineDeadError("this process was forked"))
+            command.refuse(self.gone_error)
             return
         with self._wakeup:
             gone = self._stopping
@@ -211,8 +211,12 @@ class StepLoop:
                 self._idle.clear()
                 self._wakeup.notify()
         if gone:
-            command.refuse(self.dead_error or EngineDeadError("the engine was shut down; start a new one"))
+            command.refuse(self.gone_error)
 
+    # Why a thread: a step computes for milliseconds, with a long prompt for seconds. On the event loop it would hold up every
+    # stream and every caller for as long; in a thread torch releases the interpreter's lock while it multiplies, and they
+    # go on. Why one thread of its own, not a pool: whatever touches the engine does so here, between two steps, so that no
+    # part of it needs a lock, and no cancelled caller can leave a second step running beside the first.
     def _run(self) -> None:
         try:
             while True:
@@ -242,7 +246,7 @@ class StepLoop:
             return commands
 
     def _obey(self, command: Command) -> None:
-        """Runs a command. If it fails that is its caller's trouble, and nobody else's."""
+        """Runs a command. Only its caller hears of it if it fails."""
         try:
             command.run()
         except Exception as error:
@@ -252,10 +256,7 @@ class StepLoop:
     def _step(self) -> None:
         if self._gate is not None:
             self._gate()
-        outputs = self.engine.step()
-        if self.engine.last_batch is not None:
-            self._on_scheduled([c.request.request_id for c in self.engine.last_batch.chunks])
-        self._publish(outputs)
+        self._publish(self.engine.step())
 
     def _add(self, stream: Stream, requests: list[Request]) -> None:
         if not self._knows(stream):
@@ -269,9 +270,14 @@ class StepLoop:
         if stream.aborted:
             self._abort(stream)
 
+    # What an abort races with:
+    #   the step that runs now    it is a command, and waits: no block is freed that the step still writes to
+    #   the request's tokens      its prompt may be with the text threads; `stream.aborted` stays, and `_add` looks at it
+    #   the request's own end     the step before may have finished it, or its time may be over: then nobody knows it
+    #   the next of its name      the id may be another's by then: the stream is compared, not its id
     def _abort(self, stream: Stream) -> None:
         if not self._knows(stream):
-            return  # it ended, and the id may be another's by now
+            return
         try:
             outputs = self.engine.abort_request(stream.request_id)
         except Exception as error:
@@ -293,6 +299,9 @@ class StepLoop:
             self._fail([stream], timed_out(
                 stream, stream.mailbox.with_unfetched(replace(partial[0], request_id=stream.external_id)) if partial else None))
 
+    # Why a mailbox: the step thread must not wait for a consumer, who may be slow or gone, and a queue that it fills
+    # without waiting grows without bound. A mailbox holds one output, and merges what was not fetched with what comes.
+    # It also spares wake-ups: an event loop is woken once a step, however many of its requests got a token.
     def _publish(self, outputs: list[RequestOutput]) -> None:
         """Puts outputs into mailboxes and wakes each event loop once."""
         touched: list[Stream] = []
@@ -310,7 +319,7 @@ class StepLoop:
         self._wake(touched)
 
     def _wake(self, streams: list[Stream]) -> None:
-        """One wake-up per event loop. Requests of a closed loop have nobody left: they end."""
+        """One wake-up per event loop. Requests of a closed loop have no reader any more: they end."""
         by_port: dict[LoopPort | NoLoop, list[Stream]] = {}
         for stream in streams:
             by_port.setdefault(stream.mailbox.port, []).append(stream)

@@ -1,6 +1,6 @@
 """What an engine counted, under the names that dashboards of vLLM read.
 
-Knows outputs and numbers; knows nothing of requests or steps. `LLM.get_metrics` returns these.
+Knows outputs and numbers; knows nothing of steps. `LLM.get_metrics` returns these.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from dataclasses import dataclass, field
 
+from nano_qwen3_serving.observe.observer import EngineObserver
 from nano_qwen3_serving.outputs import RequestOutput
 
 
@@ -34,7 +35,7 @@ class Gauge(Metric):
 
 
 @dataclass
-class EngineCounts:
+class EngineCounts(EngineObserver):
     """Sums over the requests that ended since the engine was built.
 
     Attributes:
@@ -45,13 +46,15 @@ class EngineCounts:
         preemptions: how often they lost their blocks.
     """
 
+    name = "counts"
+
     finished: Tally[str] = field(default_factory=Tally)
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
 
-    def add(self, output: RequestOutput, finish_reasons: list[str]) -> None:
+    def on_end(self, output: RequestOutput, finish_reasons: list[str]) -> None:
         """Counts a request by its last output, and how each of its completions ended."""
         self.finished.update(finish_reasons)
         self.prompt_tokens += len(output.prompt_token_ids)

@@ -7,14 +7,13 @@ written to a file, so that tests, labs and pictures read the same truth.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from nano_qwen3_serving.interfaces import BlockManager, SampledTokens, ScheduledBatch
+from nano_qwen3_serving.observe.observer import EngineObserver, StepRecord
 
 
-class Recorder:
+class Recorder(EngineObserver):
     """Keeps the records of an engine's steps, in memory and, with a path, in a file.
 
     Attributes:
@@ -34,32 +33,26 @@ class Recorder:
             seconds      {schedule, execute, output} of the step
     """
 
+    name, lists_queues = "recorder", True
+
     def __init__(self, path: str | Path | None = None) -> None:
         self.steps: list[dict[str, Any]] = []
         self._file: TextIO | None = Path(path).open("w", encoding="utf-8") if path else None  # noqa: SIM115 (close() closes it)
 
-    def record(
-        self,
-        batch: ScheduledBatch,
-        result: SampledTokens,
-        block_manager: BlockManager,
-        who: tuple[Sequence[str], Sequence[str]],
-        times: tuple[float, float, float, float],
-    ) -> None:
-        """Notes one step: `who` was running and waiting after scheduling, `times` are its borders."""
-        running, waiting = who
-        started, scheduled, executed, ended = times
+    def on_step(self, step: StepRecord) -> None:
+        """Notes the step."""
+        batch, result, block_manager = step.batch, step.result, step.block_manager
         entry = {
             "step": len(self.steps),
-            "time": ended,
+            "time": step.ended,
             "chunks": [
                 {"request": c.request.request_id, "start": c.start, "num_tokens": c.num_tokens,
                  "samples": c.request.request_id in result.token_ids}
                 for c in batch.chunks
             ],
             "block_tables": {c.request.request_id: c.block_table for c in batch.chunks},
-            "running": list(running),
-            "waiting": list(waiting),
+            "running": list(step.running),
+            "waiting": list(step.waiting),
             "preempted": [r.request_id for r in batch.preempted],
             "sampled": dict(result.token_ids),
             "finished": {
@@ -68,7 +61,9 @@ class Recorder:
             "free_blocks": block_manager.num_free_blocks,
             "evictions": getattr(block_manager, "num_evictions", 0),
             "seconds": {
-                "schedule": scheduled - started, "execute": executed - scheduled, "output": ended - executed},
+                "schedule": step.scheduled - step.started,
+                "execute": step.executed - step.scheduled,
+                "output": step.ended - step.executed},
         }
         self.steps.append(entry)
         if self._file is not None:

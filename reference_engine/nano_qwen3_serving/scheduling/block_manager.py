@@ -11,6 +11,8 @@ Every block is in exactly one state:
     free         nobody holds it, nothing worth keeping in it
     evictable    nobody holds it, but its content is known: found by hash, or evicted, oldest first
     referenced   held by as many block tables as its reference count says
+
+What a block is, is in its `Block`; what a request has, in its `Holding`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.interfaces import NULL_BLOCK
@@ -46,6 +48,36 @@ class CachedBlock:
     salt: str
 
 
+@dataclass(eq=False, slots=True)
+class Block:
+    """A block of the pool.
+
+    Attributes:
+        block_id: its number.
+        ref_count: the block tables that hold it.
+        cached: what is known to be in it, if others can find it.
+    """
+
+    block_id: int
+    ref_count: int = 0
+    cached: CachedBlock | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Holding:
+    """What a request has.
+
+    Attributes:
+        salt: it shares blocks only with requests of the same salt.
+        table: its block table: numbers of blocks, in the order of its tokens.
+        chain: what is known of its first full blocks, in order. An entry may be of another block with equal content.
+    """
+
+    salt: str
+    table: list[int] = field(default_factory=list)
+    chain: list[CachedBlock] = field(default_factory=list)
+
+
 class BlockManager:
     """Allocates blocks, counts who holds them, and shares full ones.
 
@@ -71,15 +103,12 @@ class BlockManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self._hash = hash_function
-        self._tables: dict[str, list[int]] = {}
-        self._ref_counts = [0] * num_blocks
+        self._blocks = [Block(block_id) for block_id in range(num_blocks)]
+        self._holdings: dict[str, Holding] = {}
         self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))  # popped from the end: 1, 2, 3, …
-        self._evictable: OrderedDict[int, None] = OrderedDict()
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # the oldest first
         self._by_hash: dict[BlockHash, CachedBlock] = {}
-        self._by_block: dict[int, CachedBlock] = {}
-        self._chains: dict[str, list[CachedBlock]] = {}  # request id → its cached blocks, in order
-        self._salts: dict[str, str] = {}
-        self.num_evictions = 0  # known blocks that were given to somebody else
+        self.num_evictions = 0  # known blocks that were given to another request
 
     @property
     def num_free_blocks(self) -> int:
@@ -114,28 +143,22 @@ class BlockManager:
         Returns:
             Whether there were enough blocks.
         """
-        table = self._tables.get(request_id, [])
-        shared = self._match(cached_prefix, salt) if request_id not in self._tables else []
-        missing = self.blocks_for(num_tokens) - len(table) - len(shared)
-        evictable_and_shared = sum(entry.block_id in self._evictable for entry in shared)
-        if missing > self.num_free_blocks - evictable_and_shared:
+        holding = self._holdings.get(request_id)
+        shared = self._match(cached_prefix, salt) if holding is None else []
+        missing = self.blocks_for(num_tokens) - len(shared if holding is None else holding.table)
+        if missing > self.num_free_blocks - sum(entry.block_id in self._evictable for entry in shared):
             return False
-        if request_id not in self._tables:
-            self._tables[request_id] = table
-            self._chains[request_id] = list(shared)
-            self._salts[request_id] = salt
-        for entry in shared:
-            self._take(entry.block_id)
-            table.append(entry.block_id)
+        if holding is None:
+            holding = self._holdings[request_id] = Holding(salt, [self._take(entry) for entry in shared], shared)
         for _ in range(missing):
-            block = self._pop_free()
-            self._ref_counts[block] = 1
-            table.append(block)
+            block_id = self._pop_free()
+            self._blocks[block_id].ref_count = 1
+            holding.table.append(block_id)
         return True
 
     def block_table(self, request_id: str) -> list[int]:
         """A copy of the request's block table: block numbers in the order of its tokens."""
-        return list(self._tables[request_id])
+        return list(self._holdings[request_id].table)
 
     def commit(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Says that `token_ids`, the request's tokens from its first, are in the KV cache.
@@ -146,17 +169,17 @@ class BlockManager:
         """
         if not self.enable_prefix_caching:
             return
-        table, chain = self._tables[request_id], self._chains[request_id]
-        salt, size = self._salts[request_id], self.block_size
-        for index in range(len(chain), min(len(token_ids) // size, len(table))):
+        holding, size = self._holdings[request_id], self.block_size
+        chain = holding.chain
+        for index in range(len(chain), min(len(token_ids) // size, len(holding.table))):
             tokens = tuple(token_ids[index * size : (index + 1) * size])
             parent = chain[-1] if chain else None
-            key = self._key(parent, tokens, salt)
-            entry = self._by_hash.get(key)
-            if entry is None and table[index] not in self._by_block:
-                entry = CachedBlock(table[index], key, tokens, parent, salt)
-                self._by_hash[key] = self._by_block[table[index]] = entry
-            if entry is None or not self._is(entry, tokens, parent, salt):
+            key = self._key(parent, tokens, holding.salt)
+            entry, block = self._by_hash.get(key), self._blocks[holding.table[index]]
+            if entry is None and block.cached is None:
+                entry = CachedBlock(block.block_id, key, tokens, parent, holding.salt)
+                self._by_hash[key] = block.cached = entry
+            if entry is None or not self._is(entry, tokens, parent, holding.salt):
                 return  # another content has the same hash: what follows it cannot be found either
             chain.append(entry)
 
@@ -165,36 +188,39 @@ class BlockManager:
 
         The last block goes first, so that of a shared beginning the tail is evicted first.
         """
-        for block in reversed(self._tables.pop(request_id, [])):
-            self._release(block)
-        self._chains.pop(request_id, None)
-        self._salts.pop(request_id, None)
+        holding = self._holdings.pop(request_id, None)
+        if holding is not None:
+            for block_id in reversed(holding.table):
+                self._release(self._blocks[block_id])
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all known content; refused (False) while any request holds blocks."""
-        if self._tables:
+        if self._holdings:
             return False
+        for block_id in self._evictable:
+            self._blocks[block_id].cached = None
         self._free.extend(self._evictable)
         self._evictable.clear()
         self._by_hash.clear()
-        self._by_block.clear()
         return True
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless every block is in exactly one state and counts are right."""
         held = [0] * self.num_blocks
-        for table in self._tables.values():
-            for block in table:
-                held[block] += 1
-        assert held == self._ref_counts, f"reference counts {self._ref_counts}, tables hold {held}"
+        for holding in self._holdings.values():
+            for block_id in holding.table:
+                held[block_id] += 1
+        counts = [block.ref_count for block in self._blocks]
+        assert held == counts, f"reference counts {counts}, tables hold {held}"
         assert held[NULL_BLOCK] == 0, "the null block is in a block table"
-        referenced = [b for b, n in enumerate(held) if n]
+        referenced = [block_id for block_id, count in enumerate(held) if count]
         everyone = sorted([NULL_BLOCK, *self._free, *self._evictable, *referenced])
         assert everyone == list(range(self.num_blocks)), f"lost or doubled blocks: {everyone}"
-        for block, entry in self._by_block.items():
-            assert entry.block_id == block and self._by_hash[entry.key] is entry, f"block {block}: wrong entry"
-        assert len(self._by_block) == len(self._by_hash), "two entries for one content"
-        assert not set(self._free) & set(self._by_block), "a free block is in the prefix cache"
+        known = {block.block_id: block.cached for block in self._blocks if block.cached is not None}
+        for block_id, entry in known.items():
+            assert entry.block_id == block_id and self._by_hash[entry.key] is entry, f"block {block_id}: wrong entry"
+        assert len(known) == len(self._by_hash), "two entries for one content"
+        assert not known.keys() & set(self._free), "a free block is in the prefix cache"
 
     def _match(self, token_ids: Sequence[int], salt: str) -> list[CachedBlock]:
         """The longest chain of cached blocks that `token_ids` begins with."""
@@ -218,26 +244,29 @@ class BlockManager:
         """Whether the entry really is this content: a hash alone would serve foreign KV on a collision."""
         return entry.token_ids == tokens and entry.salt == salt and has_parent(entry, parent)
 
-    def _take(self, block: int) -> None:
-        self._evictable.pop(block, None)
-        self._ref_counts[block] += 1
+    def _take(self, entry: CachedBlock) -> int:
+        self._evictable.pop(entry.block_id, None)
+        self._blocks[entry.block_id].ref_count += 1
+        return entry.block_id
 
-    def _release(self, block: int) -> None:
-        self._ref_counts[block] -= 1
-        if self._ref_counts[block] == 0:
-            if block in self._by_block:
-                self._evictable[block] = None
+    def _release(self, block: Block) -> None:
+        block.ref_count -= 1
+        if block.ref_count == 0:
+            if block.cached is not None:
+                self._evictable[block.block_id] = None
             else:
-                self._free.append(block)
+                self._free.append(block.block_id)
 
     def _pop_free(self) -> int:
         if self._free:
             return self._free.pop()
-        block, _ = self._evictable.popitem(last=False)
-        entry = self._by_block.pop(block)
-        del self._by_hash[entry.key]
+        block_id, _ = self._evictable.popitem(last=False)
+        block = self._blocks[block_id]
+        assert block.cached is not None  # otherwise it would be in the free list
+        del self._by_hash[block.cached.key]
+        block.cached = None
         self.num_evictions += 1
-        return block
+        return block_id
 
 
 def has_parent(entry: CachedBlock, parent: CachedBlock | None) -> bool:

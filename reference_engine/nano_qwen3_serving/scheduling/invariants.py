@@ -1,4 +1,4 @@
-"""What must hold after every `schedule()`, whoever wrote the scheduler.
+"""What must hold after every `schedule()` and after every step, whoever wrote the parts.
 
 Knows the interfaces only, so it judges a learner's scheduler and block manager like the reference's.
 """
@@ -56,3 +56,11 @@ def check_written_blocks(batch: ScheduledBatch, tables: dict[str, list[int]], bl
         assert NULL_BLOCK not in written, f"{chunk.request.request_id} writes to the null block"
         shared = [block for block in written if held[block] != 1]
         assert not shared, f"{chunk.request.request_id} writes to blocks that others hold too: {shared}"
+
+
+def check_pool(block_manager: BlockManager, num_blocks: int, idle: bool) -> None:
+    """Raises AssertionError if the pool of `num_blocks` blocks is inconsistent, or if an idle engine lost one."""
+    block_manager.check_integrity()
+    if idle:
+        free = block_manager.num_free_blocks
+        assert free == num_blocks - 1, f"idle, and only {free} blocks are free"

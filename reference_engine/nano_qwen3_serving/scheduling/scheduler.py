@@ -25,6 +25,7 @@ from nano_qwen3_serving.interfaces import (
 )
 from nano_qwen3_serving.outputs import FinishReason
 from nano_qwen3_serving.request import Request, RequestStatus
+from nano_qwen3_serving.scheduling.budget import Budget
 
 by_order = attrgetter("order")
 
@@ -45,7 +46,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
 
     def add(self, request: Request) -> None:
-        """Takes a request in. Its `order` says before whom it goes."""
+        """Queues a request at its place in `order`."""
         if self.config.policy == "fcfs":
             request.priority = 0
         self._requests[request.request_id] = request
@@ -69,19 +70,16 @@ class Scheduler:
         At most `max_num_batched_tokens` tokens and `max_num_seqs` requests. Nobody is admitted in a
         step that had to preempt.
         """
-        chunks: dict[str, ScheduledChunk] = {}
-        preempted: list[Request] = []
-        decodes_first = sorted(self.running, key=lambda r: r.num_uncomputed_tokens > 1)
-        for request in decodes_first:
-            size = self._chunk_size(request, chunks)
-            if size and request.status is RequestStatus.RUNNING and self._make_room(request, size, chunks, preempted):
-                self._put(request, size, chunks)
-        while self.waiting and not preempted and self._admit(self.waiting[0], chunks):
+        budget = Budget(self.config, len(self.running))
+        for request in sorted(self.running, key=lambda r: r.num_uncomputed_tokens > 1):  # those that decode come first
+            if request.status is RequestStatus.RUNNING:  # not preempted meanwhile
+                self._advance(request, budget)
+        while self.waiting and not budget.preempted and self._admit(self.waiting[0], budget):
             pass
-        return ScheduledBatch(list(chunks.values()), preempted)
+        return budget.batch()
 
     def update(self, batch: ScheduledBatch, result: SampledTokens) -> list[RequestUpdate]:
-        """Takes in what a step computed: tokens grow, full blocks can be shared, the done finish."""
+        """Applies what a step computed: tokens grow, full blocks can be shared, the done finish."""
         updates = []
         for chunk in batch.chunks:
             request = chunk.request
@@ -100,29 +98,25 @@ class Scheduler:
                 updates.append(RequestUpdate(request, new, result.logprobs.get(request.request_id)))
         return updates
 
-    def _chunk_size(self, request: Request, chunks: dict[str, ScheduledChunk], cached: int = 0) -> int:
-        """Tokens of the request that fit into what is left of the budget; 0 if it has to wait."""
-        budget = self.config.max_num_batched_tokens - sum(c.num_tokens for c in chunks.values())
-        wanted = request.num_tokens - max(request.num_computed_tokens, cached)
-        size = min(wanted, budget, self.config.long_prefill_token_threshold or wanted)
-        return size if size == wanted or self.config.enable_chunked_prefill else 0
+    def _advance(self, request: Request, budget: Budget) -> None:
+        """Gives a running request what it gets of the step."""
+        size = budget.chunk_size(request.num_uncomputed_tokens)
+        if size and self._make_room(request, size, budget):
+            budget.spend(self._chunk(request, size))
 
-    def _put(self, request: Request, size: int, chunks: dict[str, ScheduledChunk]) -> None:
+    def _chunk(self, request: Request, size: int) -> ScheduledChunk:
         table = self.block_manager.block_table(request.request_id)
-        chunks[request.request_id] = ScheduledChunk(request, request.num_computed_tokens, size, table)
+        return ScheduledChunk(request, request.num_computed_tokens, size, table)
 
-    def _make_room(
-        self, request: Request, size: int, chunks: dict[str, ScheduledChunk], preempted: list[Request]
-    ) -> bool:
+    def _make_room(self, request: Request, size: int, budget: Budget) -> bool:
         """Grows the request's block table, preempting from the end of the order until it fits.
 
         Returns False if the request itself was the last in order, and so the one preempted.
         """
         while not self.block_manager.allocate(request.request_id, request.num_computed_tokens + size):
             victim = self.running.pop()
-            chunks.pop(victim.request_id, None)
+            budget.take_back(victim)
             self._preempt(victim)
-            preempted.append(victim)
             if victim is request:
                 return False
         return True
@@ -134,34 +128,37 @@ class Scheduler:
         request.metrics.num_preemptions += 1
         insort(self.waiting, request, key=by_order)
 
-    def _admit(self, request: Request, chunks: dict[str, ScheduledChunk]) -> bool:
+    def _admit(self, request: Request, budget: Budget) -> bool:
         """Starts the first waiting request if a sequence, budget and blocks for all its tokens are left.
 
         Only the chunk's blocks are taken; asking for all of them keeps a prompt from being started
         that would be preempted halfway.
         """
-        if len(self.running) >= self.config.max_num_seqs:
+        if budget.seqs < 1:
             return False
         tokens = request.token_ids(0, request.num_tokens)
         cached = 0
         if request.params.prompt_logprobs is None:  # those need every token of the prompt computed
             cached = self.block_manager.find_cached_prefix(tokens, request.cache_salt)
-        size = self._chunk_size(request, chunks, cached)
+        size = budget.chunk_size(len(tokens) - cached)
         needed = -(-(len(tokens) - cached) // self.block_manager.block_size)
         if not size or needed > self.block_manager.num_free_blocks:
             return False
-        if not self.block_manager.allocate(
-            request.request_id, cached + size, tokens[:cached], request.cache_salt
-        ):
+        if not self.block_manager.allocate(request.request_id, cached + size, tokens[:cached], request.cache_salt):
             return False
+        self._start(request, cached)
+        budget.seqs -= 1
+        budget.spend(self._chunk(request, size))
+        return True
+
+    def _start(self, request: Request, cached: int) -> None:
+        """Moves the first waiting request to those that run; its first `cached` tokens are computed."""
         if request.num_cached_tokens is None:  # recomputation after a preemption is not a hit
             request.num_cached_tokens = cached
         request.num_computed_tokens = cached
         request.status = RequestStatus.RUNNING
         self.waiting.pop(0)
         insort(self.running, request, key=by_order)
-        self._put(request, size, chunks)
-        return True
 
     def _end(self, request: Request, reason: FinishReason) -> None:
         (self.running if request.status is RequestStatus.RUNNING else self.waiting).remove(request)

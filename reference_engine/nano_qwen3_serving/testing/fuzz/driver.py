@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from nano_qwen3_serving.exceptions import InvalidParametersError, QueueFullError
+from nano_qwen3_serving.observe.observer import LastStep
 from nano_qwen3_serving.testing.fuzz.caller import Caller
 from nano_qwen3_serving.testing.fuzz.checks import Checker, Wrong, require, root
 from nano_qwen3_serving.testing.fuzz.episode import SEEDS_PER_REQUEST, Episode, Operation
@@ -45,6 +46,8 @@ class Driver:
         self.gate = Gate()
         self.now = 0.0
         self.engine = watched_engine(setup, self.faults, self.gate, lambda: self.now)
+        self.last_step = LastStep()
+        self.engine.engine.observers.add(self.last_step)
         limit = setup.config.max_num_queued_reqs
         self.checker = Checker(setup.oracle, setup.config.scheduler.max_model_len, limit)
         self.places = Places(limit)
@@ -160,14 +163,15 @@ class Driver:
     # --- one step, and rest ---
 
     async def _one_step(self) -> None:
-        before = self.engine.engine.last_batch
+        before = self.last_step.record
         done = {key for key, c in self.callers.items() if c.ended_at is not None and c.ended_at < self.totals["steps"]}
         self.totals["steps"] += 1
         self.gate.release()
         await self._settle()
-        batch = self.engine.engine.last_batch
-        if batch is None or batch is before:
+        step = self.last_step.record
+        if step is None or step is before:
             return
+        batch = step.batch
         hard = self.faults.model == "step"
         self.faults.model = None
         self.totals["preemptions"] += len(batch.preempted)
