@@ -22,8 +22,8 @@ from grading.cohort.ray_cluster import cluster
 from grading.cohort.regrade import Regraded, change_table, run_regrade, to_regrade
 from grading.cohort.roster import Cohort, Line, read_cohort, read_roster, read_times, table
 from grading.cohort.worker_pool import Crew, Memory, processes
-from grading.judge.suite import checks_of
 from grading.judge.show import plain, points
+from grading.judge.suite import checks_of
 from grading.red_team import synthetic as making
 from labs.harness.catalog import Lab, all_labs, find_lab
 from nano_qwen3_serving.observe.files import write_atomically
