@@ -1,0 +1,129 @@
+"""One suite: a lab's tests on a part in a worker, and what they ask with."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from grading.judge import suite
+from grading.judge.checks import Wrong, ours
+from grading.judge.suite import checks_of, suite_of
+from grading.tests.test_peer import pair
+from labs.harness.catalog import all_labs, find_lab
+from labs.harness.suite.expecting import Here, kinds_of, refusal, same
+
+ONE_SUITE = [lab for lab in all_labs() if (suite.HOME / f"lab{lab.id}").is_dir()]
+
+TESTS = '''
+import pytest
+
+@pytest.mark.todo(1, points=4)
+@pytest.mark.parametrize("a, b", [(1, 2), (3, 4)])
+@pytest.mark.parametrize("c", ["x", "y"])
+def test_todo_1_takes_all_cases(lab, rng, a, b, c):
+    lab.seen.append((a, b, c, rng.random()))
+
+@pytest.mark.practice
+@pytest.mark.todo(1, points=2)
+def test_todo_1_looks_into_the_process(lab): ...
+
+@pytest.mark.todo(2, points=5)
+def test_todo_2_asserts(lab, there):
+    assert there.look(lab.value) == 1, f"1 was expected, {lab.value} came"
+'''
+HIDDEN = '''
+from grading.judge.suite import hidden
+
+@hidden("test_todo_1_looks_into_the_process", "test_todo_1_takes_all_cases", concept="the rest of it")
+def test_todo_1_goes_on(lab): ...
+'''
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A lab of two TODOs, with a hidden file."""
+    (tmp_path / "test_lab.py").write_text(TESTS)
+    (tmp_path / "README.md").write_text("#### TODO 1: First\n\n#### TODO 2: Second\n")
+    (tmp_path / "lab42").mkdir()
+    (tmp_path / "lab42" / "hidden.py").write_text(HIDDEN)
+    monkeypatch.setattr(suite, "HOME", tmp_path)
+    return SimpleNamespace(id="42", folder=tmp_path)
+
+
+def test_a_test_is_a_check_and_a_hidden_one_shares_the_points_of_those_it_belongs_to(toy: Any):
+    checks = {check.name: check for check in suite_of(toy)}
+    assert {name: (check.todo, check.points, check.hidden) for name, check in checks.items()} == {
+        "test_todo_1_takes_all_cases": (1, 2, False), "test_todo_1_goes_on": (1, 4, True), "test_todo_2_asserts": (2, 5, False)}
+    assert checks["test_todo_1_goes_on"].concept == "the rest of it"
+    assert checks["test_todo_1_takes_all_cases"].concept == "takes all cases"
+    assert checks["test_todo_2_asserts"].section == "TODO 2: Second"
+
+
+def test_a_test_that_only_practice_runs_needs_a_hidden_one(toy: Any):
+    (toy.folder / "lab42" / "hidden.py").unlink()
+    with pytest.raises(ValueError, match="test_todo_1_looks_into_the_process is left out"):
+        suite_of(toy)
+
+
+def test_all_cases_of_a_test_are_run_with_one_generator(toy: Any):
+    check, lab = suite_of(toy)[0], SimpleNamespace(seen=[])
+    check.run(lab, random.Random(7))
+    numbers = random.Random(7)
+    assert sorted(case[:3] for case in lab.seen) == [(1, 2, "x"), (1, 2, "y"), (3, 4, "x"), (3, 4, "y")]
+    assert [case[3] for case in lab.seen] == [numbers.random() for _ in range(4)]
+
+
+def test_what_a_test_asserts_is_told_as_wrong(toy: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(suite, "look", lambda held: held)
+    check = suite_of(toy)[-1]
+    check.run(SimpleNamespace(value=1), random.Random())
+    with pytest.raises(Wrong, match="1 was expected, 2 came"):
+        check.run(SimpleNamespace(value=2), random.Random())
+
+
+def test_a_submission_cannot_catch_what_a_test_asserts_in_what_it_handed_out():
+    def fails() -> None:
+        raise AssertionError("the model was called twice")
+
+    with pair() as peer, pytest.raises(AssertionError, match="called twice"):
+        peer.root.swallows(ours(fails))
+
+
+def test_an_error_is_known_by_the_name_of_its_class_here_and_from_a_worker():
+    with pair() as peer:
+        for raises in (lambda: peer.root.raises("KeyError"), lambda: {}["why"]):
+            assert "why" in refusal("KeyError", raises, "there is none") and "why" in refusal("LookupError", raises, "")
+        with pytest.raises(Exception, match="why") as caught:
+            refusal("ValueError", lambda: peer.root.raises("OutOfBlocks"), "too many")
+        assert kinds_of(caught.value)[0] == "OutOfBlocks"
+        with pytest.raises(AssertionError, match=r"expected ValueError, and \[1\] came back: nothing is right"):
+            refusal("ValueError", lambda: peer.root.gives_back([1]), "nothing is right")
+
+
+def test_values_live_where_the_part_lives():
+    there = Here()
+    held = there.hold([1, 2])
+    held.append(3)
+    assert there.look(held) == [1, 2, 3] and there.kept(sorted, [2, 1]) == [1, 2]
+    assert next(there.iterator([5])) == 5
+    assert same([1, (2.0, "x")], [1, (2.0, "x")]) and not same([1], [True]) and not same((1,), [1])
+
+
+@pytest.mark.parametrize("lab", ONE_SUITE, ids=lambda lab: lab.id)
+def test_every_assertion_of_a_lab_that_the_judge_runs_says_what_came(lab: Any):
+    """Without pytest's rewriting a bare `assert` says nothing."""
+    import ast
+
+    files = [lab.tests, suite.HOME / f"lab{lab.id}" / "hidden.py"]
+    bare = [f"{path.name}:{node.lineno}" for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Assert) and node.msg is None]
+    assert not bare
+
+
+def test_lab_06_has_one_suite_and_the_judge_asks_all_of_it_that_can_be_asked():
+    checks = checks_of(find_lab("06"))
+    assert len([check for check in checks if not check.hidden]) >= 38 and sum(check.points for check in checks) == 85
