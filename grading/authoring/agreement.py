@@ -16,7 +16,7 @@ from labs.harness.catalog import Lab
 
 
 @dataclass(frozen=True)
-class Case:
+class KnownSubmission:
     """A file whose verdict is known.
 
     Attributes:
@@ -33,29 +33,29 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Judgement:
     """How the judge saw a case; `wrong` says where that is not what the tests say."""
 
-    case: Case
+    case: KnownSubmission
     report: Report
     wrong: str
 
 
-def cases_of(lab: Lab) -> list[Case]:
+def cases_of(lab: Lab) -> list[KnownSubmission]:
     """All that a lab has: its right solutions, its starter, its mutants."""
-    cases = [Case("solution", "solution", lab.solution.read_text(encoding="utf-8"))]
-    cases += [Case("alternative", one.name, one.text) for one in read_alternatives(lab)]
-    cases.append(Case("starter", "starter", lab.starter.read_text(encoding="utf-8")))
+    cases = [KnownSubmission("solution", "solution", lab.solution.read_text(encoding="utf-8"))]
+    cases += [KnownSubmission("alternative", one.name, one.text) for one in read_alternatives(lab)]
+    cases.append(KnownSubmission("starter", "starter", lab.starter.read_text(encoding="utf-8")))
     return cases + [_of_mutant(one) for one in read_mutants(lab)]
 
 
-def _of_mutant(mutant: Mutant) -> Case:
-    return Case(mutant.kind, mutant.name, mutant.text, mutant.todo, mutant.spills)
+def _of_mutant(mutant: Mutant) -> KnownSubmission:
+    return KnownSubmission(mutant.kind, mutant.name, mutant.text, mutant.todo, mutant.spills)
 
 
 def findings(
-    lab: Lab, cases: Sequence[Case], settings: Settings, jobs: int = 1, done: Callable[[], None] = lambda: None
-) -> list[Finding]:
+    lab: Lab, cases: Sequence[KnownSubmission], settings: Settings, jobs: int = 1, done: Callable[[], None] = lambda: None
+) -> list[Judgement]:
     """One for each case, in order; `done` after each."""
     shares = [cases[start::jobs] for start in range(jobs)]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
@@ -67,20 +67,20 @@ def findings(
     return [found[case.kind, case.name] for case in cases]
 
 
-def _one_share(job: tuple[Lab, Sequence[Case], Settings]) -> list[Finding]:
+def _one_share(job: tuple[Lab, Sequence[KnownSubmission], Settings]) -> list[Judgement]:
     lab, cases, settings = job
     with grader_of(lab, settings) as grader:
         return list(_findings(grader, cases))
 
 
-def _findings(grader: Grader, cases: Sequence[Case]) -> Iterator[Finding]:
+def _findings(grader: Grader, cases: Sequence[KnownSubmission]) -> Iterator[Judgement]:
     with grader.sandbox() as shared:
         for case in cases:
             report = grader.grade(Submission(case.name, {"starter.py": case.text.encode()}), shared=shared)
-            yield Finding(case, report, disagreement(case, report))
+            yield Judgement(case, report, disagreement(case, report))
 
 
-def disagreement(case: Case, report: Report) -> str:
+def disagreement(case: KnownSubmission, report: Report) -> str:
     """Where the judge's verdict differs from what is known of a case; empty where it does not."""
     lost = {row.todo: row.points - row.earned for row in report.todos() if row.earned < row.points and row.todo}
     if case.kind in ("solution", "alternative"):

@@ -22,7 +22,7 @@ def by_machine(mutant: Mutant) -> bool:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MutantVerdict:
     """What one lab's suite says of one mutant."""
 
     mutant: Mutant
@@ -57,7 +57,7 @@ def judge(
     parallel: int | None = None,
     done: Callable[[], None] = lambda: None,
     quick: Callable[[Mutant], bool] = by_machine,
-) -> list[Verdict]:
+) -> list[MutantVerdict]:
     """A verdict for every mutant, in order; `done()` after each run, and one run more for each lab.
 
     For those that are `quick(mutant)`, only the tests of its own TODO are run, to the first that fails.
@@ -79,13 +79,13 @@ def job_of(mutant: Mutant, lab: Lab, seconds: float, quick: bool, without: str =
     return suite_runner.Job(lab, mutant.text, select + f" and not {without}" * bool(without), stop_first=quick, seconds=seconds)
 
 
-def verdict(lab: Lab, mutant: Mutant, result: suite_runner.Result, limit: float) -> Verdict:
+def verdict(lab: Lab, mutant: Mutant, result: suite_runner.Result, limit: float) -> MutantVerdict:
     """What `result`, of a run on `mutant`, means."""
     todos = sorted({outcome["todo"] for outcome in result.outcomes} - {mutant.todo})
     elsewhere = {todo: tuple(result.failing(todo)) for todo in todos if result.failing(todo)}
     allowed = needing(lab, mutant.todo) | set(mutant.spills)
     spilled = tuple(todo for todo in elsewhere if todo not in allowed)
-    return Verdict(mutant, result, tuple(result.failing(mutant.todo)), elsewhere, spilled, limit)
+    return MutantVerdict(mutant, result, tuple(result.failing(mutant.todo)), elsewhere, spilled, limit)
 
 
 def needing(lab: Lab, todo: int) -> set[int]:
@@ -107,7 +107,7 @@ def judge_alternatives(
 # printing
 
 
-def print_table(console: Console, labs: Sequence[Lab], verdicts: Sequence[Verdict]) -> None:
+def print_table(console: Console, labs: Sequence[Lab], verdicts: Sequence[MutantVerdict]) -> None:
     """Every mutant with what caught it, then the counts, then the survivors with their stories."""
     for lab in labs:
         own = [one for one in verdicts if one.mutant.lab == lab.id and not by_machine(one.mutant)]
@@ -125,7 +125,7 @@ def print_table(console: Console, labs: Sequence[Lab], verdicts: Sequence[Verdic
         _say(console, f"{len(verdicts)} mutants, all caught by a test of their TODO.")
 
 
-def _of_one_lab(lab: Lab, verdicts: Sequence[Verdict]) -> Table:
+def _of_one_lab(lab: Lab, verdicts: Sequence[MutantVerdict]) -> Table:
     table = Table(title=f"Lab {lab.id}, {escape(lab.title)}", title_justify="left")
     for heading in ("TODO", "mutant", "kind", "caught by", "also failing"):
         table.add_column(heading, overflow="fold")
@@ -136,7 +136,7 @@ def _of_one_lab(lab: Lab, verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def _counts(labs: Sequence[Lab], verdicts: Sequence[Verdict]) -> Table:
+def _counts(labs: Sequence[Lab], verdicts: Sequence[MutantVerdict]) -> Table:
     """Lab by kind: caught of all."""
     kinds = [kind for kind in KINDS if any(one.mutant.kind == kind for one in verdicts)]
     table = Table(title="caught by a test of their TODO", title_justify="left")
@@ -156,7 +156,7 @@ def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def as_json(verdicts: Sequence[Verdict]) -> list[dict]:
+def as_json(verdicts: Sequence[MutantVerdict]) -> list[dict]:
     """The verdicts as plain data."""
     return [
         {

@@ -194,7 +194,7 @@ def _judge(
 
 def _verdicts(
     labs: list[Lab], found: list[Mutant], jobs: int | None, quick: Callable[[Mutant], bool] = kill_table.by_machine
-) -> list[kill_table.Verdict]:
+) -> list[kill_table.MutantVerdict]:
     with bar(len(found) + len({one.lab for one in found}), "runs") as done:
         return kill_table.judge(labs, found, jobs, done, quick)
 

@@ -12,7 +12,7 @@ from grading.cli.progress_bar import bar
 from grading.judge.show import plain, points
 from grading.red_team import disposable
 from grading.red_team.corpus import read_cheats
-from grading.red_team.trial import Verdict, verdicts
+from grading.red_team.trial import TrialResult, verdicts
 from grading.sandbox.isolation import LEVELS, strongest_level, weaknesses
 from grading.sandbox.supervisor import NOT_HERE, SetupError
 
@@ -44,7 +44,7 @@ def cheats(
         raise ValueError(f"there is no isolation level {unknown[0]!r}; there are {', '.join(LEVELS)}")
     if not chosen:
         raise ValueError(f"there is no cheat with {only!r} in its name")
-    found: dict[str, list[Verdict]] = {}
+    found: dict[str, list[TrialResult]] = {}
     with bar(len(levels) * len(chosen), "cheats") as done:
         for level in levels:
             found[level] = list(disposable.verdicts(chosen, done) if level == "none" else verdicts(chosen, level, done))
@@ -53,7 +53,7 @@ def cheats(
         raise typer.Exit(1)
 
 
-def _print(console: Console, found: dict[str, list[Verdict]]) -> None:
+def _print(console: Console, found: dict[str, list[TrialResult]]) -> None:
     table = Table(title="Cheats", title_justify="left")
     for name in ("lab", "cheat", "worth", *found, "what the report says"):
         table.add_column(name, justify="left" if name in ("lab", "cheat", "what the report says") else "right")
@@ -74,6 +74,6 @@ def _print(console: Console, found: dict[str, list[Verdict]]) -> None:
     console.print(f"{sum(map(len, found.values())) - len(wrong)} of {sum(map(len, found.values()))} as expected")
 
 
-def _said(row: Sequence[Verdict]) -> str:
+def _said(row: Sequence[TrialResult]) -> str:
     """The words of the first level at which it is wrong, or else of the first."""
     return next((one for one in row if not one.right), row[0]).happened

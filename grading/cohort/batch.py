@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from grading.cohort.journal import Journal
 from grading.cohort.roster import Cohort, HandedIn, Line
-from grading.cohort.worker_pool import Crew, Outcome, schedule
+from grading.cohort.worker_pool import Crew, UnitOutcome, schedule
 from grading.judge.checks import shorter
 from grading.judge.grader import Grader, Settings, grader_of, versions
 from grading.judge.intake import Submission
@@ -218,7 +218,7 @@ class _Runs:
             if (run := self.journal.run_of(key)) and (report := self.journal.result(run)):
                 self._take(key, report, run)
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: UnitOutcome) -> None:
         unit = outcome.unit
         why = "; ".join(outcome.crashes)
         if outcome.answer is None:

@@ -48,7 +48,7 @@ class Worker(Protocol):
 
 
 @dataclass
-class Outcome:
+class UnitOutcome:
     """How a unit ended.
 
     Attributes:
@@ -83,11 +83,11 @@ class Crew(Generic[W]):
     seconds: float
 
 
-def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[Outcome, None, None]:
+def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[UnitOutcome, None, None]:
     """Outcomes, as they come. Whatever ends it, closing the iterator included, stops every worker."""
-    waiting = deque(map(Outcome, units))
+    waiting = deque(map(UnitOutcome, units))
     idle: list[W] = []
-    busy: dict[W, Outcome] = {}
+    busy: dict[W, UnitOutcome] = {}
     began: dict[W, float] = {}
     try:
         while waiting or busy:
@@ -111,7 +111,7 @@ def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[Outcome, None, No
             worker.stop()
 
 
-def _answered(one: Outcome, worker: Worker) -> bool:
+def _answered(one: UnitOutcome, worker: Worker) -> bool:
     """Take what the worker has; whether it can go on."""
     try:
         answer = worker.take()

@@ -24,14 +24,14 @@ from labs.harness.catalog import find_lab
 
 
 @dataclass(frozen=True)
-class HandedIn:
+class GradescopeHandIn:
     """What Gradescope says of a submission: whose it is, and when it came (ISO 8601 in UTC)."""
 
     student: str
     submitted: str | None
 
 
-def read_metadata(path: Path, identity: str = "email") -> HandedIn:
+def read_metadata(path: Path, identity: str = "email") -> GradescopeHandIn:
     """What `submission_metadata.json` says; a group is named by all its members, in alphabetical order.
 
     Args:
@@ -46,7 +46,7 @@ def read_metadata(path: Path, identity: str = "email") -> HandedIn:
         raise ValueError(f"{path.name} does not say the {identity} of everybody who handed in")
     created = facts.get("created_at")
     submitted = datetime.fromisoformat(created).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if created else None
-    return HandedIn("+".join(sorted(users)), submitted)
+    return GradescopeHandIn("+".join(sorted(users)), submitted)
 
 
 def run(root: Path) -> Entry:

@@ -1,13 +1,13 @@
 """How a lab's checks are written: functions in `grading/scenarios/labNN/` that drive a submission.
 
     @check(todo=1, points=3, section="TODO 1: the free list", concept="every block is free once")
-    def every_block_but_the_null_block_is_free(lab, dice):
-        free = lab.FreeList(dice.randrange(5, 40))
+    def every_block_but_the_null_block_is_free(lab, rng):
+        free = lab.FreeList(rng.randrange(5, 40))
         ...
         expect(len(free) == size - 1, f"...")
 
 `lab` is a `Remote` of the submission's module: what is called on it runs in the worker, what comes
-back are plain values, tensors, or further remotes. `dice` gives the inputs. The expected values are
+back are plain values, tensors, or further remotes. `rng` gives the inputs. The expected values are
 worked out here, by the judge. A check fails by raising `Wrong`, or by what the submission raises.
 """
 
@@ -52,7 +52,7 @@ class Check:
 
 
 def check(todo: int, points: float, section: str, concept: str, hidden: bool = False, repeats: str = "") -> Callable:
-    """Makes a function `(lab, dice)` a check, or one `(lab, dice, which)` a check that `repeats`."""
+    """Makes a function `(lab, rng)` a check, or one `(lab, rng, which)` a check that `repeats`."""
 
     def mark(run: Callable[..., Any]) -> Callable:
         made = Check(run.__name__, todo, points, hidden, section, concept, run, repeats)

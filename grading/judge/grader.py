@@ -18,7 +18,7 @@ from grading.judge import predictions
 from grading.judge.checks import Check, Wrong, expect, shorter
 from grading.judge.intake import Submission
 from grading.judge.report import CheckResult, Report, digest_of
-from grading.judge.seeds import PUBLIC_SECRET, dice_for, seed_for
+from grading.judge.seeds import PUBLIC_SECRET, rng_for, seed_for
 from grading.judge.suite import HOME, checks_of
 from grading.sandbox.isolation import LEVELS, Limits, strongest_level
 from grading.sandbox.runtime import PACKAGE, make_runtime
@@ -143,7 +143,7 @@ class Grader:
                     try:
                         child.peer.tools = {name: getattr(child.bench, name) for name in TOOLS}
                         more = (which,) if check.repeats else ()
-                        runs.append(check.run(child.bench.load(text, functions or {}), dice_for(seed, check.name), *more))
+                        runs.append(check.run(child.bench.load(text, functions or {}), rng_for(seed, check.name), *more))
                     finally:
                         child.last_words()
                         printed += child.printed

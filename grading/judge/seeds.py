@@ -31,6 +31,6 @@ def seed_for(secret: str, lab_id: str, student: str, digest: str, mode: str = "s
     return hmac.new(secret.encode(), f"{lab_id}/{whom}".encode(), hashlib.sha256).hexdigest()[:16]
 
 
-def dice_for(seed: str, check: str) -> random.Random:
+def rng_for(seed: str, check: str) -> random.Random:
     """The random numbers of one check: whatever other checks draw, these stay the same."""
     return random.Random(f"{seed}/{check}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from grading.judge.report import Report
 from grading.red_team import trial
 from grading.red_team.corpus import Cheat, read_cheats
-from grading.red_team.trial import GONE, LIMITS, Verdict
+from grading.red_team.trial import GONE, LIMITS, TrialResult
 from grading.sandbox.isolation import Limits, strongest_level
 from grading.sandbox.supervisor import SetupError
 
@@ -34,7 +34,7 @@ READY = b"ready"
 def verdicts(
     cheats: Sequence[Cheat], done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
     besides: Sequence[int] = range(1, 7)
-) -> Iterator[Verdict]:
+) -> Iterator[TrialResult]:
     """As `cheat_trial.verdicts`, at the level `none`.
 
     Raises:
@@ -47,11 +47,12 @@ def verdicts(
     with tempfile.TemporaryDirectory(prefix="cheats-") as name:
         copy = copied(Path(name, "course"))
         while left:
-            for said in _judged(copy, left, limits, besides):
-                yield Verdict(left.pop(0), "none", Report.from_json(said["report"]) if said["report"] else None, said["error"])
+            for answer in _judged(copy, left, limits, besides):
+                report = Report.from_json(answer["report"]) if answer["report"] else None
+                yield TrialResult(left.pop(0), "none", report, answer["error"])
                 done()
             if left:  # the judge ended before it had done all
-                yield Verdict(left.pop(0), "none", None, GONE)
+                yield TrialResult(left.pop(0), "none", None, GONE)
                 done()
 
 

@@ -43,10 +43,10 @@ def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None)
     Args:
         cheats: by default the lab's.
     """
-    dice = random.Random(f"{seed}/{lab.id}")
+    rng = random.Random(f"{seed}/{lab.id}")
     parts = _Parts(lab, cheats if cheats is not None else [one for one in read_cheats() if one.lab == lab.id])
     width = max(3, len(str(count)))
-    return [Made(f"s{number:0{width}}", *parts.draw(dice)) for number in range(1, count + 1)]
+    return [Made(f"s{number:0{width}}", *parts.draw(rng)) for number in range(1, count + 1)]
 
 
 class _Parts:
@@ -57,27 +57,27 @@ class _Parts:
         self.functions, self.cheats = functions_of(self.solution), cheats
         self.mutants = [(one, set(definitions(ast.parse(one.text)))) for one in read_mutants(lab)]
 
-    def draw(self, dice: random.Random) -> tuple[str, str] | tuple[str, str, Cheat]:
+    def draw(self, rng: random.Random) -> tuple[str, str] | tuple[str, str, Cheat]:
         """What it is, in words, and its text, or the cheat."""
-        kind = dice.choices(list(SHARES), list(SHARES.values()))[0]
+        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
         if kind == "mutant" and self.mutants:
-            one, _ = dice.choice(self.mutants)
+            one, _ = rng.choice(self.mutants)
             return f"mutant {one.name}", one.text
         if kind == "cheat" and self.cheats:
-            cheat = dice.choice(self.cheats)
+            cheat = rng.choice(self.cheats)
             return f"cheat {cheat.name}", "", cheat
         if kind in ("solution", "starter"):
             return kind, getattr(self, kind)
-        return self._mixture(dice)
+        return self._mixture(rng)
 
-    def _mixture(self, dice: random.Random) -> tuple[str, str]:
+    def _mixture(self, rng: random.Random) -> tuple[str, str]:
         """Each TODO's functions from the solution, a mutant of that TODO, or the starter."""
         text, said = self.starter, []
         for todo, names in self.functions.items():
-            source = dice.choices(("solution", "mutant", "starter"), (6, 2, 2))[0]
+            source = rng.choices(("solution", "mutant", "starter"), (6, 2, 2))[0]
             wrong = [one for one, there in self.mutants if one.todo == todo and there.issuperset(names)]
             if source == "mutant" and wrong:
-                one = dice.choice(wrong)
+                one = rng.choice(wrong)
                 text, source = put_back(text, one.text, names), one.name
             elif source != "starter":
                 text, source = put_back(text, self.solution, names), "solution"

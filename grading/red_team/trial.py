@@ -26,7 +26,7 @@ GONE = "the judge was gone before it had a verdict"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TrialResult:
     """How a cheat was graded at a level.
 
     Attributes:
@@ -70,7 +70,7 @@ class Verdict:
 def verdicts(
     cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
     besides: Sequence[int] = range(1, 7)
-) -> Iterator[Verdict]:
+) -> Iterator[TrialResult]:
     """Each cheat's, in order. The worker is one for all of a lab: what a cheat does to it is to do nothing to the next.
 
     Args:
@@ -87,7 +87,7 @@ def verdicts(
             grader.checks = [check for check in checks if check.todo in (*cheat.todos, *besides)]
             try:
                 handed_in = read_submission(cheat.make(Path(name)), lab_folder=grader.lab.folder.name)
-                yield Verdict(cheat, level, grader.grade(handed_in, shared=shared))
+                yield TrialResult(cheat, level, grader.grade(handed_in, shared=shared))
             except Exception as error:
-                yield Verdict(cheat, level, None, f"the judge failed: {type(error).__name__}: {error}")
+                yield TrialResult(cheat, level, None, f"the judge failed: {type(error).__name__}: {error}")
             done()

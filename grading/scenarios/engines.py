@@ -35,9 +35,9 @@ def exactly(num_tokens: int, **more: Any) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, **more)
 
 
-def words(dice: random.Random, count: int) -> str:
+def words(rng: random.Random, count: int) -> str:
     """So many words."""
-    return " ".join(dice.choice(WORDS) for _ in range(count))
+    return " ".join(rng.choice(WORDS) for _ in range(count))
 
 
 @functools.cache
@@ -115,7 +115,7 @@ class Ledger:
     """Chooses the tokens of an engine, and notes all of its steps.
 
     Args:
-        dice: from which random tokens are drawn where there is no script.
+        rng: from which random tokens are drawn where there is no script.
         script: a request's prompt and parameters → its whole answer, as tokens.
 
     Attributes:
@@ -123,8 +123,8 @@ class Ledger:
         steps: the requests that shared each step.
     """
 
-    def __init__(self, dice: random.Random, script: Callable[[list[int], dict[str, Any]], list[int]] | None = None) -> None:
-        self._dice, self._script = dice, script
+    def __init__(self, rng: random.Random, script: Callable[[list[int], dict[str, Any]], list[int]] | None = None) -> None:
+        self._dice, self._script = rng, script
         self.requests: list[Served] = []
         self.steps: list[list[Served]] = []
 
@@ -167,8 +167,8 @@ class PatientLedger(Ledger):
         seconds: for which it does so, altogether.
     """
 
-    def __init__(self, dice: random.Random, company: int, script: Callable | None = None, seconds: float = 4.0) -> None:
-        super().__init__(dice, script)
+    def __init__(self, rng: random.Random, company: int, script: Callable | None = None, seconds: float = 4.0) -> None:
+        super().__init__(rng, script)
         self._company, self._pauses = company, int(seconds / PAUSE)
 
     def choose(self, rows: list[dict]) -> list[int]:
@@ -262,12 +262,12 @@ def expect_served(ledger: Ledger, outputs: Sequence[Any], prompts: Sequence[str]
         left.remove(own)
 
 
-def some_prompts(dice: random.Random, count: int) -> list[str]:
+def some_prompts(rng: random.Random, count: int) -> list[str]:
     """Different prompts, of words in which no model finds sense."""
-    return [f"{number} {words(dice, dice.randrange(1, 5))}" for number in dice.sample(range(1000), count)]
+    return [f"{number} {words(rng, rng.randrange(1, 5))}" for number in rng.sample(range(1000), count)]
 
 
-def clear_prompts(dice: random.Random, count: int, num_tokens: int = 6) -> list[dict[str, Any]]:
+def clear_prompts(rng: random.Random, count: int, num_tokens: int = 6) -> list[dict[str, Any]]:
     """Prompts, each with the tokens of both bundled models' greedy answers under their names.
 
     The two differ, and no second-best token comes close: last bits, which depend on the shape of a
@@ -275,7 +275,7 @@ def clear_prompts(dice: random.Random, count: int, num_tokens: int = 6) -> list[
     """
     found: list[dict[str, Any]] = []
     while len(found) < count:
-        prompts = some_prompts(dice, 2 * count + 4)
+        prompts = some_prompts(rng, 2 * count + 4)
         each = {model: answers_with_margins(model, prompts, num_tokens) for model in ("course", "course-draft")}
         for prompt, (large, clear), (small, as_clear) in zip(prompts, *each.values(), strict=True):
             if large != small and min(clear, as_clear) > 0.01:

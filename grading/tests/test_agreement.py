@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from grading.authoring.agreement import Case, cases_of, disagreement, findings
+from grading.authoring.agreement import KnownSubmission, cases_of, disagreement, findings
 from grading.judge.grader import Settings
 from grading.judge.report import CheckResult, Report
 from grading.sandbox.isolation import strongest_level
@@ -22,14 +22,14 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
-def some_cases(lab: Lab) -> list[Case]:
+def some_cases(lab: Lab) -> list[KnownSubmission]:
     """The solution, an alternative, the starter, and a mutant of each of three TODOs."""
-    dice, cases = random.Random(f"{commit()}:{lab.id}"), cases_of(lab)
+    rng, cases = random.Random(f"{commit()}:{lab.id}"), cases_of(lab)
     of = {kind: [case for case in cases if case.kind == kind] for kind in ("solution", "alternative", "starter")}
     mutants = [case for case in cases if case.todo is not None]
-    todos = dice.sample(sorted({case.todo for case in mutants}), 3)
-    chosen = [dice.choice([case for case in mutants if case.todo == todo]) for todo in todos]
-    return [*of["solution"], dice.choice(of["alternative"]), *of["starter"], *chosen]
+    todos = rng.sample(sorted({case.todo for case in mutants}), 3)
+    chosen = [rng.choice([case for case in mutants if case.todo == todo]) for todo in todos]
+    return [*of["solution"], rng.choice(of["alternative"]), *of["starter"], *chosen]
 
 
 @pytest.mark.proof
@@ -51,15 +51,15 @@ def report(*lost: int) -> Report:
 @pytest.mark.parametrize(
     "case, lost, words",
     [
-        (Case("solution", "s", ""), (), ""),
-        (Case("alternative", "s", ""), (2,), "loses points at TODO 2"),
-        (Case("author", "m", "", todo=1), (1,), ""),
-        (Case("author", "m", "", todo=1), (), "loses nothing at TODO 1"),
-        (Case("author", "m", "", todo=1), (1, 2), "loses points at TODO 2, too"),
-        (Case("author", "m", "", todo=1, may=(2,)), (1, 2), ""),
-        (Case("starter", "s", ""), (1, 2), "counts as started"),
+        (KnownSubmission("solution", "s", ""), (), ""),
+        (KnownSubmission("alternative", "s", ""), (2,), "loses points at TODO 2"),
+        (KnownSubmission("author", "m", "", todo=1), (1,), ""),
+        (KnownSubmission("author", "m", "", todo=1), (), "loses nothing at TODO 1"),
+        (KnownSubmission("author", "m", "", todo=1), (1, 2), "loses points at TODO 2, too"),
+        (KnownSubmission("author", "m", "", todo=1, may=(2,)), (1, 2), ""),
+        (KnownSubmission("starter", "s", ""), (1, 2), "counts as started"),
     ],
 )
-def test_what_counts_as_a_disagreement(case: Case, lost: tuple[int, ...], words: str):
+def test_what_counts_as_a_disagreement(case: KnownSubmission, lost: tuple[int, ...], words: str):
     found = disagreement(case, report(*lost))
     assert words in found and bool(found) == bool(words)

@@ -79,8 +79,8 @@ class Here:
 
 
 def crew_here(log: Path, seconds: float = 0.0) -> Crew:
-    dice = random.Random(0)
-    return Crew(3, lambda: Here(log, seconds), lambda workers: [dice.choice(workers)], 60.0)
+    rng = random.Random(0)
+    return Crew(3, lambda: Here(log, seconds), lambda workers: [rng.choice(workers)], 60.0)
 
 
 def outcome(path: Path) -> list[tuple]:
@@ -114,11 +114,11 @@ def test_killed_at_thirty_seeded_instants_and_resumed_it_has_what_an_uninterrupt
     assert run_in_child(tmp_path / "submissions", tmp_path / "whole", tmp_path / "whole.log", None)
     took, wanted, interrupted = time.monotonic() - began, outcome(tmp_path / "whole"), 0
     assert len(wanted) == 12
-    dice = random.Random(6)
+    rng = random.Random(6)
     for number in range(30):
         journal, log = tmp_path / f"{number}", tmp_path / f"{number}.log"
         began = time.monotonic()
-        if run_in_child(tmp_path / "submissions", journal, log, dice.uniform(0, took)):
+        if run_in_child(tmp_path / "submissions", journal, log, rng.uniform(0, took)):
             took = min(took, time.monotonic() - began)  # the machine has become faster
         else:
             interrupted += 1

@@ -23,7 +23,7 @@ from grading.judge.report import Report
 from grading.judge.show import print_report
 from grading.red_team import disposable
 from grading.red_team.corpus import HERE, LAB, Cheat, composed, read_cheats
-from grading.red_team.trial import MOST, Verdict, verdicts
+from grading.red_team.trial import MOST, TrialResult, verdicts
 from grading.sandbox.isolation import LEVELS, Limits, strongest_level
 from grading.sandbox.supervisor import SetupError, processes_of
 from labs.harness.catalog import find_lab
@@ -78,7 +78,7 @@ def whole_run(level: str) -> Outcome:
                    (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started) * (1 if sys.platform == "darwin" else 1024))
 
 
-def _was_too_slow(one: Verdict) -> bool:
+def _was_too_slow(one: TrialResult) -> bool:
     """Whether it lost a check because time was up: on a busy machine that says nothing."""
     lost = [check for check in one.report.checks if not check.passed] if one.report else []
     return any("had not ended after" in check.message or "CPU time" in check.message for check in lost)
@@ -89,7 +89,7 @@ def _is_of(name: str) -> bool:
     return name.startswith("cheat-")
 
 
-def _in_words(one: Verdict) -> tuple[str, int, bool, str, str]:
+def _in_words(one: TrialResult) -> tuple[str, int, bool, str, str]:
     report = one.report
     return one.cheat.name, one.cheat.worth, one.right, one.happened, "" if report is None else report.to_json()
 

@@ -155,7 +155,7 @@ def test_metadata_say_who_handed_in_and_when(tmp_path):
     facts = {"created_at": "2018-07-01T14:22:32.365935-07:00",
              "users": [{"email": "b@x", "id": 2, "name": "B"}, {"email": "a@x", "id": 1, "name": "A"}]}
     path.write_text(json.dumps(facts))
-    assert run.read_metadata(path) == run.HandedIn("a@x+b@x", "2018-07-01T21:22:32Z")
+    assert run.read_metadata(path) == run.GradescopeHandIn("a@x+b@x", "2018-07-01T21:22:32Z")
     assert run.read_metadata(path, "id").student == "1+2"
     for broken in ({"users": []}, {"users": [{"email": ""}]}, {}):
         path.write_text(json.dumps(broken))

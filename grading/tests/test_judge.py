@@ -80,7 +80,7 @@ def test_a_failure_that_says_nothing_is_a_failure(grader: Grader, box: Sandbox, 
 
 
 def test_an_empty_verdict_is_one_too(grader: Grader, box: Sandbox):
-    def says_nothing(lab: object, dice: object) -> None:
+    def says_nothing(lab: object, rng: object) -> None:
         raise Wrong("")
 
     result, _ = grader._run(Check("one", 1, 3, False, "", "", says_nothing), SOLUTION, (), "seed", box)
@@ -290,7 +290,7 @@ def test_a_check_that_repeats_runs_in_two_processes_and_compares_what_they_gave(
     runs = []
 
     def asks(fixed: bool) -> Check:
-        def run(lab: object, dice: object, which: int) -> object:
+        def run(lab: object, rng: object, which: int) -> object:
             runs.append(which)
             return lab.number(fixed)
 
@@ -325,7 +325,7 @@ def test_the_bench_says_what_was_replaced_by_a_submission(box: Sandbox, change: 
 def test_what_a_check_looks_with_was_taken_before_the_submission_came(grader: Grader, box: Sandbox):
     text = SOLUTION + "\nfrom worker import bench\nbench.Bench.look = lambda self, value: [3]\n"
 
-    def looks(lab: Remote, dice: object) -> None:
+    def looks(lab: Remote, rng: object) -> None:
         held = hold(lab, [1])
         held.append(2)
         expect(look(held) == [1, 2], "it saw something else")

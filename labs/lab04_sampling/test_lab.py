@@ -291,17 +291,17 @@ def test_todo_3_equal_logits_are_kept_or_removed_alike(lab):
         assert found == tokens, f"logits {logits}, {params}: equals stay together, so {tokens} remain, not {found}"
 
 
-def clear_filters(logits: list[float], dice: random.Random, top_p: tuple[float, float] | None = None) -> dict:
+def clear_filters(logits: list[float], rng: random.Random, top_p: tuple[float, float] | None = None) -> dict:
     """Filters of which rounding cannot change the outcome: a little more or less keeps the same tokens.
 
     With a range of `top_p`, one of those is all there is.
     """
     borders = top_p
     while True:
-        top_k = dice.choice([-1, 0, 1, 3, 7, 20, 100])
-        top_p, min_p = dice.choice([1.0, dice.uniform(0.01, 0.99)]), dice.choice([0.0, dice.uniform(0.001, 0.9)])
+        top_k = rng.choice([-1, 0, 1, 3, 7, 20, 100])
+        top_p, min_p = rng.choice([1.0, rng.uniform(0.01, 0.99)]), rng.choice([0.0, rng.uniform(0.001, 0.9)])
         if borders is not None:
-            top_k, top_p, min_p = 0, dice.uniform(*borders), 0.0
+            top_k, top_p, min_p = 0, rng.uniform(*borders), 0.0
         less = kept_by_hand(logits, top_k, top_p * 0.9999 if top_p < 1 else 1.0, min_p * 0.9999)
         more = kept_by_hand(logits, top_k, top_p * 1.0001 if top_p < 1 else 1.0, min_p * 1.0001)
         if less == more:
@@ -310,9 +310,9 @@ def clear_filters(logits: list[float], dice: random.Random, top_p: tuple[float, 
 
 @pytest.mark.todo(3, points=2)
 def test_todo_3_in_a_mixed_batch_each_row_obeys_its_own_filters(lab):
-    dice, logits = random.Random(4), (random_logits(20, 200, seed=4) / 3).T  # 200 rows of 20 tokens, not contiguous
+    rng, logits = random.Random(4), (random_logits(20, 200, seed=4) / 3).T  # 200 rows of 20 tokens, not contiguous
     logits[5:20, 3] = -INF
-    filters = [clear_filters(scores, dice) for scores in logits.tolist()]
+    filters = [clear_filters(scores, rng) for scores in logits.tolist()]
     found = asked(lab.keep_top, logits, [row(**wishes) for wishes in filters])
     expected = torch.full_like(logits, -INF)
     for i, wishes in enumerate(filters):
@@ -424,13 +424,13 @@ def story_of_the_worst(found, expected, logits, rows: list[SamplingRow]) -> str:
 
 @pytest.mark.todo(4, points=3)
 def test_todo_4_all_together_in_the_right_order_for_every_row(lab):
-    dice, logits = random.Random(7), random_logits(16, 40, seed=7).T  # 40 rows of 16 tokens, not contiguous
+    rng, logits = random.Random(7), random_logits(16, 40, seed=7).T  # 40 rows of 16 tokens, not contiguous
     rows = []
     for _ in range(40):
-        prompt, output = ([dice.randrange(16) for _ in range(dice.randrange(low, 12))] for low in (1, 0))
-        rows.append(row(prompt=prompt, output=output, logit_bias={dice.randrange(16): dice.uniform(-9, 9) for _ in range(3)},
-                        repetition_penalty=dice.choice([0.7, 1.0, 1.8]), frequency_penalty=dice.uniform(-2, 2),
-                        presence_penalty=dice.uniform(-2, 2)))
+        prompt, output = ([rng.randrange(16) for _ in range(rng.randrange(low, 12))] for low in (1, 0))
+        rows.append(row(prompt=prompt, output=output, logit_bias={rng.randrange(16): rng.uniform(-9, 9) for _ in range(3)},
+                        repetition_penalty=rng.choice([0.7, 1.0, 1.8]), frequency_penalty=rng.uniform(-2, 2),
+                        presence_penalty=rng.uniform(-2, 2)))
     expected = [adjusted_by_hand(scores, r) for scores, r in zip(logits.double().tolist(), rows, strict=True)]
     found = asked(lab.apply_penalties, logits, rows)
     order = "first the bias, then repetition, then frequency and presence"

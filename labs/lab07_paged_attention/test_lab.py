@@ -226,13 +226,13 @@ class Pool:
         self, *spans, block_size=4, num_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float32, garbage=50.0,
         seed=0, spare_blocks=3,
     ):
-        generator, dice = torch.Generator().manual_seed(seed), random.Random(seed)
+        generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
         self.block_size = block_size
         self.requests = [Asked(*span, num_heads, num_kv_heads, head_dim, dtype, generator) for span in spans]
         needed = [-(-request.seq_len // block_size) for request in self.requests]
         num_blocks = 1 + sum(needed) + spare_blocks
         blocks = list(range(1, num_blocks))
-        dice.shuffle(blocks)
+        rng.shuffle(blocks)
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
         self.k_cache, self.v_cache = (torch.full(shape, garbage, dtype=dtype) for _ in "kv")
         self.nobodys = blocks.pop()
@@ -436,22 +436,22 @@ def test_todo_1_chunks_of_one_token_come_first_and_otherwise_the_order_stays(lab
     assert layout.num_decodes == decodes, f"{decodes} of the chunks have one token; num_decodes was {layout.num_decodes}"
 
 
-def engine_chunk(dice: random.Random, name: str, count: int, block_size: int) -> ScheduledChunk:
+def engine_chunk(rng: random.Random, name: str, count: int, block_size: int) -> ScheduledChunk:
     """A chunk as the scheduler makes it: `count` tokens after some others, in any blocks, at times one too many."""
-    start = dice.choice([0, block_size - 1, block_size, dice.randrange(30)])
-    blocks = -(-(start + count) // block_size) + dice.choice([0, 0, 1])
-    tokens = [dice.randrange(1000) for _ in range(start + count + dice.randrange(3))]
+    start = rng.choice([0, block_size - 1, block_size, rng.randrange(30)])
+    blocks = -(-(start + count) // block_size) + rng.choice([0, 0, 1])
+    tokens = [rng.randrange(1000) for _ in range(start + count + rng.randrange(3))]
     request = Request(name, None, tokens, SamplingParams(), seed=0, max_total_tokens=1000)
-    return ScheduledChunk(request, start, count, dice.sample(range(1, 200), blocks))
+    return ScheduledChunk(request, start, count, rng.sample(range(1, 200), blocks))
 
 
 @pytest.mark.todo(1, points=4)
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 def test_todo_1_is_what_the_engines_model_runner_lays_out(lab, block_size):
-    dice = random.Random(block_size)
+    rng = random.Random(block_size)
     for case in range(12):
-        counts = [dice.choice([1, 1, 2, 5, block_size, block_size + 1]) for _ in range(dice.randrange(1, 6))]
-        chunks = [engine_chunk(dice, f"r{i}", n, block_size) for i, n in enumerate(counts)]
+        counts = [rng.choice([1, 1, 2, 5, block_size, block_size + 1]) for _ in range(rng.randrange(1, 6))]
+        chunks = [engine_chunk(rng, f"r{i}", n, block_size) for i, n in enumerate(counts)]
         mine = laid_out(
             lab, [lab.Chunk(c.request.token_ids(c.start, c.end), c.start, list(c.block_table)) for c in chunks], block_size,
             f"case {case}")
@@ -897,11 +897,11 @@ def test_todo_5_two_requests_may_share_a_block(lab):
 @pytest.mark.todo(5, points=1)
 @pytest.mark.parametrize("seed", range(6))
 def test_todo_5_random_batches(lab, seed):
-    dice = random.Random(seed)
-    decodes = [(dice.randrange(40), 1) for _ in range(dice.randrange(4))]
-    chunks = [(dice.randrange(20), dice.randrange(2, 15)) for _ in range(dice.randrange(not decodes, 4))]
-    heads = dict(zip(("num_heads", "num_kv_heads"), dice.choice([(4, 4), (4, 2), (8, 2), (3, 1)]), strict=True))
-    pool = Pool(*decodes, *chunks, block_size=dice.choice([1, 3, 4, 16]), seed=seed, **heads)
+    rng = random.Random(seed)
+    decodes = [(rng.randrange(40), 1) for _ in range(rng.randrange(4))]
+    chunks = [(rng.randrange(20), rng.randrange(2, 15)) for _ in range(rng.randrange(not decodes, 4))]
+    heads = dict(zip(("num_heads", "num_kv_heads"), rng.choice([(4, 4), (4, 2), (8, 2), (3, 1)]), strict=True))
+    pool = Pool(*decodes, *chunks, block_size=rng.choice([1, 3, 4, 16]), seed=seed, **heads)
     assert_batch_attends(attend_batch(lab, pool), pool)
 
 
@@ -1095,8 +1095,8 @@ def test_todo_6_in_the_engine_logits_of_random_weights_are_those_of_transformers
     llm = swapped_in(
         lab, folder.name, components=Components(sampler=lambda config: sampler), block_size=4, max_num_batched_tokens=7,
         max_num_seqs=4)
-    dice = random.Random(7)
-    prompts = [[dice.randrange(512) for _ in range(n)] for n in (1, 4, 9, 18)]
+    rng = random.Random(7)
+    prompts = [[rng.randrange(512) for _ in range(n)] for n in (1, 4, 9, 18)]
     outputs = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts],
         SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, detokenize=False), use_tqdm=False)

@@ -59,7 +59,7 @@ def guarded(lab_id: str) -> list[Mutant]:
 
 
 @cache
-def judged(lab_id: str) -> dict[str, kill_table.Verdict]:
+def judged(lab_id: str) -> dict[str, kill_table.MutantVerdict]:
     """Mutant -> verdict, for those of a lab that are chosen; the first few are run on the whole suite."""
     verdicts = kill_table.judge([LABS[lab_id]], chosen(lab_id), quick=lambda one: one not in few(lab_id))
     return {one.mutant.name: one for one in verdicts}

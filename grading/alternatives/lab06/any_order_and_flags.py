@@ -33,7 +33,7 @@ class FreeList:
 
     def __init__(self, num_blocks: int) -> None:
         self.is_free = [block != NULL_BLOCK for block in range(num_blocks)]
-        self.dice = random.Random(num_blocks)
+        self.rng = random.Random(num_blocks)
 
     def __len__(self) -> int:
         return self.is_free.count(True)
@@ -42,7 +42,7 @@ class FreeList:
         free = [block for block, flag in enumerate(self.is_free) if flag]
         if len(free) < count:
             raise OutOfBlocks(f"only {len(free)}")
-        taken = self.dice.sample(free, count)
+        taken = self.rng.sample(free, count)
         for block in taken:
             self.is_free[block] = False
         return taken

@@ -44,10 +44,10 @@ def expect_from(ledger: Ledger, pairs: Sequence[tuple[str, Remote]], prompts: Se
 
 
 @check(todo=3, points=6, section=BATCH, concept="one batch for all prompts")
-def all_prompts_share_the_steps_of_one_batch(lab: Remote, dice: random.Random) -> None:
-    for num_prompts in (dice.randrange(6, 10), dice.randrange(33, 42)):
-        ledger = Ledger(dice)
-        prompts, count = some_prompts(dice, num_prompts), dice.randrange(5, 9)
+def all_prompts_share_the_steps_of_one_batch(lab: Remote, rng: random.Random) -> None:
+    for num_prompts in (rng.randrange(6, 10), rng.randrange(33, 42)):
+        ledger = Ledger(rng)
+        prompts, count = some_prompts(rng, num_prompts), rng.randrange(5, 9)
         pairs = batch(lab, llm_beside(lab, ledger), prompts, exactly(count))
         expect(bool(ledger.steps), "the engine that was given took no step: was another one built? The one given is enough")
         expect(len(ledger.steps) == count,
@@ -57,25 +57,25 @@ def all_prompts_share_the_steps_of_one_batch(lab: Remote, dice: random.Random) -
 
 
 @check(todo=3, points=4, section=BATCH, concept="which output belongs to which prompt")
-def each_prompt_comes_back_with_its_own_output_in_order(lab: Remote, dice: random.Random) -> None:
-    ledger = Ledger(dice)
-    prompts = some_prompts(dice, 9)
+def each_prompt_comes_back_with_its_own_output_in_order(lab: Remote, rng: random.Random) -> None:
+    ledger = Ledger(rng)
+    prompts = some_prompts(rng, 9)
     prompts[2:4] = f"{prompts[2]}\n", f"  {prompts[3]} "  # white space is part of a prompt
-    prompts.insert(dice.randrange(5, 9), prompts[1])
-    limits = dice.sample(range(1, 12), len(prompts))
+    prompts.insert(rng.randrange(5, 9), prompts[1])
+    limits = rng.sample(range(1, 12), len(prompts))
     limits[0] = 12  # the first is not the first to finish
     pairs = batch(lab, llm_beside(lab, ledger), prompts, [exactly(limit) for limit in limits])
     expect_from(ledger, pairs, prompts)
-    none = batch(lab, llm_beside(lab, Ledger(dice)), [], exactly(2))
+    none = batch(lab, llm_beside(lab, Ledger(rng)), [], exactly(2))
     expect(none == [], f"a batch of no prompts has no pairs; it gave {shown(none)}")
     used = [len(tokens_of(output)) for _, output in pairs]
     expect(used == limits, f"the prompts have parameters for {limits} tokens, in this order; the outputs have {used}")
 
 
 @check(todo=3, points=1, section=BATCH, concept="a prompt that comes twice", hidden=True)
-def a_prompt_that_comes_twice_is_two_requests(lab: Remote, dice: random.Random) -> None:
-    ledger = Ledger(dice)
-    one, other = some_prompts(dice, 2)
+def a_prompt_that_comes_twice_is_two_requests(lab: Remote, rng: random.Random) -> None:
+    ledger = Ledger(rng)
+    one, other = some_prompts(rng, 2)
     prompts = [one, one, other, one]
     drawn = SamplingParams(temperature=1.0, max_tokens=3, ignore_eos=True)
     llm = llm_beside(lab, ledger)
@@ -90,14 +90,14 @@ def a_prompt_that_comes_twice_is_two_requests(lab: Remote, dice: random.Random) 
 
 
 @check(todo=3, points=2, section=BATCH, concept="whose parameters are used", hidden=True)
-def uses_the_parameters_it_is_given(lab: Remote, dice: random.Random) -> None:
-    one = SamplingParams(temperature=dice.choice([0.3, 0.7]), top_p=0.5, max_tokens=dice.randrange(2, 6), ignore_eos=True,
-                         seed=dice.randrange(999))
-    several = [one.clone(max_tokens=limit, top_k=limit, seed=7 + limit) for limit in dice.sample(range(2, 9), 2)]
+def uses_the_parameters_it_is_given(lab: Remote, rng: random.Random) -> None:
+    one = SamplingParams(temperature=rng.choice([0.3, 0.7]), top_p=0.5, max_tokens=rng.randrange(2, 6), ignore_eos=True,
+                         seed=rng.randrange(999))
+    several = [one.clone(max_tokens=limit, top_k=limit, seed=7 + limit) for limit in rng.sample(range(2, 9), 2)]
     names = ("temperature", "top_p", "top_k", "seed", "max_tokens")
     as_tuple = kept(lab._peer.root.package("builtins").tuple, several)
     for params, each in ((one, [one, one]), (several, several), (as_tuple, several)):
-        ledger, prompts = Ledger(dice), some_prompts(dice, 2)
+        ledger, prompts = Ledger(rng), some_prompts(rng, 2)
         batch(lab, llm_beside(lab, ledger), prompts, params)
         asked = {tokenizer().decode(served.prompt): {name: served.params.get(name) for name in names}
                  for served in ledger.requests}
@@ -106,20 +106,20 @@ def uses_the_parameters_it_is_given(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=3, points=1, section=BATCH, concept="a prompt that the engine refuses")
-def the_error_of_a_wrong_prompt_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
-    ledger = Ledger(dice)
-    llm, prompts = llm_beside(lab, ledger), some_prompts(dice, 3)
-    prompts.insert(dice.randrange(1, 4), "")
+def the_error_of_a_wrong_prompt_reaches_the_caller(lab: Remote, rng: random.Random) -> None:
+    ledger = Ledger(rng)
+    llm, prompts = llm_beside(lab, ledger), some_prompts(rng, 3)
+    prompts.insert(rng.randrange(1, 4), "")
     refusal("InvalidParametersError", lambda: batch(lab, llm, prompts, exactly(3)), "there is an empty prompt among them")
     expect(not ledger.requests,
            f"{len(ledger.requests)} prompts were computed before the empty one was refused: one call, not a loop")
 
 
 @check(todo=3, points=1, section=BATCH, concept="parameters that do not fit the prompts", hidden=True)
-def the_error_of_a_wrong_number_of_parameters_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
+def the_error_of_a_wrong_number_of_parameters_reaches_the_caller(lab: Remote, rng: random.Random) -> None:
     for number in (2, 4):
-        ledger = Ledger(dice)
-        llm, prompts = llm_beside(lab, ledger), some_prompts(dice, 3)
+        ledger = Ledger(rng)
+        llm, prompts = llm_beside(lab, ledger), some_prompts(rng, 3)
         refusal("InvalidParametersError",
                 lambda llm=llm, prompts=prompts, number=number: batch(lab, llm, prompts, [exactly(2)] * number),
                 f"there are {number} parameters for 3 prompts")

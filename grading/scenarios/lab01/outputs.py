@@ -18,19 +18,19 @@ from nano_qwen3_serving.outputs import FinishReason, RequestMetrics
 OUTPUTS = "TODO 5: Read the outputs"
 
 
-def finished(dice: random.Random, tokens: int, reason: FinishReason = "stop", arrival: float | None = None) -> RequestOutput:
+def finished(rng: random.Random, tokens: int, reason: FinishReason = "stop", arrival: float | None = None) -> RequestOutput:
     """A finished output of a request that waited, and was cut into tokens before that."""
-    times = [dice.uniform(0, 50) if arrival is None else arrival]
+    times = [rng.uniform(0, 50) if arrival is None else arrival]
     for _ in range(4):
-        times.append(times[-1] + dice.uniform(0.25, 2.0))
+        times.append(times[-1] + rng.uniform(0.25, 2.0))
     if tokens == 1:
         times[4] = times[3]
-    completion = CompletionOutput(0, words(dice, tokens + dice.randrange(1, 5)), [dice.randrange(2000) for _ in range(tokens)],
+    completion = CompletionOutput(0, words(rng, tokens + rng.randrange(1, 5)), [rng.randrange(2000) for _ in range(tokens)],
                                   finish_reason=reason)
-    prompt = [dice.randrange(2000) for _ in range(dice.randrange(2, 9))]
+    prompt = [rng.randrange(2000) for _ in range(rng.randrange(2, 9))]
     arrived, queued, scheduled, first, last = times
     metrics = RequestMetrics(arrived, queued, scheduled, first, last, num_generation_tokens=tokens)
-    return RequestOutput(str(dice.randrange(99)), words(dice, 20), prompt, None, [completion], True, metrics)
+    return RequestOutput(str(rng.randrange(99)), words(rng, 20), prompt, None, [completion], True, metrics)
 
 
 def times_of(output: RequestOutput) -> RequestMetrics:
@@ -74,14 +74,14 @@ def expect_times(lab: Remote, output: RequestOutput) -> None:
 
 
 @check(todo=5, points=6, section=OUTPUTS, concept="tokens and times of a request")
-def tokens_and_times_of_a_request(lab: Remote, dice: random.Random) -> None:
-    for count in (2, dice.randrange(3, 9), dice.randrange(20, 60)):
-        expect_times(lab, finished(dice, count))
+def tokens_and_times_of_a_request(lab: Remote, rng: random.Random) -> None:
+    for count in (2, rng.randrange(3, 9), rng.randrange(20, 60)):
+        expect_times(lab, finished(rng, count))
     for zero in ("arrival_time", "first_token_ts", "last_token_ts"):  # of a clock only differences mean something
-        output = finished(dice, dice.randrange(2, 9))
+        output = finished(rng, rng.randrange(2, 9))
         output.metrics = sooner(times_of(output), getattr(times_of(output), zero))
         expect_times(lab, output)
-    together = finished(dice, dice.randrange(2, 9))  # tokens that came at once: there are gaps, of 0.0 seconds
+    together = finished(rng, rng.randrange(2, 9))  # tokens that came at once: there are gaps, of 0.0 seconds
     together.metrics = replace(times_of(together), last_token_ts=times_of(together).first_token_ts)
     expect_times(lab, together)
 
@@ -93,14 +93,14 @@ def sooner(times: RequestMetrics, seconds: float) -> RequestMetrics:
 
 
 @check(todo=5, points=3, section=OUTPUTS, concept="a request without a gap", hidden=True)
-def a_single_token_has_no_gap(lab: Remote, dice: random.Random) -> None:
-    expect_times(lab, finished(dice, 1, "length"))
+def a_single_token_has_no_gap(lab: Remote, rng: random.Random) -> None:
+    expect_times(lab, finished(rng, 1, "length"))
 
 
 @check(todo=5, points=3, section=OUTPUTS, concept="which end is a cut")
-def only_length_means_cut_off(lab: Remote, dice: random.Random) -> None:
-    for reason in dice.sample(get_args(FinishReason), 4):
-        m = lab.measure(finished(dice, dice.randrange(2, 30), reason))
+def only_length_means_cut_off(lab: Remote, rng: random.Random) -> None:
+    for reason in rng.sample(get_args(FinishReason), 4):
+        m = lab.measure(finished(rng, rng.randrange(2, 30), reason))
         expect(m.finish_reason == reason, f"the output's finish_reason is {reason!r}, not {shown(m.finish_reason)}")
         expect(m.cut_off == (reason == "length"),
                f"a request that ended with {reason!r} has cut_off {reason == 'length'}, not {shown(m.cut_off)}")
@@ -117,22 +117,22 @@ def expect_throughput(lab: Remote, outputs: list[RequestOutput]) -> None:
 
 
 @check(todo=5, points=2, section=OUTPUTS, concept="the speed of all together")
-def throughput_counts_the_time_once_for_all(lab: Remote, dice: random.Random) -> None:
-    expect_throughput(lab, [finished(dice, dice.randrange(2, 40), arrival=10 + dice.random()) for _ in range(3)])
-    expect_throughput(lab, [finished(dice, dice.randrange(2, 40))])
-    for seconds in (0.0, dice.uniform(1, 9)):  # the last token at the clock's zero, and all of it before
-        early = finished(dice, dice.randrange(2, 40))
+def throughput_counts_the_time_once_for_all(lab: Remote, rng: random.Random) -> None:
+    expect_throughput(lab, [finished(rng, rng.randrange(2, 40), arrival=10 + rng.random()) for _ in range(3)])
+    expect_throughput(lab, [finished(rng, rng.randrange(2, 40))])
+    for seconds in (0.0, rng.uniform(1, 9)):  # the last token at the clock's zero, and all of it before
+        early = finished(rng, rng.randrange(2, 40))
         early.metrics = sooner(times_of(early), times_of(early).last_token_ts + seconds)
         expect_throughput(lab, [early])
 
 
 @check(todo=5, points=2, section=OUTPUTS, concept="outputs in any order", hidden=True)
-def throughput_does_not_depend_on_the_order(lab: Remote, dice: random.Random) -> None:
-    outputs = [finished(dice, dice.randrange(2, 40), arrival=float(arrival)) for arrival in dice.sample(range(30), 4)]
+def throughput_does_not_depend_on_the_order(lab: Remote, rng: random.Random) -> None:
+    outputs = [finished(rng, rng.randrange(2, 40), arrival=float(arrival)) for arrival in rng.sample(range(30), 4)]
     expect_throughput(lab, sorted(outputs, key=lambda output: times_of(output).arrival_time))
     expect_throughput(lab, sorted(outputs, key=lambda output: -times_of(output).arrival_time))
-    long = finished(dice, dice.randrange(2, 40), arrival=0.0)  # arrives first, and its last token is the last of all
-    long.metrics = replace(times_of(long), last_token_ts=dice.uniform(60, 90))
+    long = finished(rng, rng.randrange(2, 40), arrival=0.0)  # arrives first, and its last token is the last of all
+    long.metrics = replace(times_of(long), last_token_ts=rng.uniform(60, 90))
     expect_throughput(lab, [outputs[0], long, *outputs[1:]])
 
 
@@ -145,8 +145,8 @@ def script_of(salt: int) -> Callable[[list[int], dict[str, Any]], list[int]]:
         seed = params["seed"] if drawn else None
         if seed not in seeds:
             seeds.append(seed)
-        dice = random.Random(f"{salt} {prompt} {seeds.index(seed)}")
-        return tokenizer().encode(f" {words(dice, dice.randrange(5, 9))}. {words(dice, dice.randrange(4, 9))}, {words(dice, 3)}.")
+        rng = random.Random(f"{salt} {prompt} {seeds.index(seed)}")
+        return tokenizer().encode(f" {words(rng, rng.randrange(5, 9))}. {words(rng, rng.randrange(4, 9))}, {words(rng, 3)}.")
 
     return script
 
@@ -172,12 +172,12 @@ def without_times(text: str) -> list[str]:
 
 
 @check(todo=5, points=4, section=OUTPUTS, concept="the whole program")
-def the_whole_program_loads_once_and_prints_what_the_readme_shows(lab: Remote, dice: random.Random) -> None:
-    salt, loads = dice.randrange(10**9), []
+def the_whole_program_loads_once_and_prints_what_the_readme_shows(lab: Remote, rng: random.Random) -> None:
+    salt, loads = rng.randrange(10**9), []
     script = script_of(salt)
 
     def load() -> Remote:
-        loads.append(llm_beside(lab, Ledger(dice, script)))
+        loads.append(llm_beside(lab, Ledger(rng, script)))
         return loads[-1]
 
     lab.load_llm = ours(load)

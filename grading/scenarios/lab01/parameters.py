@@ -69,15 +69,15 @@ def expect_likeliest(mine: SamplingParams, what: str) -> None:
 
 
 @check(todo=2, points=5, section=PARAMS, concept="which token a fact takes")
-def a_fact_takes_the_likeliest_token_every_time(lab: Remote, dice: random.Random) -> None:
+def a_fact_takes_the_likeliest_token_every_time(lab: Remote, rng: random.Random) -> None:
     expect_likeliest(rebuilt(lab, lab.fact_params()), "fact_params()")
 
 
 @check(todo=2, points=3, section=PARAMS, concept="where a fact ends")
-def a_fact_is_said_to_its_end(lab: Remote, dice: random.Random) -> None:
+def a_fact_is_said_to_its_end(lab: Remote, rng: random.Random) -> None:
     mine = rebuilt(lab, lab.fact_params())
-    for count in (dice.randrange(12, 20), dice.randrange(20, 30)):
-        answer = f"It is 2.{count}. {words(dice, count)}?\n\nSo, {words(dice, 5)}; {words(dice, 1)}! "
+    for count in (rng.randrange(12, 20), rng.randrange(20, 30)):
+        answer = f"It is 2.{count}. {words(rng, count)}?\n\nSo, {words(rng, 5)}; {words(rng, 1)}! "
         found = said(answer, mine)
         expect((found.text, found.finish_reason) == (answer, "stop"),
                f"a model that said {answer!r} and ended was heard to say {found.text!r}, "
@@ -85,8 +85,8 @@ def a_fact_is_said_to_its_end(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=2, points=3, section=PARAMS, concept="another seed")
-def another_seed_tells_another_story(lab: Remote, dice: random.Random) -> None:
-    openings, seeds = dice.sample(OPENINGS, 4), dice.sample(range(10**6), 16)
+def another_seed_tells_another_story(lab: Remote, rng: random.Random) -> None:
+    openings, seeds = rng.sample(OPENINGS, 4), rng.sample(range(10**6), 16)
     params = [story(lab, seed) for seed in seeds]
     told = {(prompt, *tokens) for prompt in openings for tokens in answers([prompt] * 16, params)}
     expect(len(told) >= 8,
@@ -95,8 +95,8 @@ def another_seed_tells_another_story(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=2, points=2, section=PARAMS, concept="which numbers are seeds", hidden=True)
-def every_number_is_a_seed_of_its_own(lab: Remote, dice: random.Random) -> None:
-    low = dice.randrange(1, 100)
+def every_number_is_a_seed_of_its_own(lab: Remote, rng: random.Random) -> None:
+    low = rng.randrange(1, 100)
     seeds = [0, low, *(low + 2**power for power in (4, 8, 16, 31, 32, 40)), low + 1000]
     given = {seed: story(lab, seed).seed for seed in seeds}
     expect(None not in given.values(), f"of the seeds {seeds} some are handed on as None: {shown(given)}")
@@ -105,22 +105,22 @@ def every_number_is_a_seed_of_its_own(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=2, points=3, section=PARAMS, concept="the same seed")
-def the_same_seed_tells_the_same_story_alone_or_in_company(lab: Remote, dice: random.Random) -> None:
-    seeds = dice.sample(range(10**6), len(OPENINGS))
+def the_same_seed_tells_the_same_story_alone_or_in_company(lab: Remote, rng: random.Random) -> None:
+    seeds = rng.sample(range(10**6), len(OPENINGS))
     twice = [story(lab, seed) for seed in seeds * 2]
     told = answers(OPENINGS * 2, twice)
     for opening, seed, one, two in zip(OPENINGS, seeds, told, told[len(seeds) :], strict=False):
         expect(one == two,
                f"in one batch, {opening!r} with seed {seed} twice gave two stories, {tokenizer().decode(one)!r} and "
                f"{tokenizer().decode(two)!r}")
-    place = dice.randrange(len(seeds))
+    place = rng.randrange(len(seeds))
     [alone] = answers([OPENINGS[place]], [story(lab, seeds[place])])
     expect(alone == told[place], f"{OPENINGS[place]!r} with seed {seeds[place]} gave one story in a batch and another alone")
 
 
 @check(todo=2, points=2, section=PARAMS, concept="what a story is drawn from", hidden=True)
-def a_story_is_drawn_from_what_the_contract_says(lab: Remote, dice: random.Random) -> None:
-    seed = dice.randrange(10**6)
+def a_story_is_drawn_from_what_the_contract_says(lab: Remote, rng: random.Random) -> None:
+    seed = rng.randrange(10**6)
     mine, plain = story(lab, seed), SamplingParams()
     expect(math.isclose(mine.temperature, 0.8, rel_tol=1e-6) and math.isclose(mine.top_p, 0.9, rel_tol=1e-6),
            f"temperature {mine.temperature} and top_p {mine.top_p}; the contract says 0.8, and 90 % of the probability")
@@ -128,29 +128,29 @@ def a_story_is_drawn_from_what_the_contract_says(lab: Remote, dice: random.Rando
              "bad_words"]
     more = {rule: getattr(mine, rule) for rule in rules if getattr(mine, rule) != getattr(plain, rule)}
     expect(not more, f"temperature, top_p and the seed choose the token, says the contract; here {more} does, too")
-    answer = f"{words(dice, 3)}. {words(dice, 4)}?\n\n{words(dice, 3)}, {words(dice, 4)}!\n{words(dice, 4)}"
+    answer = f"{words(rng, 3)}. {words(rng, 4)}?\n\n{words(rng, 3)}, {words(rng, 4)}!\n{words(rng, 4)}"
     found = said(answer, mine)
     expect((found.text, found.finish_reason) == (answer, "stop"),
            f"a story ends when the model ends it; of {answer!r} there was {found.text!r}, finish reason {found.finish_reason!r}")
 
 
 @check(todo=2, points=2, section=PARAMS, concept="a sentence of the likeliest tokens")
-def one_sentence_is_made_of_the_likeliest_tokens_and_ends_with_its_full_stop(lab: Remote, dice: random.Random) -> None:
+def one_sentence_is_made_of_the_likeliest_tokens_and_ends_with_its_full_stop(lab: Remote, rng: random.Random) -> None:
     mine = rebuilt(lab, lab.sentence_params())
     expect_likeliest(mine, "sentence_params()")
-    first = words(dice, dice.randrange(3, 9))
-    expect_sentence(mine, f"{first}. {words(dice, 9)}.", f"{first}.")
+    first = words(rng, rng.randrange(3, 9))
+    expect_sentence(mine, f"{first}. {words(rng, 9)}.", f"{first}.")
 
 
 @check(todo=2, points=2, section=PARAMS, concept="where a sentence ends", hidden=True)
-def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab: Remote, dice: random.Random) -> None:
+def a_sentence_ends_with_its_first_full_stop_wherever_that_is(lab: Remote, rng: random.Random) -> None:
     mine = rebuilt(lab, lab.sentence_params())
-    number = dice.randrange(10, 99)
-    expect_sentence(mine, f"It takes {number}.{number} seconds, {words(dice, 4)}.", f"It takes {number}.")
-    expect_sentence(mine, f"\nA{number}?! So: {words(dice, 3)}.\n{words(dice, 5)}.", None)
-    expect_sentence(mine, f". {words(dice, 3)}.", ".")
-    marks = dice.sample([*"!?,;:", "\n", "\n\n"], 7)
-    unfinished = "".join(f" {words(dice, 1)}{mark}" for mark in marks)
+    number = rng.randrange(10, 99)
+    expect_sentence(mine, f"It takes {number}.{number} seconds, {words(rng, 4)}.", f"It takes {number}.")
+    expect_sentence(mine, f"\nA{number}?! So: {words(rng, 3)}.\n{words(rng, 5)}.", None)
+    expect_sentence(mine, f". {words(rng, 3)}.", ".")
+    marks = rng.sample([*"!?,;:", "\n", "\n\n"], 7)
+    unfinished = "".join(f" {words(rng, 1)}{mark}" for mark in marks)
     found = said(unfinished, mine)
     expect((found.text, found.finish_reason) == (unfinished, "stop"),
            f"{unfinished!r} has no '.', and then the model ended it; there came {found.text!r}, "
@@ -167,10 +167,10 @@ def expect_sentence(mine: SamplingParams, answer: str, sentence: str | None) -> 
 
 
 @check(todo=2, points=3, section=PARAMS, concept="how long a text may become", hidden=True)
-def nobody_speaks_longer_than_the_contract_allows(lab: Remote, dice: random.Random) -> None:
-    mine = {"fact_params": lab.fact_params(), "story_params": lab.story_params(dice.randrange(99)),
+def nobody_speaks_longer_than_the_contract_allows(lab: Remote, rng: random.Random) -> None:
+    mine = {"fact_params": lab.fact_params(), "story_params": lab.story_params(rng.randrange(99)),
             "sentence_params": lab.sentence_params()}
-    endless = f"{words(dice, 12)},"
+    endless = f"{words(rng, 12)},"
     found = {name: said(endless, rebuilt(lab, params), ends=False) for name, params in mine.items()}
     used = {name: len(completion.token_ids) for name, completion in found.items()}
     expect(used == LIMITS, f"a model that never ends was stopped after {used} tokens; the contract says {LIMITS}")

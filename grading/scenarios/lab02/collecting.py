@@ -24,9 +24,9 @@ def saying(texts: list[str], request_id: str) -> Iterator[RequestOutput]:
         yield output
 
 
-def growing(dice: random.Random, count: int) -> list[str]:
+def growing(rng: random.Random, count: int) -> list[str]:
     """A text of so many words, a word more each time."""
-    each = [words(dice, 1) for _ in range(count)]
+    each = [words(rng, 1) for _ in range(count)]
     return [" ".join(each[:end]) for end in range(1, count + 1)]
 
 
@@ -45,8 +45,8 @@ def collected(lab: Remote, handed: Handed, *heard: Any) -> Remote:
 
 
 @check(todo=4, points=5, section=COLLECT, concept="to the end of the stream")
-def reads_to_the_end(lab: Remote, dice: random.Random) -> None:
-    [known], count = clear_prompts(dice, 1, 12), dice.randrange(9, 13)
+def reads_to_the_end(lab: Remote, rng: random.Random) -> None:
+    [known], count = clear_prompts(rng, 1, 12), rng.randrange(9, 13)
     output = lab.collect_output(as_it_is(lab, engine_beside(lab).generate, known["prompt"], exactly(count), "req-end"))
     expect_output(output, lab, "what collect_output() returned")
     expect(output.finished, "this is not the last output: go on until the stream ends by itself")
@@ -55,11 +55,11 @@ def reads_to_the_end(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=4, points=4, section=COLLECT, concept="with a listener and without")
-def returns_the_whole_text_with_or_without_a_listener(lab: Remote, dice: random.Random) -> None:
+def returns_the_whole_text_with_or_without_a_listener(lab: Remote, rng: random.Random) -> None:
     for given in ([], [None], [listener(lab, lambda piece: None)]):
-        [prompt], count = some_prompts(dice, 1), dice.randrange(8, 20)
+        [prompt], count = some_prompts(rng, 1), rng.randrange(8, 20)
         collected(lab, Handed(lab, stepwise(prompt, count, f"req-{count}")), *given)
-    heard, texts = empty_listener(lab), growing(dice, 4)
+    heard, texts = empty_listener(lab), growing(rng, 4)
     collected(lab, Handed(lab, saying(texts, "req-listener")), heard)
     pieces = lab._peer.root.package("builtins").list(heard)
     expect("".join(pieces) == texts[-1],
@@ -87,26 +87,26 @@ def expect_heard(lab: Remote, texts: list[str]) -> None:
 
 
 @check(todo=4, points=4, section=COLLECT, concept="new text as it arrives")
-def passes_new_text_on_as_it_arrives(lab: Remote, dice: random.Random) -> None:
-    expect_heard(lab, growing(dice, dice.randrange(5, 12)))
+def passes_new_text_on_as_it_arrives(lab: Remote, rng: random.Random) -> None:
+    expect_heard(lab, growing(rng, rng.randrange(5, 12)))
 
 
 @check(todo=4, points=3, section=COLLECT, concept="what is new in a text", hidden=True)
-def passes_on_what_repeats_and_nothing_empty(lab: Remote, dice: random.Random) -> None:
-    again = words(dice, 1)
+def passes_on_what_repeats_and_nothing_empty(lab: Remote, rng: random.Random) -> None:
+    again = words(rng, 1)
     texts = ["", again, again, again * 2, again * 2, f"{again * 2}!", f"{again * 2}!{again * 2}!"]
-    for place in sorted(dice.sample(range(1, len(texts)), 2), reverse=True):
+    for place in sorted(rng.sample(range(1, len(texts)), 2), reverse=True):
         texts.insert(place, texts[place])
     expect_heard(lab, texts)
-    expect_heard(lab, [""] * dice.randrange(1, 4))
+    expect_heard(lab, [""] * rng.randrange(1, 4))
 
 
 @check(todo=4, points=4, section=COLLECT, concept="an error whenever it comes", hidden=True)
-def lets_an_error_through_whenever_it_comes(lab: Remote, dice: random.Random) -> None:
-    package, some = lab._peer.root.package, dice.randrange(2, 6)
+def lets_an_error_through_whenever_it_comes(lab: Remote, rng: random.Random) -> None:
+    package, some = lab._peer.root.package, rng.randrange(2, 6)
     errors = package("nano_qwen3_serving.exceptions").EngineError, package("asyncio").CancelledError
     for make, (outputs, finished) in itertools.product(errors, ((some, False), (0, False), (some, True))):
-        text, texts = f"the engine lost its {words(dice, 2)}", growing(dice, outputs)
+        text, texts = f"the engine lost its {words(rng, 2)}", growing(rng, outputs)
         stream = list(saying(texts, "req-error")) if finished else list(saying([*texts, "never"], "req-error"))[:-1]
         handed = Handed(lab, iter([*stream, make(text)]))
         kind = "CancelledError" if make is errors[1] else "EngineError"

@@ -38,12 +38,12 @@ def served(lab: Remote, engine: Remote, prompts: list[str], params: SamplingPara
 
 
 @check(todo=5, points=8, section=MANY, concept="requests that share steps")
-def the_requests_share_one_step(lab: Remote, dice: random.Random) -> None:
+def the_requests_share_one_step(lab: Remote, rng: random.Random) -> None:
     spare_memory(lab)
-    for different, tokens in ((3, dice.randrange(20, 30)), (dice.randrange(17, 21), dice.randrange(8, 12))):
-        prompts = some_prompts(dice, different) * 2
-        dice.shuffle(prompts)
-        ledger = PatientLedger(dice, len(prompts))
+    for different, tokens in ((3, rng.randrange(20, 30)), (rng.randrange(17, 21), rng.randrange(8, 12))):
+        prompts = some_prompts(rng, different) * 2
+        rng.shuffle(prompts)
+        ledger = PatientLedger(rng, len(prompts))
         outputs = served(lab, engine_beside(lab, ledger), prompts, exactly(tokens))
         expect(ledger.most == len(prompts),
                f"at most {ledger.most} of the {len(prompts)} requests were ever computed in one step of this engine. Each was "
@@ -52,8 +52,8 @@ def the_requests_share_one_step(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=5, points=2, section=MANY, concept="where an id comes from", hidden=True)
-def every_id_is_from_new_request_id(lab: Remote, dice: random.Random) -> None:
-    engine, first = engine_beside(lab), dice.randrange(10**6)
+def every_id_is_from_new_request_id(lab: Remote, rng: random.Random) -> None:
+    engine, first = engine_beside(lab), rng.randrange(10**6)
     made: list[str] = []
 
     def make() -> str:
@@ -61,16 +61,16 @@ def every_id_is_from_new_request_id(lab: Remote, dice: random.Random) -> None:
         return made[-1]
 
     lab.new_request_id = parts(lab).as_function(ours(make))
-    outputs = served(lab, engine, some_prompts(dice, dice.randrange(3, 6)), exactly(2))
+    outputs = served(lab, engine, some_prompts(rng, rng.randrange(3, 6)), exactly(2))
     used = sorted(output.request_id for output in outputs)
     expect(used == sorted(made), f"new_request_id() gave the ids {sorted(made)}; the requests had {used}")
 
 
 @check(todo=5, points=2, section=MANY, concept="whose id is whose", hidden=True)
-def every_request_has_an_id_of_its_own(lab: Remote, dice: random.Random) -> None:
+def every_request_has_an_id_of_its_own(lab: Remote, rng: random.Random) -> None:
     engine, ids = engine_beside(lab), []
-    for count in dice.sample(range(2, 6), 2):
-        prompts = some_prompts(dice, count)
+    for count in rng.sample(range(2, 6), 2):
+        prompts = some_prompts(rng, count)
         ids += [output.request_id for output in served(lab, engine, [*prompts, prompts[0]], exactly(3))]
     expect_ids(ids)
     expect(repeated(ids) == 0,
@@ -79,12 +79,12 @@ def every_request_has_an_id_of_its_own(lab: Remote, dice: random.Random) -> None
 
 
 @check(todo=5, points=4, section=MANY, concept="in which order outputs come")
-def returns_outputs_in_the_order_of_the_prompts(lab: Remote, dice: random.Random) -> None:
-    prompts = some_prompts(dice, 5)
-    lengths = dict(zip(prompts, [30, *dice.sample([3, 8, 13, 18], 4)], strict=True))
-    answers = {tuple(tokenizer().encode(prompt)): [dice.randrange(300, 2000) for _ in range(lengths[prompt])]
+def returns_outputs_in_the_order_of_the_prompts(lab: Remote, rng: random.Random) -> None:
+    prompts = some_prompts(rng, 5)
+    lengths = dict(zip(prompts, [30, *rng.sample([3, 8, 13, 18], 4)], strict=True))
+    answers = {tuple(tokenizer().encode(prompt)): [rng.randrange(300, 2000) for _ in range(lengths[prompt])]
                for prompt in prompts}
-    ledger = PatientLedger(dice, len(prompts), script=lambda prompt, params: answers.get(tuple(prompt), []))
+    ledger = PatientLedger(rng, len(prompts), script=lambda prompt, params: answers.get(tuple(prompt), []))
     outputs = served(lab, engine_beside(lab, ledger), prompts, SamplingParams(temperature=0.0, max_tokens=64))
     found = [output.prompt for output in outputs]
     expect(found == prompts,
@@ -118,19 +118,19 @@ class Losing:
 
 
 @check(todo=5, points=1, section=MANY, concept="a request that is cancelled", hidden=True)
-def a_request_that_is_cancelled_is_no_output(lab: Remote, dice: random.Random) -> None:
-    for after in (0, dice.randrange(1, 4)):
-        engine, prompts = ours(Losing(lab, dice.randrange(3), after), "generate"), some_prompts(dice, 3)
+def a_request_that_is_cancelled_is_no_output(lab: Remote, rng: random.Random) -> None:
+    for after in (0, rng.randrange(1, 4)):
+        engine, prompts = ours(Losing(lab, rng.randrange(3), after), "generate"), some_prompts(rng, 3)
         refusal("CancelledError", lambda engine=engine, prompts=prompts: lab.serve_many(engine, prompts, exactly(3)),
                 f"one of three requests was cancelled, after {after} outputs: asyncio.CancelledError is an error, too, though "
                 "it is no Exception")
 
 
 @check(todo=5, points=3, section=MANY, concept="a request that fails", hidden=True)
-def the_error_of_one_request_reaches_the_caller(lab: Remote, dice: random.Random) -> None:
+def the_error_of_one_request_reaches_the_caller(lab: Remote, rng: random.Random) -> None:
     engine = engine_beside(lab)
-    for count, place in ((3, dice.randrange(2)), (3, 2), (8, 7)):
-        prompts = some_prompts(dice, count)
+    for count, place in ((3, rng.randrange(2)), (3, 2), (8, 7)):
+        prompts = some_prompts(rng, count)
         prompts[place] = ""
         refusal("InvalidParametersError", lambda prompts=prompts: lab.serve_many(engine, prompts, exactly(3)),
                 f"the engine refuses the empty prompt among {prompts}")
@@ -143,8 +143,8 @@ class WatchfulLedger(PatientLedger):
         free: steps between which it did.
     """
 
-    def __init__(self, dice: random.Random, neighbour: Remote, seconds: float = 5.0) -> None:
-        super().__init__(dice, 1)
+    def __init__(self, rng: random.Random, neighbour: Remote, seconds: float = 5.0) -> None:
+        super().__init__(rng, 1)
         self._neighbour, self._turns, self._left = neighbour, 0, seconds
         self.free = 0
 
@@ -159,9 +159,9 @@ class WatchfulLedger(PatientLedger):
 
 
 @check(todo=5, points=3, section=MANY, concept="what else runs on the event loop", hidden=True)
-def leaves_the_event_loop_free(lab: Remote, dice: random.Random) -> None:
+def leaves_the_event_loop_free(lab: Remote, rng: random.Random) -> None:
     neighbour = parts(lab).Neighbour()
-    ledger, prompts = WatchfulLedger(dice, neighbour), some_prompts(dice, 2)
+    ledger, prompts = WatchfulLedger(rng, neighbour), some_prompts(rng, 2)
     outputs = neighbour.beside(lab.serve_many, engine_beside(lab, ledger), prompts, exactly(24))
     expect(isinstance(outputs, list | tuple) and len(outputs) == 2, f"serve_many() returned {shown(outputs)}")
     expect(ledger.free >= 5,
@@ -174,9 +174,9 @@ def leaves_the_event_loop_free(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=5, points=4, section=MANY, concept="the whole program")
-def the_whole_program_prints_what_the_readme_shows(lab: Remote, dice: random.Random) -> None:
-    answer, loads = f"{words(dice, 9)}, {words(dice, 5)}.", []
-    ledger = PatientLedger(dice, 1, script=lambda prompt, params: tokenizer().encode(f" {answer}"))
+def the_whole_program_prints_what_the_readme_shows(lab: Remote, rng: random.Random) -> None:
+    answer, loads = f"{words(rng, 9)}, {words(rng, 5)}.", []
+    ledger = PatientLedger(rng, 1, script=lambda prompt, params: tokenizer().encode(f" {answer}"))
 
     def create(*arguments: object) -> Remote:
         loads.append(engine_beside(lab, ledger, *arguments[1:]))

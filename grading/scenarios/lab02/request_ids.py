@@ -33,27 +33,27 @@ def repeated(ids: list[Any]) -> int:
 
 
 @check(todo=2, points=1, section=IDS, concept="how an id looks")
-def ids_look_like_ids(lab: Remote, dice: random.Random) -> None:
+def ids_look_like_ids(lab: Remote, rng: random.Random) -> None:
     expect_ids([lab.new_request_id() for _ in range(3)])
 
 
 @check(todo=2, points=2, section=IDS, concept="ids that never come again")
-def ten_thousand_calls_give_ten_thousand_ids(lab: Remote, dice: random.Random) -> None:
+def ten_thousand_calls_give_ten_thousand_ids(lab: Remote, rng: random.Random) -> None:
     """Of random ids of 48 bits two are the same once in five million times, so who repeats himself is asked again."""
-    count = dice.randrange(10_100, 11_000)
+    count = rng.randrange(10_100, 11_000)
     again = repeated(ids_of(lab, count)) and repeated(ids_of(lab, count))
     expect(not again, f"twice {count} calls were made, and each time ids came again, {again} the second time. "
            "Four random digits repeat after about a hundred calls; the clock stands still between two of them.")
 
 
 @check(todo=2, points=1, section=IDS, concept="how an id looks, later", hidden=True)
-def ids_look_like_ids_after_many_calls(lab: Remote, dice: random.Random) -> None:
-    expect_ids(ids_of(lab, dice.randrange(1100, 1200))[-50:])
+def ids_look_like_ids_after_many_calls(lab: Remote, rng: random.Random) -> None:
+    expect_ids(ids_of(lab, rng.randrange(1100, 1200))[-50:])
 
 
 @check(todo=2, points=1, section=IDS, concept="ids and seeded random numbers", hidden=True)
-def no_id_comes_again_when_random_numbers_are_seeded_again(lab: Remote, dice: random.Random) -> None:
-    package, seed, each, ids = lab._peer.root.package, dice.getrandbits(31), dice.randrange(5, 20), []
+def no_id_comes_again_when_random_numbers_are_seeded_again(lab: Remote, rng: random.Random) -> None:
+    package, seed, each, ids = lab._peer.root.package, rng.getrandbits(31), rng.randrange(5, 20), []
     for _ in range(2):  # as programs do that want the same numbers in each run
         for seeding in (package("random").seed, package("numpy").random.seed, package("torch").manual_seed):
             kept(seeding, seed)
@@ -65,8 +65,8 @@ def no_id_comes_again_when_random_numbers_are_seeded_again(lab: Remote, dice: ra
 
 
 @check(todo=2, points=1, section=IDS, concept="ids and the clock", hidden=True)
-def two_calls_at_the_same_time_of_the_clock_differ(lab: Remote, dice: random.Random) -> None:
-    count = dice.randrange(100, 200)
+def two_calls_at_the_same_time_of_the_clock_differ(lab: Remote, rng: random.Random) -> None:
+    count = rng.randrange(100, 200)
     parts(lab).stop_the_clocks(lab)
     again = repeated(ids_of(lab, count))
     expect(not again,
@@ -75,8 +75,8 @@ def two_calls_at_the_same_time_of_the_clock_differ(lab: Remote, dice: random.Ran
 
 
 @check(todo=2, points=2, section=IDS, concept="who may ask for an id", hidden=True)
-def threads_never_get_the_same_id(lab: Remote, dice: random.Random) -> None:
-    each = dice.randrange(110, 130)
+def threads_never_get_the_same_id(lab: Remote, rng: random.Random) -> None:
+    each = rng.randrange(110, 130)
     ids = [one for mine in parts(lab).called_by_threads(lab.new_request_id, lab_file(lab), 4, each) for one in mine]
     expect(len(ids) == 4 * each and repeated(ids) == 0,
            f"4 threads asked for {each} ids each and got {len(set(map(str, ids)))} different ones. "

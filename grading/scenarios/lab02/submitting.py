@@ -23,8 +23,8 @@ def submitted(lab: Remote, engine: Any, prompt: str, params: SamplingParams, req
 
 
 @check(todo=3, points=5, section=SUBMIT, concept="a stream comes back")
-def returns_a_stream_at_once(lab: Remote, dice: random.Random) -> None:
-    [known], request_id = clear_prompts(dice, 1), f"req-{dice.randrange(10**6)}"
+def returns_a_stream_at_once(lab: Remote, rng: random.Random) -> None:
+    [known], request_id = clear_prompts(rng, 1), f"req-{rng.randrange(10**6)}"
     [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab), known["prompt"], exactly(6), request_id))
     expect(bool(outputs), "the stream ended without an output")
     expect_output(outputs[-1], lab, "what the stream gave")
@@ -34,10 +34,10 @@ def returns_a_stream_at_once(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=3, points=3, section=SUBMIT, concept="prompt, parameters and id arrive")
-def hands_on_prompt_parameters_and_id_unchanged(lab: Remote, dice: random.Random) -> None:
+def hands_on_prompt_parameters_and_id_unchanged(lab: Remote, rng: random.Random) -> None:
     engine = engine_beside(lab)
-    for known in clear_prompts(dice, 2):
-        count, request_id = dice.randrange(2, 6), f"{words(dice, 1)}-{dice.randrange(10**6)}"
+    for known in clear_prompts(rng, 2):
+        count, request_id = rng.randrange(2, 6), f"{words(rng, 1)}-{rng.randrange(10**6)}"
         [outputs] = all_outputs(lab, submitted(lab, engine, known["prompt"], exactly(count), request_id))
         last = outputs[-1]
         expect(last.request_id == request_id,
@@ -50,13 +50,13 @@ def hands_on_prompt_parameters_and_id_unchanged(lab: Remote, dice: random.Random
 
 
 @check(todo=3, points=2, section=SUBMIT, concept="whose parameters are used", hidden=True)
-def hands_on_every_parameter(lab: Remote, dice: random.Random) -> None:
-    ledger = PatientLedger(dice, 1)
-    given = SamplingParams(temperature=0.5, top_p=0.75, top_k=dice.randrange(5, 50), min_p=0.01, seed=dice.randrange(99),
-                           max_tokens=dice.randrange(17, 30), min_tokens=dice.randrange(1, 9), ignore_eos=True, stop=["zzz"],
+def hands_on_every_parameter(lab: Remote, rng: random.Random) -> None:
+    ledger = PatientLedger(rng, 1)
+    given = SamplingParams(temperature=0.5, top_p=0.75, top_k=rng.randrange(5, 50), min_p=0.01, seed=rng.randrange(99),
+                           max_tokens=rng.randrange(17, 30), min_tokens=rng.randrange(1, 9), ignore_eos=True, stop=["zzz"],
                            presence_penalty=0.25, frequency_penalty=0.5, repetition_penalty=1.25)
-    [words_alone] = some_prompts(dice, 1)
-    prompt = f"  {words_alone}  {words(dice, 1)}\n"
+    [words_alone] = some_prompts(rng, 1)
+    prompt = f"  {words_alone}  {words(rng, 1)}\n"
     [outputs] = all_outputs(lab, submitted(lab, engine_beside(lab, ledger), prompt, given, "req-parameters"))
     used, names = (ledger.requests[0].params if ledger.requests else {},
                    ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "ignore_eos", "stop",
@@ -71,8 +71,8 @@ def hands_on_every_parameter(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=3, points=5, section=SUBMIT, concept="text while it grows")
-def the_stream_shows_text_while_it_grows(lab: Remote, dice: random.Random) -> None:
-    [prompt], count = some_prompts(dice, 1), dice.randrange(25, 40)
+def the_stream_shows_text_while_it_grows(lab: Remote, rng: random.Random) -> None:
+    [prompt], count = some_prompts(rng, 1), rng.randrange(25, 40)
     handed = Handed(lab, stepwise(prompt, count, "req-growing"))
     stream = submitted(lab, ours(handed, "generate"), prompt, exactly(count), "req-growing")
     first = lab._peer.root.package("builtins").anext(stream)

@@ -30,9 +30,9 @@ class Chunk:
         return [self.table[i // BLOCK] * BLOCK + i % BLOCK for i in positions]
 
 
-def tables(dice: random.Random, *lengths: int) -> list[list[int]]:
+def tables(rng: random.Random, *lengths: int) -> list[list[int]]:
     """Blocks for requests of these lengths, in no order."""
-    blocks = dice.sample(range(1, 40), sum(-(-length // BLOCK) for length in lengths))
+    blocks = rng.sample(range(1, 40), sum(-(-length // BLOCK) for length in lengths))
     return [[blocks.pop() for _ in range(-(-length // BLOCK))] for length in lengths]
 
 

@@ -27,12 +27,12 @@ LAYER = "TODO 5: SwiGLU and the decoder layer"
 
 
 @check(todo=5, points=2, section=LAYER, concept="two gates by hand")
-def swiglu_by_hand(lab: Remote, dice: random.Random) -> None:
-    config = config_of(dice, hidden_size=4, intermediate_size=2)
+def swiglu_by_hand(lab: Remote, rng: random.Random) -> None:
+    config = config_of(rng, hidden_size=4, intermediate_size=2)
     matrices = {  # gate: the numbers 0 and 1 of x; up: the numbers 2 and 3
         "gate_proj.weight": torch.eye(4)[:2], "up_proj.weight": torch.eye(4)[2:],
         "down_proj.weight": torch.tensor([[1.0, 0], [0, 1], [0, 0], [1, 1]])}
-    gates, ups = [0, dice.choice([-3, -2, -1, 1, 2, 3, 4])], [dice.randrange(1, 9), dice.randrange(1, 9)]
+    gates, ups = [0, rng.choice([-3, -2, -1, 1, 2, 3, 4])], [rng.randrange(1, 9), rng.randrange(1, 9)]
     got = asked(lab, filled(lab.MLP(config), matrices), "x", torch.tensor([[*gates, *ups]], dtype=torch.float32))
     down = gates[1] / (1 + math.exp(-gates[1])) * ups[1]  # silu(0) is 0
     near(got, torch.tensor([[0.0, down, 0.0, down]]), f"gate {gates}, up {ups}", axes=COLUMNS)
@@ -45,11 +45,11 @@ def swiglu_by_hand(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=5, points=3, section=LAYER, concept="the feed-forward network")
-def swiglu_follows_the_formula(lab: Remote, dice: random.Random) -> None:
-    config, noise = config_of(dice), Noise(dice)
+def swiglu_follows_the_formula(lab: Remote, rng: random.Random) -> None:
+    config, noise = config_of(rng), Noise(rng)
     weights = random_weights(mlp_shapes(config), noise)
     mlp, truth = filled(lab.MLP(config), weights), Network(config, weights)
-    for scale, count in ((1, 1), (1, 5), (dice.uniform(20, 60), 3)):
+    for scale, count in ((1, 1), (1, 5), (rng.uniform(20, 60), 3)):
         x = scale * noise(count, config.hidden_size)
         near(asked(lab, mlp, "x", x), truth.mlp(x), f"down(silu(gate(x)) * up(x)) of {count} tokens", NETWORK, axes=COLUMNS)
     got = filled(lab.MLP(config), in_bfloat16(weights))(noise(2, config.hidden_size).bfloat16())
@@ -64,36 +64,36 @@ def decoder_layer(lab: Remote, config: ModelConfig, weights: dict[str, Tensor]) 
 
 
 @check(todo=5, points=3, section=LAYER, concept="what is added to what")
-def a_layer_adds_attention_then_the_mlp(lab: Remote, dice: random.Random) -> None:
-    for config in shapes(dice):
-        noise, count = Noise(dice), dice.randrange(5, 9)
+def a_layer_adds_attention_then_the_mlp(lab: Remote, rng: random.Random) -> None:
+    for config in shapes(rng):
+        noise, count = Noise(rng), rng.randrange(5, 9)
         weights = random_weights(layer_shapes(config), noise)
         layer, core, cache = decoder_layer(lab, config, weights)
-        x, step = 3 * noise(count, config.hidden_size), Step([Chunk(0, count, *tables(dice, count))])
+        x, step = 3 * noise(count, config.hidden_size), Step([Chunk(0, count, *tables(rng, count))])
         got = core.during(step, asked, lab, layer, "x positions", x, step.positions, cache, step.metadata(lab))
         right = Network(config, weights).layer(x, step.positions)
         near(got, right, "h = x + attention(norm(x)), then h + mlp(norm(h))", NETWORK, axes=COLUMNS)
 
 
 @check(todo=5, points=2, section=LAYER, concept="a layer that has nothing to add", hidden=True)
-def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab: Remote, dice: random.Random) -> None:
-    config, noise = config_of(dice), Noise(dice)
+def what_comes_in_passes_a_layer_that_has_nothing_to_add(lab: Remote, rng: random.Random) -> None:
+    config, noise = config_of(rng), Noise(rng)
     weights = random_weights(layer_shapes(config), noise)
     for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
         weights[name].zero_()
     layer, core, cache = decoder_layer(lab, config, weights)
-    x, step = dice.uniform(3, 9) * noise(3, config.hidden_size), Step([Chunk(0, 3, *tables(dice, 3))])
+    x, step = rng.uniform(3, 9) * noise(3, config.hidden_size), Step([Chunk(0, 3, *tables(rng, 3))])
     got = core.during(step, asked, lab, layer, "x positions", x, step.positions, cache, step.metadata(lab))
     near(got, x, "x, when attention and MLP both give zeros", axes=COLUMNS)
 
 
 @check(todo=5, points=2, section=LAYER, concept="a layer of several requests", hidden=True)
-def a_layer_computes_several_requests_at_once(lab: Remote, dice: random.Random) -> None:
-    config, noise = config_of(dice, attention_bias=True), Noise(dice)
+def a_layer_computes_several_requests_at_once(lab: Remote, rng: random.Random) -> None:
+    config, noise = config_of(rng, attention_bias=True), Noise(rng)
     weights = random_weights(layer_shapes(config), noise)
     layer, core, cache = decoder_layer(lab, config, weights)
-    lengths = [dice.randrange(3, 9), dice.randrange(3, 9)]
-    texts, places = [noise(length, config.hidden_size) for length in lengths], tables(dice, *lengths)
+    lengths = [rng.randrange(3, 9), rng.randrange(3, 9)]
+    texts, places = [noise(length, config.hidden_size) for length in lengths], tables(rng, *lengths)
     right, cut = [Network(config, weights).layer(text, torch.arange(len(text))) for text in texts], lengths[0] - 1
     for chunks in ([(0, 0, cut)], [(0, cut, cut + 1), (1, 0, lengths[1])]):
         step = Step([Chunk(start, end, places[one]) for one, start, end in chunks])

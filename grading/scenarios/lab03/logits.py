@@ -51,24 +51,24 @@ class Model:
 
 
 @check(todo=6, points=3, section=OF_LOGITS, concept="from rows to logits")
-def rows_are_normalised_then_given_to_the_head(lab: Remote, dice: random.Random) -> None:
-    noise = Noise(dice)
-    for config in (config_of(dice), config_of(dice, rms_norm_eps=0.03)):
-        model, count = Model(lab, config, noise), dice.randrange(3, 7)
-        hidden = dice.uniform(2, 5) * noise(count, config.hidden_size)
+def rows_are_normalised_then_given_to_the_head(lab: Remote, rng: random.Random) -> None:
+    noise = Noise(rng)
+    for config in (config_of(rng), config_of(rng, rms_norm_eps=0.03)):
+        model, count = Model(lab, config, noise), rng.randrange(3, 7)
+        hidden = rng.uniform(2, 5) * noise(count, config.hidden_size)
         right, axes = model.truth.logits_of(hidden), ("row", "token id")
         near(asked(lab, model.network.compute_logits, "hidden", hidden), right, "lm_head(norm(hidden))", NETWORK, axes=axes)
-        row = dice.randrange(count)
+        row = rng.randrange(count)
         near(model.network.compute_logits(hidden[[row]]), right[[row]], f"row {row} by itself", NETWORK, axes=axes)
 
 
 @check(todo=6, points=3, section=OF_LOGITS, concept="whose row is whose")
-def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Random) -> None:
-    config, noise = config_of(dice, layers=2), Noise(dice)
-    for padding in (0, dice.randrange(1, 5)):
-        model, lengths = Model(lab, config, noise), [1, dice.randrange(7, 12), dice.randrange(3, 6), *[2] * dice.randrange(7, 12)]
-        texts, places = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths)
-        cut = dice.randrange(2, 5)
+def logits_follow_the_last_token_of_each_request(lab: Remote, rng: random.Random) -> None:
+    config, noise = config_of(rng, layers=2), Noise(rng)
+    for padding in (0, rng.randrange(1, 5)):
+        model, lengths = Model(lab, config, noise), [1, rng.randrange(7, 12), rng.randrange(3, 6), *[2] * rng.randrange(7, 12)]
+        texts, places = [noise.tokens(length, config) for length in lengths], tables(rng, *lengths)
+        cut = rng.randrange(2, 5)
         model.last_logits(Step([Chunk(0, cut, places[1])]), [texts[1]])
         starts = [0, cut, *[0] * (len(lengths) - 2)]
         step = Step([Chunk(*one) for one in zip(starts, lengths, places, strict=True)], padding)
@@ -76,7 +76,7 @@ def logits_follow_the_last_token_of_each_request(lab: Remote, dice: random.Rando
         expect_last(model, step, texts, got)
         # as many requests and tokens, and others are the last rows
         others = [noise.tokens(length, config) for length in (1, *reversed(step.query_lens[1:]))]
-        places = tables(dice, *map(len, others))
+        places = tables(rng, *map(len, others))
         step = Step([Chunk(0, len(text), table) for text, table in zip(others, places, strict=True)], padding)
         expect_last(model, step, others, model.last_logits(step, others))
 
@@ -89,10 +89,10 @@ def expect_last(model: Model, step: Step, texts: list[Tensor], got: Any) -> None
 
 
 @check(todo=6, points=2, section=OF_LOGITS, concept="how many rows the head computes")
-def only_the_rows_that_are_returned_pass_the_head(lab: Remote, dice: random.Random) -> None:
-    config, noise, count = config_of(dice, vocab_size=dice.choice([1009, 1013, 1019])), Noise(dice), dice.randrange(20, 40)
+def only_the_rows_that_are_returned_pass_the_head(lab: Remote, rng: random.Random) -> None:
+    config, noise, count = config_of(rng, vocab_size=rng.choice([1009, 1013, 1019])), Noise(rng), rng.randrange(20, 40)
     model, log = Model(lab, config, noise), operators_seen(lab)
-    step, text = Step([Chunk(0, count, *tables(dice, count))]), noise.tokens(count, config)
+    step, text = Step([Chunk(0, count, *tables(rng, count))]), noise.tokens(count, config)
     got = model.core.during(step, log.watch, model.network.last_logits, step.tokens([text]), step.positions, model.cache,
                             step.metadata(lab))
     expect_tensor(got, "logits of one request", (1, config.vocab_size), torch.float32, LOGITS)
@@ -109,24 +109,24 @@ def rows_of_logits(events: Iterable[Any], config: ModelConfig) -> int:
 
 
 @check(todo=6, points=4, section=OF_LOGITS, concept="the whole network")
-def the_network_gives_the_logits_of_the_formulas(lab: Remote, dice: random.Random) -> None:
-    for config in shapes(dice, layers=3):
-        noise = Noise(dice)
+def the_network_gives_the_logits_of_the_formulas(lab: Remote, rng: random.Random) -> None:
+    for config in shapes(rng, layers=3):
+        noise = Noise(rng)
         model = Model(lab, config, noise, attend=lab.causal_attention)
-        for length, first in ((1, 0), (dice.randrange(12, 20), 0), (dice.randrange(3, 10), dice.randrange(40, 100))):
-            text, step = noise.tokens(length, config), Step([Chunk(0, length, *tables(dice, length))], first=first)
+        for length, first in ((1, 0), (rng.randrange(12, 20), 0), (rng.randrange(3, 10), rng.randrange(40, 100))):
+            text, step = noise.tokens(length, config), Step([Chunk(0, length, *tables(rng, length))], first=first)
             right, what = model.truth.logits(text, first)[-1:], f"logits after {length} tokens, positions from {first}"
             near(model.last_logits(step, [text]), right, what, NETWORK, axes=LOGITS)
 
 
 @check(todo=6, points=2, section=OF_LOGITS, concept="the network in bfloat16", hidden=True)
-def bfloat16_is_as_near_as_it_can_be(lab: Remote, dice: random.Random) -> None:
-    config, noise = config_of(dice, layers=2, head_dim=20, attention_bias=True), Noise(dice)
+def bfloat16_is_as_near_as_it_can_be(lab: Remote, rng: random.Random) -> None:
+    config, noise = config_of(rng, layers=2, head_dim=20, attention_bias=True), Noise(rng)
     model = Model(lab, config, noise, attend=lab.causal_attention, dtype=torch.bfloat16)
     rounded, got, theirs, truth = Network(config, model.weights, torch.bfloat16), [], [], []
     for length in (1, 4, 7, 10, 13, 16):
         text = noise.tokens(length, config)
-        got.append(model.last_logits(Step([Chunk(0, length, *tables(dice, length))]), [text]))
+        got.append(model.last_logits(Step([Chunk(0, length, *tables(rng, length))]), [text]))
         expect_tensor(got[-1], "logits in bfloat16", (1, config.vocab_size), torch.bfloat16, LOGITS)
         theirs.append(rounded.logits(text)[-1:])
         truth.append(model.truth.logits(text)[-1:])
@@ -137,16 +137,16 @@ def bfloat16_is_as_near_as_it_can_be(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=6, points=3, section=OF_LOGITS, concept="the network in an engine", hidden=True)
-def chunks_of_many_requests_give_what_each_gives_alone(lab: Remote, dice: random.Random) -> None:
-    config, noise = dice.choice(shapes(dice, layers=2)), Noise(dice)
-    model, lengths = Model(lab, config, noise), [dice.randrange(1, 13) for _ in range(4)]
-    texts, places, done = [noise.tokens(length, config) for length in lengths], tables(dice, *lengths), [0] * 4
+def chunks_of_many_requests_give_what_each_gives_alone(lab: Remote, rng: random.Random) -> None:
+    config, noise = rng.choice(shapes(rng, layers=2)), Noise(rng)
+    model, lengths = Model(lab, config, noise), [rng.randrange(1, 13) for _ in range(4)]
+    texts, places, done = [noise.tokens(length, config) for length in lengths], tables(rng, *lengths), [0] * 4
     right = [model.truth.logits(text) for text in texts]
     while waiting := [one for one in range(4) if done[one] < lengths[one]]:
-        chosen = dice.sample(waiting, dice.randint(1, len(waiting)))
-        plan = [(one, min(lengths[one], done[one] + dice.choice([1, 1, 3, 5]))) for one in chosen]
+        chosen = rng.sample(waiting, rng.randint(1, len(waiting)))
+        plan = [(one, min(lengths[one], done[one] + rng.choice([1, 1, 3, 5]))) for one in chosen]
         plan.sort(key=lambda one: one[1] - done[one[0]] > 1)  # those of one token first
-        step = Step([Chunk(done[one], end, places[one]) for one, end in plan], padding=dice.randrange(4))
+        step = Step([Chunk(done[one], end, places[one]) for one, end in plan], padding=rng.randrange(4))
         hidden = model.hidden(step, [texts[one] for one, _ in plan])
         expect_tensor(hidden, "hidden states", (len(step.slots), config.hidden_size), torch.float32, COLUMNS)
         truth = torch.stack([right[one][end - 1] for one, end in plan])

@@ -16,10 +16,10 @@ from nano_qwen3_serving.testing.checkpoints import ParameterShapes, parameter_sh
 
 
 class Noise:
-    """Normal random numbers, the same for the same dice."""
+    """Normal random numbers, the same for the same rng."""
 
-    def __init__(self, dice: random.Random) -> None:
-        self.generator = torch.Generator().manual_seed(dice.randrange(2**60))
+    def __init__(self, rng: random.Random) -> None:
+        self.generator = torch.Generator().manual_seed(rng.randrange(2**60))
 
     def __call__(self, *size: int) -> Tensor:
         return torch.randn(size, generator=self.generator)
@@ -147,21 +147,21 @@ def filled(module: Remote, weights: dict[str, Tensor]) -> Remote:
     return module
 
 
-def config_of(dice: random.Random, layers: int = 1, **facts: Any) -> ModelConfig:
+def config_of(rng: random.Random, layers: int = 1, **facts: Any) -> ModelConfig:
     """A small shape; head_dim * heads is not hidden_size."""
     usual = {
-        "vocab_size": dice.randrange(90, 130), "hidden_size": dice.choice([44, 52, 60]), "num_hidden_layers": layers,
-        "intermediate_size": dice.randrange(50, 100), "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": 512, "rope_theta": dice.choice([500.0, 1e4, 1e6]), "tie_word_embeddings": False,
+        "vocab_size": rng.randrange(90, 130), "hidden_size": rng.choice([44, 52, 60]), "num_hidden_layers": layers,
+        "intermediate_size": rng.randrange(50, 100), "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 512, "rope_theta": rng.choice([500.0, 1e4, 1e6]), "tie_word_embeddings": False,
     }
     return ModelConfig(**{**usual, **facts})
 
 
-def shapes(dice: random.Random, layers: int = 1) -> list[ModelConfig]:
+def shapes(rng: random.Random, layers: int = 1) -> list[ModelConfig]:
     """One, two and four query heads to a KV head."""
-    alone = dice.choice([3, 4])
+    alone = rng.choice([3, 4])
     return [
-        config_of(dice, layers, num_attention_heads=alone, num_key_value_heads=alone, head_dim=dice.choice([8, 10])),
-        config_of(dice, layers, head_dim=dice.choice([18, 20, 22]), attention_bias=True),
-        config_of(dice, layers, num_attention_heads=8, head_dim=12, rms_norm_eps=0.03),
+        config_of(rng, layers, num_attention_heads=alone, num_key_value_heads=alone, head_dim=rng.choice([8, 10])),
+        config_of(rng, layers, head_dim=rng.choice([18, 20, 22]), attention_bias=True),
+        config_of(rng, layers, num_attention_heads=8, head_dim=12, rms_norm_eps=0.03),
     ]

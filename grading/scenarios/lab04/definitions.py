@@ -64,41 +64,41 @@ def clear(logits: Sequence[float], **wishes: Any) -> bool:
     return with_share(0.9998) == with_share(1.0) == with_share(1.0002)
 
 
-def percents(dice: random.Random) -> list[int]:
+def percents(rng: random.Random) -> list[int]:
     """Of six tokens, in any order: none under 3, no two closer than 2, 100 in all."""
     while True:
-        cuts = sorted(dice.sample(range(1, 100), 5))
+        cuts = sorted(rng.sample(range(1, 100), 5))
         found = [b - a for a, b in itertools.pairwise([0, *cuts, 100])]
         ordered = sorted(found)
         if ordered[0] >= 3 and all(b - a >= 2 for a, b in itertools.pairwise(ordered)):
             return found
 
 
-def logits_of(shares: Sequence[float], dice: random.Random) -> list[float]:
+def logits_of(shares: Sequence[float], rng: random.Random) -> list[float]:
     """Logits with these probabilities, shifted, for logits need not be log-probabilities; as float32 has them."""
-    shift = dice.uniform(-5, 5)
+    shift = rng.uniform(-5, 5)
     return torch.tensor([math.log(share) + shift for share in shares]).tolist()
 
 
-def where_order_matters(dice: random.Random, *wrong: Step) -> tuple[list[int], list[float], dict]:
+def where_order_matters(rng: random.Random, *wrong: Step) -> tuple[list[int], list[float], dict]:
     """Percents, their logits, and filters that would keep other tokens if they ran in the order `wrong`."""
     while True:
-        shares = percents(dice)
-        logits = logits_of(shares, dice)
-        wishes: dict[str, Any] = {"top_p": round(dice.uniform(0.3, 0.95), 4)}
-        wishes |= {"top_k": dice.randrange(2, 6)} if wrong[-1] is by_top_k else {"min_p": round(dice.uniform(0.1, 0.9), 4)}
+        shares = percents(rng)
+        logits = logits_of(shares, rng)
+        wishes: dict[str, Any] = {"top_p": round(rng.uniform(0.3, 0.95), 4)}
+        wishes |= {"top_k": rng.randrange(2, 6)} if wrong[-1] is by_top_k else {"min_p": round(rng.uniform(0.1, 0.9), 4)}
         params = SamplingParams(**wishes)
         if clear(logits, **wishes) and filtered(logits, params) != filtered(logits, params, wrong):
             return shares, logits, wishes
 
 
-def mixed_filters(dice: random.Random, logits: Tensor) -> list[dict]:
+def mixed_filters(rng: random.Random, logits: Tensor) -> list[dict]:
     """For each row filters of its own that rounding cannot change."""
     found = []
     for scores in logits.tolist():
         while True:
-            wishes = {"top_k": dice.choice([-1, 0, 1, 3, 7, 20, 100]), "top_p": dice.choice([1.0, dice.uniform(0.01, 0.99)]),
-                      "min_p": dice.choice([0.0, dice.uniform(0.001, 0.9)])}
+            wishes = {"top_k": rng.choice([-1, 0, 1, 3, 7, 20, 100]), "top_p": rng.choice([1.0, rng.uniform(0.01, 0.99)]),
+                      "min_p": rng.choice([0.0, rng.uniform(0.001, 0.9)])}
             if clear(scores, **wishes):
                 break
         found.append(wishes)
@@ -146,15 +146,15 @@ def distance(one: dict[int, float], other: dict[int, float], order: Sequence[int
     return max(map(abs, itertools.accumulate(differences)))
 
 
-def wishes_where_order_matters(dice: random.Random, logits: list[float], everything: bool) -> SamplingRow:
+def wishes_where_order_matters(rng: random.Random, logits: list[float], everything: bool) -> SamplingRow:
     """A row whose draws would be off by 0.08 and more if its steps ran in a wrong order (without penalties: in the first)."""
     while True:
-        wishes: dict[str, Any] = {"temperature": dice.uniform(1.4, 2), "top_p": dice.uniform(0.6, 0.9)}
+        wishes: dict[str, Any] = {"temperature": rng.uniform(1.4, 2), "top_p": rng.uniform(0.6, 0.9)}
         if everything:
-            wishes |= {"top_k": dice.choice([4, 5]), "min_p": dice.uniform(0.1, 0.4), "frequency_penalty": dice.uniform(0.3, 1),
-                       "presence_penalty": dice.uniform(-0.5, 0.5), "repetition_penalty": dice.uniform(1.2, 1.8),
-                       "logit_bias": {dice.randrange(6): dice.uniform(1, 2)}}
-        one = row(output=[dice.randrange(6) for _ in range(3)], **wishes)
+            wishes |= {"top_k": rng.choice([4, 5]), "min_p": rng.uniform(0.1, 0.4), "frequency_penalty": rng.uniform(0.3, 1),
+                       "presence_penalty": rng.uniform(-0.5, 0.5), "repetition_penalty": rng.uniform(1.2, 1.8),
+                       "logit_bias": {rng.randrange(6): rng.uniform(1, 2)}}
+        one = row(output=[rng.randrange(6) for _ in range(3)], **wishes)
         scaled, right = by_temperature(adjusted(logits, one), one), chances(logits, one)
         order = sorted(right, key=lambda token: -right[token])
         off = [distance(chances(logits, one, steps), right, order) for steps in WRONG_ORDERS[: 2 if everything else 1]]

@@ -92,21 +92,21 @@ def equal_tokens(lab: Remote, num_rows: int, vocab_size: int = 4) -> Remote:
     return repeated(lab, torch.zeros(vocab_size), num_rows)
 
 
-def seeds_from(dice: random.Random, count: int) -> list[Place]:
+def seeds_from(rng: random.Random, count: int) -> list[Place]:
     """The first draws of requests with seeds that follow each other."""
-    first = dice.getrandbits(40)
+    first = rng.getrandbits(40)
     return [(first + i, 0, 3) for i in range(count)]
 
 
-def written_texts(dice: random.Random, num_seeds: int, num_positions: int) -> list[Place]:
+def written_texts(rng: random.Random, num_seeds: int, num_positions: int) -> list[Place]:
     """So many draws in a row of two samples each of requests with seeds that follow each other."""
-    first = dice.getrandbits(40)
+    first = rng.getrandbits(40)
     return [(first + i, index, 3 + k) for i in range(num_seeds) for index in range(2) for k in range(num_positions)]
 
 
-def stepped(dice: random.Random, first: Place, second: Place) -> list[tuple[Place, Place]]:
+def stepped(rng: random.Random, first: Place, second: Place) -> list[tuple[Place, Place]]:
     """NUM_PAIRS pairs of places, each these two steps away from a start of its own."""
-    seed = dice.getrandbits(31)
+    seed = rng.getrandbits(31)
     starts = [(seed + 10 * k, k % 3, 3 + k % 5) for k in range(NUM_PAIRS)]
     return [(moved(start, first), moved(start, second)) for start in starts]
 
@@ -116,7 +116,7 @@ def moved(place: Place, step: Place) -> Place:
     return place[0] + step[0], place[1] + step[1], place[2] + step[2]
 
 
-def pairs_of_places(dice: random.Random) -> dict[str, list[tuple[Place, Place]]]:
+def pairs_of_places(rng: random.Random) -> dict[str, list[tuple[Place, Place]]]:
     """NUM_PAIRS pairs of each kind, all places of a kind different."""
     names = {
         "a seed and the next": ((0, 0, 0), (1, 0, 0)),
@@ -129,10 +129,10 @@ def pairs_of_places(dice: random.Random) -> dict[str, list[tuple[Place, Place]]]
         "positions that differ by 64": ((0, 0, 0), (0, 0, 64)),
         "seeds that differ by 2**32": ((0, 0, 0), (2**32, 0, 0)),
     }
-    short = dice.sample(range(100, 900), NUM_PAIRS // 5)
+    short = rng.sample(range(100, 900), NUM_PAIRS // 5)
     # 7, 1, 13 and 71, 1, 3 have the same digits, and so have, with the position before the seed, 31, 1, 107 and
     # 3, 1, 1107. A seed of three digits is met again neither with a 1 behind it nor with a 1 before it.
-    return {name: stepped(dice, *steps) for name, steps in names.items()} | {
+    return {name: stepped(rng, *steps) for name, steps in names.items()} | {
         "a seed and its negative": [((s, 0, p), (-s, 0, p)) for s in short for p in range(3, 8)],
         "places with the same digits, seed first": [((s, 1, 10 + p), (10 * s + 1, 1, p)) for s in short for p in range(3, 8)],
         "places with the same digits, position first": [

@@ -31,15 +31,15 @@ def row(
     return SamplingRow(SamplingParams(**params), list(prompt), list(output), seed, index)
 
 
-def random_logits(dice: random.Random, num_rows: int, vocab_size: int) -> Tensor:
+def random_logits(rng: random.Random, num_rows: int, vocab_size: int) -> Tensor:
     """[num_rows, vocab_size], from -10 to 10."""
-    generator = torch.Generator().manual_seed(dice.getrandbits(32))
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
     return (3 * torch.randn(num_rows, vocab_size, generator=generator)).clamp(-10, 10)
 
 
-def weather(dice: random.Random) -> tuple[Tensor, list[int]]:
+def weather(rng: random.Random) -> tuple[Tensor, list[int]]:
     """The README's row with its tokens in another order, and that order: the token of 1/2 first."""
-    order = dice.sample(range(6), 6)
+    order = rng.sample(range(6), 6)
     logits = torch.empty(6)
     logits[order] = torch.tensor(WEATHER)
     return logits, order

@@ -105,6 +105,6 @@ def generated(
         return [output.outputs for output in llm.generate(prompts, params, use_tqdm=False)]
 
 
-def prompts_from(dice: random.Random) -> list[Prompt]:
+def prompts_from(rng: random.Random) -> list[Prompt]:
     """Three prompts of token ids."""
-    return [{"prompt_token_ids": [dice.randrange(300, 500) for _ in range(dice.randrange(4, 12))]} for _ in range(3)]
+    return [{"prompt_token_ids": [rng.randrange(300, 500) for _ in range(rng.randrange(4, 12))]} for _ in range(3)]

@@ -25,11 +25,11 @@ CACHE = "TODO 2: A contiguous cache"
 class Ledger:
     """A cache there, and here what each of its layers was given."""
 
-    def __init__(self, lab: Remote, dice: random.Random, room: int, dtype: torch.dtype = torch.float32) -> None:
-        self.config, self.room, self.dtype = a_shape(dice), room, dtype
+    def __init__(self, lab: Remote, rng: random.Random, room: int, dtype: torch.dtype = torch.float32) -> None:
+        self.config, self.room, self.dtype = a_shape(rng), room, dtype
         self.cache = lab.ContiguousCache(self.config, room, dtype)
         self.layers = range(self.config.num_hidden_layers)
-        self._lab, self._random = lab, numbers_from(dice)
+        self._lab, self._random = lab, numbers_from(rng)
         self._held: dict[int, Pair] = {layer: self.new(0) for layer in self.layers}
 
     def append_of(self, dtype: torch.dtype, count: int) -> None:
@@ -91,20 +91,20 @@ class Ledger:
 
 
 @check(todo=2, points=4, section=CACHE, concept="what append returns")
-def append_returns_all_keys_and_values_of_its_layer_oldest_first(lab: Remote, dice: random.Random) -> None:
+def append_returns_all_keys_and_values_of_its_layer_oldest_first(lab: Remote, rng: random.Random) -> None:
     for strided in (False, True):
-        ledger = Ledger(lab, dice, room=16)
-        for count in (dice.randrange(3, 7), 1, dice.randrange(2, 6), 1):
+        ledger = Ledger(lab, rng, room=16)
+        for count in (rng.randrange(3, 7), 1, rng.randrange(2, 6), 1):
             for layer in ledger.layers:
                 ledger.append(layer, count, strided)
 
 
 @check(todo=2, points=3, section=CACHE, concept="a full cache")
-def a_full_cache_refuses_and_keeps_what_it_holds(lab: Remote, dice: random.Random) -> None:
-    for room in (5, dice.randrange(4, 10)):  # what is made in powers of two, or in blocks, has room for more than 5
-        ledger = Ledger(lab, dice, room)
+def a_full_cache_refuses_and_keeps_what_it_holds(lab: Remote, rng: random.Random) -> None:
+    for room in (5, rng.randrange(4, 10)):  # what is made in powers of two, or in blocks, has room for more than 5
+        ledger = Ledger(lab, rng, room)
         ledger.append(0, room - 1)
-        for count in (2, dice.randrange(3, 9)):
+        for count in (2, rng.randrange(3, 9)):
             ledger.refuses(0, count)
         ledger.append(0, 1)
         ledger.refuses(0, 1)
@@ -113,9 +113,9 @@ def a_full_cache_refuses_and_keeps_what_it_holds(lab: Remote, dice: random.Rando
 
 
 @check(todo=2, points=3, section=CACHE, concept="what appending one token costs")
-def old_tokens_are_never_copied(lab: Remote, dice: random.Random) -> None:
-    steps = dice.randrange(350, 400)
-    ledger, log = Ledger(lab, dice, steps + 1), operators_seen(lab)
+def old_tokens_are_never_copied(lab: Remote, rng: random.Random) -> None:
+    steps = rng.randrange(350, 400)
+    ledger, log = Ledger(lab, rng, steps + 1), operators_seen(lab)
     keys, values = ledger.new(steps)
     size = keys.nbytes + values.nbytes
     there = lab._peer.root.package
@@ -135,20 +135,20 @@ def old_tokens_are_never_copied(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=2, points=2, section=CACHE, concept="the same tokens as without")
-def tokens_with_a_cache_are_those_without(lab: Remote, dice: random.Random) -> None:
-    gives_the_best_tokens(lab.generate_cached, dice)
+def tokens_with_a_cache_are_those_without(lab: Remote, rng: random.Random) -> None:
+    gives_the_best_tokens(lab.generate_cached, rng)
 
 
 @check(todo=2, points=2, section=CACHE, concept="what each pass computes")
-def every_token_is_computed_exactly_once(lab: Remote, dice: random.Random) -> None:
-    computes(lab.generate_cached, dice, lambda length, count: [0, *range(length, length + count - 1)],
+def every_token_is_computed_exactly_once(lab: Remote, rng: random.Random) -> None:
+    computes(lab.generate_cached, rng, lambda length, count: [0, *range(length, length + count - 1)],
              "The last new token is never computed: nobody asks what follows it.")
 
 
 @check(todo=2, points=2, section=CACHE, concept="whose memory a cache's is", hidden=True)
-def caches_share_nothing_and_keep_copies_in_their_own_dtype(lab: Remote, dice: random.Random) -> None:
+def caches_share_nothing_and_keep_copies_in_their_own_dtype(lab: Remote, rng: random.Random) -> None:
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
-        seed, room = dice.getrandbits(30), dice.randrange(4, 9)
+        seed, room = rng.getrandbits(30), rng.randrange(4, 9)
         first, second = (Ledger(lab, random.Random(seed), room, dtype) for _ in range(2))
         pair = first.new(2)
         given = [hold(lab, tensor) for tensor in pair]
@@ -160,27 +160,27 @@ def caches_share_nothing_and_keep_copies_in_their_own_dtype(lab: Remote, dice: r
             tensor.zero_()  # the network's memory may be used for something else
         first.append(0, 1)
         second.append(0, 1)
-        third = Ledger(lab, dice, 6, dtype)
-        for count in (dice.randrange(1, 4), 1, 2):
+        third = Ledger(lab, rng, 6, dtype)
+        for count in (rng.randrange(1, 4), 1, 2):
             third.append_of(torch.float32 if dtype == torch.bfloat16 else torch.bfloat16, count)
 
 
 @check(todo=2, points=2, section=CACHE, concept="layers, each by itself", hidden=True)
-def each_layer_counts_for_itself_in_any_order(lab: Remote, dice: random.Random) -> None:
-    ledger = Ledger(lab, dice, room=dice.randrange(8, 14))
+def each_layer_counts_for_itself_in_any_order(lab: Remote, rng: random.Random) -> None:
+    ledger = Ledger(lab, rng, room=rng.randrange(8, 14))
     for _ in range(40):
-        layer, count = dice.choice(ledger.layers[:3]), dice.randrange(1, 4)
+        layer, count = rng.choice(ledger.layers[:3]), rng.randrange(1, 4)
         if ledger.holds(layer) + count > ledger.room:
             ledger.refuses(layer, count)
         else:
-            ledger.append(layer, count, strided=dice.random() < 0.3)
+            ledger.append(layer, count, strided=rng.random() < 0.3)
 
 
 @check(todo=2, points=2, section=CACHE, concept="one generation after another", hidden=True)
-def a_generation_leaves_nothing_for_the_next(lab: Remote, dice: random.Random) -> None:
-    network, prompt, other = Network(dice, torch.bfloat16), a_prompt(dice, 3), a_prompt(dice, 5)
+def a_generation_leaves_nothing_for_the_next(lab: Remote, rng: random.Random) -> None:
+    network, prompt, other = Network(rng, torch.bfloat16), a_prompt(rng, 3), a_prompt(rng, 5)
     leaves_the_prompt_alone(lab, lab.generate_cached, network, prompt)
     for text in (other, prompt):
         tokens, right = generated(lab.generate_cached, network, text, 5), network.continuation(text, 5)
         expect(tokens == right, f"after other generations, and the prompt {text}, expected {right}; {tokens} came")
-    generates_nothing(lab.generate_cached, dice)
+    generates_nothing(lab.generate_cached, rng)

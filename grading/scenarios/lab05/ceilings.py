@@ -19,11 +19,11 @@ CEILINGS = "TODO 5: Measure the ceilings"
 
 
 @check(todo=5, points=4, section=CEILINGS, concept="the median of calls")
-def the_median_is_that_of_the_calls_after_the_first(lab: Remote, dice: random.Random) -> None:
+def the_median_is_that_of_the_calls_after_the_first(lab: Remote, rng: random.Random) -> None:
     for repeats, warm_up in product((1, 3, 5, 7), (60, 0.25)):
-        seconds = [quarters / 4 for quarters in dice.sample(range(2, 60), repeats)]
-        seconds[dice.randrange(repeats)] += 25 if repeats > 1 else 0
-        clock, right = Clock(dice, [warm_up, *seconds]), sorted(seconds)[repeats // 2]
+        seconds = [quarters / 4 for quarters in rng.sample(range(2, 60), repeats)]
+        seconds[rng.randrange(repeats)] += 25 if repeats > 1 else 0
+        clock, right = Clock(rng, [warm_up, *seconds]), sorted(seconds)[repeats // 2]
         said = number(lab.median_seconds(ours(clock.work), repeats=repeats, clock=ours(clock.now)), "median_seconds")
         expect(clock.calls == repeats + 1, f"expected one call to warm up and {repeats} timed ones; there were {clock.calls}")
         expect(close(said, right),
@@ -45,9 +45,9 @@ def check_all_was_read(traffic: Traffic, num_bytes: int) -> None:
 
 
 @check(todo=5, points=3, section=CEILINGS, concept="bytes per second")
-def bandwidth_is_the_bytes_that_were_read_by_the_seconds(lab: Remote, dice: random.Random) -> None:
-    for num_bytes in (1 << 20, dice.randrange(2 * 10**4, 4 * 10**4) * 8 + 1, dice.randrange(10**6, 4 * 10**6) * 2 + 1):
-        timer = Timer(lab, dice.randrange(1, 40) / 8)
+def bandwidth_is_the_bytes_that_were_read_by_the_seconds(lab: Remote, rng: random.Random) -> None:
+    for num_bytes in (1 << 20, rng.randrange(2 * 10**4, 4 * 10**4) * 8 + 1, rng.randrange(10**6, 4 * 10**6) * 2 + 1):
+        timer = Timer(lab, rng.randrange(1, 40) / 8)
         said = timer.rate(lab.read_bandwidth, num_bytes)
         traffic = Traffic(timer.log.events)
         check_all_was_read(traffic, num_bytes)
@@ -62,9 +62,9 @@ def bandwidth_is_the_bytes_that_were_read_by_the_seconds(lab: Remote, dice: rand
 
 
 @check(todo=5, points=3, section=CEILINGS, concept="operations per second")
-def matmul_rate_is_the_operations_of_a_product_by_the_seconds(lab: Remote, dice: random.Random) -> None:
+def matmul_rate_is_the_operations_of_a_product_by_the_seconds(lab: Remote, rng: random.Random) -> None:
     for dtype in (*DTYPES, *DTYPES, torch.float64):
-        size, timer = dice.randrange(24, 64), Timer(lab, dice.randrange(1, 40) / 8)
+        size, timer = rng.randrange(24, 64), Timer(lab, rng.randrange(1, 40) / 8)
         said, right = timer.rate(lab.matmul_rate, size, dtype), 2 * size**3
         events = timer.log.events
         flops, used = products(events)
@@ -78,8 +78,8 @@ def matmul_rate_is_the_operations_of_a_product_by_the_seconds(lab: Remote, dice:
 
 
 @check(todo=5, points=2, section=CEILINGS, concept="what the buffer was before it was read", hidden=True)
-def the_buffer_was_written_before_it_is_read(lab: Remote, dice: random.Random) -> None:
-    num_bytes, timer, log = dice.randrange(1 << 20, 1 << 21), Timer(lab, 1.0), operators_seen(lab)
+def the_buffer_was_written_before_it_is_read(lab: Remote, rng: random.Random) -> None:
+    num_bytes, timer, log = rng.randrange(1 << 20, 1 << 21), Timer(lab, 1.0), operators_seen(lab)
     timer.rate(lambda *arguments: log.watch(lab.read_bandwidth, *arguments), num_bytes)
     read = Traffic(timer.log.events).memories()
     expect(sum(read.values()) >= num_bytes,
@@ -91,8 +91,8 @@ def the_buffer_was_written_before_it_is_read(lab: Remote, dice: random.Random) -
 
 
 @check(todo=5, points=1, section=CEILINGS, concept="what the usual clock counts", hidden=True)
-def the_usual_clock_counts_seconds(lab: Remote, dice: random.Random) -> None:
-    for nap in dice.sample([dice.uniform(0.001, 0.003), dice.uniform(0.1, 0.2)], 2):  # no one number is right for both
+def the_usual_clock_counts_seconds(lab: Remote, rng: random.Random) -> None:
+    for nap in rng.sample([rng.uniform(0.001, 0.003), rng.uniform(0.1, 0.2)], 2):  # no one number is right for both
         with Stopwatch() as all_calls:
             said = number(lab.median_seconds(ours(lambda nap=nap: time.sleep(nap)), repeats=3), "median_seconds")
         expect(nap <= said <= all_calls.seconds,
@@ -100,8 +100,8 @@ def the_usual_clock_counts_seconds(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=5, points=1, section=CEILINGS, concept="a real measurement", hidden=True)
-def a_real_measurement_is_in_the_bounds_of_all_machines(lab: Remote, dice: random.Random) -> None:
-    num_bytes, size = dice.randrange(1 << 21, 1 << 22), dice.randrange(64, 128)
+def a_real_measurement_is_in_the_bounds_of_all_machines(lab: Remote, rng: random.Random) -> None:
+    num_bytes, size = rng.randrange(1 << 21, 1 << 22), rng.randrange(64, 128)
     possible(lambda: lab.read_bandwidth(num_bytes), num_bytes, 1e14, "bytes")
     possible(lambda: lab.matmul_rate(size, torch.float32), 2 * size**3, 1e16, "FLOPs")
 

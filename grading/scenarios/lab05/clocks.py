@@ -33,8 +33,8 @@ class Timer:
 class Clock:
     """A clock that only work moves: call i of it takes seconds[i]."""
 
-    def __init__(self, dice: random.Random, seconds: Sequence[float]) -> None:
-        self.calls, self._seconds, self._now = 0, seconds, float(dice.randrange(-100, 100))
+    def __init__(self, rng: random.Random, seconds: Sequence[float]) -> None:
+        self.calls, self._seconds, self._now = 0, seconds, float(rng.randrange(-100, 100))
 
     def now(self) -> float:
         """Seconds."""

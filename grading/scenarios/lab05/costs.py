@@ -48,41 +48,41 @@ def costs(answer: Any, right: tuple[int, int], story: str) -> None:
 
 
 @check(todo=4, points=4, section=COSTS, concept="what the matrices cost")
-def matrices_are_multiplied_for_everybody_and_read_once(lab: Remote, dice: random.Random) -> None:
-    for dtype, batch in product(SIZES, (1, dice.randrange(2, 9), dice.randrange(10, 99))):
-        config = a_shape(dice)
+def matrices_are_multiplied_for_everybody_and_read_once(lab: Remote, rng: random.Random) -> None:
+    for dtype, batch in product(SIZES, (1, rng.randrange(2, 9), rng.randrange(10, 99))):
+        config = a_shape(rng)
         costs(of_any_dtype(lab.matrices_cost, config, batch, dtype), matrices_counted(config, batch, dtype),
               f"matrices ({words(config)}), batch {batch}, {dtype}")
 
 
 @check(todo=4, points=3, section=COSTS, concept="what attention costs")
-def every_query_head_makes_two_products_with_each_token_of_the_context(lab: Remote, dice: random.Random) -> None:
-    for dtype, context in product(DTYPES, (1, 2, dice.randrange(3, 99))):
-        config = a_shape(dice)
+def every_query_head_makes_two_products_with_each_token_of_the_context(lab: Remote, rng: random.Random) -> None:
+    for dtype, context in product(DTYPES, (1, 2, rng.randrange(3, 99))):
+        config = a_shape(rng)
         costs(lab.attention_cost(config, 1, context, dtype), attention_counted(config, 1, context, dtype),
               f"attention ({words(config)}), context {context}, {dtype}")
 
 
 @check(todo=4, points=3, section=COSTS, concept="intensity")
-def intensity_is_flops_per_byte(lab: Remote, dice: random.Random) -> None:
-    for flops, num_bytes in ((6, 4), (1, 4), (dice.randrange(1, 10**6), dice.randrange(1, 10**6))):
+def intensity_is_flops_per_byte(lab: Remote, rng: random.Random) -> None:
+    for flops, num_bytes in ((6, 4), (1, 4), (rng.randrange(1, 10**6), rng.randrange(1, 10**6))):
         said = number(lab.arithmetic_intensity(kept(lab.Cost, flops=flops, num_bytes=num_bytes)), "arithmetic_intensity")
         expect(close(said, flops / num_bytes),
                f"{flops:,} FLOPs on {num_bytes:,} bytes are {flops / num_bytes:g} a byte, not {said:g}")
 
 
 @check(todo=4, points=3, section=COSTS, concept="what sequences share", hidden=True)
-def every_sequence_has_keys_and_values_of_its_own(lab: Remote, dice: random.Random) -> None:
+def every_sequence_has_keys_and_values_of_its_own(lab: Remote, rng: random.Random) -> None:
     for dtype in SIZES:
-        config, batch, context = a_shape(dice), dice.randrange(2, 40), dice.randrange(2, 99)
+        config, batch, context = a_shape(rng), rng.randrange(2, 40), rng.randrange(2, 99)
         costs(of_any_dtype(lab.attention_cost, config, batch, context, dtype), attention_counted(config, batch, context, dtype),
               f"attention ({words(config)}), batch {batch}, context {context}, {dtype}")
 
 
 @check(todo=4, points=2, section=COSTS, concept="the head", hidden=True)
-def the_head_is_read_whether_it_is_tied_or_not(lab: Remote, dice: random.Random) -> None:
+def the_head_is_read_whether_it_is_tied_or_not(lab: Remote, rng: random.Random) -> None:
     for tied, dtype in product((True, False), DTYPES):
-        config, batch = (replace(a_shape(dice), tie_word_embeddings=tied, vocab_size=dice.randrange(10**4, 10**5)),
-                         dice.randrange(1, 300))
+        config, batch = (replace(a_shape(rng), tie_word_embeddings=tied, vocab_size=rng.randrange(10**4, 10**5)),
+                         rng.randrange(1, 300))
         costs(lab.matrices_cost(config, batch, dtype), matrices_counted(config, batch, dtype),
               f"matrices ({words(config)}; weights {'' if tied else 'not '}tied), batch {batch}, {dtype}")

@@ -38,25 +38,25 @@ def engine_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> int:
 
 
 @check(todo=3, points=4, section=KV_BYTES, concept="what a pass hands to its cache")
-def is_what_a_pass_of_the_network_hands_to_its_cache(lab: Remote, dice: random.Random) -> None:
+def is_what_a_pass_of_the_network_hands_to_its_cache(lab: Remote, rng: random.Random) -> None:
     for dtype in (*DTYPES, *DTYPES):
-        network = Network(dice, dtype)
+        network = Network(rng, dtype)
         handed: list[int] = []
 
         def append(layer: int, k: Tensor, v: Tensor, handed: list[int] = handed) -> Pair:
             handed.append(k.nbytes + v.nbytes)
             return k, v
 
-        tokens = dice.randrange(2, 9)
+        tokens = rng.randrange(2, 9)
         network(range(tokens), 0, append)
         story = f"a pass over {tokens} tokens handed {sum(handed):,} bytes to its cache"
         says_so_many_bytes(lab, network.config, dtype, sum(handed) // tokens, story)
 
 
 @check(todo=3, points=3, section=KV_BYTES, concept="what an engine sets aside")
-def is_what_the_engine_sets_aside(lab: Remote, dice: random.Random) -> None:
-    for fields in ({}, {"num_hidden_layers": dice.randrange(1, 60)}, {"num_key_value_heads": dice.choice((1, 2, 16))},
-                   {"head_dim": dice.choice((64, 96, 256))}, {"hidden_size": 2560, "num_attention_heads": 32}):
+def is_what_the_engine_sets_aside(lab: Remote, rng: random.Random) -> None:
+    for fields in ({}, {"num_hidden_layers": rng.randrange(1, 60)}, {"num_key_value_heads": rng.choice((1, 2, 16))},
+                   {"head_dim": rng.choice((64, 96, 256))}, {"hidden_size": 2560, "num_attention_heads": 32}):
         for dtype in SIZES:
             config = qwen(**fields)
             block = engine_bytes(config, dtype, 16)
@@ -65,12 +65,12 @@ def is_what_the_engine_sets_aside(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=3, points=3, section=KV_BYTES, concept="what the bytes depend on", hidden=True)
-def depends_on_the_shape_of_keys_and_values_and_on_nothing_else(lab: Remote, dice: random.Random) -> None:
+def depends_on_the_shape_of_keys_and_values_and_on_nothing_else(lab: Remote, rng: random.Random) -> None:
     for dtype in (torch.float16, *SIZES):
-        config = a_shape(dice)
+        config = a_shape(rng)
         right = engine_bytes(config, dtype, 1)
-        others: dict[str, Any] = {"num_attention_heads": config.num_key_value_heads * dice.randrange(4, 9),
-                                  "hidden_size": dice.randrange(10, 999), "vocab_size": dice.randrange(10, 999),
-                                  "intermediate_size": dice.randrange(10, 999)}
+        others: dict[str, Any] = {"num_attention_heads": config.num_key_value_heads * rng.randrange(4, 9),
+                                  "hidden_size": rng.randrange(10, 999), "vocab_size": rng.randrange(10, 999),
+                                  "intermediate_size": rng.randrange(10, 999)}
         for shape in (config, replace(config, **others)):
             says_so_many_bytes(lab, shape, dtype, right, words(shape))

@@ -17,15 +17,15 @@ from nano_qwen3_serving.config import ModelConfig
 Pair = tuple[Tensor, Tensor]
 
 
-def a_shape(dice: random.Random) -> ModelConfig:
+def a_shape(rng: random.Random) -> ModelConfig:
     """A small network's: query heads share KV heads, head_dim is not hidden_size / heads, the MLP is not twice as wide."""
-    kv_heads, sharing, head_dim = dice.choice((2, 3)), dice.choice((2, 3)), 2 * dice.randrange(5, 12)
+    kv_heads, sharing, head_dim = rng.choice((2, 3)), rng.choice((2, 3)), 2 * rng.randrange(5, 12)
     heads = kv_heads * sharing
-    hidden = heads * (head_dim + dice.choice((-2, 2, 4))) + 1
+    hidden = heads * (head_dim + rng.choice((-2, 2, 4))) + 1
     return ModelConfig(
-        vocab_size=dice.randrange(100, 200), hidden_size=hidden, intermediate_size=2 * hidden + dice.randrange(1, 50),
-        num_hidden_layers=dice.choice((5, 7)), num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
-        max_position_embeddings=512, tie_word_embeddings=dice.random() < 0.5)
+        vocab_size=rng.randrange(100, 200), hidden_size=hidden, intermediate_size=2 * hidden + rng.randrange(1, 50),
+        num_hidden_layers=rng.choice((5, 7)), num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+        max_position_embeddings=512, tie_word_embeddings=rng.random() < 0.5)
 
 
 def words(shape: ModelConfig) -> str:
@@ -35,9 +35,9 @@ def words(shape: ModelConfig) -> str:
             f"a vocabulary of {shape.vocab_size}")
 
 
-def numbers_from(dice: random.Random) -> torch.Generator:
-    """A generator that is seeded by the dice."""
-    return torch.Generator().manual_seed(dice.getrandbits(60))
+def numbers_from(rng: random.Random) -> torch.Generator:
+    """A generator that is seeded by the rng."""
+    return torch.Generator().manual_seed(rng.getrandbits(60))
 
 
 class Network:
@@ -52,13 +52,13 @@ class Network:
         fault: the first thing that was wrong with the keys and values, if it was not a shape.
     """
 
-    def __init__(self, dice: random.Random, dtype: torch.dtype = torch.float32, all_end: bool = False) -> None:
-        self.config, self.dtype = a_shape(dice), dtype
+    def __init__(self, rng: random.Random, dtype: torch.dtype = torch.float32, all_end: bool = False) -> None:
+        self.config, self.dtype = a_shape(rng), dtype
         if all_end:
             self.config = replace(self.config, eos_token_ids=tuple(range(self.config.vocab_size)))
         self.passes: list[tuple[int, list[int]]] = []
         self.fault = ""
-        self._secret, self._random = dice.getrandbits(60), numbers_from(dice)
+        self._secret, self._random = rng.getrandbits(60), numbers_from(rng)
         self._text: list[int] = []
         self._held = [(self._new(0), self._new(0)) for _ in range(self.config.num_hidden_layers)]
 

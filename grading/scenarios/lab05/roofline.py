@@ -40,17 +40,17 @@ def predicts(
 
 
 @check(todo=6, points=3, section=RIDGE, concept="how long a step takes")
-def a_step_takes_as_long_as_its_parts_each_at_its_ceiling(lab: Remote, dice: random.Random) -> None:
+def a_step_takes_as_long_as_its_parts_each_at_its_ceiling(lab: Remote, rng: random.Random) -> None:
     for dtype, balance in product(SIZES, (0.1, 3, 30, 1000)):  # FLOPs in the time of reading a byte
-        bandwidth = dice.uniform(1e9, 1e12)
-        predicts(lab, a_shape(dice), dice.choice((1, 8, 64, 256)), dice.randrange(20, 2000), dtype, bandwidth,
+        bandwidth = rng.uniform(1e9, 1e12)
+        predicts(lab, a_shape(rng), rng.choice((1, 8, 64, 256)), rng.randrange(20, 2000), dtype, bandwidth,
                  bandwidth * balance)
 
 
 @check(todo=6, points=3, section=RIDGE, concept="the ridge")
-def at_the_ridge_matrices_take_as_long_to_read_as_to_compute_with(lab: Remote, dice: random.Random) -> None:
+def at_the_ridge_matrices_take_as_long_to_read_as_to_compute_with(lab: Remote, rng: random.Random) -> None:
     for dtype in (*DTYPES, *DTYPES):
-        is_the_ridge(lab, dtype, dice.uniform(1e9, 1e12), dice.uniform(1e10, 1e14))
+        is_the_ridge(lab, dtype, rng.uniform(1e9, 1e12), rng.uniform(1e10, 1e14))
 
 
 def is_the_ridge(lab: Remote, dtype: torch.dtype, bandwidth: float, rate: float) -> None:
@@ -127,8 +127,8 @@ def throughput(answer: Any, batches: Sequence[int]) -> dict[int, float]:
 
 
 @check(todo=6, points=3, section=RIDGE, concept="tokens per second")
-def throughput_is_the_tokens_of_a_step_by_its_seconds(lab: Remote, dice: random.Random) -> None:
-    took = {batch: dice.randrange(1, 40) / 8 for batch in dice.sample(range(1, 65), 4)}
+def throughput_is_the_tokens_of_a_step_by_its_seconds(lab: Remote, rng: random.Random) -> None:
+    took = {batch: rng.randrange(1, 40) / 8 for batch in rng.sample(range(1, 65), 4)}
     decoding = Decoding(took)
     said = throughput(lab.measure_throughput(ours(decoding.prepare), list(took), ours(decoding.seconds_of)), list(took))
     decoding.expect_in_time()
@@ -138,26 +138,26 @@ def throughput_is_the_tokens_of_a_step_by_its_seconds(lab: Remote, dice: random.
 
 
 @check(todo=6, points=2, section=RIDGE, concept="where the slower job is not the same for both parts", hidden=True)
-def one_part_may_compute_while_the_other_reads(lab: Remote, dice: random.Random) -> None:
+def one_part_may_compute_while_the_other_reads(lab: Remote, rng: random.Random) -> None:
     for dtype, computing in product(DTYPES, ("matrices", "attention")):
-        config = a_shape(dice)
+        config = a_shape(rng)
         sharing = config.num_attention_heads // config.num_key_value_heads
-        batch = dice.randrange(16, 65) if computing == "matrices" else 1
-        bandwidth = dice.uniform(1e9, 1e12)
+        batch = rng.randrange(16, 65) if computing == "matrices" else 1
+        bandwidth = rng.uniform(1e9, 1e12)
         balance = 2 * math.sqrt(batch * sharing) / dtype.itemsize  # between the two intensities
-        predicts(lab, config, batch, dice.randrange(100, 1000), dtype, bandwidth, bandwidth * balance)
+        predicts(lab, config, batch, rng.randrange(100, 1000), dtype, bandwidth, bandwidth * balance)
 
 
 @check(todo=6, points=1, section=RIDGE, concept="what the ridge depends on", hidden=True)
-def the_ridge_is_right_for_every_size_of_a_number(lab: Remote, dice: random.Random) -> None:
+def the_ridge_is_right_for_every_size_of_a_number(lab: Remote, rng: random.Random) -> None:
     for dtype in (torch.float16, *SIZES):
-        is_the_ridge(lab, dtype, dice.uniform(1e9, 1e12), dice.uniform(1e9, 1e12))
+        is_the_ridge(lab, dtype, rng.uniform(1e9, 1e12), rng.uniform(1e9, 1e12))
 
 
 @check(todo=6, points=2, section=RIDGE, concept="measuring as the program does", hidden=True)
-def by_default_steps_are_timed_with_median_seconds(lab: Remote, dice: random.Random) -> None:
-    batches = dice.sample(range(1, 65), 3)
-    naps = dict(zip(batches, dice.sample([dice.uniform(0.001, 0.003), dice.uniform(0.02, 0.04), dice.uniform(0.1, 0.2)], 3),
+def by_default_steps_are_timed_with_median_seconds(lab: Remote, rng: random.Random) -> None:
+    batches = rng.sample(range(1, 65), 3)
+    naps = dict(zip(batches, rng.sample([rng.uniform(0.001, 0.003), rng.uniform(0.02, 0.04), rng.uniform(0.1, 0.2)], 3),
                     strict=True))  # no one number of seconds is right for all
     decoding = Decoding({}, naps)
     said = throughput(lab.measure_throughput(ours(decoding.prepare), tuple(batches)), batches)

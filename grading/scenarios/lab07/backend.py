@@ -42,10 +42,10 @@ def metadata_of(lab: Remote, pool: Pool) -> Remote:
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="the tensors of the cache")
-def a_cache_of_two_tensors_per_layer_each_its_own(lab: Remote, dice: random.Random) -> None:
+def a_cache_of_two_tensors_per_layer_each_its_own(lab: Remote, rng: random.Random) -> None:
     unset_memory_is_nan(lab)
     for dtype in ALL_DTYPES:
-        layers, blocks = dice.randrange(2, 5), dice.randrange(4, 9)
+        layers, blocks = rng.randrange(2, 5), rng.randrange(4, 9)
         cache = kept(part(lab, model_config(num_kv_heads=2, head_dim=8, layers=layers), dtype=dtype).make_cache, blocks)
         expect(len(cache) == layers, f"{layers} layers: expected as many pairs of keys and values, got {len(cache)}")
         pairs = pairs_of(lab, cache)
@@ -71,9 +71,9 @@ def a_cache_of_two_tensors_per_layer_each_its_own(lab: Remote, dice: random.Rand
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="the bytes of a block")
-def bytes_per_block_is_what_a_block_takes(lab: Remote, dice: random.Random) -> None:
+def bytes_per_block_is_what_a_block_takes(lab: Remote, rng: random.Random) -> None:
     for layers, kv_heads, head_dim, size in ((1, 1, 2, 1), (3, 2, 8, 4),
-                                             (dice.randrange(2, 9), 2, dice.randrange(4, 40), dice.randrange(2, 20))):
+                                             (rng.randrange(2, 9), 2, rng.randrange(4, 40), rng.randrange(2, 20))):
         for dtype in (*DTYPES, torch.float64):
             got = part(lab, model_config(4, kv_heads, head_dim, layers), size, dtype).bytes_per_block
             want = sum(torch.empty(size, kv_heads, head_dim, dtype=dtype).nbytes for _ in range(2 * layers))
@@ -83,12 +83,12 @@ def bytes_per_block_is_what_a_block_takes(lab: Remote, dice: random.Random) -> N
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="attention of a step")
-def forward_attends_each_request_to_its_own_tokens(lab: Remote, dice: random.Random) -> None:
+def forward_attends_each_request_to_its_own_tokens(lab: Remote, rng: random.Random) -> None:
     attention = part(lab, model_config(num_heads=8, num_kv_heads=2))
-    for name, spans in batches(dice).items():
-        pool = Pool(dice, *spans, heads=(8, 2, 16))
+    for name, spans in batches(rng).items():
+        pool = Pool(rng, *spans, heads=(8, 2, 16))
         pool.expect_attended(attention.forward(pool.q(), (pool.k_cache, pool.v_cache), metadata_of(lab, pool)), name)
-    pools = [Pool(dice, *spans, heads=(8, 2, 16)) for spans in ([(6, 1), (2, 5)], [(3, 1), (4, 1), (6, 5)], [(0, 9)])]
+    pools = [Pool(rng, *spans, heads=(8, 2, 16)) for spans in ([(6, 1), (2, 5)], [(3, 1), (4, 1), (6, 5)], [(0, 9)])]
     metadata = metadata_of(lab, pools[0])
     for pool in pools:  # the object of a step may stand at the address of the last step's: here it is the same
         there = module_there(lab, "builtins")
@@ -117,8 +117,8 @@ def keeps_nothing_of_a_step(lab: Remote, pool: Pool) -> None:
 
 
 @check(todo=6, points=1, section=SWAP_IN, concept="whose the metadata are", hidden=True)
-def forward_changes_nothing(lab: Remote, dice: random.Random) -> None:
-    pool = Pool(dice, (dice.randrange(3, 9), 1), (9, 1), (2, 5))
+def forward_changes_nothing(lab: Remote, rng: random.Random) -> None:
+    pool = Pool(rng, (rng.randrange(3, 9), 1), (9, 1), (2, 5))
     q, metadata, fresh = cut_out(lab, pool.q()), metadata_of(lab, pool), metadata_of(lab, pool)
     k_cache, v_cache = hold(lab, pool.k_cache), hold(lab, pool.v_cache)
     got = elsewhere_by_default(lab, part(lab, model_config()).forward, q, (k_cache, v_cache), metadata)
@@ -132,10 +132,10 @@ def forward_changes_nothing(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=6, points=2, section=SWAP_IN, concept="rows of padding")
-def padding_rows_come_back_as_zeros(lab: Remote, dice: random.Random) -> None:
+def padding_rows_come_back_as_zeros(lab: Remote, rng: random.Random) -> None:
     unset_memory_is_nan(lab)
-    for padding, dtype in ((1, torch.float32), (dice.randrange(2, 14), torch.float32), (3, torch.bfloat16)):
-        pool = Pool(dice, (6, 1), (4, 1), (2, 5), garbage=math.nan, dtype=dtype)
+    for padding, dtype in ((1, torch.float32), (rng.randrange(2, 14), torch.float32), (3, torch.bfloat16)):
+        pool = Pool(rng, (6, 1), (4, 1), (2, 5), garbage=math.nan, dtype=dtype)
         q = torch.cat([pool.q(), torch.full((padding, 4, 16), math.nan, dtype=dtype)])
         rows = len(pool.q())
         got = part(lab, model_config(), dtype=dtype).forward(q, (pool.k_cache, pool.v_cache), metadata_of(lab, pool))
@@ -147,10 +147,10 @@ def padding_rows_come_back_as_zeros(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=6, points=3, section=SWAP_IN, concept="in the engine, on random weights")
-def in_the_engine_logits_of_random_weights_are_those_of_its_own_attention(lab: Remote, dice: random.Random) -> None:
+def in_the_engine_logits_of_random_weights_are_those_of_its_own_attention(lab: Remote, rng: random.Random) -> None:
     kept(part(lab, model_config()).make_cache, 2)
-    prompts = [{"prompt_token_ids": [dice.randrange(2000) for _ in range(n)]} for n in (1, 4, 9, dice.randrange(15, 22))]
-    with random_network(dice) as model:
+    prompts = [{"prompt_token_ids": [rng.randrange(2000) for _ in range(n)]} for n in (1, 4, 9, rng.randrange(15, 22))]
+    with random_network(rng) as model:
         found = generated(model, prompts, 4, lab, block_size=4, max_num_batched_tokens=7)
         expect_same_tokens(found, generated(model, prompts, 4), "random weights, blocks of 4, steps of at most 7 tokens")
 
@@ -167,9 +167,9 @@ PROMPTS = [
 
 
 @check(todo=6, points=4, section=SWAP_IN, concept="in the engine, any blocks and steps", hidden=True)
-def in_the_engine_greedy_tokens_are_those_of_its_own_attention(lab: Remote, dice: random.Random) -> None:
+def in_the_engine_greedy_tokens_are_those_of_its_own_attention(lab: Remote, rng: random.Random) -> None:
     kept(part(lab, model_config()).make_cache, 2)
-    prompts = dice.sample(PROMPTS, 4)
+    prompts = rng.sample(PROMPTS, 4)
     right = generated("course", prompts, 6)
     for how, arguments in WAYS.items():
         expect_same_tokens(generated("course", prompts, 6, lab, **arguments), right, how)

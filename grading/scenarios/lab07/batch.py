@@ -18,22 +18,22 @@ def attended(lab: Remote, pool: Pool) -> Any:
     return lab.batch_attention(pool.q(), pool.k_cache, pool.v_cache, pool.query_starts(), pool.seq_lens(), pool.tables())
 
 
-def batches(dice: random.Random) -> dict[str, list[tuple[int, int]]]:
+def batches(rng: random.Random) -> dict[str, list[tuple[int, int]]]:
     """(computed, count) of each request, those of one token first."""
-    far = dice.randrange(12, 24)
+    far = rng.randrange(12, 24)
     return {
         "one decode": [(8, 1)], "one chunk": [(4, 4)], "decodes": [(0, 1), (3, 1), (4, 1), (far, 1)],
-        "chunks": [(0, 9), (3, 2), (8, 8), (0, dice.randrange(2, 6))],
-        "decodes and chunks": [(7, 1), (0, 1), (far, 1), (0, 4), (5, dice.randrange(2, 6)), (12, 7)]}
+        "chunks": [(0, 9), (3, 2), (8, 8), (0, rng.randrange(2, 6))],
+        "decodes and chunks": [(7, 1), (0, 1), (far, 1), (0, 4), (5, rng.randrange(2, 6)), (12, 7)]}
 
 
 @check(todo=5, points=4, section=BATCH, concept="every request and its own tokens")
-def every_request_attends_to_its_own_tokens(lab: Remote, dice: random.Random) -> None:
+def every_request_attends_to_its_own_tokens(lab: Remote, rng: random.Random) -> None:
     for size in (1, 4, 16):
-        for name, spans in batches(dice).items():
-            pool = Pool(dice, *spans, block_size=size)
+        for name, spans in batches(rng).items():
+            pool = Pool(rng, *spans, block_size=size)
             pool.expect_attended(attended(lab, pool), f"{name}, blocks of {size}")
-    reads_cache_and_tables_anew(lab, Pool(dice, (7, 1), (2, 1), (5, 3)))
+    reads_cache_and_tables_anew(lab, Pool(rng, (7, 1), (2, 1), (5, 3)))
 
 
 def reads_cache_and_tables_anew(lab: Remote, pool: Pool) -> None:
@@ -55,9 +55,9 @@ def reads_cache_and_tables_anew(lab: Remote, pool: Pool) -> None:
 
 
 @check(todo=5, points=3, section=BATCH, concept="nothing of a neighbour")
-def nothing_of_a_neighbour_reaches_a_request(lab: Remote, dice: random.Random) -> None:
+def nothing_of_a_neighbour_reaches_a_request(lab: Remote, rng: random.Random) -> None:
     for clean in range(4):
-        pool = Pool(dice, (7, 1), (2, 1), (0, 4), (5, 3), garbage=math.nan)
+        pool = Pool(rng, (7, 1), (2, 1), (0, 4), (5, 3), garbage=math.nan)
         for i, request in enumerate(pool.requests):
             if i != clean:
                 pool.put(request, request.keys * math.nan, request.values * math.nan)
@@ -65,8 +65,8 @@ def nothing_of_a_neighbour_reaches_a_request(lab: Remote, dice: random.Random) -
 
 
 @check(todo=5, points=1, section=BATCH, concept="two requests that begin alike", hidden=True)
-def two_requests_may_share_a_block(lab: Remote, dice: random.Random) -> None:
-    pool = Pool(dice, (dice.randrange(4, 12), 1), (6, 3))
+def two_requests_may_share_a_block(lab: Remote, rng: random.Random) -> None:
+    pool = Pool(rng, (rng.randrange(4, 12), 1), (6, 3))
     first, second = pool.requests
     second.table[0] = first.table[0]  # the same first four tokens, stored once
     second.keys[:4], second.values[:4] = first.keys[:4], first.values[:4]
@@ -74,19 +74,19 @@ def two_requests_may_share_a_block(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=5, points=1, section=BATCH, concept="any batch", hidden=True)
-def random_batches(lab: Remote, dice: random.Random) -> None:
+def random_batches(lab: Remote, rng: random.Random) -> None:
     for _ in range(6):
-        decodes = [(dice.randrange(40), 1) for _ in range(dice.randrange(4))]
-        chunks = [(dice.randrange(20), dice.randrange(2, 15)) for _ in range(dice.randrange(not decodes, 4))]
-        pool = Pool(dice, *decodes, *chunks, block_size=dice.choice([1, 3, 4, 16]),
-                    heads=dice.choice([(4, 4, 16), (4, 2, 8), (8, 2, 16), (3, 1, 4)]))
+        decodes = [(rng.randrange(40), 1) for _ in range(rng.randrange(4))]
+        chunks = [(rng.randrange(20), rng.randrange(2, 15)) for _ in range(rng.randrange(not decodes, 4))]
+        pool = Pool(rng, *decodes, *chunks, block_size=rng.choice([1, 3, 4, 16]),
+                    heads=rng.choice([(4, 4, 16), (4, 2, 8), (8, 2, 16), (3, 1, 4)]))
         pool.expect_attended(attended(lab, pool), f"blocks of {pool.block_size}, {pool.described()}")
 
 
 @check(todo=5, points=2, section=BATCH, concept="arguments of any strides, none of them changed", hidden=True)
-def any_strides_longer_tables_and_nothing_changed(lab: Remote, dice: random.Random) -> None:
+def any_strides_longer_tables_and_nothing_changed(lab: Remote, rng: random.Random) -> None:
     for dtype in ALL_DTYPES:
-        pool = Pool(dice, (3, 1), (dice.randrange(4, 9), 1), (6, 5), dtype=dtype)
+        pool = Pool(rng, (3, 1), (rng.randrange(4, 9), 1), (6, 5), dtype=dtype)
         starts, lens, tables = pool.query_starts(), pool.seq_lens(), pool.tables(spare=3)
         q = cut_out(lab, pool.q())
         k_cache, v_cache, starts_there, lens_there, tables_there = (
@@ -100,9 +100,9 @@ def any_strides_longer_tables_and_nothing_changed(lab: Remote, dice: random.Rand
 
 
 @check(todo=5, points=1, section=BATCH, concept="the pool is not copied")
-def batch_copies_no_more_than_the_requests_own_blocks(lab: Remote, dice: random.Random) -> None:
+def batch_copies_no_more_than_the_requests_own_blocks(lab: Remote, rng: random.Random) -> None:
     for dtype in DTYPES:
-        vast = Vast(lab, dice, (dice.randrange(250, 500), 1), (9, 1), (dice.randrange(250, 500), 5), (5, 6), dtype=dtype)
+        vast = Vast(lab, rng, (rng.randrange(250, 500), 1), (9, 1), (rng.randrange(250, 500), 5), (5, 6), dtype=dtype)
         pool = vast.pool
         got = vast.within_its_blocks(
             lab.batch_attention, pool.q(), vast.k_cache, vast.v_cache, pool.query_starts(), pool.seq_lens(), vast.tables)

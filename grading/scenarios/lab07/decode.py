@@ -39,11 +39,11 @@ def expect_decode(lab: Remote, pool: Pool, what: str) -> None:
 
 
 @check(todo=3, points=3, section=DECODE, concept="a request's keys in the order of its positions")
-def gather_follows_the_block_table_and_stops_at_the_last_token(lab: Remote, dice: random.Random) -> None:
-    size = dice.randrange(3, 6)
-    *table, other = dice.sample(range(1, 8), 4)
+def gather_follows_the_block_table_and_stops_at_the_last_token(lab: Remote, rng: random.Random) -> None:
+    size = rng.randrange(3, 6)
+    *table, other = rng.sample(range(1, 8), 4)
     gathers(lab, table, other, size, (1, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + 1, 3 * size))
-    block = dice.randrange(1, 4)
+    block = rng.randrange(1, 4)
     # The first two have their ends as far apart as in a row of blocks.
     for steps in ((0, 3, 2), (0, 2, 1, 3), (0, 1, 2), (2, 1, 0)):
         gathers(lab, [block + step for step in steps], 7, size, (len(steps) * size, len(steps) * size - 1))
@@ -62,8 +62,8 @@ def gathers(lab: Remote, table: list[int], other: int, size: int, lengths: Seque
 
 
 @check(todo=3, points=2, section=DECODE, concept="an example that can be worked out by hand")
-def an_example_by_hand_five_tokens_four_heads(lab: Remote, dice: random.Random) -> None:
-    w, base, (first, second, null) = dice.choice([4, 9]), dice.choice([30, 60, 90]), dice.sample(range(8), 3)
+def an_example_by_hand_five_tokens_four_heads(lab: Remote, rng: random.Random) -> None:
+    w, base, (first, second, null) = rng.choice([4, 9]), rng.choice([30, 60, 90]), rng.sample(range(8), 3)
     k_cache, v_cache = (torch.zeros(8, 4, 2, 4) for _ in "kv")
     k_cache[second, :, :, 0] = math.log(w)
     v_cache[second, 0], v_cache[second, 1:] = base, 2 * base
@@ -94,13 +94,13 @@ def an_example_by_hand_five_tokens_four_heads(lab: Remote, dice: random.Random) 
 
 
 @check(todo=3, points=3, section=DECODE, concept="lengths at the edges of blocks")
-def decode_reads_all_its_keys_and_no_other_at_every_block_edge(lab: Remote, dice: random.Random) -> None:
-    for size in (1, 3, dice.randrange(4, 7)):
+def decode_reads_all_its_keys_and_no_other_at_every_block_edge(lab: Remote, rng: random.Random) -> None:
+    for size in (1, 3, rng.randrange(4, 7)):
         for length in (1, 2, *edges(size)):
             if length:
-                pool = Pool(dice, (length - 1, 1), (6, 1), block_size=size)
+                pool = Pool(rng, (length - 1, 1), (6, 1), block_size=size)
                 expect_decode(lab, pool, f"decode over {length} tokens, blocks of {size}")
-    reads_the_cache_anew(lab, Pool(dice, (8, 1)))
+    reads_the_cache_anew(lab, Pool(rng, (8, 1)))
 
 
 def reads_the_cache_anew(lab: Remote, pool: Pool) -> None:
@@ -118,23 +118,23 @@ def reads_the_cache_anew(lab: Remote, pool: Pool) -> None:
 
 
 @check(todo=3, points=2, section=DECODE, concept="query heads that share KV heads", hidden=True)
-def query_head_i_reads_kv_head_i_over_group_size(lab: Remote, dice: random.Random) -> None:
+def query_head_i_reads_kv_head_i_over_group_size(lab: Remote, rng: random.Random) -> None:
     for heads in ((4, 4, 16), (4, 2, 8), (8, 2, 16), (6, 3, 4), (6, 1, 32), (1, 1, 2)):
-        pool = Pool(dice, (dice.randrange(5, 12), 1), heads=heads)
+        pool = Pool(rng, (rng.randrange(5, 12), 1), heads=heads)
         expect_decode(lab, pool, pool.described())
 
 
 @check(todo=3, points=2, section=DECODE, concept="slots that nobody wrote", hidden=True)
-def decode_what_nobody_wrote_never_reaches_the_result(lab: Remote, dice: random.Random) -> None:
+def decode_what_nobody_wrote_never_reaches_the_result(lab: Remote, rng: random.Random) -> None:
     for name, garbage in GARBAGE.items():
-        pool = Pool(dice, (4 * dice.randrange(1, 4), 1), garbage=garbage)  # three slots of the last block are free
+        pool = Pool(rng, (4 * rng.randrange(1, 4), 1), garbage=garbage)  # three slots of the last block are free
         expect_decode(lab, pool, f"{name} in every slot that nobody wrote")
 
 
 @check(todo=3, points=1, section=DECODE, concept="exactness in bfloat16", hidden=True)
-def bfloat16_is_as_exact_as_bfloat16_can_be(lab: Remote, dice: random.Random) -> None:
+def bfloat16_is_as_exact_as_bfloat16_can_be(lab: Remote, rng: random.Random) -> None:
     for spread, what in ((1.0, "keys that differ"), (0.01, "keys almost alike")):
-        pool = Pool(dice, (dice.randrange(560, 640), 1), dtype=torch.bfloat16, block_size=16)
+        pool = Pool(rng, (rng.randrange(560, 640), 1), dtype=torch.bfloat16, block_size=16)
         request = pool.requests[0]
         request.keys, request.values = request.keys * spread, request.values * spread + 1
         pool.put(request, request.keys, request.values)
@@ -142,9 +142,9 @@ def bfloat16_is_as_exact_as_bfloat16_can_be(lab: Remote, dice: random.Random) ->
 
 
 @check(todo=3, points=1, section=DECODE, concept="large scores", hidden=True)
-def decode_large_scores_do_not_overflow(lab: Remote, dice: random.Random) -> None:
+def decode_large_scores_do_not_overflow(lab: Remote, rng: random.Random) -> None:
     for times in (100.0, -100.0):
-        pool = Pool(dice, (dice.randrange(20, 30), 1))
+        pool = Pool(rng, (rng.randrange(20, 30), 1))
         pool.requests[0].q *= times  # scores of some hundreds; e^89 is more than float32 can hold
         expect_decode(lab, pool, f"q times {times}, scores of some hundreds")
         pool.requests[0].q[:, 0] *= 5  # one head far from the others
@@ -152,9 +152,9 @@ def decode_large_scores_do_not_overflow(lab: Remote, dice: random.Random) -> Non
 
 
 @check(todo=3, points=1, section=DECODE, concept="arguments of any strides, none of them changed")
-def decode_reads_a_view_and_changes_nothing(lab: Remote, dice: random.Random) -> None:
+def decode_reads_a_view_and_changes_nothing(lab: Remote, rng: random.Random) -> None:
     for dtype in (torch.float32, torch.float16):
-        pool = Pool(dice, (dice.randrange(4, 8), 1), (2, 1), dtype=dtype)
+        pool = Pool(rng, (rng.randrange(4, 8), 1), (2, 1), dtype=dtype)
         request, table, what = pool.requests[0], pool.table(), f"{dtype}, q cut out of a wider tensor"
         q = kept(cut_out(lab, request.q).select, 0, 0)
         k_cache, v_cache, table_there = (hold(lab, one) for one in (pool.k_cache, pool.v_cache, table))
@@ -166,13 +166,13 @@ def decode_reads_a_view_and_changes_nothing(lab: Remote, dice: random.Random) ->
 
 
 @check(todo=3, points=1, section=DECODE, concept="only the blocks that hold its tokens")
-def gather_fetches_only_the_blocks_that_hold_its_tokens(lab: Remote, dice: random.Random) -> None:
+def gather_fetches_only_the_blocks_that_hold_its_tokens(lab: Remote, rng: random.Random) -> None:
     entries, head_dim = 1 << 20, 1 << 15  # blocks of 512 KiB: whoever fetches them all needs 512 GiB
-    generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
-    cache, blocks = torch.randn(6, 4, 1, head_dim, generator=generator), dice.sample(range(6), 4)
+    generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    cache, blocks = torch.randn(6, 4, 1, head_dim, generator=generator), rng.sample(range(6), 4)
     table = kept(module_there(lab, "torch").full, [entries], blocks[3])
     kept(table.index_copy_, 0, torch.arange(3), torch.tensor(blocks[:3]))
-    length = dice.randrange(9, 13)
+    length = rng.randrange(9, 13)
     got = within_memory(
         f"the block table of a request with 3 blocks has {entries:,} entries: "
         "what stands after those 3 means nothing, and is not fetched",
@@ -183,9 +183,9 @@ def gather_fetches_only_the_blocks_that_hold_its_tokens(lab: Remote, dice: rando
 
 
 @check(todo=3, points=1, section=DECODE, concept="the pool is not copied")
-def decode_copies_no_more_than_the_requests_own_blocks(lab: Remote, dice: random.Random) -> None:
+def decode_copies_no_more_than_the_requests_own_blocks(lab: Remote, rng: random.Random) -> None:
     for dtype in DTYPES:
-        vast = Vast(lab, dice, (dice.randrange(250, 500), 1), dtype=dtype)
+        vast = Vast(lab, rng, (rng.randrange(250, 500), 1), dtype=dtype)
         request = vast.pool.requests[0]
         got = vast.within_its_blocks(lab.decode_attention, request.q[0], vast.k_cache, vast.v_cache, vast.tables[0],
                                      request.seq_len)

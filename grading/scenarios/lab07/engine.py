@@ -164,12 +164,12 @@ def expect_same_tokens(found: tuple[list[Any], dict], right: tuple[list[Any], di
 
 
 @contextmanager
-def random_network(dice: random.Random) -> Iterator[str]:
+def random_network(rng: random.Random) -> Iterator[str]:
     """The folder of a Qwen3 of three layers with random weights, in which a wrong layer cannot hide."""
     from nano_qwen3_serving.model.checkpoint import BUNDLED
     from nano_qwen3_serving.testing.checkpoints import random_weight
 
-    layers, generator = 3, torch.Generator().manual_seed(dice.randrange(1 << 30))
+    layers, generator = 3, torch.Generator().manual_seed(rng.randrange(1 << 30))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "random")
         shutil.copytree(BUNDLED / "course-draft", folder)

@@ -51,12 +51,12 @@ def place_of(table: Sequence[int], position: int, size: int) -> int:
 
 
 @check(todo=1, points=3, section=LAY_OUT, concept="from a position to its slot")
-def a_slot_is_block_id_times_block_size_plus_offset(lab: Remote, dice: random.Random) -> None:
-    for size in (1, 4, dice.randrange(2, 20), 16):
-        table, block = dice.sample(range(1, 60), 4), dice.randrange(1, 50)
+def a_slot_is_block_id_times_block_size_plus_offset(lab: Remote, rng: random.Random) -> None:
+    for size in (1, 4, rng.randrange(2, 20), 16):
+        table, block = rng.sample(range(1, 60), 4), rng.randrange(1, 50)
         ends = [block, block + 5, 60, block + 3]  # as far apart as in a row of blocks
         for blocks, (first, last) in product((table, ends, list(range(block, block + 4))), (
-                (0, size), (size - 1, size + 1), (dice.randrange(2 * size), 4 * size), (0, 4 * size), (size, size))):
+                (0, size), (size - 1, size + 1), (rng.randrange(2 * size), 4 * size), (0, 4 * size), (size, size))):
             found = lab.slots_of(blocks, range(first, last), size)
             right = [place_of(blocks, position, size) for position in range(first, last)]
             expect(list_of_ints(found), f"slots_of() returned {shown(found)}; expected a list of ints")
@@ -72,9 +72,9 @@ def a_slot_is_block_id_times_block_size_plus_offset(lab: Remote, dice: random.Ra
 
 
 @check(todo=1, points=3, section=LAY_OUT, concept="a decode beside a chunk of a prompt")
-def lays_out_a_decode_beside_a_chunk(lab: Remote, dice: random.Random) -> None:
-    size, blocks, tokens = dice.randrange(3, 8), dice.sample(range(1, 60), 4), dice.sample(range(10, 999), 4)
-    computed = dice.randrange(size, 2 * size)
+def lays_out_a_decode_beside_a_chunk(lab: Remote, rng: random.Random) -> None:
+    size, blocks, tokens = rng.randrange(3, 8), rng.sample(range(1, 60), 4), rng.sample(range(10, 999), 4)
+    computed = rng.randrange(size, 2 * size)
     a = Piece(lab, tokens[:1], computed, blocks[:2])
     b = Piece(lab, tokens[1:3], size - 1, [blocks[2], blocks[3], blocks[0]])
     layout = lab.lay_out([a.there, b.there], size)
@@ -86,9 +86,9 @@ def lays_out_a_decode_beside_a_chunk(lab: Remote, dice: random.Random) -> None:
 
 
 @check(todo=1, points=3, section=LAY_OUT, concept="the order of the chunks")
-def chunks_of_one_token_come_first_and_otherwise_the_order_stays(lab: Remote, dice: random.Random) -> None:
-    longest = dice.randrange(3, 6)
-    lengths = [longest, 1, dice.randrange(2, longest), 1, 1, dice.randrange(2, 9)]
+def chunks_of_one_token_come_first_and_otherwise_the_order_stays(lab: Remote, rng: random.Random) -> None:
+    longest = rng.randrange(3, 6)
+    lengths = [longest, 1, rng.randrange(2, longest), 1, 1, rng.randrange(2, 9)]
     expect_order(lab, lengths, [1, 3, 4, 0, 2, 5])
     expect_order(lab, [1, longest, 1], [0, 2, 1])
     expect_order(lab, [longest, 1, longest - 1], [1, 0, 2])
@@ -109,9 +109,9 @@ def expect_order(lab: Remote, lengths: list[int], expected: list[int]) -> None:
 
 
 @check(todo=1, points=1, section=LAY_OUT, concept="whose the chunks are")
-def leaves_the_chunks_as_they_are(lab: Remote, dice: random.Random) -> None:
-    size, blocks = dice.randrange(3, 8), dice.sample(range(1, 60), 5)
-    pieces = [Piece(lab, [3, 4, dice.randrange(99)], 0, blocks[:1]), Piece(lab, [dice.randrange(99)], size, blocks[1:4]),
+def leaves_the_chunks_as_they_are(lab: Remote, rng: random.Random) -> None:
+    size, blocks = rng.randrange(3, 8), rng.sample(range(1, 60), 5)
+    pieces = [Piece(lab, [3, 4, rng.randrange(99)], 0, blocks[:1]), Piece(lab, [rng.randrange(99)], size, blocks[1:4]),
               Piece(lab, [5], 1, blocks[4:])]
     given = hold(lab, [piece.there for piece in pieces])
     lab.lay_out(given, size)
@@ -120,16 +120,16 @@ def leaves_the_chunks_as_they_are(lab: Remote, dice: random.Random) -> None:
            f"the chunks {pieces} belong to the scheduler, which uses them again; after lay_out the list held {shown(now)}")
 
 
-def scheduled(dice: random.Random, count: int, size: int, spare: int) -> Any:
+def scheduled(rng: random.Random, count: int, size: int, spare: int) -> Any:
     """A chunk as the scheduler makes it: `count` tokens after some others, in any blocks, and some too many."""
     from nano_qwen3_serving import SamplingParams
     from nano_qwen3_serving.interfaces import ScheduledChunk
     from nano_qwen3_serving.request import Request
 
-    start = dice.choice([0, size - 1, size, dice.randrange(30)])
-    tokens = [dice.randrange(1000) for _ in range(start + count + dice.randrange(3))]
-    request = Request(f"r{dice.random()}", None, tokens, SamplingParams(), seed=0, max_total_tokens=1000)
-    return ScheduledChunk(request, start, count, dice.sample(range(1, 300), -(-(start + count) // size) + spare))
+    start = rng.choice([0, size - 1, size, rng.randrange(30)])
+    tokens = [rng.randrange(1000) for _ in range(start + count + rng.randrange(3))]
+    request = Request(f"r{rng.random()}", None, tokens, SamplingParams(), seed=0, max_total_tokens=1000)
+    return ScheduledChunk(request, start, count, rng.sample(range(1, 300), -(-(start + count) // size) + spare))
 
 
 def by_the_engine(chunks: Sequence[Any], size: int) -> dict[str, Any]:
@@ -150,10 +150,10 @@ def by_the_engine(chunks: Sequence[Any], size: int) -> dict[str, Any]:
 
 
 @check(todo=1, points=4, section=LAY_OUT, concept="any chunks", hidden=True)
-def is_what_the_engines_model_runner_lays_out(lab: Remote, dice: random.Random) -> None:
+def is_what_the_engines_model_runner_lays_out(lab: Remote, rng: random.Random) -> None:
     for size in (1, 4, 16):
         for case in range(6):
-            counts = [dice.choice([1, 1, 2, 5, size, size + 1]) for _ in range(dice.randrange(1, 6))]
-            chunks = [scheduled(dice, count, size, spare=case % 2) for count in counts]
+            counts = [rng.choice([1, 1, 2, 5, size, size + 1]) for _ in range(rng.randrange(1, 6))]
+            chunks = [scheduled(rng, count, size, spare=case % 2) for count in counts]
             pieces = [Piece(lab, list(c.request.token_ids(c.start, c.end)), c.start, list(c.block_table)) for c in chunks]
             expect_layout(lab.lay_out([piece.there for piece in pieces], size), pieces, size, **by_the_engine(chunks, size))

@@ -122,15 +122,15 @@ class Pool:
     """
 
     def __init__(
-        self, dice: random.Random, *spans: tuple[int, int], block_size: int = 4, heads: tuple[int, int, int] = (4, 2, 16),
+        self, rng: random.Random, *spans: tuple[int, int], block_size: int = 4, heads: tuple[int, int, int] = (4, 2, 16),
         dtype: torch.dtype = torch.float32, garbage: float = 50.0,
     ) -> None:
-        generator = torch.Generator().manual_seed(dice.randrange(1 << 30))
-        self.dice, self.block_size, self.heads, self.dtype = dice, block_size, heads, dtype
+        generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
+        self.rng, self.block_size, self.heads, self.dtype = rng, block_size, heads, dtype
         self.requests = [Asked(*span, heads, dtype, generator) for span in spans]
         needed = [-(-request.seq_len // block_size) for request in self.requests]
         blocks = list(range(1, sum(needed) + 4))
-        dice.shuffle(blocks)
+        rng.shuffle(blocks)
         shape = (len(blocks) + 1, block_size, *heads[1:])
         self.k_cache, self.v_cache = (torch.full(shape, garbage, dtype=dtype) for _ in "kv")
         self.nobodys = blocks.pop()
@@ -301,10 +301,10 @@ class Vast:
         tables: as `Pool.tables`, with the blocks' ids here.
     """
 
-    def __init__(self, lab: Remote, dice: random.Random, *spans: tuple[int, int], dtype: torch.dtype) -> None:
-        self.pool = Pool(dice, *spans, block_size=VAST_BLOCK, heads=VAST_HEADS, dtype=dtype)
+    def __init__(self, lab: Remote, rng: random.Random, *spans: tuple[int, int], dtype: torch.dtype) -> None:
+        self.pool = Pool(rng, *spans, block_size=VAST_BLOCK, heads=VAST_HEADS, dtype=dtype)
         self.k_cache, self.v_cache = (vast_cache(lab, dtype) for _ in "kv")
-        self.ids = torch.tensor(dice.sample(range(1, self.k_cache.shape[0]), len(self.pool.k_cache)))
+        self.ids = torch.tensor(rng.sample(range(1, self.k_cache.shape[0]), len(self.pool.k_cache)))
         for cache, blocks in ((self.k_cache, self.pool.k_cache), (self.v_cache, self.pool.v_cache)):
             kept(cache.index_copy_, 0, self.ids, blocks)
         self.tables = self.ids[self.pool.tables()]

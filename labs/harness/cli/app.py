@@ -220,14 +220,14 @@ def _predictions_in_words(lab: Lab, progress: Progress) -> str:
     return f"{points_text(points)}/{results.PREDICTION_POINTS}{more}"
 
 
-def _show_questions(case: predictions.Case) -> None:
+def _show_questions(case: predictions.PredictionCase) -> None:
     for question in case.questions:
         console.print(f"\n[bold]{question.id}[/bold]  {escape(question.text)}")
         if question.choices:
             console.print(f"  one of: {', '.join(question.choices)}")
 
 
-def _ask(case: predictions.Case) -> dict[str, str | int]:
+def _ask(case: predictions.PredictionCase) -> dict[str, str | int]:
     """Ask each question until its answer can be meant; an empty answer leaves it out."""
     given = {}
     for number, question in enumerate(case.questions, start=1):
@@ -241,7 +241,7 @@ def _ask(case: predictions.Case) -> dict[str, str | int]:
     return given
 
 
-def _compare(case: predictions.Case, given: dict[str, str | int]) -> int:
+def _compare(case: predictions.PredictionCase, given: dict[str, str | int]) -> int:
     """Print each answer beside the truth; return how many are right."""
     console.print("\nRunning the reference engine ...")
     right = 0

@@ -45,7 +45,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Case:
+class PredictionCase:
     """A lab's questions with the numbers that follow from one seed."""
 
     seed: int
@@ -58,7 +58,7 @@ class Case:
         return getattr(self.truths, question.id)(self.numbers)
 
 
-def make_case(lab: Lab, seed: int) -> Case:
+def make_case(lab: Lab, seed: int) -> PredictionCase:
     """The case of `seed`. Raises `LabError` if the lab asks no questions."""
     path = lab.folder / "predict.toml"
     if not path.is_file():
@@ -66,7 +66,7 @@ def make_case(lab: Lab, seed: int) -> Case:
     truths = _load(lab)
     numbers = truths.case(random.Random(seed))
     asked = tomllib.loads(path.read_text(encoding="utf-8"))["question"]
-    return Case(seed, numbers, [_question(facts, numbers) for facts in asked], truths)
+    return PredictionCase(seed, numbers, [_question(facts, numbers) for facts in asked], truths)
 
 
 def seed_of(name: str, lab: Lab, attempt: int) -> int:

@@ -27,7 +27,7 @@ _NOT_COPIED = {"__pycache__", "build", "dist"}
 
 
 @dataclass(frozen=True)
-class Change:
+class FileChange:
     """A file that will have another content."""
 
     path: Path
@@ -42,7 +42,7 @@ class Change:
         return self.path.relative_to(home.parent).as_posix()
 
 
-def update(home: Path, newer: Path) -> tuple[list[Change], Path | None]:
+def update(home: Path, newer: Path) -> tuple[list[FileChange], Path | None]:
     """Bring the labs in `home` (and the course around them) to the version in `source`; return the changes and the archive.
 
     Args:
@@ -59,7 +59,7 @@ def update(home: Path, newer: Path) -> tuple[list[Change], Path | None]:
     return changes, kept
 
 
-def plan(home: Path, given: Path) -> list[Change]:
+def plan(home: Path, given: Path) -> list[FileChange]:
     """What `update` would write."""
     newer = given / "labs" if all_labs(given / "labs") else given
     if not all_labs(newer):
@@ -78,7 +78,7 @@ def plan(home: Path, given: Path) -> list[Change]:
             merged, notes = merged_starter(lab_at(target.parent), content.decode("utf-8"))
             content = merged.encode()
         if not target.is_file() or target.read_bytes() != content:
-            changes.append(Change(target, content, target.exists(), tuple(notes)))
+            changes.append(FileChange(target, content, target.exists(), tuple(notes)))
     return changes
 
 

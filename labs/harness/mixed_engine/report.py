@@ -59,7 +59,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Report:
+class EngineReport:
     """What was measured, on what, with whose parts."""
 
     parts: list[str]
@@ -81,7 +81,7 @@ class Report:
 def make_report(
     engine: Engine, *, model: Path | None = None, size: int | None = None, seed: int = 0,
     say: Callable[[str], object] = print, workloads: dict[str, Workload] = MEASURED, repeats: int = REPEATS,
-) -> Report:
+) -> EngineReport:
     """Measures `engine`, the reference and the naive way, in turns; about a minute by default.
 
     Args:
@@ -120,7 +120,7 @@ def make_report(
             figures[title]["ceiling"] = ceiling(best, config, workload, seed)
         weights = num_parameters(config.model) * config.dtype.itemsize
     shares = [(field, spent / seconds) for field, spent in engine.watch.seconds.items()]
-    return Report(
+    return EngineReport(
         engine.in_words(), figures, workloads, name, weights, cache, best, repeats, seed, host(), verdict, shares)
 
 

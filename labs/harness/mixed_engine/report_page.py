@@ -1,11 +1,11 @@
-"""The page of *my engine*, from a `Report`: as Markdown, and as HTML with the same words."""
+"""The page of *my engine*, from a `EngineReport`: as Markdown, and as HTML with the same words."""
 
 from __future__ import annotations
 
 from html import escape
 from pathlib import Path
 
-from labs.harness.mixed_engine.report import CACHES, Figures, Report
+from labs.harness.mixed_engine.report import CACHES, EngineReport, Figures
 from nano_qwen3_serving.observe.files import write_atomically
 
 ROWS = (
@@ -28,7 +28,7 @@ MEANING = (
 )
 
 
-def write_report(report: Report, out: Path, html: bool) -> list[Path]:
+def write_report(report: EngineReport, out: Path, html: bool) -> list[Path]:
     """Writes the page, and an HTML one beside it if asked for; the paths."""
     out.parent.mkdir(parents=True, exist_ok=True)
     pages = {out: as_markdown(report)} | ({out.with_suffix(".html"): as_html(report)} if html else {})
@@ -37,7 +37,7 @@ def write_report(report: Report, out: Path, html: bool) -> list[Path]:
     return list(pages)
 
 
-def as_markdown(report: Report) -> str:
+def as_markdown(report: EngineReport) -> str:
     """The page in Markdown."""
     lines = ["# My engine", "", *(f"- {line}" for line in report.parts), ""]
     lines += [f"**{line}**\n" for line in report.verdict.in_words()]
@@ -47,7 +47,7 @@ def as_markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-def as_html(report: Report) -> str:
+def as_html(report: EngineReport) -> str:
     """The page in HTML, complete in itself."""
     body = ["<h1>My engine</h1>", html_list(report.parts)]
     body += [f"<p><strong>{escape(line)}</strong></p>" for line in report.verdict.in_words()]
@@ -60,7 +60,7 @@ def as_html(report: Report) -> str:
         + "\n".join(body) + "\n</html>\n")
 
 
-def heading(report: Report, title: str) -> str:
+def heading(report: EngineReport, title: str) -> str:
     """A workload in words: "eight at once: 8 prompts of 16 to 48 tokens, 32 generated"."""
     work = report.workloads[title]
     both = (work.prompt, work.output)
@@ -75,7 +75,7 @@ def table(columns: dict[str, Figures]) -> list[list[str]]:
     return [head, *([what, *(show(columns[name]) for name in present)] for what, show in ROWS)]
 
 
-def conditions(report: Report) -> list[str]:
+def conditions(report: EngineReport) -> list[str]:
     """What the figures depend on."""
     weights = report.weight_bytes / 1e6
     enough = report.weight_bytes >= CACHES * report.cache.num_bytes
@@ -93,7 +93,7 @@ def conditions(report: Report) -> list[str]:
     ]
 
 
-def busy(report: Report) -> str:
+def busy(report: EngineReport) -> str:
     """A warning if somebody was faster than the ceiling: then the machine had other work to do, too."""
     for columns in report.figures.values():
         rates = {name: figures.tokens_per_second for name, figures in columns.items()}

@@ -96,14 +96,14 @@ def how_many(random: Random) -> int:
 
 def params(random: Random) -> Any:
     """Right parameters, right ones changed after they were checked, or something else."""
-    dice = random.random()
+    rng = random.random()
     made = SamplingParams(temperature=random.choice([0, 1.0]), max_tokens=random.randint(1, 5), seed=random.randrange(99))
-    if dice < 0.65:
+    if rng < 0.65:
         return made
-    if dice < 0.75:
+    if rng < 0.75:
         right = spoiled(random, {k: v for k, v in RIGHT_PARAMS.items() if k not in ("temperature", "n")}, 0)
         return made.clone(**right)
-    if dice < 0.93:
+    if rng < 0.93:
         setattr(made, random.choice(list(RIGHT_PARAMS)), hostile(random))
         return made
     return hostile(random)

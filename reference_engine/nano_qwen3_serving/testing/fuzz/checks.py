@@ -1,6 +1,6 @@
 """What a caller got against what it must get.
 
-Every failure is a `Wrong` that says in one sentence what happened to whom.
+Every failure is a `Violation` that says in one sentence what happened to whom.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from nano_qwen3_serving.outputs import CompletionOutput
 from nano_qwen3_serving.sampling_params import RequestOutputKind
 from nano_qwen3_serving.testing.fuzz.caller import Caller
 from nano_qwen3_serving.testing.fuzz.faults import InjectedError
-from nano_qwen3_serving.testing.fuzz.oracles import Expected, Oracle, text_of
+from nano_qwen3_serving.testing.fuzz.oracles import Expected, TokenOracle, text_of
 
 
-class Wrong(AssertionError):
+class Violation(AssertionError):
     """The engine did something that it must not do."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises `Wrong` unless it holds."""
+    """Raises `Violation` unless it holds."""
     if not condition:
-        raise Wrong(message)
+        raise Violation(message)
 
 
 def root(error: BaseException) -> str:
@@ -46,13 +46,13 @@ class Checker:
         max_model_len, queue_limit: the engine's.
     """
 
-    def __init__(self, oracle: Oracle, max_model_len: int, queue_limit: int | None) -> None:
+    def __init__(self, oracle: TokenOracle, max_model_len: int, queue_limit: int | None) -> None:
         self.oracle = oracle
         self.max_model_len = max_model_len
         self.queue_limit = queue_limit
 
     def check(self, caller: Caller, stopped: bool) -> None:
-        """Raises `Wrong` if what the caller got is not what it must get."""
+        """Raises `Violation` if what the caller got is not what it must get."""
         require(caller.outcome is not None, f"{caller.name} waits for ever")
         if caller.outcome == "error":
             self._check_error(caller, stopped)

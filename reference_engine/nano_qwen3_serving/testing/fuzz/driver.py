@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from nano_qwen3_serving.exceptions import InvalidParametersError, QueueFullError
 from nano_qwen3_serving.observe.observer import LastStep
 from nano_qwen3_serving.testing.fuzz.caller import Caller
-from nano_qwen3_serving.testing.fuzz.checks import Checker, Wrong, require, root
+from nano_qwen3_serving.testing.fuzz.checks import Checker, Violation, require, root
 from nano_qwen3_serving.testing.fuzz.episode import SEEDS_PER_REQUEST, Episode, Operation
 from nano_qwen3_serving.testing.fuzz.faults import BrokenText, Faults, HeldText
 from nano_qwen3_serving.testing.fuzz.homes import Here, Thread, turns
@@ -61,17 +61,17 @@ class Driver:
         self.history: list[Any] = []  # what every step computed: equal for equal episodes
 
     async def run(self) -> None:
-        """The whole episode. Raises `Wrong` if the engine does wrong."""
+        """The whole episode. Raises `Violation` if the engine does wrong."""
         try:
             for op in self.episode.operations:
                 await getattr(self, f"_{op['op']}")(op)
                 await self._settle()
             await self._drain()
             self._check_end()
-        except Wrong:
+        except Violation:
             raise
         except AssertionError as broken:  # an invariant of the engine's own
-            raise Wrong(str(broken)) from broken
+            raise Violation(str(broken)) from broken
         finally:
             await self._clean_up()
             left = [task for home in self.homes for task in await home.close()]
@@ -193,7 +193,7 @@ class Driver:
             if caller.outcome is not None and caller.ended_at is None:
                 caller.ended_at, caller.ended_time = self.totals["steps"], self.now
         if self.engine.errored and not self.stopped:
-            raise Wrong(root(self.engine.dead_error))
+            raise Violation(root(self.engine.dead_error))
 
     async def _rest_of_steps(self) -> None:
         """Until the step thread is at the gate, or says between two commands that it has nothing to do.
@@ -303,7 +303,7 @@ class Driver:
         try:
             await asyncio.wait_for(what, PATIENCE)
         except TimeoutError:
-            raise Wrong(otherwise) from None
+            raise Violation(otherwise) from None
 
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
         """Waits for another thread."""

@@ -35,7 +35,7 @@ class Expected:
     logprobs: list[dict[int, Logprob]] | None
 
 
-class Oracle(Protocol):
+class TokenOracle(Protocol):
     """What the checks need."""
 
     tokenizer: Any

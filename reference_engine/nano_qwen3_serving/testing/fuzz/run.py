@@ -18,7 +18,7 @@ import torch
 
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.observe.progress import progress_bar
-from nano_qwen3_serving.testing.fuzz.checks import Wrong, require
+from nano_qwen3_serving.testing.fuzz.checks import Violation, require
 from nano_qwen3_serving.testing.fuzz.driver import Driver
 from nano_qwen3_serving.testing.fuzz.episode import Episode, make_episode
 from nano_qwen3_serving.testing.fuzz.report import FuzzReport
@@ -83,7 +83,7 @@ def run_fuzz(
             episode = make_episode(seed, number, count, model)
             try:
                 report.add(live(episode, components).totals)
-            except Wrong as wrong:
+            except Violation as wrong:
                 raise shrunk(episode, components, str(wrong), shrink_tries) from wrong
             bar.advance(task, count)
     report.seconds = round(time.monotonic() - started, 1)
@@ -102,13 +102,13 @@ def replay(trace: str | Path, components: Components | None = None) -> FuzzRepor
     report = FuzzReport(seeds=[episode.seed])
     try:
         report.add(live(episode, components).totals)
-    except Wrong as wrong:
+    except Violation as wrong:
         raise FuzzFailure(episode, str(wrong)) from wrong
     return report
 
 
 def live(episode: Episode, components: Components | None = None) -> Driver:
-    """Lives through one episode; its driver knows what happened. Raises `Wrong`."""
+    """Lives through one episode; its driver knows what happened. Raises `Violation`."""
     before = set(threading.enumerate())
     setup = make_setup(episode.model, episode.config, components)
 
@@ -133,7 +133,7 @@ def shrunk(episode: Episode, components: Components | None, reason: str, tries: 
     def fails(operations: list[Any]) -> bool:
         try:
             live(episode.with_operations(operations), components)
-        except Wrong as wrong:
+        except Violation as wrong:
             reasons.append(str(wrong))
             return True
         return False

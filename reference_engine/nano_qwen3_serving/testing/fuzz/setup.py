@@ -14,7 +14,7 @@ from nano_qwen3_serving.config import CacheConfig, EngineConfig, ModelConfig, Sc
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.testing.byte_tokenizer import END_OF_TEXT, ByteTokenizer
 from nano_qwen3_serving.testing.fuzz.grammars import ByteGrammarCompiler
-from nano_qwen3_serving.testing.fuzz.oracles import AloneOracle, Oracle, ToyOracle
+from nano_qwen3_serving.testing.fuzz.oracles import AloneOracle, TokenOracle, ToyOracle
 from nano_qwen3_serving.testing.fuzz.params import ALPHABET
 from nano_qwen3_serving.testing.telltale import TellTaleModel
 
@@ -33,7 +33,7 @@ class Setup:
 
     config: EngineConfig
     parts: Components
-    oracle: Oracle
+    oracle: TokenOracle
     grammars: ByteGrammarCompiler | None = None
 
 
