@@ -583,7 +583,7 @@ FIRST_HOURS = [
     Step("python -m labs hint 02 3", "Lab 02, TODO 3, hint 1 of 3"),
     Step("python -m labs solution 02", "starter.py is our solution now"),
     Step("python -m labs status", "our solution was written in"),
-    Step("python -m labs status 06", "Next: Lab 06, TODO 1"),
+    Step("python -m labs status 06", "Next: Lab 06, predictions: python -m labs predict 06"),
     Step("python -m labs reset 02", "Your work: "),
     Step("python -m labs solution 03", "starter.py is our solution now"),
     Step("python -m labs solution 06", "starter.py is our solution now"),
