@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from nano_qwen3_serving.execution.sampler import Sampler
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.observe.trace import Recorder
@@ -24,6 +25,7 @@ from nano_qwen3_serving.pictures import (
     WatchedEngine,
     Work,
     apart_and_together,
+    at_work,
     attend,
     attention_reads,
     attention_weights,
@@ -86,6 +88,8 @@ from nano_qwen3_serving.pictures.chunks import rows_of
 from nano_qwen3_serving.pictures.film import HOLD, Film
 from nano_qwen3_serving.pictures.schedule import seats_taken
 
+COURSE = Path(__file__).parents[2]
+AT_WORK = COURSE / "reference_engine" / "at_work.svg"
 STEPS = [
     {"block_tables": {"A": [1, 2], "B": [3]},
      "chunks": [{"request": "A", "start": 0, "num_tokens": 6}, {"request": "B", "start": 0, "num_tokens": 3}]},
@@ -445,6 +449,52 @@ def test_a_film_asks_for_a_value_for_every_frame() -> None:
 def test_two_films_in_one_page_have_rules_of_their_own() -> None:
     one, other = (pool_film(STEPS_OF_A_POOL[:n], num_blocks=5, names=["A", "B"]).svg() for n in (2, 3))
     assert not set(re.findall(r"@keyframes (\w+)", one)) & set(re.findall(r"@keyframes (\w+)", other))
+
+
+def test_a_line_appears_piece_by_piece() -> None:
+    film = Film("A film.", 50, frames=3, still=1)
+    film.typed(0, 0, [("a <", [True, True, True]), (" b", [False, False, True])])
+    [line] = shapes(film, "text")
+    assert [span.text for span in line] == ["a <", " b"]
+    assert [span.get("fill-opacity") for span in line] == ["1", "0"], "without motion, the frame that was chosen"
+    assert values(film, line[1], "fill-opacity") == ["0", "0", "1"]
+
+
+@pytest.fixture(scope="module")
+def engine_at_work() -> at_work.Run:
+    return at_work.run()
+
+
+def test_the_film_of_the_readme_is_the_one_that_its_script_draws_and_is_described_there(engine_at_work: at_work.Run) -> None:
+    drawn = at_work.film(engine_at_work)
+    assert AT_WORK.read_text(encoding="utf-8") == f"{drawn.svg()}\n", \
+        f"draw it anew: python -m nano_qwen3_serving.pictures.at_work {AT_WORK.relative_to(COURSE)}"
+    picture = f"![{drawn.alternative}]({AT_WORK.relative_to(COURSE).as_posix()})"
+    for page in (COURSE / "README.md", COURSE / "grading" / "edition" / "templates" / "README.md.in"):
+        assert not page.exists() or picture in page.read_text(encoding="utf-8"), page
+
+
+def test_the_answers_of_that_film_are_those_that_each_question_gets_alone(engine_at_work: at_work.Run) -> None:
+    recorder = Recorder()
+    llm = LLM("course", dtype="float32", recorder=recorder)
+    params = SamplingParams(temperature=0.0, max_tokens=100)
+    for name, question in engine_at_work.questions.items():
+        [alone] = llm.chat([{"role": "user", "content": question}], params, use_tqdm=False)
+        assert "".join(piece for _, piece in engine_at_work.texts[name]) == alone.outputs[0].text
+    assert engine_at_work.alone == len(recorder.steps), "as many steps as the film says that they take one after the other"
+
+
+def test_the_letters_and_blocks_of_that_film_are_there_when_the_engine_had_them(engine_at_work: at_work.Run) -> None:
+    root = ElementTree.fromstring(at_work.film(engine_at_work).svg())
+    spans = [span for span in root.iter() if span.tag.endswith("tspan")]
+    text = "".join(span.text or "" for span in spans).replace(" ", "")
+    assert text == "".join(piece for pieces in engine_at_work.texts.values() for _, piece in pieces).replace(" ", "")
+    last = engine_at_work.steps[-1]
+    (name,) = last["running"]
+    held = [at_work._held(last, block) for block in range(1, at_work.BLOCKS)]
+    assert sum(kept for holder, kept in held if holder == name) * at_work.BLOCK_SIZE == sum(
+        chunk["num_tokens"] for step in engine_at_work.steps for chunk in step["chunks"] if chunk["request"] == name)
+    assert {holder for holder, _ in held} == {name, ""}
 
 
 STEPS_OF_A_POOL: list[dict[str, Any]] = [

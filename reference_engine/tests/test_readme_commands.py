@@ -448,10 +448,10 @@ def without_chance(text: str) -> str:
     return " ".join(text.split())
 
 
-def shown_after(page: str, first: str) -> str:
-    """What a page shows as the output of the bash block that begins with `first`."""
+def shown_after(page: str, command: str) -> str:
+    """What a page shows as the output of the bash block that is `command`."""
     blocks = list(FENCE.finditer(pages()[page]))
-    place = next(i for i, block in enumerate(blocks) if block["language"] == "bash" and block["text"].startswith(first))
+    place = next(i for i, block in enumerate(blocks) if block["language"] == "bash" and block["text"].strip() == command)
     assert blocks[place + 1]["language"] == ""
     return blocks[place + 1]["text"]
 
