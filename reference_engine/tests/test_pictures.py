@@ -26,7 +26,6 @@ from nano_qwen3_serving.pictures import (
     Work,
     apart_and_together,
     at_work,
-    attend,
     attention_reads,
     attention_weights,
     batches_over_time,
@@ -46,6 +45,8 @@ from nano_qwen3_serving.pictures import (
     in_groups,
     journey,
     kept_for_a_token,
+    keys_seen,
+    keys_seen_by_torch,
     kv_heads_read,
     latencies,
     layers_film,
@@ -53,6 +54,7 @@ from nano_qwen3_serving.pictures import (
     logits_after,
     misled,
     on_a_clock,
+    one_at_a_time,
     one_by_one,
     pool_film,
     pool_over_time,
@@ -80,7 +82,9 @@ from nano_qwen3_serving.pictures import (
     tokens_again,
     tokens_computed,
     tokens_over_time,
+    top_tokens,
     turned_by_hand,
+    warm_llm,
     with_and_without_cache,
 )
 from nano_qwen3_serving.pictures.card import canvas
@@ -577,16 +581,23 @@ def test_rows_of_a_request_are_gathered_from_all_steps_and_their_weights_are_see
 
 def test_attention_alone_sees_what_a_chunk_may_see() -> None:
     shape = StepsByHand({"A": "a"}, {"A": [1]}).shape
-    marks = torch.eye(8)[:, None]
-    found = attend(torch.zeros(4, 1, 8), torch.zeros(8, 1, 8), marks, [3, 1], shape)[:, 0]
-    assert (found > 0).sum(1).tolist() == [5, 6, 7, 8]
+    assert keys_seen(4, 8, [3, 1], shape).tolist() == [[key <= 4 + row for key in range(8)] for row in range(4)]
+    assert keys_seen_by_torch(4, 8, is_causal=True).sum(1).tolist() == [1, 2, 3, 4], "torch's triangle stands at the left"
+    assert keys_seen_by_torch(4, 8).all(), "without a mask"
 
 
 def test_tables_are_changed_only_where_every_request_computes_one_token() -> None:
     asked = []
     (answer,) = misled(["What is a KV cache?"], lambda tables, lens: asked.append(list(lens)) or tables, max_tokens=3)
-    (true,) = misled(["What is a KV cache?"], lambda tables, lens: tables, max_tokens=3)
+    (true,) = misled(["What is a KV cache?"], max_tokens=3)
     assert answer.token_ids == true.token_ids
+
+    def empty(tables: torch.Tensor, lens: Any) -> None:
+        tables.zero_()
+
+    (in_place,), (given,) = (misled(["What is a KV cache?"], change, max_tokens=3) for change in (
+        empty, lambda tables, lens: torch.zeros_like(tables)))
+    assert in_place.token_ids == given.token_ids != true.token_ids, "a copy that is changed counts as one that is given"
     assert asked == [[7]] * 4 + [[8]] * 4, "in each of four layers, after the prompt's six tokens"
 
 
@@ -656,9 +667,8 @@ def test_the_film_of_a_draw_ends_with_the_token_that_the_engine_draws() -> None:
 
 
 def test_on_a_clock_that_is_set_by_hand_steps_end_when_they_are_told() -> None:
-    steps, last = on_a_clock({"A": (6, 3, 0), "B": (3, 5, 2)}, ends=[30, 40, 50, 58, 66])
-    assert [step["time"] for step in steps] == [30, 40, 50, 58, 66]
-    assert [list(step["sampled"]) for step in steps] == [["A", "B"]] * 3 + [["B"]] * 2
+    times, last = on_a_clock({"A": (6, 3, 0), "B": (3, 5, 2)}, ends=[30, 40, 50, 58, 66])
+    assert times == {"A": [30, 40, 50], "B": [30, 40, 50, 58, 66]}
     assert {name: output.metrics.first_token_latency for name, output in last.items()} == {"A": 30, "B": 28}
 
 
@@ -740,9 +750,28 @@ def test_what_paged_attention_gave_stands_beside_dense_attention_for_each_layer_
         torch.testing.assert_close(paged, dense, rtol=0, atol=1e-4)
 
 
+def test_what_notebooks_read_off_an_engine_and_a_step() -> None:
+    watched = WatchedEngine()
+    assert watched.ids(" model") == [("' model'", watched.tokenizer.encode(" model")[0])]
+    weights = dict(watched.network.named_parameters())
+    assert torch.equal(weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"])
+    assert watched.sizes() == {name: weight.numel() for name, weight in weights.items()}
+    watched.compute(text="Once upon a time")
+    ids, words, shares = top_tokens(watched.logits[0], watched.tokenizer, 3)
+    assert words[0] == "','" and watched.tokenizer.decode(ids[:1]) == "," and shares == sorted(shares, reverse=True)
+    steps = StepsByHand({"A": "What is a KV cache?\n", "B": "Hi there!"}, {"A": [5, 2], "B": [7]})
+    assert steps.described(steps.lay_out(("B", 1, 2), ("A", 6, 1))).splitlines()[1:] == [
+        "query_lens [1, 2]  seq_lens [7, 3]", "block_tables [[5, 2], [7, 0]]"]
+    assert one_at_a_time(top_k=[3], top_p=[0.5, 0.9]) == {
+        "top_k=3": {"top_k": 3}, "top_p=0.5": {"top_p": 0.5}, "top_p=0.9": {"top_p": 0.9}}
+    llm, recorder = warm_llm()
+    llm.generate("Hello!", SamplingParams(max_tokens=1), use_tqdm=False)
+    assert len(recorder.steps) == 1, "what was warmed up with is forgotten"
+
+
 def test_products_go_by_distance_and_heads_read_in_groups() -> None:
     watched = WatchedEngine()
-    products = products_apart(torch.arange(32).sin(), watched.network.model.rotary, range(20, 24), [0, 4])
+    products = products_apart(watched.network, range(20, 24), [0, 4])
     assert {distance: list(found) for distance, found in products.items()} == {0: [20, 21, 22, 23], 4: [20, 21, 22, 23]}
     assert products[0][20] == pytest.approx(32, abs=1e-3), "brought to length √32, and multiplied with itself"
     assert products[4][20] == pytest.approx(products[4][23], abs=1e-3)
@@ -755,11 +784,10 @@ def test_a_token_of_the_small_qwen_keeps_112_kib() -> None:
 
 async def test_what_is_handed_in_while_the_step_thread_is_held_is_in_one_step() -> None:
     gate = Gate()
-    engine = serving(gate, block_size=4)
+    engine, steps = serving(gate, block_size=4)
     async with held(engine, gate):
         streams = [await engine.add_request(name, {"prompt_token_ids": [300, 301]}, exactly(2)) for name in "AB"]
     for stream in streams:
         await read(stream)
     engine.shutdown()
-    assert engine.engine.recorder is not None
-    assert [list(step["sampled"]) for step in engine.engine.recorder.steps] == [["early"], ["A", "B"], ["A", "B"]]
+    assert [list(step["sampled"]) for step in steps] == [["early"], ["A", "B"], ["A", "B"]]
