@@ -74,7 +74,7 @@ def test_the_first_attempt_counts_and_another_one_has_new_numbers(workshop, toy)
     assert f"wrong  sum: you said {answer + 1}, the engine {answer}. " in first
     assert "1 of 2 right. Your best attempt is worth 7.5 of 15 points." in first
     known = workshop.labs("predict", "7", "--answers", f"sum={answer},larger=b").stdout
-    assert "2 of 2 right. This attempt counts no points" in known
+    assert "2 of 2 right. This attempt does not count" in known
     new = sum_asked(workshop, "--again")
     assert new != answer
     again = workshop.labs("predict", "7", "--again", "--answers", f"sum={new},larger=b").stdout
@@ -115,7 +115,7 @@ def test_a_name_gives_the_same_numbers_everywhere_and_a_seed_counts_nothing(work
     ada, bob = sum_asked(workshop, "--name", "ada"), sum_asked(workshop, "--name", "bob")
     assert ada != bob and ada == sum_asked(workshop, "--name", "ada")
     assert sum_asked(workshop, "--seed", "5") == sum_asked(workshop, "--seed", "5", "--name", "bob")
-    assert "counts no points" in workshop.labs("predict", "7", "--seed", "5", "--answers", "larger=b").stdout
+    assert "does not count" in workshop.labs("predict", "7", "--seed", "5", "--answers", "larger=b").stdout
     assert "0/15" in workshop.labs("status").stdout
 
 

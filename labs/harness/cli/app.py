@@ -110,7 +110,7 @@ def hint(
 def predict(
     name: LabName,
     answers: Annotated[str | None, typer.Option(help="answer without being asked: steps=4,reason=length")] = None,
-    seed: Annotated[int | None, typer.Option(help="the numbers of this seed; counts no points")] = None,
+    seed: Annotated[int | None, typer.Option(help="the numbers of this seed; does not count")] = None,
     learner: Annotated[str | None, typer.Option("--name", help="any word; your numbers follow from it")] = None,
     again: Annotated[bool, typer.Option("--again", help="once more with new numbers; the best attempt counts")] = False,
     show: Annotated[bool, typer.Option("--show", help="print the questions and stop")] = False,
@@ -266,7 +266,7 @@ def _close_predictions(lab: Lab, right: int, of: int, counted: bool, progress: P
     if counted:
         console.print(f"Your best attempt is worth {points} of {results.PREDICTION_POINTS} points.", end=" ")
     else:
-        console.print("This attempt counts no points: its numbers were known.", end=" ")
+        console.print("This attempt does not count: you had already seen its numbers.", end=" ")
     if right < of:
         console.print(f"With new numbers: python -m labs predict {lab.id} --again", end="")
     console.print()
