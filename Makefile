@@ -3,7 +3,7 @@
 # make quick  the fast ones among them
 # make prove  the long ones: judge against tests, wrong solutions, every cheat at every level, a cohort that is killed and goes on
 # make check  lint and types
-# make notebooks  runs them again and keeps what they print
+# make notebooks  runs them again and keeps what they print; draws the film at the top of README.md
 # make clean  removes the environment
 #
 # All make and use .venv, and can be repeated. Another Python: make demo PYTHON=/path/to/python3.12
@@ -37,6 +37,7 @@ check: .venv/developing
 	@$(RUN) -m mypy
 
 notebooks: .venv/installed
+	@$(RUN) -m nano_qwen3_serving.pictures.at_work reference_engine/at_work.svg
 	@$(RUN) -m nano_qwen3_serving.pictures.journey notebooks/*.ipynb
 	@$(RUN) -m nbconvert --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 

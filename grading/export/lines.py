@@ -66,7 +66,7 @@ def _said(check: CheckResult, as_student: bool) -> str:
         return ""
     if as_student and check.on_ours:
         return told_on_ours(check)
-    ours = f" (It ran on our TODO {', '.join(map(str, check.on_ours))}.)" if check.on_ours else ""
+    ours = f" (Our TODO {', '.join(map(str, check.on_ours))} was in place of yours.)" if check.on_ours else ""
     return plain(check.message, MOST_TEXT) + ours
 
 

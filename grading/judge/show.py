@@ -40,7 +40,8 @@ def told_on_ours(check: CheckResult) -> str:
     kind = re.match(r"\w+", check.message)
     known = kind is not None and isinstance(getattr(builtins, kind[0], None), type)
     todos = ", ".join(map(str, check.on_ours))
-    return (f"failed on our TODO {todos}{f', with {kind[0]}' if kind and known else ''}; it is about: {check.concept}. "
+    raised = f" and raised {kind[0]}" if kind and known else ""
+    return (f"failed with our TODO {todos} in place of yours{raised}; it is about: {check.concept}. "
             f"The tests of TODO {check.todo} say more")
 
 

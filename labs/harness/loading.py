@@ -142,7 +142,7 @@ def run_file(path: Path, name: str) -> ModuleType:
     """A file of ours as a module; one that nobody else can import."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise LabError(f"{path} is no file of Python.")
+        raise LabError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

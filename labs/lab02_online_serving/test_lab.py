@@ -71,7 +71,7 @@ async def test_todo_1_creates_an_engine_that_answers(lab):
     try:
         outputs = await ours(engine, PROMPT, exactly(3))
         used = len(outputs[-1].outputs[0].token_ids)
-        assert outputs[-1].finished and used == 3, f"an engine that answers gives the 3 tokens asked for; this one gave {used}"
+        assert outputs[-1].finished and used == 3, f"the engine was asked for 3 tokens; it gave {used}"
     finally:
         engine.shutdown()
 
@@ -87,7 +87,7 @@ async def test_todo_1_hands_on_how_many_requests_may_run_at_once(lab, most):
     times = [each[-1].metrics for each in outputs]
     at_once = max(sum(other.first_token_ts <= one.first_token_ts < other.last_token_ts for other in times) for one in times)
     assert at_once == most, (
-        f"with max_num_seqs={most}, of {most + 1} requests {most} run at once and one waits; here {at_once} ran at once")
+        f"with max_num_seqs={most}, {most} of {most + 1} requests should run at once and one should wait; {at_once} ran at once")
 
 
 @pytest.mark.todo(1, points=1)
@@ -96,7 +96,7 @@ async def test_todo_1_every_call_makes_an_engine_of_its_own(lab):
     first.shutdown()
     try:
         assert second is not first, (
-            "two calls of create_engine() with the same arguments returned one engine: whoever shuts it down shuts down both")
+            "two calls of create_engine() with the same arguments returned the same engine: shutting down one shuts down both")
         answered = await ours(second, PROMPT, exactly(2))
         assert answered[-1].finished, "the second engine did not answer to the end"
     finally:
@@ -124,8 +124,8 @@ def test_todo_2_ids_look_like_ids(lab):
 def test_todo_2_ten_thousand_calls_give_ten_thousand_ids(lab):
     ids = [lab.new_request_id() for _ in range(10_000)]
     assert len(set(ids)) == len(ids), (
-        f"{len(ids) - len(set(ids))} of 10,000 ids were given out before. "
-        "Four random digits repeat after about a hundred calls; the clock stands still between two of them."
+        f"10,000 calls should give 10,000 different ids; {len(ids) - len(set(ids))} ids had been returned before. "
+        "Four random digits repeat after about a hundred calls; a clock may show the same time in two of them."
     )
 
 
@@ -142,8 +142,8 @@ def test_todo_2_two_calls_at_the_same_time_of_the_clock_differ(lab, monkeypatch)
     _stop_datetime(lab, monkeypatch)
     ids = [lab.new_request_id() for _ in range(100)]
     assert len(set(ids)) == 100, (
-        f"100 calls while the clock stood still gave {len(set(ids))} different ids, {ids[0]!r} for one. However finely a clock "
-        "counts, two threads, or two servers, can read the same time"
+        f"100 calls at the same time of the clock should give 100 different ids; they gave {len(set(ids))}, such as {ids[0]!r}. "
+        "However fine a clock is, two threads or two servers can read the same time"
     )
 
 
@@ -184,8 +184,8 @@ def test_todo_2_no_id_comes_again_when_random_numbers_are_seeded_again(lab, seed
         seeded()
         ids += [lab.new_request_id() for _ in range(10)]
     assert len(set(ids)) == 20, (
-        f"random.seed(7), 10 ids, random.seed(7) again, 10 ids: {20 - len(set(ids))} of them came twice, {ids[10]!r} for one. "
-        "The numbers of random, numpy and torch are everybody's, and anybody may have them begin anew"
+        f"random.seed(7), 10 ids, random.seed(7) again, 10 ids: all 20 should differ; {20 - len(set(ids))} came twice, such as "
+        f"{ids[10]!r}. All code shares the generators of random, numpy and torch, and any of it may seed them again"
     )
 
 
@@ -221,8 +221,8 @@ def test_todo_2_threads_never_get_the_same_id(lab):
         lab.new_request_id()  # shows here what stopped the threads
     different = len(set(everything))
     assert different == 800, (
-        f"4 threads asked for 200 ids each and got {different} different ones. "
-        "Between reading a counter and raising it, another thread may read it too."
+        f"4 threads asked for 200 ids each, and all 800 should differ; {different} did. "
+        "After you read a counter and before you raise it, another thread may read it too."
     )
 
 
@@ -234,7 +234,7 @@ async def test_todo_3_returns_a_stream_at_once(lab, engine):
     stream = lab.submit_request(engine, PROMPT, exactly(2), "at-once")
     if inspect.iscoroutine(stream):
         stream.close()
-        pytest.fail("submit_request() returned a coroutine: it is a plain def, and generate() is not awaited", pytrace=False)
+        pytest.fail("submit_request() returned a coroutine: write it as a plain def, and do not await generate()", pytrace=False)
     assert hasattr(stream, "__aiter__"), f"submit_request() returned {stream!r}, which `async for` cannot iterate over"
     last = [output async for output in stream][-1]
     assert last.request_id == "at-once", f"the caller chose the id 'at-once'; the outputs carry {last.request_id!r}"
@@ -263,10 +263,10 @@ async def test_todo_3_changes_neither_the_prompt_nor_any_parameter(lab, engine):
                             presence_penalty=0.25, repetition_penalty=1.1, logprobs=2, logit_bias={5: 1.0})
     [*_, last] = [output async for output in lab.submit_request(handed, prompt, params.clone(), "req-all")]
     [(asked, used, request_id)] = handed.asked
-    assert asked == prompt, f"the prompt was {prompt!r}, and the engine was asked {asked!r}: white space is part of a prompt"
-    assert used == params, f"the parameters given are\n{params}\nand the engine was asked for\n{used}"
+    assert asked == prompt, f"the engine should get the prompt {prompt!r}, white space included; it got {asked!r}"
+    assert used == params, f"the engine should get the caller's parameters\n{params}\nand it got\n{used}"
     ids = request_id, last.request_id
-    assert ids == ("req-all", "req-all"), f"the caller chose the id 'req-all'; the engine was given, and gave back, {ids}"
+    assert ids == ("req-all", "req-all"), f"the caller chose the id 'req-all'; the engine got, and the output carries, {ids}"
 
 
 @pytest.mark.todo(3, points=4)
@@ -274,9 +274,10 @@ async def test_todo_3_hands_on_prompt_parameters_and_id_unchanged(lab, engine):
     expected = (await ours(engine, PROMPT, exactly(5)))[-1]
     outputs = [output async for output in lab.submit_request(engine, PROMPT, exactly(5), "req-42")]
     final = outputs[-1]
-    assert final.request_id == "req-42", "the output must carry the id that the caller chose"
-    assert final.prompt == PROMPT, f"the prompt was {PROMPT!r}, and the output is of {final.prompt!r}"
-    assert final.outputs[0].token_ids == expected.outputs[0].token_ids, "same prompt and parameters, other tokens"
+    assert final.request_id == "req-42", f"the caller chose the id 'req-42'; the output carries {final.request_id!r}"
+    assert final.prompt == PROMPT, f"the output should be for the prompt {PROMPT!r}; it is for {final.prompt!r}"
+    wanted, found = expected.outputs[0].token_ids, final.outputs[0].token_ids
+    assert found == wanted, f"for this prompt and these parameters the engine generates the tokens {wanted}; yours has {found}"
     reason = final.outputs[0].finish_reason
     assert reason == "length", f"the parameters allow 5 tokens, so the finish reason is 'length'; it is {reason!r}"
 
@@ -288,26 +289,28 @@ async def test_todo_3_the_stream_shows_text_while_it_grows(lab, engine, recorder
     for place in (1, 2, 3):
         await anext(stream)
         assert handed.fetched == place, (
-            f"output {place} came when output {handed.fetched} had been fetched from the engine: hand each one on before you ask "
-            "for the next"
+            f"when your stream gave output {place}, {handed.fetched} outputs had been fetched from the engine: pass each one on "
+            "before you ask for the next"
         )
     await stream.aclose()
     stream = lab.submit_request(engine, PROMPT, exactly(500), "first-of-500")
     await anext(stream)
     done = any("first-of-500" in step["finished"] for step in recorder.steps)
     await stream.aclose()
-    assert not done, "the first output came when all 500 tokens were there: hand each output on as it comes"
+    assert not done, "your first output came after all 500 tokens had been generated: pass each output on as it comes"
     outputs = [output async for output in lab.submit_request(engine, PROMPT, exactly(12), "growing")]
     counts = [len(output.outputs[0].token_ids) for output in outputs]
-    assert len(outputs) > 1, "all came at once: hand on the engine's stream, do not collect it first"
-    assert counts == sorted(set(counts)) and counts[-1] == 12, f"the outputs held {counts} tokens"
+    assert len(outputs) > 1, "your stream gave one output only: pass on the engine's stream, do not collect it first"
+    assert counts == sorted(set(counts)) and counts[-1] == 12, (
+        f"each output should hold more tokens than the one before, the last one 12; they held {counts}")
     finished = [output.finished for output in outputs]
-    assert finished == [False] * (len(outputs) - 1) + [True], f"only the last output is finished; here they say {finished}"
+    assert finished == [False] * (len(outputs) - 1) + [True], (
+        f"`finished` should be True in the last output only; in yours it is {finished}")
     handed = Handed(engine)
     assert [output async for output in lab.submit_request(handed, PROMPT, exactly(2), "to-the-end")]
     assert handed.ended, (
-        "your stream ended, and the engine's had not yet: who hands outputs on does so until the engine's stream ends by itself. "
-        "An error can come after the last output, too")
+        "your stream ended before the engine's did: go on until the engine's stream ends by itself, because an error can come "
+        "after the last output")
 
 
 # TODO 4: collect
@@ -318,10 +321,10 @@ async def test_todo_4_reads_to_the_end(lab, engine):
     handed = Handed(engine)
     output = await lab.collect_output(handed.generate(PROMPT, exactly(9), "to-the-end"))
     assert isinstance(output, RequestOutput), f"collect_output() returned {output!r}; expected a RequestOutput"
-    assert output.finished, "this is not the last output: go on until the stream ends by itself"
+    assert output.finished, "you returned an output before the last one: go on until the stream ends by itself"
     used = len(output.outputs[0].token_ids)
-    assert used == 9, f"the stream generated 9 tokens; the output that came back has {used}"
-    assert handed.ended, "the last output was read, the stream's end was not: go on until the stream ends by itself"
+    assert used == 9, f"the stream generated 9 tokens; the output that you returned has {used}"
+    assert handed.ended, "you read the last output, but not the end of the stream: go on until the stream ends by itself"
 
 
 @pytest.mark.todo(4, points=4)
@@ -330,11 +333,11 @@ async def test_todo_4_returns_the_whole_text_with_or_without_a_listener(lab, eng
     heard = Heard()
     quiet = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "quiet"))
     loud = await lab.collect_output(lab.submit_request(engine, PROMPT, exactly(9), "loud"), heard)
-    assert quiet.outputs[0].text == expected, "the last output holds the whole text, not only what is new"
-    assert loud.outputs[0].text == expected, "with a listener, too, the last output holds the whole text"
+    for how, text in (("without on_text", quiet.outputs[0].text), ("with on_text", loud.outputs[0].text)):
+        assert text == expected, f"{how}, the output should hold the whole text, {expected!r}; it holds {text!r}"
     assert "".join(heard) == expected, (
-        f"on_text was given, an empty list that can be called, and heard {heard}: whether there is a listener is `is not None`, "
-        "not whether it counts as true")
+        f"on_text should have been called with the pieces of {expected!r}, and got {heard}. It was a callable object that counts "
+        "as false: test `on_text is not None`, not `if on_text`")
 
 
 class Heard(list):
@@ -356,9 +359,10 @@ async def test_todo_4_passes_new_text_on_as_it_arrives(lab, engine):
 
     output = await lab.collect_output(counted(), lambda piece: heard.append((piece, read)))
     pieces = [piece for piece, _ in heard]
-    assert "".join(pieces) == output.outputs[0].text, "the pieces joined must be the whole text, nothing twice"
-    assert len(pieces) > 1 and heard[0][1] < read, "a piece must be passed on when it arrives, not at the end"
-    assert all(pieces), "on_text was called without new text"
+    text = output.outputs[0].text
+    assert "".join(pieces) == text, f"the pieces joined should be the text {text!r}; on_text got {pieces}"
+    assert len(pieces) > 1 and heard[0][1] < read, "on_text was called only at the end: pass each piece on when it arrives"
+    assert all(pieces), f"on_text was called with an empty piece: {pieces}"
 
 
 @pytest.mark.todo(4, points=3)
@@ -378,10 +382,11 @@ async def test_todo_4_passes_on_what_repeats_and_nothing_empty(lab, engine):
         heard: list[tuple[str, int]] = []
         output = await lab.collect_output(saying(texts), lambda piece, heard=heard: heard.append((piece, read)))
         assert isinstance(output, RequestOutput) and output.finished, (
-            f"the outputs' texts were {texts}; collect_output() returned {output!r}, which is not the last output")
+            f"of outputs with the texts {texts} collect_output() should return the last; it returned {output!r}")
         said = output.outputs[0].text
-        assert said == texts[-1], f"the last of the outputs' texts, {texts}, is the answer; it is {said!r}"
-        assert heard == right, f"the outputs' texts were {texts}; on_text got (piece, number of the output) {heard}"
+        assert said == texts[-1], f"of outputs with the texts {texts} the last text is the answer; you returned {said!r}"
+        assert heard == right, (
+            f"outputs with the texts {texts}: on_text should get (piece, number of the output) {right}; it got {heard}")
 
 
 @pytest.mark.todo(4, points=4)
@@ -400,11 +405,11 @@ async def test_todo_4_lets_an_error_through_whenever_it_comes(lab, engine, outpu
     try:
         returned = await lab.collect_output(breaks())
     except error as raised:
-        assert "went away" in str(raised), f"the stream raised 'the engine went away'; what reached the caller says {raised}"
+        assert "went away" in str(raised), f"the stream raised 'the engine went away'; what you raised says {raised}"
         return
     pytest.fail(
-        f"after {outputs} outputs, {'the last' if outputs == 3 else 'none'} of them finished, the stream raised "
-        f"{error.__name__}; collect_output() returned {returned!r}", pytrace=False)
+        f"the stream raised {error.__name__} after {outputs} outputs, {'the last' if outputs == 3 else 'none'} of them finished. "
+        f"collect_output() should raise it too; it returned {returned!r}", pytrace=False)
 
 
 # TODO 5: many at once
@@ -416,7 +421,7 @@ async def served(lab, engine, prompts, params) -> list[RequestOutput]:
     if asyncio.isfuture(outputs):
         with contextlib.suppress(Exception):
             await outputs
-        pytest.fail("serve_many() returned a future, not the outputs: asyncio.gather() is awaited", pytrace=False)
+        pytest.fail("serve_many() returned a future, not the outputs: await asyncio.gather()", pytrace=False)
     return outputs
 
 
@@ -426,7 +431,7 @@ async def test_todo_5_the_requests_share_one_step(lab, engine, recorder, count):
     before, prompts = len(recorder.steps), [(A, B, C)[i % 3] for i in range(count)]
     outputs = await served(lab, engine, tuple(prompts), exactly(64 if count == 6 else 24))
     ids = {output.request_id for output in outputs}
-    assert len(outputs) == count, f"{count} prompts, of which some are equal, gave {len(outputs)} outputs"
+    assert len(outputs) == count, f"{count} prompts, some of them equal, should give {count} outputs; they gave {len(outputs)}"
     assert len(ids) == count, f"{count} requests need {count} ids; they had {sorted(output.request_id for output in outputs)}"
     together = [ids & {chunk["request"] for chunk in step["chunks"]} for step in recorder.steps[before:]]
     most = max(map(len, together), default=0)
@@ -447,7 +452,8 @@ async def test_todo_5_takes_each_id_from_new_request_id(lab, engine, monkeypatch
     monkeypatch.setattr(lab, "new_request_id", noted)
     outputs = await served(lab, engine, [A, B, A], exactly(2))
     used = sorted(output.request_id for output in outputs)
-    assert used == sorted(made), f"new_request_id() gave the ids {sorted(made)}; the requests had {used}"
+    assert used == sorted(made), (
+        f"the requests should have the ids that new_request_id() returned, {sorted(made)}; they had {used}")
 
 
 @pytest.mark.todo(5, points=4)
@@ -455,12 +461,13 @@ async def test_todo_5_returns_outputs_in_the_order_of_the_prompts(lab, engine):
     prompts = [f"{A} " * 3, B, f"{C} " * 2, A]
     outputs = await served(lab, engine, prompts, SamplingParams(temperature=0.0, max_tokens=8))
     found = [output.prompt for output in outputs]
-    assert found == prompts, f"the prompts were {prompts}; their outputs came in the order {found}"
-    assert all(output.finished for output in outputs), "an output that came back is not finished, so not the last of its stream"
+    assert found == prompts, f"the outputs should be in the order of the prompts, {prompts}; they are in the order {found}"
+    assert all(output.finished for output in outputs), "an output that you returned is not finished: it is not its stream's last"
     late_first = await served(lab, _FirstIsLast(engine), [A, B, C], exactly(2))
-    assert [output.prompt for output in late_first] == [A, B, C], "the order is that of the prompts, not of finishing"
+    assert [output.prompt for output in late_first] == [A, B, C], (
+        "the outputs are in the order in which they finished; they should be in the order of the prompts")
     nobody = await served(lab, engine, [], exactly(2))
-    assert list(nobody) == [], f"no prompts have no outputs; serve_many() returned {nobody!r}"
+    assert list(nobody) == [], f"for no prompts serve_many() should return an empty list; it returned {nobody!r}"
     again = {output.request_id for output in outputs} & {output.request_id for output in late_first}
     assert not again, f"two calls of serve_many() used the same ids, {sorted(again)}: take them from new_request_id()"
 
@@ -491,7 +498,9 @@ async def test_todo_5_the_error_of_one_request_reaches_the_caller(lab, engine, p
     except InvalidParametersError:
         return
     except BaseExceptionGroup as group:
-        pytest.fail(f"the caller got {group!r}; gather() raises the request's own error, a TaskGroup wraps it", pytrace=False)
+        pytest.fail(
+            f"the request's own error should reach the caller, not {group!r}: a TaskGroup wraps errors, gather() does not",
+            pytrace=False)
     pytest.fail("the engine refuses an empty prompt, but serve_many() returned as if nothing had happened", pytrace=False)
 
 
@@ -515,8 +524,8 @@ async def test_todo_5_a_request_that_is_cancelled_is_no_output(lab, engine):
     except asyncio.CancelledError:
         return
     pytest.fail(
-        f"one of three requests was cancelled, and serve_many() returned {[type(output).__name__ for output in outputs]}: "
-        "asyncio.CancelledError is an error, too, though it is no Exception", pytrace=False)
+        "one of three requests was cancelled, so serve_many() should raise asyncio.CancelledError, which is not an Exception; "
+        f"it returned {[type(output).__name__ for output in outputs]}", pytrace=False)
 
 
 @pytest.mark.todo(5, points=4)
@@ -560,7 +569,7 @@ async def test_todo_5_the_whole_program_prints_what_the_readme_shows(lab, capsys
         r"  at the same time, max_num_seqs=1 +\d+\.\d\d seconds, 1\.00 tokens a step\n"
     )
     found = re.fullmatch(shape, said, re.DOTALL)
-    assert found, f"README.md, Expected Output, shows another shape than this:\n{said}"
+    assert found, f"the output should look like Expected Output in README.md; it is:\n{said}"
     assert len(set(found.groups())) == 4, "two of the four requests had the same id"
 
 
@@ -606,12 +615,12 @@ async def test_optional_1_a_request_that_still_waits_is_cancelled_too(extra):
         cancelled = asyncio.create_task(serve(engine, A, exactly(5), "waiting", cancel))
         await asyncio.sleep(0.1)
         cancel.set()
-        output = await within(30, cancelled, "A waiting request has no outputs: who looks at cancel?")
+        output = await within(30, cancelled, "A waiting request has no outputs yet: does anything look at cancel until then?")
         await busy.aclose()
     finally:
         engine.shutdown()
     generated = len(output.outputs[0].token_ids)
-    assert generated == 0, f"cancel was set while it waited, yet it was served, and generated {generated} tokens"
+    assert generated == 0, f"cancel was set while the request waited, so it should generate no token; it generated {generated}"
     assert output.outputs[0].finish_reason == "abort"
 
 
@@ -666,7 +675,7 @@ async def test_optional_5_queue_depths_and_times_can_be_read(extra):
     assert max(waiting for _, waiting in depths(recorder.steps)) >= 1
     slowest = max((times(each[-1]) for each in outputs), key=lambda seconds: seconds["total"])
     assert 0 <= slowest["waiting"] <= slowest["to_first_token"] <= slowest["total"], (
-        f"waiting, to_first_token and total all begin at the request's arrival; times() said {slowest}"
+        f"waiting, to_first_token and total all count from the request's arrival, so none is below the one before; got {slowest}"
     )
     assert slowest["total"] == pytest.approx(slowest["to_first_token"] + slowest["generating"])
 

@@ -84,7 +84,7 @@ def test_compare_finds_nothing_wrong_with_the_solution(a_lab: Lab):
 
 @every_seam
 def test_a_failing_todo_is_blamed_with_its_lab_and_number(a_lab: Lab, tmp_path: Path):
-    """Each TODO in turn raises, on top of ours; those that a generation reaches must be named, at least one."""
+    """Each TODO in turn raises, the others are ours; those that a generation reaches must be named, at least one."""
     source = regions.make_starter(a_lab.solution.read_text(encoding="utf-8"), a_lab.id)
     file = tmp_path / "starter.py"
     file.write_text(re.sub(r"raise TodoError\(.*", 'raise ArithmeticError("deliberate")', source), encoding="utf-8")

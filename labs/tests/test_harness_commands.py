@@ -22,7 +22,8 @@ def test_list_and_status_on_untouched_labs(workshop, toy):
     status = workshop.labs("status").stdout
     assert "TODO 1  double: not tested yet" in status
     assert "yours: nothing yet" in status and "ours:  the toy, the engine" in status
-    assert "Next: Lab 07, TODO 1: cd lab07_toy, then pytest test_lab.py -k todo_1" in status
+    assert status.endswith("\nNext: Lab 07, predictions: python -m labs predict 07\n"
+                           "then: Lab 07, TODO 1: cd lab07_toy, then pytest test_lab.py -k todo_1\n")
 
 
 def test_status_of_a_solved_lab(workshop, toy):
@@ -30,20 +31,25 @@ def test_status_of_a_solved_lab(workshop, toy):
     workshop.pytest("lab07_toy/test_lab.py")
     status = workshop.labs("status").stdout
     assert "TODO 3  quadruple: 30/30  solved" in status
-    assert "yours: the toy" in status and "Next: every TODO of every lab is solved" in status
+    assert "yours: the toy" in status
+    assert status.endswith("\nNext: Lab 07, predictions: python -m labs predict 07\n"), "the only thing that is open"
+    workshop.labs("predict", "7", "--name", "ada", "--answers", "sum=1,larger=b")
+    assert workshop.labs("status").stdout.endswith("\nNext: every TODO of every lab is solved\n")
 
 
 @pytest.mark.proof
 def test_status_of_one_lab_and_what_is_next_is_the_lab_worked_on_last(workshop, toy):
     other = workshop.add_lab("lab08_other")
     first = workshop.labs("status", "8").stdout
-    assert "Lab 08" in first and "Lab 07" not in first and "Next: Lab 08, TODO 1" in first and "From call" not in first
-    assert "Next: Lab 07, TODO 1" in workshop.labs("status").stdout, "nothing was tested yet"
+    assert "Lab 08" in first and "Lab 07" not in first and "then: Lab 08, TODO 1" in first and "From call" not in first
+    assert "then: Lab 07, TODO 1" in workshop.labs("status").stdout, "nothing was tested yet"
     workshop.pytest("lab08_other/test_lab.py", "-k", "todo_2")
+    assert "Next: Lab 08, predictions" in workshop.labs("status").stdout
+    workshop.labs("predict", "8", "--name", "ada", "--answers", "sum=1,larger=b")
     assert "Next: Lab 08, TODO 1" in workshop.labs("status").stdout
     (other / "starter.py").write_text((other / "solution.py").read_text())
     workshop.pytest("lab08_other/test_lab.py")
-    assert "Next: Lab 07, TODO 1" in workshop.labs("status").stdout, "every TODO of the other is solved"
+    assert "then: Lab 07, TODO 1" in workshop.labs("status").stdout, "every TODO of the other is solved"
     assert "There is no lab '9'" in workshop.labs("status", "9").stderr
 
 
@@ -70,7 +76,7 @@ def test_the_first_attempt_counts_and_another_one_has_new_numbers(workshop, toy)
     assert f"wrong  sum: you said {answer + 1}, the engine {answer}. " in first
     assert "1 of 2 right. Your best attempt is worth 7.5 of 15 points." in first
     known = workshop.labs("predict", "7", "--answers", f"sum={answer},larger=b").stdout
-    assert "2 of 2 right. This attempt counts no points" in known
+    assert "2 of 2 right. This attempt does not count" in known
     new = sum_asked(workshop, "--again")
     assert new != answer
     again = workshop.labs("predict", "7", "--again", "--answers", f"sum={new},larger=b").stdout
@@ -111,7 +117,7 @@ def test_a_name_gives_the_same_numbers_everywhere_and_a_seed_counts_nothing(work
     ada, bob = sum_asked(workshop, "--name", "ada"), sum_asked(workshop, "--name", "bob")
     assert ada != bob and ada == sum_asked(workshop, "--name", "ada")
     assert sum_asked(workshop, "--seed", "5") == sum_asked(workshop, "--seed", "5", "--name", "bob")
-    assert "counts no points" in workshop.labs("predict", "7", "--seed", "5", "--answers", "larger=b").stdout
+    assert "does not count" in workshop.labs("predict", "7", "--seed", "5", "--answers", "larger=b").stdout
     assert "0/15" in workshop.labs("status").stdout
 
 

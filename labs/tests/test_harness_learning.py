@@ -365,7 +365,7 @@ def test_processes_that_write_all_the_time_lose_nothing(tmp_path):
 def test_a_damaged_file_counts_as_empty_and_is_kept(tmp_path, text):
     (tmp_path / FILE).write_text(text, encoding="utf-8")
     progress = Progress(tmp_path)
-    assert "cannot be read; it counts as not there" in progress.complaint and DAMAGED in progress.complaint
+    assert "cannot be read; it is treated as missing" in progress.complaint and DAMAGED in progress.complaint
     progress.record_hint("07", 1, 1)
     progress.save()
     assert (tmp_path / DAMAGED).read_text(encoding="utf-8") == text

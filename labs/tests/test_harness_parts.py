@@ -359,7 +359,7 @@ def test_an_error_in_a_stand_in_is_said_to_be_in_ours(home: Path):
     write(home, "lab06_toy", BLOCKS, ("self.blocks, self.tables", "self.blocks, self.table"), todos=(2,))
     engine = engine_of(["mine:06"], base="solution", home=home)
     found = blame(failure(engine), engine)
-    assert found.on_ours and found.todo == 2 and "ours, standing in for yours" in str(found)
+    assert found.on_ours and found.todo == 2 and "ours, in place of yours" in str(found)
     assert "solution.py" not in str(found), "the line of a file that the learner need not have"
 
 

@@ -81,20 +81,20 @@ def test_without_a_reference_each_test_says_so(workshop, toy):
     assert run.returncode == 1 and "there is no reference of it to test" in run.stdout and "deselected" not in run.stdout
 
 
-def test_a_todo_on_top_of_an_unwritten_one_is_tested_on_ours_and_reads_blocked(workshop, toy):
+def test_a_todo_that_needs_an_unwritten_one_is_tested_with_ours_and_reads_blocked(workshop, toy):
     solve(toy, 3)
     run = workshop.pytest("lab07_toy/test_lab.py", "--plain")
-    assert rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (right on top of ours)"]
+    assert rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (passes with our TODO 1 in place of yours)"]
     alone = workshop.pytest("lab07_toy/test_lab.py", "--plain", "-k", "todo_3")
-    assert rows(alone) == {"3": ["30/30", "solved on top of our TODO 1"]}
+    assert rows(alone) == {"3": ["30/30", "solved with our TODO 1 in place of yours"]}
 
 
 @pytest.mark.proof
-def test_a_todo_on_top_of_a_wrong_one_is_tested_on_ours_too(workshop, toy):
+def test_a_todo_that_needs_a_wrong_one_is_tested_with_ours_too(workshop, toy):
     solve(toy, 3, todo_1="return number + 4")
     run = workshop.pytest("lab07_toy/test_lab.py", "--plain")
     assert rows(run)["1"][:2] == ["20/30", "partly: 1 of 3 tests pass"], "the parametrised test is worth 10, split over its cases"
-    assert rows(run)["3"][1] == "blocked by TODO 1 (right on top of ours)"
+    assert rows(run)["3"][1] == "blocked by TODO 1 (passes with our TODO 1 in place of yours)"
 
 
 @pytest.mark.proof
@@ -186,7 +186,7 @@ def test_a_test_that_waits_for_ever_fails_with_the_line_and_the_todo_is_not_trie
     run = workshop.pytest("test_lab.py", "--plain", "--limit", "1", cwd=toy)
     assert re.search(r"after 1 s of computing it was still in line \d+ of starter.py, in double: while True", run.stdout)
     assert rows(run)["1"][:2] == ["0/30", "failing"]
-    assert rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (right on top of ours)"]
+    assert rows(run)["3"][:2] == ["30/30", "blocked by TODO 1 (passes with our TODO 1 in place of yours)"]
 
 
 @pytest.mark.proof

@@ -100,7 +100,7 @@ def test_an_error_that_goes_on_through_our_code_names_the_call_of_it(tmp_path: P
     found = failure_of(raised(code["forward"]), 6, "test_x", "", tmp_path / "starter.py", SUITE)
     assert found.lines[1:] == (
         "starter.py line 2, in forward: return slots(None)",
-        "it went wrong in our slots, in place of TODO 4, called by your line 2: look at what that line gives it")
+        "it went wrong in our slots, in place of TODO 4, called by your line 2: look at what that line passes to it")
 
 
 def test_an_assertion_is_told_in_its_own_words_and_without_words_by_the_tests_line(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from nano_qwen3_serving.execution.sampler import Sampler
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.observe.trace import Recorder
@@ -24,7 +25,7 @@ from nano_qwen3_serving.pictures import (
     WatchedEngine,
     Work,
     apart_and_together,
-    attend,
+    at_work,
     attention_reads,
     attention_weights,
     batches_over_time,
@@ -44,6 +45,8 @@ from nano_qwen3_serving.pictures import (
     in_groups,
     journey,
     kept_for_a_token,
+    keys_seen,
+    keys_seen_by_torch,
     kv_heads_read,
     latencies,
     layers_film,
@@ -51,6 +54,7 @@ from nano_qwen3_serving.pictures import (
     logits_after,
     misled,
     on_a_clock,
+    one_at_a_time,
     one_by_one,
     pool_film,
     pool_over_time,
@@ -78,7 +82,9 @@ from nano_qwen3_serving.pictures import (
     tokens_again,
     tokens_computed,
     tokens_over_time,
+    top_tokens,
     turned_by_hand,
+    warm_llm,
     with_and_without_cache,
 )
 from nano_qwen3_serving.pictures.card import canvas
@@ -86,6 +92,8 @@ from nano_qwen3_serving.pictures.chunks import rows_of
 from nano_qwen3_serving.pictures.film import HOLD, Film
 from nano_qwen3_serving.pictures.schedule import seats_taken
 
+COURSE = Path(__file__).parents[2]
+AT_WORK = COURSE / "reference_engine" / "at_work.svg"
 STEPS = [
     {"block_tables": {"A": [1, 2], "B": [3]},
      "chunks": [{"request": "A", "start": 0, "num_tokens": 6}, {"request": "B", "start": 0, "num_tokens": 3}]},
@@ -447,6 +455,52 @@ def test_two_films_in_one_page_have_rules_of_their_own() -> None:
     assert not set(re.findall(r"@keyframes (\w+)", one)) & set(re.findall(r"@keyframes (\w+)", other))
 
 
+def test_a_line_appears_piece_by_piece() -> None:
+    film = Film("A film.", 50, frames=3, still=1)
+    film.typed(0, 0, [("a <", [True, True, True]), (" b", [False, False, True])])
+    [line] = shapes(film, "text")
+    assert [span.text for span in line] == ["a <", " b"]
+    assert [span.get("fill-opacity") for span in line] == ["1", "0"], "without motion, the frame that was chosen"
+    assert values(film, line[1], "fill-opacity") == ["0", "0", "1"]
+
+
+@pytest.fixture(scope="module")
+def engine_at_work() -> at_work.Run:
+    return at_work.run()
+
+
+def test_the_film_of_the_readme_is_the_one_that_its_script_draws_and_is_described_there(engine_at_work: at_work.Run) -> None:
+    drawn = at_work.film(engine_at_work)
+    assert AT_WORK.read_text(encoding="utf-8") == f"{drawn.svg()}\n", \
+        f"draw it anew: python -m nano_qwen3_serving.pictures.at_work {AT_WORK.relative_to(COURSE)}"
+    picture = f"![{drawn.alternative}]({AT_WORK.relative_to(COURSE).as_posix()})"
+    for page in (COURSE / "README.md", COURSE / "grading" / "edition" / "templates" / "README.md.in"):
+        assert not page.exists() or picture in page.read_text(encoding="utf-8"), page
+
+
+def test_the_answers_of_that_film_are_those_that_each_question_gets_alone(engine_at_work: at_work.Run) -> None:
+    recorder = Recorder()
+    llm = LLM("course", dtype="float32", recorder=recorder)
+    params = SamplingParams(temperature=0.0, max_tokens=100)
+    for name, question in engine_at_work.questions.items():
+        [alone] = llm.chat([{"role": "user", "content": question}], params, use_tqdm=False)
+        assert "".join(piece for _, piece in engine_at_work.texts[name]) == alone.outputs[0].text
+    assert engine_at_work.alone == len(recorder.steps), "as many steps as the film says that they take one after the other"
+
+
+def test_the_letters_and_blocks_of_that_film_are_there_when_the_engine_had_them(engine_at_work: at_work.Run) -> None:
+    root = ElementTree.fromstring(at_work.film(engine_at_work).svg())
+    spans = [span for span in root.iter() if span.tag.endswith("tspan")]
+    text = "".join(span.text or "" for span in spans).replace(" ", "")
+    assert text == "".join(piece for pieces in engine_at_work.texts.values() for _, piece in pieces).replace(" ", "")
+    last = engine_at_work.steps[-1]
+    (name,) = last["running"]
+    held = [at_work._held(last, block) for block in range(1, at_work.BLOCKS)]
+    assert sum(kept for holder, kept in held if holder == name) * at_work.BLOCK_SIZE == sum(
+        chunk["num_tokens"] for step in engine_at_work.steps for chunk in step["chunks"] if chunk["request"] == name)
+    assert {holder for holder, _ in held} == {name, ""}
+
+
 STEPS_OF_A_POOL: list[dict[str, Any]] = [
     {"step": 0, "waiting": ["B"], "running": ["A"], "block_tables": {"A": [2]}, "preempted": [], "finished": {}},
     {"step": 1, "waiting": [], "running": ["A", "B"], "block_tables": {"A": [2, 1], "B": [4]}, "preempted": [],
@@ -527,16 +581,23 @@ def test_rows_of_a_request_are_gathered_from_all_steps_and_their_weights_are_see
 
 def test_attention_alone_sees_what_a_chunk_may_see() -> None:
     shape = StepsByHand({"A": "a"}, {"A": [1]}).shape
-    marks = torch.eye(8)[:, None]
-    found = attend(torch.zeros(4, 1, 8), torch.zeros(8, 1, 8), marks, [3, 1], shape)[:, 0]
-    assert (found > 0).sum(1).tolist() == [5, 6, 7, 8]
+    assert keys_seen(4, 8, [3, 1], shape).tolist() == [[key <= 4 + row for key in range(8)] for row in range(4)]
+    assert keys_seen_by_torch(4, 8, is_causal=True).sum(1).tolist() == [1, 2, 3, 4], "torch's triangle stands at the left"
+    assert keys_seen_by_torch(4, 8).all(), "without a mask"
 
 
 def test_tables_are_changed_only_where_every_request_computes_one_token() -> None:
     asked = []
     (answer,) = misled(["What is a KV cache?"], lambda tables, lens: asked.append(list(lens)) or tables, max_tokens=3)
-    (true,) = misled(["What is a KV cache?"], lambda tables, lens: tables, max_tokens=3)
+    (true,) = misled(["What is a KV cache?"], max_tokens=3)
     assert answer.token_ids == true.token_ids
+
+    def empty(tables: torch.Tensor, lens: Any) -> None:
+        tables.zero_()
+
+    (in_place,), (given,) = (misled(["What is a KV cache?"], change, max_tokens=3) for change in (
+        empty, lambda tables, lens: torch.zeros_like(tables)))
+    assert in_place.token_ids == given.token_ids != true.token_ids, "a copy that is changed counts as one that is given"
     assert asked == [[7]] * 4 + [[8]] * 4, "in each of four layers, after the prompt's six tokens"
 
 
@@ -606,9 +667,8 @@ def test_the_film_of_a_draw_ends_with_the_token_that_the_engine_draws() -> None:
 
 
 def test_on_a_clock_that_is_set_by_hand_steps_end_when_they_are_told() -> None:
-    steps, last = on_a_clock({"A": (6, 3, 0), "B": (3, 5, 2)}, ends=[30, 40, 50, 58, 66])
-    assert [step["time"] for step in steps] == [30, 40, 50, 58, 66]
-    assert [list(step["sampled"]) for step in steps] == [["A", "B"]] * 3 + [["B"]] * 2
+    times, last = on_a_clock({"A": (6, 3, 0), "B": (3, 5, 2)}, ends=[30, 40, 50, 58, 66])
+    assert times == {"A": [30, 40, 50], "B": [30, 40, 50, 58, 66]}
     assert {name: output.metrics.first_token_latency for name, output in last.items()} == {"A": 30, "B": 28}
 
 
@@ -690,9 +750,28 @@ def test_what_paged_attention_gave_stands_beside_dense_attention_for_each_layer_
         torch.testing.assert_close(paged, dense, rtol=0, atol=1e-4)
 
 
+def test_what_notebooks_read_off_an_engine_and_a_step() -> None:
+    watched = WatchedEngine()
+    assert watched.ids(" model") == [("' model'", watched.tokenizer.encode(" model")[0])]
+    weights = dict(watched.network.named_parameters())
+    assert torch.equal(weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"])
+    assert watched.sizes() == {name: weight.numel() for name, weight in weights.items()}
+    watched.compute(text="Once upon a time")
+    ids, words, shares = top_tokens(watched.logits[0], watched.tokenizer, 3)
+    assert words[0] == "','" and watched.tokenizer.decode(ids[:1]) == "," and shares == sorted(shares, reverse=True)
+    steps = StepsByHand({"A": "What is a KV cache?\n", "B": "Hi there!"}, {"A": [5, 2], "B": [7]})
+    assert steps.described(steps.lay_out(("B", 1, 2), ("A", 6, 1))).splitlines()[1:] == [
+        "query_lens [1, 2]  seq_lens [7, 3]", "block_tables [[5, 2], [7, 0]]"]
+    assert one_at_a_time(top_k=[3], top_p=[0.5, 0.9]) == {
+        "top_k=3": {"top_k": 3}, "top_p=0.5": {"top_p": 0.5}, "top_p=0.9": {"top_p": 0.9}}
+    llm, recorder = warm_llm()
+    llm.generate("Hello!", SamplingParams(max_tokens=1), use_tqdm=False)
+    assert len(recorder.steps) == 1, "what was warmed up with is forgotten"
+
+
 def test_products_go_by_distance_and_heads_read_in_groups() -> None:
     watched = WatchedEngine()
-    products = products_apart(torch.arange(32).sin(), watched.network.model.rotary, range(20, 24), [0, 4])
+    products = products_apart(watched.network, range(20, 24), [0, 4])
     assert {distance: list(found) for distance, found in products.items()} == {0: [20, 21, 22, 23], 4: [20, 21, 22, 23]}
     assert products[0][20] == pytest.approx(32, abs=1e-3), "brought to length √32, and multiplied with itself"
     assert products[4][20] == pytest.approx(products[4][23], abs=1e-3)
@@ -705,11 +784,10 @@ def test_a_token_of_the_small_qwen_keeps_112_kib() -> None:
 
 async def test_what_is_handed_in_while_the_step_thread_is_held_is_in_one_step() -> None:
     gate = Gate()
-    engine = serving(gate, block_size=4)
+    engine, steps = serving(gate, block_size=4)
     async with held(engine, gate):
         streams = [await engine.add_request(name, {"prompt_token_ids": [300, 301]}, exactly(2)) for name in "AB"]
     for stream in streams:
         await read(stream)
     engine.shutdown()
-    assert engine.engine.recorder is not None
-    assert [list(step["sampled"]) for step in engine.engine.recorder.steps] == [["early"], ["A", "B"], ["A", "B"]]
+    assert [list(step["sampled"]) for step in steps] == [["early"], ["A", "B"], ["A", "B"]]

@@ -38,9 +38,9 @@ def collected(lab: Remote, handed: Handed, *heard: Any) -> Remote:
     found = (output.request_id, output.finished, tokens_of(output), text_of(output))
     right = (last.request_id, True, tokens_of(last), text_of(last))
     expect(last.finished and found == right,
-           f"the last output of the stream says (id, finished, tokens, text) {right}, all text so far; what came back says "
+           f"collect_output() should return the last output, whose (id, finished, tokens, text) are {right}; it returned "
            f"{shown(found)}")
-    expect(handed.ended, "the last output was read, the stream's end was not: go on until the stream ends by itself")
+    expect(handed.ended, "you read the last output, but not the end of the stream: go on until the stream ends by itself")
     return output
 
 
@@ -49,7 +49,7 @@ def reads_to_the_end(lab: Remote, rng: random.Random) -> None:
     [known], count = clear_prompts(rng, 1, 12), rng.randrange(9, 13)
     output = lab.collect_output(as_it_is(lab, engine_beside(lab).generate, known["prompt"], exactly(count), "req-end"))
     expect_output(output, lab, "what collect_output() returned")
-    expect(output.finished, "this is not the last output: go on until the stream ends by itself")
+    expect(output.finished, "you returned an output before the last one: go on until the stream ends by itself")
     expect(tokens_of(output) == known["course-draft"][:count],
            f"the engine generated {known['course-draft'][:count]}; the output has {shown(tokens_of(output))}")
 
@@ -63,8 +63,8 @@ def returns_the_whole_text_with_or_without_a_listener(lab: Remote, rng: random.R
     collected(lab, Handed(lab, saying(texts, "req-listener")), heard)
     pieces = lab._peer.root.package("builtins").list(heard)
     expect("".join(pieces) == texts[-1],
-           f"on_text was given, an empty list that can be called, and heard {pieces}: whether there is a listener is `is not "
-           "None`, not whether it counts as true")
+           f"on_text should have been called with the pieces of {texts[-1]!r}, and got {pieces}. It was a callable object that "
+           "counts as false: test `on_text is not None`, not `if on_text`")
 
 
 def empty_listener(lab: Remote) -> Remote:
@@ -82,7 +82,7 @@ def expect_heard(lab: Remote, texts: list[str]) -> None:
         right += [(text[len(before) :], place)] if text != before else []
         before = text
     expect(heard == right,
-           f"the outputs' texts were {texts}; on_text should get (piece, number of the output) {right}, and got "
+           f"outputs with the texts {texts}: on_text should get (piece, number of the output) {right}; it got "
            f"{shown(heard)}")
 
 
@@ -111,5 +111,5 @@ def lets_an_error_through_whenever_it_comes(lab: Remote, rng: random.Random) -> 
         handed = Handed(lab, iter([*stream, make(text)]))
         kind = "CancelledError" if make is errors[1] else "EngineError"
         said = refusal(kind, lambda handed=handed: lab.collect_output(handed.stream()),
-                       f"after {outputs} outputs, {'the last' if finished else 'none'} of them finished, the stream raised it")
-        expect(said == text, f"the stream raised an error that says {text!r}; what reached the caller says {said!r}")
+                       f"the stream raised it after {outputs} outputs, {'the last' if finished else 'none'} of them finished")
+        expect(said == text, f"the stream raised an error that says {text!r}; the one that reached the caller says {said!r}")

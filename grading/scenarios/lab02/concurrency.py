@@ -29,9 +29,9 @@ def served(lab: Remote, engine: Remote, prompts: list[str], params: SamplingPara
     """What serve_many() returns, which must be an output for each prompt."""
     outputs = lab.serve_many(engine, prompts, params)
     expect(isinstance(outputs, list | tuple),
-           f"serve_many() returned {shown(outputs)}, not a list of outputs: is asyncio.gather() awaited?")
+           f"serve_many() returned {shown(outputs)}, not a list of outputs: do you await asyncio.gather()?")
     expect(len(outputs) == len(prompts),
-           f"{len(prompts)} prompts gave {len(outputs)} outputs; the same prompt twice is two requests")
+           f"{len(prompts)} prompts should give {len(prompts)} outputs, equal prompts one each; they gave {len(outputs)}")
     for output in outputs:
         expect_output(output, lab, "one of the outputs")
     return list(outputs)
@@ -63,7 +63,8 @@ def every_id_is_from_new_request_id(lab: Remote, rng: random.Random) -> None:
     lab.new_request_id = parts(lab).as_function(ours(make))
     outputs = served(lab, engine, some_prompts(rng, rng.randrange(3, 6)), exactly(2))
     used = sorted(output.request_id for output in outputs)
-    expect(used == sorted(made), f"new_request_id() gave the ids {sorted(made)}; the requests had {used}")
+    expect(used == sorted(made),
+           f"the requests should have the ids that new_request_id() returned, {sorted(made)}; they had {used}")
 
 
 @check(todo=5, points=2, section=MANY, concept="whose id is whose", hidden=True)
@@ -91,9 +92,10 @@ def returns_outputs_in_the_order_of_the_prompts(lab: Remote, rng: random.Random)
            f"the prompts were {prompts}, and the first of them was answered last; the outputs came in the order "
            f"{shown(found)}")
     expect_served(ledger, outputs, prompts)
-    expect(all(output.finished for output in outputs), "an output that came back is not finished")
+    expect(all(output.finished for output in outputs), "an output that you returned is not finished")
     nobody = lab.serve_many(engine_beside(lab), [], exactly(2))
-    expect(isinstance(nobody, list | tuple) and not nobody, f"no prompts have no outputs; serve_many() returned {shown(nobody)}")
+    expect(isinstance(nobody, list | tuple) and not nobody,
+           f"for no prompts serve_many() should return an empty list; it returned {shown(nobody)}")
 
 
 class Losing:
@@ -122,8 +124,8 @@ def a_request_that_is_cancelled_is_no_output(lab: Remote, rng: random.Random) ->
     for after in (0, rng.randrange(1, 4)):
         engine, prompts = ours(Losing(lab, rng.randrange(3), after), "generate"), some_prompts(rng, 3)
         refusal("CancelledError", lambda engine=engine, prompts=prompts: lab.serve_many(engine, prompts, exactly(3)),
-                f"one of three requests was cancelled, after {after} outputs: asyncio.CancelledError is an error, too, though "
-                "it is no Exception")
+                f"one of three requests was cancelled after {after} outputs, and asyncio.CancelledError, which is not an "
+                "Exception, should reach the caller")
 
 
 @check(todo=5, points=3, section=MANY, concept="a request that fails", hidden=True)
@@ -198,7 +200,8 @@ def the_whole_program_prints_what_the_readme_shows(lab: Remote, rng: random.Rand
         r"  at the same time, max_num_seqs=1 +\d+\.\d\d seconds, 1\.00 tokens a step\n")
     found = re.fullmatch(shape, said)
     if found is None:
-        raise Wrong(f"README.md, Expected Output, shows another shape than this, of a model that always says {answer!r}:\n{said}")
+        raise Wrong(
+            f"with a model that always says {answer!r}, the output should look like Expected Output in README.md; it is:\n{said}")
     expect(len(set(found.groups())) == 4, f"two of the four requests had the same id: {found.groups()}")
     expect(len(loads) == 2 and len(ledger.requests) == 13,
            f"main() makes two engines, and 13 requests to them; it made {len(loads)}, and {len(ledger.requests)}")

@@ -55,7 +55,7 @@ def hands_on_how_many_requests_may_run_at_once(lab: Remote, rng: random.Random) 
         outputs = [every[-1] for every in all_outputs(lab, *streams)]
         expect_served(ledger, outputs, prompts)
         expect(ledger.most == most,
-               f"with max_num_seqs={most}, of {most + 2} requests at most {most} run at once, and {most} do; here at most "
+               f"with max_num_seqs={most}, {most} of {most + 2} requests should run at once, never more; here at most "
                f"{ledger.most} shared a step")
 
 
@@ -64,11 +64,11 @@ def every_call_makes_an_engine_of_its_own(lab: Remote, rng: random.Random) -> No
     most, [prompt] = rng.randrange(1, 8), some_prompts(rng, 1)
     first, second = (created(lab, "course-draft", max_num_seqs=most) for _ in range(2))
     expect(not lab._peer.root.package("operator").is_(first, second),
-           "two calls of create_engine() with the same arguments returned one engine: whoever shuts it down shuts down both")
+           "two calls of create_engine() with the same arguments returned the same engine: shutting down one shuts down both")
     first.shutdown()
     outputs = second.generate(prompt, exactly(2), "req-second")
     expect(bool(outputs) and outputs[-1].finished,
-           "create_engine() was called twice, and the engine of the first call was shut down; that of the second does not answer")
+           "create_engine() was called twice, and the first engine was shut down; now the second one does not answer")
 
 
 @check(todo=1, points=2, section=CREATE, concept="a model that is not there")
@@ -76,7 +76,7 @@ def lets_the_error_of_a_wrong_model_through(lab: Remote, rng: random.Random) -> 
     spare_memory(lab)
     name = f"/no/such/model/{rng.randrange(10**6)}"
     refusal("ModelLoadError", lambda: lab.create_engine(name),
-            f"there is no model {name!r}, and the engine's own error has to come through")
+            f"there is no model {name!r}, and the engine's own error has to reach the caller")
 
 
 @check(todo=1, points=4, section=CREATE, concept="which model is served", hidden=True)

@@ -42,8 +42,9 @@ def ten_thousand_calls_give_ten_thousand_ids(lab: Remote, rng: random.Random) ->
     """Of random ids of 48 bits two are the same once in five million times, so who repeats himself is asked again."""
     count = rng.randrange(10_100, 11_000)
     again = repeated(ids_of(lab, count)) and repeated(ids_of(lab, count))
-    expect(not again, f"twice {count} calls were made, and each time ids came again, {again} the second time. "
-           "Four random digits repeat after about a hundred calls; the clock stands still between two of them.")
+    expect(not again,
+           f"{count} calls should give {count} different ids; in both of two tries some came again, {again} in the second. "
+           "Four random digits repeat after about a hundred calls; a clock may show the same time in two of them.")
 
 
 @check(todo=2, points=1, section=IDS, concept="how an id looks, later", hidden=True)
@@ -60,8 +61,8 @@ def no_id_comes_again_when_random_numbers_are_seeded_again(lab: Remote, rng: ran
         ids += ids_of(lab, each)
     again = repeated(ids)
     expect(again == 0,
-           f"random.seed({seed}), {each} ids, random.seed({seed}) again, {each} ids: {again} of them came twice. The numbers of "
-           "random, numpy and torch are everybody's, and anybody may have them begin anew")
+           f"random.seed({seed}), {each} ids, random.seed({seed}) again, {each} ids: all should differ; {again} came twice. All "
+           "code shares the generators of random, numpy and torch, and any of it may seed them again")
 
 
 @check(todo=2, points=1, section=IDS, concept="ids and the clock", hidden=True)
@@ -70,8 +71,8 @@ def two_calls_at_the_same_time_of_the_clock_differ(lab: Remote, rng: random.Rand
     parts(lab).stop_the_clocks(lab)
     again = repeated(ids_of(lab, count))
     expect(not again,
-           f"{count} calls while the clock stood still gave {count - again} different ids. However finely a clock counts, two "
-           "threads, or two servers, can read the same time.")
+           f"{count} calls at the same time of the clock should give {count} different ids; they gave {count - again}. However "
+           "fine a clock is, two threads or two servers can read the same time.")
 
 
 @check(todo=2, points=2, section=IDS, concept="who may ask for an id", hidden=True)
@@ -79,8 +80,8 @@ def threads_never_get_the_same_id(lab: Remote, rng: random.Random) -> None:
     each = rng.randrange(110, 130)
     ids = [one for mine in parts(lab).called_by_threads(lab.new_request_id, lab_file(lab), 4, each) for one in mine]
     expect(len(ids) == 4 * each and repeated(ids) == 0,
-           f"4 threads asked for {each} ids each and got {len(set(map(str, ids)))} different ones. "
-           "Between reading a counter and raising it, another thread may read it too.")
+           f"4 threads asked for {each} ids each, and all {4 * each} should differ; {len(set(map(str, ids)))} did. "
+           "After you read a counter and before you raise it, another thread may read it too.")
 
 
 def lab_file(lab: Remote) -> str:

@@ -16,7 +16,7 @@ def submitted(lab: Remote, engine: Any, prompt: str, params: SamplingParams, req
     """What submit_request() returns, which must be a stream."""
     stream, package = as_it_is(lab, lab.submit_request, engine, prompt, params, request_id), lab._peer.root.package
     awaited = isinstance(stream, Remote) and package("inspect").iscoroutine(stream)
-    expect(not awaited, "submit_request() returned a coroutine: it is a plain def, and generate() is not awaited")
+    expect(not awaited, "submit_request() returned a coroutine: write it as a plain def, and do not await generate()")
     iterable = isinstance(stream, Remote) and package("builtins").hasattr(stream, "__aiter__")
     expect(iterable, f"submit_request() returned {shown(stream)}, which `async for` cannot iterate over")
     return stream
@@ -43,10 +43,10 @@ def hands_on_prompt_parameters_and_id_unchanged(lab: Remote, rng: random.Random)
         expect(last.request_id == request_id,
                f"the output must carry the id that the caller chose, {request_id!r}; it carries {shown(last.request_id)}")
         expect(last.prompt == known["prompt"],
-               f"the prompt was {known['prompt']!r}, and the output is of {shown(last.prompt)}")
+               f"the output should be for the prompt {known['prompt']!r}; it is for {shown(last.prompt)}")
         expect(tokens_of(last) == known["course-draft"][:count],
                f"{known['prompt']!r} with max_tokens={count} has the tokens {known['course-draft'][:count]}; "
-               f"there came {shown(tokens_of(last))}")
+               f"yours has {shown(tokens_of(last))}")
 
 
 @check(todo=3, points=2, section=SUBMIT, concept="whose parameters are used", hidden=True)
@@ -62,12 +62,12 @@ def hands_on_every_parameter(lab: Remote, rng: random.Random) -> None:
                    ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "ignore_eos", "stop",
                     "presence_penalty", "frequency_penalty", "repetition_penalty"))
     read = tokenizer().decode(ledger.requests[0].prompt) if ledger.requests else None
-    expect(read == prompt, f"the prompt was {prompt!r}, and the engine read {read!r}: white space is part of a prompt")
+    expect(read == prompt, f"the engine should get the prompt {prompt!r}, white space included; it read {read!r}")
     wrong = {name: used.get(name) for name in names if used.get(name) != getattr(given, name)}
     expect(not wrong,
-           f"the parameters given are {({name: getattr(given, name) for name in names})}; the engine was asked for {wrong}")
+           f"the engine should get the parameters {({name: getattr(given, name) for name in names})}; it got {wrong}")
     expect(len(tokens_of(outputs[-1])) == given.max_tokens,
-           f"{given.max_tokens} tokens were asked for; there came {len(tokens_of(outputs[-1]))}")
+           f"{given.max_tokens} tokens were asked for; the output has {len(tokens_of(outputs[-1]))}")
 
 
 @check(todo=3, points=5, section=SUBMIT, concept="text while it grows")
@@ -77,15 +77,14 @@ def the_stream_shows_text_while_it_grows(lab: Remote, rng: random.Random) -> Non
     stream = submitted(lab, ours(handed, "generate"), prompt, exactly(count), "req-growing")
     first = lab._peer.root.package("builtins").anext(stream)
     expect(not handed.ended and len(tokens_of(handed.outputs[-1])) < count,
-           f"the first output came when all {count} tokens were there: hand each output on as it comes")
+           f"your first output came after all {count} tokens had been generated: pass each output on as it comes")
     expect(len(handed.outputs) == 1,
-           f"the first output came when {len(handed.outputs)} had been fetched from the engine: hand each one on before you ask "
-           "for the next")
+           f"when your stream gave its first output, {len(handed.outputs)} had been fetched from the engine: pass each one on "
+           "before you ask for the next")
     counts = [len(tokens_of(output)) for output in [first, *all_outputs(lab, stream)[0]]]
     right = [len(tokens_of(output)) for output in handed.outputs]
     expect(counts == right,
-           f"the engine's outputs held {right} tokens; those of the stream {counts}: hand on the engine's stream, do not "
-           "collect it first")
+           f"the engine's outputs held {right} tokens, and yours {counts}: pass on the engine's stream, do not collect it first")
     expect(handed.ended,
-           "your stream ended, and the engine's had not yet: who hands outputs on does so until the engine's stream ends by "
-           "itself. An error can come after the last output, too")
+           "your stream ended before the engine's did: go on until the engine's stream ends by itself, because an error can "
+           "come after the last output")

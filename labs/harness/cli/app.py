@@ -58,7 +58,7 @@ def status(
         _show_lab(lab, progress)
     if only is None:
         _show_path(progress)
-    console.print(f"\nNext: {escape(_next_in_words(progress, only))}", soft_wrap=True)
+    console.print("\nNext: " + "\nthen: ".join(map(escape, _next_in_words(progress, only))), soft_wrap=True)
 
 
 def _show_lab(lab: Lab, progress: Progress) -> None:
@@ -110,7 +110,7 @@ def hint(
 def predict(
     name: LabName,
     answers: Annotated[str | None, typer.Option(help="answer without being asked: steps=4,reason=length")] = None,
-    seed: Annotated[int | None, typer.Option(help="the numbers of this seed; counts no points")] = None,
+    seed: Annotated[int | None, typer.Option(help="the numbers of this seed; does not count")] = None,
     learner: Annotated[str | None, typer.Option("--name", help="any word; your numbers follow from it")] = None,
     again: Annotated[bool, typer.Option("--again", help="once more with new numbers; the best attempt counts")] = False,
     show: Annotated[bool, typer.Option("--show", help="print the questions and stop")] = False,
@@ -194,13 +194,16 @@ def _todo_in_words(lab: Lab, todo: int, progress: Progress) -> str:
     return text + (f"  ({', '.join(help_taken)})" if help_taken else "")
 
 
-def _next_in_words(progress: Progress, only: Lab | None = None) -> str:
-    following = learning_path.next_todo(progress, only)
-    if following is None:
-        return f"every TODO of {'this lab' if only is not None else 'every lab'} is solved"
-    lab, todo = following
-    go = "" if _shown(lab) == "." else f"cd {_shown(lab)}, then "
-    return f"Lab {lab.id}, TODO {todo}: {go}pytest test_lab.py -k todo_{todo}"
+def _next_in_words(progress: Progress, only: Lab | None = None) -> list[str]:
+    """The next predictions, and the next TODO: of both those that are open."""
+    steps = []
+    if (asking := learning_path.unanswered(progress, only)) is not None:
+        steps.append(f"Lab {asking.id}, predictions: python -m labs predict {asking.id}")
+    if (following := learning_path.next_todo(progress, only)) is not None:
+        lab, todo = following
+        go = "" if _shown(lab) == "." else f"cd {_shown(lab)}, then "
+        steps.append(f"Lab {lab.id}, TODO {todo}: {go}pytest test_lab.py -k todo_{todo}")
+    return steps or [f"every TODO of {'this lab' if only is not None else 'every lab'} is solved"]
 
 
 def _shown(lab: Lab) -> str:
@@ -263,7 +266,7 @@ def _close_predictions(lab: Lab, right: int, of: int, counted: bool, progress: P
     if counted:
         console.print(f"Your best attempt is worth {points} of {results.PREDICTION_POINTS} points.", end=" ")
     else:
-        console.print("This attempt counts no points: its numbers were known.", end=" ")
+        console.print("This attempt does not count: you had already seen its numbers.", end=" ")
     if right < of:
         console.print(f"With new numbers: python -m labs predict {lab.id} --again", end="")
     console.print()

@@ -117,7 +117,7 @@ def compare(
     console.print("\n".join(engine.in_words()[:len(engine.parts)]) + f", against the reference.\n{describe(scenario)}\n")
     console.print("\n".join(tell(found)))
     if found.first is None and found.error is None:
-        console.print("What the engine does not use of the labs was not looked at: pytest test_lab.py does that.")
+        console.print("Functions that the engine does not use were not compared: pytest test_lab.py tests them.")
     if found.error is not None:
         console.print(f"\nStep {found.steps} fails.\n{blame(found.error, engine) or found.error}")
     if found.error is not None or (found.first and not found.first.rounding):

@@ -55,7 +55,7 @@ def update(
     home = labs_home()
     changes, kept = run(home, source)
     if not changes:
-        console.print("This is that version already; nothing was changed.")
+        console.print("You already have that version; nothing was changed.")
     for change in changes:
         console.print(f"{'changed' if change.replaces else 'new'}  {change.shown(home)}")
         for note in change.notes:

@@ -188,7 +188,7 @@ def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
             message = f"The tests did not end within {SECONDS} s: something waits for ever. pytest -x -v shows where."
             raise LabError(message) from None
         if not report.is_file():
-            raise LabError(f"The tests did not get to their end.\n{(run.stdout + run.stderr)[-1000:]}")
+            raise LabError(f"The tests did not finish.\n{(run.stdout + run.stderr)[-1000:]}")
         found = json.loads(report.read_text(encoding="utf-8")).get(lab.id, [])
     return [Outcome(**(facts | {"on_ours": tuple(facts["on_ours"])})) for facts in found]
 
@@ -213,10 +213,10 @@ def in_words(
         return [f"{begin} not started, or not finished."]
     message = [f"  {telling.test}:", f"  {telling.message}"] if telling is not None else []
     if said is None:
-        more = " The message that says most:" if message else ""
-        return [f"{begin} {fail}, not in the way of a known mistake.{more}", *message,
+        more = " The message that explains most:" if message else ""
+        return [f"{begin} {fail}, but not like a known mistake.{more}", *message,
                 f"  Hints: python -m labs hint {lab.id} {todo}"]
     lines = [f"{begin} {fail}. Probably:", f"  {said.says}"]
     if isinstance(said, Area) and message:
-        lines += ["  The message that says most about it:", *message]
+        lines += ["  The message that explains most of it:", *message]
     return [*lines, f"  Hint {said.hint} fits; all hints: python -m labs hint {lab.id} {todo} --all"]

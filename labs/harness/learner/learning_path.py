@@ -1,10 +1,11 @@
-"""Where a learner stands: which TODO is next, and which parts of the path from call to token are theirs.
+"""Where a learner stands: which predictions and which TODO are next, and which parts of the path from call to token are theirs.
 
 Derived from the results in `.progress.json`; keeps nothing of its own and prints nothing.
 """
 
 from labs.harness import originals
 from labs.harness.catalog import Lab, all_labs
+from labs.harness.learner import predictions
 from labs.harness.learner.hints import read_hints
 from labs.harness.learner.progress import Progress
 
@@ -45,6 +46,13 @@ def next_todo(progress: Progress, only: Lab | None = None) -> tuple[Lab, int] | 
     last = max(begun, key=lambda lab: lab.starter.stat().st_mtime).number if begun else 0
     in_order = [lab for lab in labs if lab.number >= last] + [lab for lab in labs if lab.number < last]
     return next(((lab, todo) for lab in in_order for todo in open_todos(lab, progress)[:1]), None)
+
+
+def unanswered(progress: Progress, only: Lab | None = None) -> Lab | None:
+    """The lab whose predictions are next: that of the next TODO, or where none is open the first; None if they were made."""
+    following = next_todo(progress, only)
+    labs = [following[0]] if following else [only] if only is not None else all_labs(progress.path.parent)
+    return next((lab for lab in labs if predictions.asks(lab) and not progress.predictions(lab.id)), None)
 
 
 def whose(lab: Lab, progress: Progress) -> str:

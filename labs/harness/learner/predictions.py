@@ -16,6 +16,7 @@ from labs.harness import files, loading
 from labs.harness.catalog import Lab, LabError
 
 KINDS = ("int", "choice")
+_QUESTIONS = "predict.toml"
 FILE = "predictions.json"
 """Beside `starter.py`: what was answered, to be handed in with it."""
 
@@ -58,14 +59,18 @@ class PredictionCase:
         return getattr(self.truths, question.id)(self.numbers)
 
 
+def asks(lab: Lab) -> bool:
+    """Whether the lab has questions."""
+    return (lab.folder / _QUESTIONS).is_file()
+
+
 def make_case(lab: Lab, seed: int) -> PredictionCase:
     """The case of `seed`. Raises `LabError` if the lab asks no questions."""
-    path = lab.folder / "predict.toml"
-    if not path.is_file():
+    if not asks(lab):
         raise LabError(f"Lab {lab.id} has no questions to predict.")
     truths = _load(lab)
     numbers = truths.case(random.Random(seed))
-    asked = tomllib.loads(path.read_text(encoding="utf-8"))["question"]
+    asked = tomllib.loads((lab.folder / _QUESTIONS).read_text(encoding="utf-8"))["question"]
     return PredictionCase(seed, numbers, [_question(facts, numbers) for facts in asked], truths)
 
 
@@ -122,7 +127,7 @@ def read_attempts(text: str) -> list[tuple[int, dict[str, str | int]]]:
 def _question(facts: dict, numbers: dict) -> Question:
     kind = facts.get("kind", "int")
     if kind not in KINDS:
-        raise LabError(f"predict.toml: question {facts['id']!r} has kind {kind!r}; there are {', '.join(KINDS)}.")
+        raise LabError(f"{_QUESTIONS}: question {facts['id']!r} has kind {kind!r}; there are {', '.join(KINDS)}.")
     return Question(
         id=facts["id"],
         text=" ".join(facts["ask"].format(**numbers).split()),

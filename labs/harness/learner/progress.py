@@ -157,7 +157,7 @@ def _read(path: Path) -> tuple[dict, str | None]:
     if sound == facts:
         return sound, None
     how = "cannot be read in full; the rest" if sound else "cannot be read; it"
-    return sound, f"{path} {how} counts as not there. With the next result the file is kept as {DAMAGED}."
+    return sound, f"{path} {how} is treated as missing. With the next result the file is kept as {DAMAGED}."
 
 
 def _sound(facts: dict) -> dict:

@@ -86,8 +86,8 @@ def _state(todo: int, outcomes: list[Outcome], tested: list[int]) -> tuple[str, 
     ours = sorted({other for outcome in outcomes for other in outcome.on_ours})
     if passed == len(outcomes):
         if blockers := [other for other in ours if other in tested]:
-            return BLOCKED, f"blocked by {_todos(blockers)} (right on top of ours)"
-        return SOLVED, f"solved on top of our {_todos(ours)}" if ours else "solved"
+            return BLOCKED, f"blocked by {_todos(blockers)} (passes with our {_todos(blockers)} in place of yours)"
+        return SOLVED, f"solved with our {_todos(ours)} in place of yours" if ours else "solved"
     if passed:
         return PARTLY, f"partly: {passed} of {len(outcomes)} tests pass"
     unwritten = {outcome.unwritten for outcome in outcomes if outcome.unwritten is not None}

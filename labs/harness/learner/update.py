@@ -155,7 +155,7 @@ def _notes(
     given = [name for name in mine if name in old and name in theirs and name not in _regions(old)]
     for name in given:
         if not _same(mine[name], old[name]) and not any(_holds(name, other) for other in [*written, *added]):
-            notes.append(f"{name} was changed by you; it is the newer version's now, yours is in the archive")
+            notes.append(f"you had changed {name}; it is now the newer version's, and yours is in the archive")
     return notes
 
 

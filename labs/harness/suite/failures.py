@@ -96,7 +96,7 @@ def _place_in(error: BaseException, own: Path | None) -> list[str]:
             found = [f"{Path(file).name} line {line}, in {frame.f_code.co_qualname.replace('.<locals>', '')}: {code[:WIDTH]}"]
         elif is_ours(file):
             by = f", called by your line {_frames_in(error, own)[-1]}" if found else ""
-            found = [*found[:1], f"it went wrong in {file[1:-1]}{by}: look at what that line gives it"]
+            found = [*found[:1], f"it went wrong in {file[1:-1]}{by}: look at what that line passes to it"]
     return found
 
 

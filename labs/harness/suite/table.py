@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from labs.harness.catalog import Lab
-from labs.harness.learner import results
+from labs.harness.learner import predictions, results
 from labs.harness.learner.progress import Progress
 from labs.harness.learner.results import Row, points_text
 
@@ -48,7 +48,7 @@ def _line(lab: Lab, row: Row) -> tuple[str, str, str, str, str]:
 def _closing_lines(lab: Lab, rows: list[Row], progress: Progress | None) -> list[tuple[str, str, str, str, str]]:
     earned, of = sum(row.points for row in rows), sum(row.of for row in rows)
     lines = []
-    if progress is not None and (lab.folder / "predict.toml").is_file():
+    if progress is not None and predictions.asks(lab):
         attempts = progress.predictions(lab.id)
         points = results.prediction_points(attempts)
         state, command = "not answered yet", f"python -m labs predict {lab.id}"

@@ -15,9 +15,11 @@ from nano_qwen3_serving.pictures.draws import (
     generator,
     grouped,
     logits_after,
+    one_at_a_time,
     random_number,
     row,
     stages,
+    top_tokens,
 )
 from nano_qwen3_serving.pictures.film import Film
 from nano_qwen3_serving.pictures.guesses import beside
@@ -34,6 +36,8 @@ from nano_qwen3_serving.pictures.insides import (
     WatchedAttention,
     WatchedEngine,
     attend,
+    keys_seen,
+    keys_seen_by_torch,
     kv_heads_read,
     misled,
 )
@@ -51,7 +55,14 @@ from nano_qwen3_serving.pictures.roofline import (
     roofline,
     throughput,
 )
-from nano_qwen3_serving.pictures.runs import apart_and_together, in_groups, on_a_clock, record, with_and_without_cache
+from nano_qwen3_serving.pictures.runs import (
+    apart_and_together,
+    in_groups,
+    on_a_clock,
+    record,
+    warm_llm,
+    with_and_without_cache,
+)
 from nano_qwen3_serving.pictures.schedule import batches_over_time, seats_film, seats_over_time
 from nano_qwen3_serving.pictures.streams import Gate, exactly, held, one_by_one, read, serving, until
 from nano_qwen3_serving.pictures.timeline import answer_over_time, streams_film, streams_over_time, tokens_over_time
@@ -91,6 +102,8 @@ __all__ = [
     "held",
     "in_groups",
     "kept_for_a_token",
+    "keys_seen",
+    "keys_seen_by_torch",
     "kv_heads_read",
     "latencies",
     "layers_film",
@@ -98,6 +111,7 @@ __all__ = [
     "logits_after",
     "misled",
     "on_a_clock",
+    "one_at_a_time",
     "one_by_one",
     "pool_film",
     "pool_over_time",
@@ -126,7 +140,9 @@ __all__ = [
     "tokens_again",
     "tokens_computed",
     "tokens_over_time",
+    "top_tokens",
     "turned_by_hand",
     "until",
+    "warm_llm",
     "with_and_without_cache",
 ]

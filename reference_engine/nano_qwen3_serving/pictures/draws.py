@@ -35,6 +35,12 @@ def logits_after(prompt: str) -> tuple[Tensor, Any]:
     return sampler.logits[0], llm.get_tokenizer()
 
 
+def top_tokens(logits: Tensor, tokenizer: Any, count: int) -> tuple[list[int], list[str], list[float]]:
+    """The most probable tokens: ids, texts and probabilities, in falling order."""
+    values, ids = logits.softmax(dim=-1).topk(count)
+    return ids.tolist(), [repr(tokenizer.decode([token])) for token in ids.tolist()], values.tolist()
+
+
 def generator(**engine_args: Any) -> Callable[..., list[CompletionOutput]]:
     """The course's model as a function of a prompt and any number of wishes (dicts of parameters), with parameters of all.
 
@@ -76,6 +82,11 @@ def stages(logits: Tensor, temperature: float, top_k: int, top_p: float) -> dict
 def counted(logits: Tensor, count: int, wishes: Mapping[str, Mapping[str, Any]], tokens: Sequence[int]) -> dict[str, list[float]]:
     """Shares of so many draws, by title, of some tokens and of all others together."""
     return {title: grouped(drawn(logits, count, **wish), tokens) for title, wish in wishes.items()}
+
+
+def one_at_a_time(**values: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Wishes of one parameter each: `{"top_k=3": {"top_k": 3}, …}`."""
+    return {f"{name}={value}": {name: value} for name, several in values.items() for value in several}
 
 
 def random_number(seed: int, position: int) -> float:

@@ -70,6 +70,15 @@ class Film(Card):
             if text:
                 self.text(x, y, text, when=[other == text for other in texts], **more)
 
+    def typed(self, x: float, y: float, pieces: Sequence[tuple[str, Sequence[bool]]], size: float = SIZE) -> None:
+        """A line of text that starts at x, in pieces that appear each in its own frames."""
+        spans: list[str] = []
+        for piece, when in pieces:
+            there = self._rule("fill-opacity", [f"{int(shown)}" for shown in when])
+            spans.append(f'<tspan class="m" fill-opacity="{int(when[self.still])}" style="animation-name:{there}">'
+                         f"{escape(piece, quote=False)}</tspan>")
+        self._shapes.append(f'<text x="{x:g}" y="{y + 0.36 * size:g}" font-size="{size:g}" fill="{INK}">{"".join(spans)}</text>')
+
     def line(self, start: Place, end: Place, edge: str = INK, **moves: Any) -> None:
         """A straight line."""
         (x1, y1), (x2, y2) = start, end

@@ -36,17 +36,18 @@ def turned_by_hand(head: Sequence[float], theta: float, positions: Sequence[int]
     return turned(numbers, rotary, positions) * numbers.square().mean().sqrt()
 
 
-def products_apart(
-    head: Tensor, rotary: Any, positions: Sequence[int], distances: Sequence[int]
-) -> dict[int, dict[int, float]]:
+def products_apart(network: Any, positions: Sequence[int], distances: Sequence[int]) -> dict[int, dict[int, float]]:
     """Products of a head as query with itself as key so many tokens behind: by distance, by the query's position.
 
+    The head's numbers are the sines of 0, 1, 2, ...: no matter which, as long as they differ.
+
     Args:
-        head: [head_dim].
-        rotary: the engine's.
+        network: the engine's; its rotary embedding turns them.
         positions: of the query.
         distances: of the key, in tokens.
     """
+    rotary = network.model.rotary
+    head = torch.arange(rotary.head_dim).sin()
     query = turned(head, rotary, positions)
     found = {}
     for apart in distances:

@@ -25,7 +25,7 @@ from nano_qwen3_serving.outputs import CompletionOutput
 from nano_qwen3_serving.request import Request
 from nano_qwen3_serving.sampling_params import SamplingParams
 
-ChangeTables = Callable[[Tensor, Sequence[int]], Tensor]
+ChangeTables = Callable[[Tensor, Sequence[int]], Tensor | None]
 
 
 class WatchedAttention(TorchPagedAttention):
@@ -97,6 +97,14 @@ class WatchedEngine:
         """The tokens of a text, each as text."""
         return [self.tokenizer.decode([token]) for token in self.tokenizer.encode(text)]
 
+    def ids(self, *words: str) -> list[tuple[str, int]]:
+        """Text and id of tokens, as `layers_film` wants them."""
+        return [(repr(word), token) for word in words for token in self.tokenizer.encode(word)]
+
+    def sizes(self) -> dict[str, int]:
+        """How many numbers each matrix of the network has, by name; `lm_head` is left out, for it is the embedding once more."""
+        return {name: matrix.numel() for name, matrix in self.network.named_parameters() if name != "lm_head.weight"}
+
     def shapes(self, text: str) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         """What passes while a text is computed: module, shape that it gets, shape that it gives. Of the layers only the first."""
         told: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
@@ -116,8 +124,8 @@ class MisledAttention(TorchPagedAttention):
 
     Args:
         config: the engine's.
-        change: gets the tables [requests, blocks] and the number of keys of each request, and gives other tables. It is asked
-            only in steps in which every request computes a single token.
+        change: gets a copy of the tables [requests, blocks] and the number of keys of each request, and changes it or gives
+            another one. It is asked only in steps in which every request computes a single token.
     """
 
     def __init__(self, config: EngineConfig, change: ChangeTables) -> None:
@@ -127,12 +135,16 @@ class MisledAttention(TorchPagedAttention):
     def forward(self, q: Tensor, layer_cache: LayerCache, metadata: AttentionMetadata) -> Tensor:
         """Attends through the changed tables."""
         if metadata.num_decodes == len(metadata.query_lens):
-            metadata = replace(metadata, block_tables=self.change(metadata.block_tables.clone(), metadata.seq_lens))
+            copy = metadata.block_tables.clone()
+            other = self.change(copy, metadata.seq_lens)
+            metadata = replace(metadata, block_tables=copy if other is None else other)
         return super().forward(q, layer_cache, metadata)
 
 
-def misled(prompts: Sequence[str], change: ChangeTables, max_tokens: int = 20) -> list[CompletionOutput]:
-    """Greedy answers of the course's model, whose attention reads through tables that `change` made."""
+def misled(
+    prompts: Sequence[str], change: ChangeTables = lambda tables, seq_lens: None, max_tokens: int = 20
+) -> list[CompletionOutput]:
+    """Greedy answers of the course's model, whose attention reads through tables that `change` made, or the right ones."""
     parts = Components(attention=lambda config: MisledAttention(config, change))
     llm = LLM("course", dtype="float32", device="cpu", block_size=4, enable_prefix_caching=False, components=parts)
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, logprobs=1)
@@ -176,6 +188,13 @@ class StepsByHand:
         """Request, position and slot of each row of such a step."""
         names = [chunk.request.request_id for chunk in step.chunks for _ in range(chunk.num_tokens)]
         return list(zip(names, step.positions.tolist(), step.metadata.slot_mapping.tolist(), strict=True))
+
+    def described(self, step: ModelInputs) -> str:
+        """Such a step in three lines: its rows, then what attention is told."""
+        meta = step.metadata
+        return "\n".join(" ".join(map(str, words)) for words in (
+            ("token ids", step.token_ids.tolist(), " request, position, slot", *self.rows_of(step)),
+            ("query_lens", meta.query_lens, " seq_lens", meta.seq_lens), ("block_tables", meta.block_tables.tolist())))
 
     def compute(self, *chunks: tuple[str, int, int]) -> None:
         """Computes such a step."""
@@ -230,6 +249,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: Sequence[int], shape: ModelCo
     core.write(cache, k, v, slots)
     return core.forward(q, cache, AttentionMetadata(
         [len(q)], [len(k)], torch.tensor([list(table)]), slots[-len(q):], int(len(q) == 1), block_size))
+
+
+def keys_seen(rows: int, keys: int, table: Sequence[int], shape: ModelConfig) -> Tensor:
+    """Which keys the engine's attention shows to each of a request's last rows: bools, [rows, keys].
+
+    Queries and keys are zeros, so that a row takes as much of each value that it sees, and value i is a 1 in place i.
+    """
+    return attend(torch.zeros(rows, 1, keys), torch.zeros(keys, 1, keys), torch.eye(keys)[:, None], table, shape)[:, 0] > 0
+
+
+def keys_seen_by_torch(rows: int, keys: int, **arguments: Any) -> Tensor:
+    """The same of torch's `scaled_dot_product_attention`, called with these arguments."""
+    return scaled_dot_product_attention(torch.zeros(1, rows, keys), torch.zeros(1, keys, keys), torch.eye(keys)[None],
+                                        **arguments)[0] > 0
 
 
 def kv_heads_read(shape: ModelConfig) -> list[int]:

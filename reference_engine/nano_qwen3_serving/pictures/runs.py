@@ -33,10 +33,19 @@ def record(requests: Mapping[str, tuple[int, int]], **engine_args: Any) -> list[
     return engine.recorder.steps
 
 
+def warm_llm() -> tuple[LLM, Recorder]:
+    """The course's model, which has answered once already, because the very first call is slower; and its flight recorder."""
+    recorder = Recorder()
+    llm = LLM("course", recorder=recorder)
+    llm.generate("Hello!", SamplingParams(max_tokens=4), use_tqdm=False)
+    recorder.steps.clear()
+    return llm, recorder
+
+
 def on_a_clock(
     requests: Mapping[str, tuple[int, int, float]], ends: Sequence[float], **engine_args: Any
-) -> tuple[list[dict[str, Any]], dict[str, RequestOutput]]:
-    """The flight recorder's steps of a run on a clock that is set by hand, and the last output of each request.
+) -> tuple[dict[str, list[float]], dict[str, RequestOutput]]:
+    """When each request's tokens came, in a run on a clock that is set by hand, and the last output of each request.
 
     Args:
         requests: tokens of the prompt, tokens to generate and time of arrival, by name.
@@ -53,7 +62,7 @@ def on_a_clock(
     for now in ends:
         last |= {output.request_id: output for output in engine.step()}
     assert engine.recorder is not None
-    return engine.recorder.steps, last
+    return {name: [step["time"] for step in engine.recorder.steps if name in step["sampled"]] for name in requests}, last
 
 
 def apart_and_together(

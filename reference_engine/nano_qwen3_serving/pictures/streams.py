@@ -41,10 +41,10 @@ class Gate:
         self._open.set()
 
 
-def serving(gate: Gate | None = None, **engine_args: Any) -> AsyncLLMEngine:
-    """The course's model behind streams, with a flight recorder; no blocks are shared."""
-    args = AsyncEngineArgs(model="course", enable_prefix_caching=False, **engine_args)
-    return AsyncLLMEngine.from_engine_args(args, recorder=Recorder(), gate=gate)
+def serving(gate: Gate | None = None, **engine_args: Any) -> tuple[AsyncLLMEngine, list[dict[str, Any]]]:
+    """The course's model behind streams, and its flight recorder's steps, as they come; no blocks are shared."""
+    args, recorder = AsyncEngineArgs(model="course", enable_prefix_caching=False, **engine_args), Recorder()
+    return AsyncLLMEngine.from_engine_args(args, recorder=recorder, gate=gate), recorder.steps
 
 
 @asynccontextmanager
