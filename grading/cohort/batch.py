@@ -172,6 +172,7 @@ def run_batch(
     """
     began = time.monotonic()
     journal.hand_in(one.attempt for one in cohort.handed_in)
+    journal.keep({one.attempt.digest: one.submission.files for one in cohort.handed_in if one.submission.files})
     units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in)}
     summary, runs = Summary(found=len(units), lines=cohort.lines), _Runs(journal, cohort.lines)
     runs.take_known(units)
@@ -269,5 +270,5 @@ def _older(journal: Journal, cohort: Cohort) -> list[Line]:
         if counts is not None and counts.digest not in digests:
             found.append(Line("older", student, lab,
                               f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
-                              "if that is wrong, give the times with --times"))
+                              "if that is wrong, give the times in the file that term.toml names"))
     return found

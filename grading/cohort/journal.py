@@ -2,19 +2,24 @@
 
 A result is stored under a key, the hash of all it depends on, in one short transaction: a process that
 is killed at any instant leaves a result wholly or not at all. Nothing is deleted or overwritten; what
-changes is only which result stands. Knows no labs and grades nothing.
+changes is only which result stands. What was handed in is kept, too: a file that is overwritten later can still
+be compared. Knows no labs and grades nothing.
 """
 
+import json
 import os
 import sqlite3
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grading.cohort.late import Late, Terms, read_policy, settle
-from grading.judge.report import Report
+from grading.cohort import overrides as deciding
+from grading.cohort.late import Late, Terms, settle
+from grading.cohort.overrides import Override
+from grading.judge.report import Report, TodoResult
 
 SCHEMA = 1
 _APPLICATION = 0x67726164
@@ -31,7 +36,9 @@ CREATE TABLE IF NOT EXISTS standing (
     student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, key TEXT NOT NULL REFERENCES results (key),
     PRIMARY KEY (student, lab, digest));
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS texts (digest TEXT PRIMARY KEY, files BLOB NOT NULL);
 """
+"""`texts` came later: a journal without it gets it when it is opened, and an older course passes it over."""
 
 _LAST = """
 SELECT id, digest, submitted, source FROM attempts WHERE student = ? AND lab = ? ORDER BY submitted DESC, id DESC LIMIT 1
@@ -71,10 +78,11 @@ class Entry:
         report: as it was graded.
         submitted: when it was handed in, ISO 8601 in UTC; None if nobody knows.
         late_days: after the deadline, extensions counted.
-        final_score: after what lateness costs.
+        final_score: after what lateness costs, and what the instructor decided.
         charged_days: days that cost something.
         tokens: days that a grace token paid for.
         attempts: hand-ins of this student and lab, this one among them.
+        overrides: what the instructor decided.
     """
 
     report: Report
@@ -84,6 +92,17 @@ class Entry:
     charged_days: int = 0
     tokens: int = 0
     attempts: int = 1
+    overrides: tuple[Override, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """Points before lateness is charged; the final score where the instructor set that."""
+        final = deciding.final_of(self.overrides)
+        return deciding.score_with(self.report, self.overrides) if final is None else final
+
+    def todos(self) -> list[TodoResult]:
+        """One row per TODO, in order, the predictions first, with what the instructor decided."""
+        return deciding.todos_with(self.report, self.overrides)
 
 
 class Journal:
@@ -117,6 +136,10 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the file."""
         self._base.close()
 
     def _open(self) -> None:
@@ -134,6 +157,8 @@ class Journal:
                     self._do(statement)
                 self._do(f"PRAGMA application_id = {_APPLICATION}")
                 self._do(f"PRAGMA user_version = {SCHEMA}")
+        elif not self._do("SELECT 1 FROM sqlite_master WHERE name = 'texts'"):
+            self._do(_TABLES.strip().split(";")[-2])
 
     # writing
 
@@ -162,6 +187,13 @@ class Journal:
         number, _, known, source = last[0]
         if one.source == "times" or (source == "mtime" and submitted and submitted < known):
             self._do("UPDATE attempts SET submitted = ?, source = ? WHERE id = ?", submitted, one.source, number)
+
+    def keep(self, contents: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Keep what was handed in, digest → files by name, in one transaction."""
+        with self._transaction():
+            for digest, files in contents.items():
+                packed = zlib.compress(json.dumps({name: content.decode("latin-1") for name, content in files.items()}).encode())
+                self._do("INSERT OR IGNORE INTO texts (digest, files) VALUES (?, ?)", digest, packed)
 
     def record(self, key: str, report: Report, allow_lower: bool = False) -> bool:
         """Store a result, in one transaction; one that is known stays as it is.
@@ -201,6 +233,11 @@ class Journal:
         with self._transaction():
             self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('terms', ?)", terms.to_json())
 
+    def set_overrides(self, overrides: Iterable[Override]) -> None:
+        """From now on these, and no others, are what the instructor decided."""
+        with self._transaction():
+            self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('overrides', ?)", deciding.to_json(overrides))
+
     # reading
 
     def fact(self, name: str) -> str | None:
@@ -212,6 +249,18 @@ class Journal:
         """What lateness is judged by; nothing is late by default."""
         text = self.fact("terms")
         return Terms.from_json(text) if text else Terms()
+
+    def overrides(self) -> list[Override]:
+        """What the instructor decided."""
+        text = self.fact("overrides")
+        return deciding.from_json(text) if text else []
+
+    def files(self, digest: str) -> dict[str, bytes] | None:
+        """What was handed in; None if it is not kept: journals of older courses have no texts."""
+        rows = self._do("SELECT files FROM texts WHERE digest = ?", digest)
+        if not rows:
+            return None
+        return {name: text.encode("latin-1") for name, text in json.loads(zlib.decompress(rows[0][0])).items()}
 
     def result(self, key: str) -> Report | None:
         """The result stored under a key."""
@@ -260,10 +309,12 @@ class Journal:
         for student, lab, _, submitted, _, report in self._do(_ALL):
             last[lab, student] = (submitted or None, Report.from_json(report) if report else None)
             times[lab, student] += 1
-        late = _lateness(self.terms(), last)
-        return [
-            Entry(report, submitted, late[whose].days, late[whose].score, late[whose].charged, late[whose].tokens, times[whose])
-            for whose, (submitted, report) in last.items() if report and lab_id in (None, whose[0])]
+        decided: dict[tuple[str, str], tuple[Override, ...]] = defaultdict(tuple)
+        for one in self.overrides():
+            decided[one.lab, one.student] += (one,)
+        late = _lateness(self.terms(), last, decided)
+        return [_entry(report, submitted, late[whose], times[whose], decided[whose])
+                for whose, (submitted, report) in last.items() if report and lab_id in (None, whose[0])]
 
     # statements
 
@@ -291,14 +342,25 @@ class Journal:
         return self._do(statement)[0][0]
 
 
-def _lateness(terms: Terms, last: dict[tuple[str, str], tuple]) -> dict[tuple[str, str], Late]:
+def _entry(report: Report, submitted: str | None, late: Late, attempts: int, overrides: tuple[Override, ...]) -> Entry:
+    final = deciding.final_of(overrides)
+    return Entry(report, submitted, late.days, late.score if final is None else final, late.charged, late.tokens, attempts,
+                 overrides)
+
+
+def _lateness(
+    terms: Terms, last: Mapping[tuple[str, str], tuple], decided: Mapping[tuple[str, str], tuple[Override, ...]]
+) -> dict[tuple[str, str], Late]:
     """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
-    policy, labs_of = read_policy(terms.policy), defaultdict(list)
+    labs_of = defaultdict(list)
     for lab, student in sorted(last):
         labs_of[student].append(lab)
     found: dict[tuple[str, str], Late] = {}
     for student, labs in labs_of.items():
-        given = [(terms.late(student, lab, last[lab, student][0]), report.score if (report := last[lab, student][1]) else 0.0)
-                 for lab in labs]
-        found |= {(lab, student): late for lab, late in zip(labs, settle(policy, given), strict=True)}
+        given = []
+        for lab in labs:
+            submitted, report = last[lab, student]
+            score = deciding.score_with(report, decided.get((lab, student), ())) if report else 0.0
+            given.append((terms.late(student, lab, submitted), score))
+        found |= {(lab, student): late for lab, late in zip(labs, settle(terms.policy, given), strict=True)}
     return found

@@ -69,6 +69,14 @@ def clusters(entries: Iterable[Entry]) -> list[Cluster]:
     return sorted(made, key=lambda one: (one.todo, -len(one.students), one.id))
 
 
+def anonymous(entries: Iterable[Entry]) -> list[Entry]:
+    """The same results of `student 01` and so on, in an order that tells nothing of who they are: that of what was handed in."""
+    ordered = sorted(entries, key=lambda entry: (entry.report.digest, entry.report.student))
+    width = len(str(len(ordered)))
+    return [replace(entry, report=replace(entry.report, student=f"student {number:0{width}}"))
+            for number, entry in enumerate(ordered, 1)]
+
+
 def _failed(entry: Entry) -> dict[int, list[CheckResult]]:
     found = defaultdict(list)
     for check in entry.report.checks:
@@ -192,8 +200,8 @@ def page(lab_id: str, title: str, entries: Sequence[Entry], found: Sequence[Clus
     bins = distribution(entries)
     return templates(Path(__file__).parent).get_template("cohort.html").render(
         lab_id=lab_id, title=title, entries=entries, clusters=found, at=at, plain=plain, bins=bins, need=VERIFIED_BY,
-        most=max(one.count for one in bins), todos=sorted({row.todo for entry in entries for row in entry.report.todos()}),
-        rows={entry.report.student: {row.todo: row for row in entry.report.todos()} for entry in entries},
+        most=max(one.count for one in bins), todos=sorted({row.todo for entry in entries for row in entry.todos()}),
+        rows={entry.report.student: {row.todo: row for row in entry.todos()} for entry in entries},
         low=scores[0], median=_median(scores), high=scores[-1], max_score=max(entry.report.max_score for entry in entries))
 
 

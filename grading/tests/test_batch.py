@@ -33,8 +33,7 @@ LAB = find_lab("06")
 PROJECT = Path(__file__).parents[2]
 COMMAND = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it\n"
-    "import typer; from grading import cli_batch; app = typer.Typer(); "
-    "app.command()(cli_batch.batch); app.command()(cli_batch.status); app()")
+    "from grading.cli.app import app; app()")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -268,9 +267,11 @@ def dozen(folder: Path) -> None:
 def command(tmp_path: Path, journal: str, *more: str) -> list[str]:
     students = sorted(path.name.partition(".")[0] for path in (tmp_path / "submissions").iterdir())
     (tmp_path / "roster.csv").write_text("student\n" + "\n".join(students))
-    return [sys.executable, "-c", COMMAND, "batch", str(tmp_path / "submissions"), "--labs", "06",
-            "--roster", str(tmp_path / "roster.csv"), "--jobs", "2", "--no-predictions",
-            "--journal", str(tmp_path / journal), "--json", str(tmp_path / f"{journal}.json"), *more]
+    (tmp_path / "term.toml").write_text(
+        f'journal = "{journal}"\n[submissions]\nfolder = "submissions"\n[roster]\nfile = "roster.csv"\n'
+        "[labs]\n06 = {}\n[grading]\npredictions = false\n")
+    return [sys.executable, "-c", COMMAND, "batch", "--term-file", str(tmp_path / "term.toml"), "--jobs", "2",
+            "--json", str(tmp_path / f"{journal}.json"), *more]
 
 
 def wait_for_results(journal: Path, count: int, process: subprocess.Popen) -> int:
@@ -347,7 +348,7 @@ def test_a_journal_has_one_secret(tmp_path):
     with Journal(tmp_path / "j", create=True) as base:
         _same_seeds(base, plan())
         _same_seeds(base, plan("v2"))
-        with pytest.raises(ValueError, match="another --secret or --seed-mode"):
+        with pytest.raises(ValueError, match="another term secret or seed_mode"):
             _same_seeds(base, plan(seed_mode="cohort"))
 
 

@@ -1,0 +1,68 @@
+"""What an instructor decides about a score, with the comment that goes out with it. Knows reports; knows no files.
+
+An override is about a student and a lab, whichever hand-in counts: it stays when a submission is graded again.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from grading.judge.report import Report, TodoResult
+
+
+@dataclass(frozen=True)
+class Override:
+    """One decision: what a TODO is worth, what the whole lab is worth, or points on top.
+
+    Attributes:
+        comment: why; the student reads it.
+        todo: whose points are set, 0 for the predictions; None for the lab's final score, lateness or not.
+        points: what is set; None if points are added.
+        bonus: points that are added before lateness is charged; None if points are set.
+    """
+
+    student: str
+    lab: str
+    comment: str
+    todo: int | None = None
+    points: float | None = None
+    bonus: float | None = None
+
+    def words(self) -> str:
+        """In a line for the student."""
+        what = "the score" if self.todo is None else "the predictions" if self.todo == 0 else f"TODO {self.todo}"
+        done = f"added {self.bonus:g} points" if self.bonus is not None else f"set {what} to {self.points:g} points"
+        return f"The instructor {done}: {self.comment}"
+
+
+def to_json(overrides: Iterable[Override]) -> str:
+    """As the journal keeps them."""
+    return json.dumps([asdict(one) for one in overrides], ensure_ascii=False, sort_keys=True)
+
+
+def from_json(text: str) -> list[Override]:
+    """What `to_json` wrote."""
+    return [Override(**facts) for facts in json.loads(text)]
+
+
+def todos_with(report: Report, overrides: Sequence[Override]) -> list[TodoResult]:
+    """A report's rows, one for each TODO, with the points that were set."""
+    set_to = {one.todo: one.points for one in overrides if one.points is not None}
+    return [_worth(row, set_to[row.todo]) if row.todo in set_to else row for row in report.todos()]
+
+
+def _worth(row: TodoResult, earned: float | None) -> TodoResult:
+    assert earned is not None
+    state = "solved" if earned >= row.points else "partly" if earned else "failing"
+    return replace(row, earned=earned, state=state)
+
+
+def score_with(report: Report, overrides: Sequence[Override]) -> float:
+    """Points before lateness is charged."""
+    earned = sum(row.earned for row in todos_with(report, overrides))
+    return round(earned + sum(one.bonus for one in overrides if one.bonus is not None), 2)
+
+
+def final_of(overrides: Sequence[Override]) -> float | None:
+    """The final score that was set; None if none was."""
+    return next((one.points for one in overrides if one.todo is None and one.points is not None), None)
