@@ -15,7 +15,7 @@ from grading.authoring import machine_mutants as by_machine
 from grading.authoring import starter as starters
 from grading.authoring import symptoms as symptom_tables
 from grading.authoring.mutants import KINDS, Mutant, read_alternatives, read_mutants, some_of
-from grading.cli import batch, cheats, export, grade, release
+from grading.cli import attempts, batch, cheats, collect, export, grade, release
 from grading.cli import term as term_commands
 from grading.cli.progress_bar import bar
 from grading.edition.at_tag import run_at
@@ -49,8 +49,10 @@ def _commands(
 app.command()(term_commands.init)
 app.command()(grade.grade)
 app.command()(grade.agreement)
+app.command()(collect.collect)
 app.command()(batch.batch)
 app.command()(batch.status)
+app.command()(attempts.attempts)
 app.command()(batch.regrade)
 app.command()(batch.synthetic)
 app.command()(cheats.cheats)

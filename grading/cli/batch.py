@@ -162,7 +162,7 @@ def synthetic(
 # what the commands share
 
 
-def _lab_names() -> dict[str, str]:
+def lab_names() -> dict[str, str]:
     """All that a file may call a lab → its id."""
     return {name: lab.id for lab in all_labs() for name in (lab.id, str(lab.number), f"lab{lab.id}", lab.folder.name)}
 
@@ -212,7 +212,7 @@ def _without_result(base: Journal, plan: Plan) -> list[Line]:
 
 def _cohort(submissions: Path, plan: Plan, term: Term) -> Cohort:
     """What was handed in; where the files' own times are taken, a line says of how many."""
-    said = read_times(term.times, _lab_names(), term.zone) if term.times else None
+    said = read_times(term.times, lab_names(), term.zone) if term.times else None
     cohort = read_cohort(submissions, list(plan.labs.values()), term.roster, said)
     own = sum(one.attempt.source == "mtime" for one in cohort.handed_in)
     if own and (term.times or term.mtimes):
@@ -261,7 +261,7 @@ def _scores(base: Journal, lab: str) -> dict[str, float]:
 
 
 def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_secret: bool) -> None:
-    _print_lines(summary.lines)
+    print_lines(summary.lines)
     for lab, scores in by_lab.items():
         console.print(
             f"Lab {lab}: {scores['students']} students, "
@@ -275,8 +275,8 @@ def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_sec
         console.print("There is no term secret: anybody can work out the inputs of the checks. python -m grading init makes one.")
 
 
-def _print_lines(lines: Sequence[Line]) -> None:
-    """Lines by kind, those that want something done first."""
+def print_lines(lines: Sequence[Line]) -> None:
+    """Print lines by kind, those that want something done first."""
     kinds: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         kinds[line.kind].append(line)
@@ -293,7 +293,7 @@ def _line(line: Line) -> Text:
 
 
 def _print_regraded(found: Regraded, dry: bool) -> None:
-    _print_lines(found.lines)
+    print_lines(found.lines)
     would = "would " if dry else ""
     for title, changes in ((f"who {would}gain{'' if dry else 's'}", found.winners),
                            (f"who {would}lose{'' if dry else 's'}", found.losers)):

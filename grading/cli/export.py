@@ -1,5 +1,6 @@
 """`python -m grading export`, `report`, `gradescope-zip`, `similarity`: what leaves grading as a file."""
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grading.cli.collect import KEPT
 from grading.cli.term import JournalFile, TermFile, open_journal, submissions_of
 from grading.cohort import similarity
+from grading.cohort.downloads import feedback_names
 from grading.cohort.journal import Entry
+from grading.cohort.roster import Roster
 from grading.cohort.term import Term, find_term
 from grading.export import canvas, classroom50, cohort_page, csv_table, gradescope, html, junit, markdown, moodle
-from grading.export.files import file_name, write
+from grading.export.files import file_name, write, zipped
 from grading.export.sheet import Filled
 from grading.gradescope import autograder, container_limits, dry_run
 from grading.judge.seeds import PUBLIC_SECRET
@@ -23,7 +27,7 @@ from grading.judge.show import plain
 from labs.harness.catalog import find_lab
 from labs.harness.learner.diagnosis import FILE, read_table
 
-FORMATS = ("gradescope", "classroom50", "canvas", "moodle", "junit", "csv", "markdown", "html")
+FORMATS = ("gradescope", "classroom50", "canvas", "moodle", "junit", "csv", "markdown", "html", "feedback")
 ENDINGS = {"gradescope": "json", "classroom50": "json", "markdown": "md", "html": "html"}
 """Formats with a file for each submission."""
 SLOWER = 2
@@ -37,7 +41,7 @@ console = Console(highlight=False)
 def export(
     form: Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(FORMATS))],
     out: Annotated[Path, typer.Option(
-        help="the file; a folder where each submission has its own (gradescope, classroom50, markdown, html)")],
+        help="the file, a zip of feedback; a folder where each submission has a file (gradescope, classroom50, markdown, html)")],
     lab: Annotated[str | None, typer.Option(help="such as 06; default: every lab in the journal")] = None,
     student: Annotated[str | None, typer.Option(help="only theirs; --out is a file then")] = None,
     section: Section = None,
@@ -71,6 +75,8 @@ def export(
     elif form in ("csv", "junit"):
         text = _table(entries, term, student, section) if form == "csv" else junit.document(entries, not for_instructors)
         _write(out, text.encode("utf-8"))
+    elif form == "feedback":
+        unplaced = _feedback(entries, out, term, forms["html"])
     elif form in ("canvas", "moodle"):
         unplaced = _gradebook(form, entries, out, fill, assignment, identity, term)
     else:
@@ -151,6 +157,24 @@ def _gradebook(
     _tell("note", filled.notes)
     _tell("not entered", filled.unplaced)
     return filled.unplaced
+
+
+def _feedback(entries: Sequence[Entry], out: Path, term: Term, page: Callable[[Entry], str]) -> list[str]:
+    """A zip of pages under the names by which the platform that the submissions came from takes feedback back."""
+    labs = sorted({entry.report.lab for entry in entries})
+    kept = term.submissions / KEPT if term.submissions else None
+    downloads = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
+    if len(labs) > 1 or labs[0] not in downloads:
+        raise ValueError(f"feedback is of one lab whose submissions came by python -m grading collect; choose with --lab one of "
+                         f"{', '.join(sorted(downloads)) or 'these: none yet'}")
+    came, by_student = downloads[labs[0]], {entry.report.student: entry for entry in entries}
+    names = feedback_names(came["form"], came["prefixes"], list(by_student), term.roster or Roster({}))
+    _write(out, zipped({name: page(by_student[student]).encode("utf-8") for student, name in names.items()}))
+    grouped = {student for owner in came["prefixes"] for student in (term.roster.owners(owner) if term.roster else [])}
+    unplaced = [f"{plain(student)}: the download had no submission of theirs" for student in by_student
+                if student not in names and student not in grouped]
+    _tell("not written", unplaced)
+    return unplaced
 
 
 def _write(path: Path, data: bytes, quiet: bool = False) -> None:

@@ -204,7 +204,7 @@ def read_cohort(
         for lab in labs:
             _hand_in(cohort, student, entries, lab, len(labs) > 1, times or {})
     if times is not None:
-        _compare_times(cohort, times, {lab.id for lab in labs})
+        _compare_times(cohort, times, {lab.id for lab in labs}, roster)
     if roster:
         _compare(cohort, roster, found)
     return cohort
@@ -314,14 +314,15 @@ def _compare(cohort: Cohort, roster: Roster, found: Mapping[str, object]) -> Non
             cohort.say("not in roster", f"{student} has handed in and is not in the roster; it is graded nevertheless", student)
 
 
-def _compare_times(cohort: Cohort, times: Mapping[tuple[str, str], str], labs: set[str]) -> None:
+def _compare_times(cohort: Cohort, times: Mapping[tuple[str, str], str], labs: set[str], roster: Roster | None) -> None:
     """Hand-ins without a time, and times without one."""
     there = {(one.attempt.student, one.attempt.lab) for one in cohort.handed_in}
     told = {(one.attempt.student, one.attempt.lab) for one in cohort.handed_in if one.attempt.source == "times"}
     for student, lab in sorted(there - told):
         cohort.say("time", "the file of times has none for it; that of the files themselves was taken", student, lab)
-    for student, lab in sorted(set(times) - there):
-        if lab in labs:
-            cohort.say("time", "the file of times has one for it, and nothing was handed in", student, lab)
+    for name, lab in sorted(set(times) - there):
+        owners = roster.owners(name) if roster else []
+        if lab in labs and not any((student, lab) in there for student in owners):
+            cohort.say("time", "the file of times has one for it, and nothing was handed in", name, lab)
 
 

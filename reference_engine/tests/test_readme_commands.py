@@ -161,6 +161,10 @@ PROOFS = {
     r"python -m grading cheats": "grading/tests/test_cheats.py::test_the_command_shows_each_and_fails_if_one_gets_more cheats",
     r"python -m grading gradescope-zip .+":
         "grading/tests/test_gradescope_zip.py::test_judge_and_worker_fit_half_a_core_and_768_mib gradescope-zip --try",
+    r"python -m grading collect .+":
+        "grading/tests/test_downloads.py::test_collect_lays_each_where_batch_reads_it_with_its_time collect --from --worksheet",
+    r"python -m grading attempts .+":
+        "grading/tests/test_downloads.py::test_attempts_are_listed_and_compared_though_the_file_is_gone attempts --lab --diff",
     r"python -m grading starter.*": f"{STARTERS}::test_starters_are_made_checked_and_never_lost grading starter --check",
     # for minutes: the tests call what the commands call
     r"python -m grading mutants .+": f"{MUTANTS}::test_a_mutant_is_caught_by_a_test_of_its_todo mutants",
