@@ -32,7 +32,7 @@ from nano_qwen3_serving.observe.files import write_atomically
 
 SHOWN = 20
 """Lines of one kind that are printed; the JSON has all."""
-FIRST = ("error", "crash", "flaky", "lower", "raised", "older")
+FIRST = ("error", "crash", "slow", "flaky", "lower", "raised", "older")
 """Kinds of lines that are printed before others."""
 SAID_BY_BATCH = ("roster", "no submission", "not in roster", "time")
 """Kinds of lines that a regrade leaves out."""

@@ -48,7 +48,8 @@ def init(
 def settings_of(term: Term, isolation: str | None = None, seed: str | None = None) -> Settings:
     """How the term's submissions are graded; level and seed may be others this once."""
     limits = Limits(wall_seconds=term.seconds, cpu_seconds=max(1, int(term.seconds / 2)))
-    return Settings(term.secret, term.seed_mode, seed, isolation or term.isolation or strongest_level(), limits, term.predictions)
+    level = isolation or term.isolation or strongest_level()
+    return Settings(term.secret, term.seed_mode, seed, level, limits, term.predictions, term.submission_seconds)
 
 
 def open_journal(term: Term, other: Path | None = None, create: bool = False) -> Journal:

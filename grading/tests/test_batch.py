@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from grading.authoring.mutants import read_mutants
-from grading.cohort.batch import Plan, Unit, differing, plan_of, run_batch
+from grading.cohort.batch import Plan, Unit, differing, plan_of, run_batch, seconds_for, slow
 from grading.cohort.journal import Journal
 from grading.cohort.roster import Line, read_cohort, read_roster
 from grading.cohort.worker_pool import Crew, Memory, answer_of, processes
-from grading.judge.grader import Settings
+from grading.judge.grader import Settings, grader_of
+from grading.judge.intake import Submission
 from grading.judge.report import CheckResult, Report
 from grading.red_team import synthetic
 from grading.sandbox.isolation import Limits
@@ -147,10 +148,39 @@ def test_every_setting_that_matters_is_in_the_key(tmp_path):
     one, = cohort_in(tmp_path, 1).handed_in
     base = Settings(level="none")
     others = [replace(base, secret="another secret 123"), replace(base, seed="5"), replace(base, level="limits"),
-              replace(base, predictions=False), replace(base, limits=Limits(wall_seconds=1.0)), replace(base, seed_mode="cohort")]
+              replace(base, predictions=False), replace(base, limits=Limits(wall_seconds=1.0)), replace(base, seed_mode="cohort"),
+              replace(base, seconds=600.0)]
     keys = {Plan({"06": LAB}, settings, {"06": {"checks": "v1"}}).unit(one).key for settings in [base, *others]}
     assert len(keys) == len(others) + 1
     assert plan().unit(one).key == plan().unit(one).key != plan(checks="v2").unit(one).key
+
+
+def test_a_submission_that_takes_long_is_named_and_one_whose_time_was_over_too():
+    passed = tuple(CheckResult(1, f"c{number}", 1.0, 1.0, False) for number in range(30))
+    quick = Report("ada", "06", "d", "none", "seed", {}, passed)
+    assert slow(quick, 20.0) == slow(replace(quick, checks=passed[:1]), 20.0) == []
+    assert [line.text for line in slow(quick, 870.0)] == [
+        "it took 870 s, 29.0 s for each of 30 checks; seconds_per_submission in term.toml limits that"]
+    late = replace(quick, checks=(*passed[:20], *(
+        replace(one, earned=0.0, message="not tried in time: the 600 s that a submission has were over") for one in passed[20:])))
+    assert [(line.kind, line.text) for line in slow(late, 600.0)] == [
+        ("slow", "10 of 30 checks were not tried: it took too long")]
+
+
+def test_a_judge_is_given_up_when_neither_the_checks_nor_the_submission_have_time_left():
+    whole = Plan({"06": LAB}, Settings(level="none", limits=Limits(wall_seconds=30.0)), {"06": {"checks": "v1"}})
+    assert seconds_for(whole, 32) == 32 * 30 + 180
+    assert seconds_for(replace(whole, settings=replace(whole.settings, seconds=100.0)), 32) == 100 + 30 + 180
+    assert seconds_for(replace(whole, settings=replace(whole.settings, seconds=5000.0)), 32) == 32 * 30 + 180
+
+
+def test_a_submissions_time_is_for_all_its_checks_together():
+    text = f"import time\ntime.sleep(0.5)\n{LAB.solution.read_text(encoding='utf-8')}"
+    with grader_of(LAB, Settings(predictions=False, level="limits", seconds=2.0)) as grader:
+        report = grader.grade(Submission("ada", {"starter.py": text.encode()}))
+    late = [check.message for check in report.checks if not check.passed]
+    assert 0 < report.score < report.max_score and report.checks[0].passed, "some began in time: each takes half a second"
+    assert late and set(late) == {"not tried in time: the 2 s that a submission has were over"}
 
 
 def test_other_checks_lower_nobody_and_it_is_said(tmp_path):
