@@ -17,7 +17,8 @@ from rich.text import Text
 from grading.cli.progress_bar import bar
 from grading.cli.term import Isolation, JournalFile, TermFile, labs_of, open_journal, settings_of, submissions_of
 from grading.cohort.batch import Graders, Plan, Summary, graders_here, left_to_do, plan_of, run_batch, seconds_for
-from grading.cohort.journal import Journal
+from grading.cohort.journal import Journal, Last
+from grading.cohort.late import Late
 from grading.cohort.ray_cluster import cluster
 from grading.cohort.regrade import Regraded, change_table, run_regrade, to_regrade
 from grading.cohort.roster import Cohort, Line, read_cohort, read_times
@@ -76,7 +77,7 @@ def batch(
             summary = run_batch(base, plan, cohort, crew, repeat, done)
         summary.peak_bytes = memory.peak
         summary.lines += _without_result(base, plan)
-        by_lab = {lab: _scores(base, lab) for lab in plan.labs}
+        by_lab = {lab: _spread(base.settled(lab)) for lab in plan.labs}
     if file:
         about = {"labs": by_lab, "isolation": plan.settings.level, "jobs": jobs, "ray": ray, "journal": str(path)}
         write_atomically(file, summary.to_json(**about))
@@ -124,11 +125,11 @@ def status(journal: JournalFile = None, term_file: TermFile = None) -> None:
         overview = Table(title=f"{journal or term.journal}: {base.results()} results", title_justify="left")
         for name in ("lab", "students", "hand-ins", "of them graded", "late", "mean", "median"):
             overview.add_column(name, justify="right")
-        attempts = base.attempts()
+        attempts, everything = base.attempts(), base.settled()
         for lab in sorted({attempt.lab for attempt, _ in attempts}):
             mine = [(attempt, graded) for attempt, graded in attempts if attempt.lab == lab]
-            late_ones = sum(entry.late_days > 0 for entry in base.latest(lab))
-            scores = _scores(base, lab)
+            settled = [(last, late) for last, late in everything if last.lab == lab]
+            scores, late_ones = _spread(settled), sum(late.days > 0 for _, late in settled)
             overview.add_row(lab, str(len({attempt.student for attempt, _ in mine})), str(len(mine)),
                              str(sum(graded for _, graded in mine)), str(late_ones), points(scores["mean"]),
                              points(scores["median"]))
@@ -205,7 +206,7 @@ def _strangers(term: Term, cohort: Cohort) -> list[Line]:
 
 def _without_result(base: Journal, plan: Plan) -> list[Line]:
     """A line for each decision about a score that is not there."""
-    there = {(entry.report.student, entry.report.lab) for entry in base.latest()}
+    there = {(last.student, last.lab) for last, _ in base.settled()}
     return [Line("override", one.student, one.lab, "there is no result that could be overridden")
             for one in base.overrides() if one.lab in plan.labs and (one.student, one.lab) not in there]
 
@@ -252,8 +253,9 @@ def _resumable(base: Journal, path: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _scores(base: Journal, lab: str) -> dict[str, float]:
-    scores = [entry.final_score for entry in base.latest(lab)]
+def _spread(settled: Sequence[tuple[Last, Late]]) -> dict[str, float]:
+    """Of final scores."""
+    scores = [late.score for _, late in settled]
     if not scores:
         return {"students": 0, "mean": 0.0, "median": 0.0, "best": 0.0}
     return {"students": len(scores), "mean": round(statistics.mean(scores), 2), "median": round(statistics.median(scores), 2),

@@ -13,7 +13,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grading.cohort import overrides as deciding
@@ -47,10 +47,11 @@ _STANDING = """
 SELECT report FROM standing JOIN results USING (key) WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)
 """
 _ALL = """
-SELECT attempts.student, attempts.lab, attempts.digest, attempts.submitted, attempts.source, results.report FROM attempts
-LEFT JOIN standing USING (student, lab, digest) LEFT JOIN results USING (key)
+SELECT attempts.student, attempts.lab, attempts.digest, attempts.submitted, attempts.source, results.key, results.score
+FROM attempts LEFT JOIN standing USING (student, lab, digest) LEFT JOIN results USING (key)
 ORDER BY attempts.lab, attempts.student, attempts.submitted, attempts.id
 """
+"""Without the reports, which are ten times as long as all the rest."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,24 @@ class Entry:
     def todos(self) -> list[TodoResult]:
         """One row per TODO, in order, the predictions first, with what the instructor decided."""
         return deciding.todos_with(self.report, self.overrides)
+
+
+@dataclass(frozen=True)
+class Last:
+    """A student's latest hand-in for a lab.
+
+    Attributes:
+        key: of the result that stands for it; empty if there is none yet.
+        score: before lateness is charged, with what the instructor decided.
+    """
+
+    student: str
+    lab: str
+    submitted: str | None
+    key: str
+    score: float
+    attempts: int
+    overrides: tuple[Override, ...]
 
 
 class Journal:
@@ -295,8 +314,8 @@ class Journal:
 
     def attempts(self) -> list[tuple[Attempt, bool]]:
         """Every hand-in and whether it has a result, by lab, student and time."""
-        return [(Attempt(student, lab, digest, submitted or None, source), report is not None)
-                for student, lab, digest, submitted, source, report in self._do(_ALL)]
+        return [(Attempt(student, lab, digest, submitted or None, source), key is not None)
+                for student, lab, digest, submitted, source, key, _ in self._do(_ALL)]
 
     def results(self) -> int:
         """How many are stored, those that do not stand any more or never did among them."""
@@ -304,17 +323,37 @@ class Journal:
 
     def latest(self, lab_id: str | None = None) -> list[Entry]:
         """What counts, by lab and student: the latest hand-in of each. One that has no result yet is left out."""
-        last: dict[tuple[str, str], tuple] = {}
-        times: dict[tuple[str, str], int] = defaultdict(int)
-        for student, lab, _, submitted, _, report in self._do(_ALL):
-            last[lab, student] = (submitted or None, Report.from_json(report) if report else None)
-            times[lab, student] += 1
+        found = []
+        for last, late in self.settled(lab_id):
+            report = self.result(last.key)
+            assert report is not None  # it stands
+            found.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
+                               last.overrides))
+        return found
+
+    def settled(self, lab_id: str | None = None) -> list[tuple[Last, Late]]:
+        """What counts and what lateness and the instructor did to it, as `latest` has it, without reading the reports."""
+        last = self._last()
+        late = _lateness(self.terms(), last)
+        for whose, one in last.items():
+            if (final := deciding.final_of(one.overrides)) is not None:
+                late[whose] = replace(late[whose], score=final)
+        return [(one, late[whose]) for whose, one in last.items() if one.key and lab_id in (None, one.lab)]
+
+    def _last(self) -> dict[tuple[str, str], Last]:
+        """(lab, student) → the latest hand-in."""
         decided: dict[tuple[str, str], tuple[Override, ...]] = defaultdict(tuple)
-        for one in self.overrides():
-            decided[one.lab, one.student] += (one,)
-        late = _lateness(self.terms(), last, decided)
-        return [_entry(report, submitted, late[whose], times[whose], decided[whose])
-                for whose, (submitted, report) in last.items() if report and lab_id in (None, whose[0])]
+        for override in self.overrides():
+            decided[override.lab, override.student] += (override,)
+        last: dict[tuple[str, str], Last] = {}
+        for student, lab, _, submitted, _, key, score in self._do(_ALL):
+            before = last.get((lab, student))
+            last[lab, student] = Last(student, lab, submitted or None, key or "", score or 0.0,
+                                      before.attempts + 1 if before else 1, decided[lab, student])
+        for whose, one in last.items():
+            if one.overrides and one.key and (report := self.result(one.key)):
+                last[whose] = replace(one, score=deciding.score_with(report, one.overrides))
+        return last
 
     # statements
 
@@ -342,25 +381,13 @@ class Journal:
         return self._do(statement)[0][0]
 
 
-def _entry(report: Report, submitted: str | None, late: Late, attempts: int, overrides: tuple[Override, ...]) -> Entry:
-    final = deciding.final_of(overrides)
-    return Entry(report, submitted, late.days, late.score if final is None else final, late.charged, late.tokens, attempts,
-                 overrides)
-
-
-def _lateness(
-    terms: Terms, last: Mapping[tuple[str, str], tuple], decided: Mapping[tuple[str, str], tuple[Override, ...]]
-) -> dict[tuple[str, str], Late]:
+def _lateness(terms: Terms, last: Mapping[tuple[str, str], Last]) -> dict[tuple[str, str], Late]:
     """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
     labs_of = defaultdict(list)
     for lab, student in sorted(last):
         labs_of[student].append(lab)
     found: dict[tuple[str, str], Late] = {}
     for student, labs in labs_of.items():
-        given = []
-        for lab in labs:
-            submitted, report = last[lab, student]
-            score = deciding.score_with(report, decided.get((lab, student), ())) if report else 0.0
-            given.append((terms.late(student, lab, submitted), score))
+        given = [(terms.late(student, lab, last[lab, student].submitted), last[lab, student].score) for lab in labs]
         found |= {(lab, student): late for lab, late in zip(labs, settle(terms.policy, given), strict=True)}
     return found

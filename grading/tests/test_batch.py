@@ -276,6 +276,49 @@ def test_a_judge_that_hangs_is_given_up(tmp_path):
     assert "not graded: it had not ended after 2 seconds; it had not ended after 2 seconds" in summary.lines[0].text
 
 
+ORPHAN = """
+import contextlib, functools, time
+from grading.cohort.worker_pool import Memory, processes
+
+if __name__ == "__main__":
+    crew = processes(1, functools.partial(contextlib.nullcontext, time.sleep), 3600.0, Memory())
+    worker = crew.hire()
+    worker.give(0.0)
+    while not crew.ready([worker]):
+        pass
+    worker.take()
+    worker.give(3600.0)
+    print(worker.process.pid, flush=True)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_a_process_that_is_busy_ends_when_its_parent_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(ORPHAN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "reference_engine")])}
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 60
+        while is_there(worker):
+            assert time.monotonic() < deadline, "it sleeps on for an hour"
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.stdout.close()
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process is there and not only waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 # the command, on real submissions
 
 
