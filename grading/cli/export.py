@@ -268,6 +268,8 @@ def similarity_command(
     = None,
     least: Annotated[float, typer.Option(
         help="the share of one's own code from which on a pair is listed", min=0.0, max=1.0)] = similarity.ALIKE,
+    against: Annotated[list[Path] | None, typer.Option(
+        metavar="FOLDER", help="an earlier term's submissions, to compare with, too; may be given several times")] = None,
     out: Annotated[Path | None, typer.Option(help="write the pairs as CSV, too")] = None,
     term_file: TermFile = None,
 ) -> None:
@@ -277,7 +279,8 @@ def similarity_command(
     """
     chosen, folder = find_lab(lab), submissions_of(find_term(term_file), submissions)
     sources, unusable = similarity.read_sources(folder, chosen)
-    found = similarity.pairs([*sources, *similarity.ours(chosen)], chosen.starter.read_text(encoding="utf-8"), least)
+    known = [*similarity.ours(chosen), *(one for other in against or [] for one in similarity.earlier(other, chosen))]
+    found = similarity.pairs([*sources, *known], chosen.starter.read_text(encoding="utf-8"), least)
     table = Table(title=f"Lab {chosen.id}: {len(sources)} submissions; alike in {least:.0%} or more", title_justify="left")
     for name in ("one", "its share", "its lines", "other", "its share", "its lines"):
         table.add_column(name, justify="right" if "share" in name else "left")

@@ -78,7 +78,7 @@ def collect(
         raise ValueError(f"--from is {', '.join(FORMS)}, not {form!r}")
     with _unpacked(download) as folder:
         people = _People(roster, _worksheet(worksheet, zone) if worksheet else {})
-        found, lines = FORMS[form](folder, people, lab)
+        found, lines = _found(FORMS[form], folder, people, lab)
         made = []
         for owner, part in sorted(found.items()):
             submission, said = _submission(owner, part, lab)
@@ -89,24 +89,18 @@ def collect(
 
 @contextmanager
 def _unpacked(download: Path) -> Iterator[Path]:
-    """The folder; of a zip, what is in it. One folder that holds everything is that folder."""
+    """The folder; of a zip, what is in it."""
     if not download.is_dir() and not zipfile.is_zipfile(download):
         raise ValueError(f"{download} is neither a folder nor a zip; give what the platform gave you")
     with tempfile.TemporaryDirectory(prefix="download-") as name:
         if download.is_dir():
-            folder = download
-        else:
-            folder = Path(name)
-            with zipfile.ZipFile(download) as archive:
-                if (size := sum(info.file_size for info in archive.infolist())) > MOST_BYTES:
-                    raise ValueError(f"{download} has {size >> 30} GiB in it; {MOST_BYTES >> 30} GiB are allowed")
-                archive.extractall(folder)  # which follows no link, and climbs out of nothing
-        inside = _inside(folder)
-        while len(inside) == 1 and inside[0].is_dir() and not _MOODLE.fullmatch(inside[0].name) and _inside(inside[0]):
-            if (inside[0] / ".git").exists() or any(one.name in ALLOWED for one in _inside(inside[0])):
-                break  # a single submission
-            folder, inside = inside[0], _inside(inside[0])
-        yield folder
+            yield download
+            return
+        with zipfile.ZipFile(download) as archive:
+            if (size := sum(info.file_size for info in archive.infolist())) > MOST_BYTES:
+                raise ValueError(f"{download} has {size >> 30} GiB in it; {MOST_BYTES >> 30} GiB are allowed")
+            archive.extractall(name)  # which follows no link, and climbs out of nothing
+        yield Path(name)
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -161,6 +155,22 @@ def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
 # the platforms
 
 Found = tuple[dict[str, Part], list[Line]]
+
+
+def _found(read: Callable[[Path, _People, Lab], Found], folder: Path, people: _People, lab: Lab) -> Found:
+    """What is in a folder; if that is only one other folder, what is in that."""
+    inside = _inside(folder)
+    found: Found = {}, []
+    try:
+        found = read(folder, people, lab)
+    except ValueError:
+        if len(inside) != 1 or not inside[0].is_dir():
+            raise
+        return _found(read, inside[0], people, lab)
+    if not found[0] and len(inside) == 1 and inside[0].is_dir():
+        deeper = _found(read, inside[0], people, lab)
+        return deeper if deeper[0] else found
+    return found
 
 
 def _canvas(folder: Path, people: _People, lab: Lab) -> Found:

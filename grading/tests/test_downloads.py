@@ -162,6 +162,15 @@ def test_github_checkouts_end_in_the_login_and_the_longest_is_meant(tmp_path, ro
     assert [line.text for line in lines] == ["lab06-zoe: it does not end in the login of one student of the roster"]
 
 
+@pytest.mark.parametrize(("platform", "name", "owner"), [
+    ("github", "lab06-ada-l", "ada"), ("moodle", "Ada Lovelace_7001_assignsubmission_file_", "ada"),
+    ("github", "lab06-submissions/lab06-ada-l", "ada"), ("moodle", "export/Ada Lovelace_7001_assignsubmission_file_", "ada")])
+@pytest.mark.parametrize("inside", ["starter.py", "labs/lab06_block_manager/starter.py"])
+def test_a_download_of_one_submission_is_read_like_one_of_many(tmp_path, roster, platform, name, owner, inside):
+    found, lines = collect(as_zip(tmp_path, {f"{name}/{inside}": GOOD}), platform, LAB, roster)
+    assert got(found) == {owner: {"starter.py": GOOD}} and not lines
+
+
 def test_what_is_no_download_is_refused(tmp_path, roster):
     (tmp_path / "x.rar").write_bytes(b"Rar!")
     with pytest.raises(ValueError, match=r"x.rar is neither a folder nor a zip"):
