@@ -94,6 +94,7 @@ def regrade(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     allow_lower: Annotated[bool, typer.Option("--allow-lower", help="Let lower results count, too.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Run them once more though nothing has changed.")] = False,
+    todo: Annotated[int | None, typer.Option(min=1, help="Only this TODO's points may change; the others stay.")] = None,
     jobs: Jobs = 2,
     isolation: Isolation = None,
     ray: Ray = None,
@@ -108,11 +109,11 @@ def regrade(
         cohort = _cohort(submissions_of(term, submissions), plan, term)
         cohort.lines = [line for line in cohort.lines if line.kind not in SAID_BY_BATCH]
         _only(students, cohort)
-        repeated = {one.attempt.student for one in cohort.handed_in} if again else set()
+        repeated = {one.attempt.student for one in cohort.handed_in} if again or todo is not None else set()
         total = to_regrade(base, plan, cohort, repeated)
         with (bar(total, "grading") as done, _crew(plan, jobs, ray, Memory(), total) as crew,
               _resumable(base, journal or term.journal)):
-            found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done, repeated)
+            found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done, repeated, todo)
     _print_regraded(found, dry_run)
     if any(line.kind == "error" for line in found.lines):
         raise typer.Exit(1)
