@@ -209,7 +209,7 @@ def _without_result(base: Journal, plan: Plan) -> list[Line]:
     """A line for each decision about a score that is not there."""
     there = {(last.student, last.lab) for last, _ in base.settled()}
     return [Line("override", one.student, one.lab, "there is no result that could be overridden")
-            for one in base.overrides() if one.lab in plan.labs and (one.student, one.lab) not in there]
+            for one in base.overrides() if one.student and one.lab in plan.labs and (one.student, one.lab) not in there]
 
 
 def _cohort(submissions: Path, plan: Plan, term: Term) -> Cohort:

@@ -327,6 +327,7 @@ class Journal:
         for last, late in self.settled(lab_id):
             report = self.result(last.key)
             assert report is not None  # it stands
+            report = deciding.given_to_all(report, last.overrides)
             found.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
                                last.overrides))
         return found
@@ -342,14 +343,13 @@ class Journal:
 
     def _last(self) -> dict[tuple[str, str], Last]:
         """(lab, student) → the latest hand-in."""
-        decided: dict[tuple[str, str], tuple[Override, ...]] = defaultdict(tuple)
-        for override in self.overrides():
-            decided[override.lab, override.student] += (override,)
+        decided = self.overrides()
         last: dict[tuple[str, str], Last] = {}
         for student, lab, _, submitted, _, key, score in self._do(_ALL):
             before = last.get((lab, student))
             last[lab, student] = Last(student, lab, submitted or None, key or "", score or 0.0,
-                                      before.attempts + 1 if before else 1, decided[lab, student])
+                                      before.attempts + 1 if before else 1, before.overrides if before
+                                      else deciding.decided_for(decided, student, lab))
         for whose, one in last.items():
             if one.overrides and one.key and (report := self.result(one.key)):
                 last[whose] = replace(one, score=deciding.score_with(report, one.overrides))

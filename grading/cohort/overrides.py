@@ -12,13 +12,15 @@ from grading.judge.report import Report, TodoResult
 
 @dataclass(frozen=True)
 class Override:
-    """One decision: what a TODO is worth, what the whole lab is worth, or points on top.
+    """One decision: what a TODO is worth, what the whole lab is worth, points on top, or a check that everybody has passed.
 
     Attributes:
+        student: empty for everybody, which goes with `check` alone.
         comment: why; the student reads it.
         todo: whose points are set, 0 for the predictions; None for the lab's final score, lateness or not.
         points: what is set; None if points are added.
         bonus: points that are added before lateness is charged; None if points are set.
+        check: whose points everybody gets, for instance because it was wrong.
     """
 
     student: str
@@ -27,9 +29,12 @@ class Override:
     todo: int | None = None
     points: float | None = None
     bonus: float | None = None
+    check: str = ""
 
     def words(self) -> str:
-        """In a line for the student."""
+        """In a line for the student, who may not know what checks there are."""
+        if self.check:
+            return f"The instructor gave everybody the points of one check: {self.comment}"
         what = "the score" if self.todo is None else "the predictions" if self.todo == 0 else f"TODO {self.todo}"
         done = f"added {self.bonus:g} points" if self.bonus is not None else f"set {what} to {self.points:g} points"
         return f"The instructor {done}: {self.comment}"
@@ -45,10 +50,24 @@ def from_json(text: str) -> list[Override]:
     return [Override(**facts) for facts in json.loads(text)]
 
 
+def decided_for(overrides: Iterable[Override], student: str, lab: str) -> tuple[Override, ...]:
+    """Those that are about a student's result in a lab."""
+    return tuple(one for one in overrides if one.lab == lab and one.student in ("", student))
+
+
+def given_to_all(report: Report, overrides: Sequence[Override]) -> Report:
+    """A report in which the checks are passed whose points everybody gets."""
+    names = {one.check for one in overrides if one.check}
+    checks = tuple(replace(check, earned=check.points, message="", printed="") if check.name in names else check
+                   for check in report.checks)
+    return replace(report, checks=checks) if names else report
+
+
 def todos_with(report: Report, overrides: Sequence[Override]) -> list[TodoResult]:
-    """A report's rows, one for each TODO, with the points that were set."""
+    """A report's rows, one for each TODO, with the points that were set or given to all."""
     set_to = {one.todo: one.points for one in overrides if one.points is not None}
-    return [_worth(row, set_to[row.todo]) if row.todo in set_to else row for row in report.todos()]
+    return [_worth(row, set_to[row.todo]) if row.todo in set_to else row
+            for row in given_to_all(report, overrides).todos()]
 
 
 def _worth(row: TodoResult, earned: float | None) -> TodoResult:

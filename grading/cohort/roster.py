@@ -57,11 +57,13 @@ class Roster:
     def owners(self, name: str) -> list[str]:
         """Whose a hand-in of this name is: a student's and the rest of their group's, a group's, or that of `ada+ben`.
 
-        macOS writes ü as two characters; the student is the same. Empty for a name that the roster does not have.
+        macOS writes ü as two characters, and nobody minds the case of an address: the student is the same. Empty for a name
+        that the roster does not have.
         """
         name = normalize("NFC", name)
         members = [student for student, row in self.students.items() if row.get("group") == name]
-        named = [name] if name in self.students else members or name.split("+")
+        same = [student for student in self.students if "@" in name and student.casefold() == name.casefold()]
+        named = [name] if name in self.students else members or same[:1] or name.split("+")
         if not set(named) <= set(self.students):
             return []
         groups = {self.students[student].get("group") for student in named} - {None, ""}

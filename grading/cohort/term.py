@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from grading.cohort.late import DAY, Policy, Terms, in_zone
 from grading.cohort.overrides import Override
 from grading.cohort.roster import FIELDS, Roster, read_roster
+from grading.judge.checks import checks_of
 from grading.judge.seeds import PUBLIC_SECRET, read_secret
 from grading.sandbox.isolation import LEVELS
 from labs.harness.catalog import LabError, all_labs, find_lab
@@ -179,12 +180,13 @@ class _Table:
             self.say(key, f"it has to be an array of tables, [[{key}]]")
         return [_Table(one, f"{self.where}{key}, the {_nth(number)}: ", self.wrong) for number, one in enumerate(tables, 1)]
 
-    def end(self) -> None:
-        """What was not asked for is a mistake."""
+    def end(self, *more: str) -> None:
+        """What was not asked for is a mistake; `more` keys there might be."""
+        known = [*self.known, *more]
         for key in self.facts:
-            if key not in self.known:
-                near = get_close_matches(key, self.known, 1)
-                hint = f"; is {near[0]} meant?" if near else f"; there are {', '.join(self.known)}"
+            if key not in known:
+                near = get_close_matches(key, known, 1)
+                hint = f"; is {near[0]} meant?" if near else f"; there are {', '.join(known)}"
                 self.wrong.append(f"{self.where}{key}: there is no such key{hint}")
 
 
@@ -366,25 +368,47 @@ class _Reader:
         return tuple(found.values())
 
     def _overrides(self, top: _Table, labs: Mapping[str, Due]) -> tuple[Override, ...]:
-        found: dict[tuple, Override] = {}
+        found: dict[object, Override] = {}
         for table in top.tables("overrides"):
-            student, lab = self._whose(table, labs)
-            comment = table.take("comment", str, "").strip()
-            points, bonus = table.number("points", None, 0, 1000), table.number("bonus", None, -1000, 1000)
-            todo = self._todo(table, lab)
-            table.end()
-            if not comment:
-                table.say("comment", "say why: the student reads it")
-            if ("points" in table.facts) == ("bonus" in table.facts):
-                table.say("points", "give points, which replace what was earned, or bonus, which is added; not both")
-            elif bonus is not None and todo is not None:
-                table.say("todo", "a bonus is for the whole lab; leave todo out")
-            elif points is not None and (student, lab, todo) in found:
-                table.say("student", f"{student} has points set for the same already; leave one of the two")
-            elif student and lab and comment:
-                found[student, lab, todo if bonus is None else f"bonus {len(found)}"] = Override(
-                    student, lab, comment, todo, points, bonus)
+            one = self._given_to_all(table, labs) if "check" in table.facts else self._override(table, labs)
+            if one is None:
+                continue
+            key = (one.student, one.lab, one.todo, one.check) if one.bonus is None else len(found)
+            if key in found:
+                table.say("student", f"{one.student or one.check} has been decided already; leave one of the two")
+            found[key] = one
         return tuple(found.values())
+
+    def _override(self, table: _Table, labs: Mapping[str, Due]) -> Override | None:
+        """What was decided about one student; None if something is wrong with it."""
+        before = len(self.wrong)
+        student, lab = self._whose(table, labs)
+        comment, todo = self._comment(table), self._todo(table, lab)
+        points, bonus = table.number("points", None, 0, 1000), table.number("bonus", None, -1000, 1000)
+        table.end("check")
+        if ("points" in table.facts) == ("bonus" in table.facts):
+            table.say("points", "give points, which replace what was earned, or bonus, which is added; not both")
+        elif bonus is not None and todo is not None:
+            table.say("todo", "a bonus is for the whole lab; leave todo out")
+        return Override(student, lab, comment, todo, points, bonus) if len(self.wrong) == before else None
+
+    def _given_to_all(self, table: _Table, labs: Mapping[str, Due]) -> Override | None:
+        """A check whose points everybody gets; None if something is wrong with it."""
+        before = len(self.wrong)
+        lab = self._lab(table, "lab", table.take("lab", str, "", 'text such as "06"'))
+        check, comment = table.take("check", str, ""), self._comment(table)
+        names = [one.name for one in checks_of(find_lab(lab))] if lab else []
+        if lab and check not in names:
+            near = get_close_matches(check, names, 1)
+            table.say("check", f"lab {lab} has no such check" + (f"; is {near[0]} meant?" if near else ""))
+        table.end()
+        return Override("", lab or "", comment, check=check) if len(self.wrong) == before else None
+
+    def _comment(self, table: _Table) -> str:
+        comment = table.take("comment", str, "").strip()
+        if not comment:
+            table.say("comment", "say why: the student reads it")
+        return comment
 
     def _todo(self, table: _Table, lab: str) -> int | None:
         todo = table.take("todo", (int, str), None, 'a TODO\'s number, or "predictions"')

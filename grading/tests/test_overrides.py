@@ -47,6 +47,27 @@ def test_a_todos_points_and_a_bonus_count_before_lateness_and_the_labs_score_as_
     assert (other.score, other.final_score) == (30, 27.0), "nobody else's"
 
 
+def test_a_check_whose_points_everybody_gets_is_passed_by_everybody(tmp_path):
+    wrong = Override("", "06", COMMENT, check="c")
+    with Journal(journal_in(tmp_path / "j", wrong, ada(0, 15))) as base:
+        one, other = base.latest()
+        settled = {last.student: (last.score, late.score) for last, late in base.settled()}
+        assert base.standing("ben", "06", "d").score == 30, "what was graded stays in the journal"
+    assert (one.score, one.final_score, other.score, other.final_score) == (40, 36.0, 34, 30.6)
+    assert settled == {"ada": (40, 36.0), "ben": (34, 30.6)}
+    assert [check.passed for check in other.report.checks] == [False, True, True, True]
+
+
+def test_students_are_told_why_and_not_which_check_that_was(tmp_path):
+    from grading.export import gradescope, html, markdown
+
+    with Journal(journal_in(tmp_path / "j", Override("", "06", COMMENT, check="c"))) as base:
+        entry = base.latest()[1]
+    for text in (markdown.summary(entry), html.page(entry), gradescope.results(entry)):
+        assert "The instructor gave everybody the points of one check: Shown in the office" in text
+        assert "B was forgotten" not in text and "check: c" not in text
+
+
 def test_a_row_says_what_it_is_worth_now_and_how_that_is_called(tmp_path):
     with Journal(journal_in(tmp_path / "j", ada(5, 13), ada(1, 0))) as base:
         rows = {row.todo: (row.earned, row.points, row.state) for row in base.latest()[0].todos()}

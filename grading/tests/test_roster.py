@@ -208,6 +208,13 @@ def test_a_name_that_macos_wrote_in_two_characters_is_the_rosters(home):
     assert not cohort.lines
 
 
+def test_an_address_in_other_letters_is_the_rosters_and_an_id_is_not(home):
+    put(home / "Ada@Uni.edu" / "starter.py")
+    put(home / "Ben" / "starter.py")
+    roster = read_roster(csv_file(home.parent / "roster.csv", "student\nada@uni.edu\nben\n"))
+    assert [one.submission.student for one in read_cohort(home, [LAB], roster).handed_in] == ["Ben", "ada@uni.edu"]
+
+
 GROUPS = "student,group\nada,one\nben,one\ncem,two\ndee,\n"
 
 

@@ -184,6 +184,13 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
     ("points = 13", "bonus = 1", "overrides, the first: todo = 5: a bonus is for the whole lab; leave todo out"),
     ('"Shown in the office."', '" "', 'overrides, the first: comment = " ": say why: the student reads it'),
     ('[[overrides]]\nstudent = "ada"', "[[overrides]]", "overrides, the first: student: say whose it is"),
+    ("[[overrides]]", "[[overrides]]\nlab = '06'\ncheck = 'a_freed_reqest_is_forgotten'\ncomment = 'x'\n[[overrides]]",
+     'check = "a_freed_reqest_is_forgotten": lab 06 has no such check; is a_freed_request_is_forgotten meant?'),
+    ('[[overrides]]\nstudent = "ada"\nlab = "06"\ntodo = 5\npoints = 13',
+     '[[overrides]]\nstudent = "ada"\nlab = "06"\ncheck = "a_freed_request_is_forgotten"',
+     "overrides, the first: student: there is no such key"),
+    ("[[overrides]]", WHOLE.partition("[[overrides]]")[1] + WHOLE.partition("[[overrides]]")[2] + "\n[[overrides]]",
+     'overrides, the second: student = "ada": ada has been decided already; leave one of the two'),
     ("[[overrides]]", "overrides = 3\n[overides]", "overides"),
 ])
 def test_a_mistake_is_named_with_its_key_its_value_and_the_way_out(home, old, new, said):
@@ -255,7 +262,7 @@ def test_every_example_in_the_file_that_init_writes_is_valid(home, monkeypatch):
     Path("roster.csv").write_text(
         "Student,ID,SIS User ID,SIS Login ID,Email,Section,Group\nA,1,11,ada,a@b,B,\nB,2,12,bob,b@b,A,\n", encoding="utf-8")
     term = find_term(None)
-    assert (len(term.extensions), len(term.overrides), term.name, term.policy.cutoff) == (1, 1, "2027S", 7 * DAY)
+    assert (len(term.extensions), len(term.overrides), term.name, term.policy.cutoff) == (1, 2, "2027S", 7 * DAY)
     assert term.times == Path("times.csv") and term.roster.students["ada"]["lms_id"] == "1"
 
 
