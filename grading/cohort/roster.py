@@ -54,16 +54,23 @@ class Roster:
     students: Mapping[str, dict[str, str]]
     lines: tuple[Line, ...] = ()
 
+    def called(self, name: str) -> str:
+        """The id of the student of this name, else the name.
+
+        macOS writes ü as two characters, and nobody minds the case of an address: the student is the same.
+        """
+        name = normalize("NFC", name)
+        same = [student for student in self.students if "@" in name and student.casefold() == name.casefold()]
+        return name if name in self.students or len(same) != 1 else same[0]
+
     def owners(self, name: str) -> list[str]:
         """Whose a hand-in of this name is: a student's and the rest of their group's, a group's, or that of `ada+ben`.
 
-        macOS writes ü as two characters, and nobody minds the case of an address: the student is the same. Empty for a name
-        that the roster does not have.
+        Empty for a name that the roster does not have.
         """
-        name = normalize("NFC", name)
+        name = self.called(name)
         members = [student for student, row in self.students.items() if row.get("group") == name]
-        same = [student for student in self.students if "@" in name and student.casefold() == name.casefold()]
-        named = [name] if name in self.students else members or same[:1] or name.split("+")
+        named = [name] if name in self.students else members or name.split("+")
         if not set(named) <= set(self.students):
             return []
         groups = {self.students[student].get("group") for student in named} - {None, ""}
@@ -201,6 +208,8 @@ def read_cohort(
     if not folder.is_dir():
         raise ValueError(f"there is no folder of submissions {folder}")
     cohort = Cohort(lines=list(roster.lines if roster else ()))
+    if roster and times:
+        times = {(roster.called(name), lab): when for (name, lab), when in times.items()}
     found = _by_student(folder, cohort, roster)
     for student, entries in found.items():
         for lab in labs:
@@ -233,7 +242,7 @@ def _by_student(folder: Path, cohort: Cohort, roster: Roster | None) -> dict[str
         elif ending or path.is_dir() or path.is_symlink():
             name = path.name if path.is_dir() else path.name.removesuffix(ending)
             for student in (roster.owners(name) if roster else []) or [name]:
-                found[student].append(_Entry(name, path))
+                found[student].append(_Entry(roster.called(name) if roster else name, path))
         else:
             cohort.say("not a submission", f"{path.name} is no folder, archive or .py file")
     if not found:
@@ -267,7 +276,7 @@ def _timed(entries: Sequence[_Entry], lab: Lab, times: Mapping[tuple[str, str], 
     found = []
     for one in ordered:
         changed = stamp(datetime.fromtimestamp(_changed(one.path, lab), UTC))
-        said = times.get((normalize("NFC", one.owner), lab.id), times.get((one.owner, lab.id)))
+        said = times.get((one.owner, lab.id))
         is_last = one.path is last[one.owner]
         when = changed if said is None else said if is_last else min(changed, said)
         found.append((one.path, when, "times" if said and is_last else "mtime"))

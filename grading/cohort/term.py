@@ -4,9 +4,8 @@ Every mistake in it is named at once, with its key, its value and the way out. P
 without a zone are those of its `time_zone`. Knows the roster and the term secret; knows no submissions and no journal's contents.
 """
 
-import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, tzinfo
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from grading.cohort.late import DAY, Policy, Terms, in_zone
 from grading.cohort.overrides import Override
 from grading.cohort.roster import FIELDS, Roster, read_roster
+from grading.cohort.toml_table import Table
 from grading.judge.checks import checks_of
 from grading.judge.seeds import PUBLIC_SECRET, read_secret
 from grading.sandbox.isolation import LEVELS
@@ -25,6 +25,7 @@ from labs.harness.regions import functions_of
 
 FILE = Path("term.toml")
 """Where commands look for it: in the folder they are started in."""
+YEARS = range(1990, 2200)
 SEED_MODES = ("student", "cohort")
 
 
@@ -124,85 +125,11 @@ def read_term(file: Path) -> Term:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TermError(f"{file} is no TOML: {error}") from None
     wrong: list[str] = []
-    term = _Reader(file, wrong).term(_Table(facts, "", wrong))
+    term = _Reader(file, wrong).term(Table(facts, "", wrong))
     if wrong:
         many = f"{len(wrong)} mistake{'s' if len(wrong) > 1 else ''}"
         raise TermError(f"{file} has {many}:\n" + "\n".join(f"  {one}" for one in wrong))
     return term
-
-
-class _Table:
-    """One table of the file. Keys are taken one by one, what is wrong with them is noted, and what is left is unknown."""
-
-    def __init__(self, facts: dict[str, Any], where: str, wrong: list[str]) -> None:
-        self.facts, self.where, self.wrong = facts, where, wrong
-        self.known: list[str] = []
-
-    def say(self, key: str, what: str) -> None:
-        """Notes a mistake at a key."""
-        self.wrong.append(f"{self.where}{key}{_shown(self.facts[key]) if key in self.facts else ''}: {what}")
-
-    def take(self, key: str, kinds: type | tuple[type, ...], default: Any = None, wanted: str = "") -> Any:
-        """The value of a key; `default` if it is not there, or is of no such kind."""
-        self.known.append(key)
-        value = self.facts.get(key, default)
-        allowed = kinds if isinstance(kinds, tuple) else (kinds,)
-        if key in self.facts and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-            self.say(key, f"it has to be {wanted or _WORDS[allowed[-1]]}")
-            return default
-        return value
-
-    def number(self, key: str, default: float | None = None, least: float = 0.0, most: float = 1e6) -> float | None:
-        """A number within bounds."""
-        value = self.take(key, (int, float), default)
-        if value is not None and not least <= value <= most:
-            self.say(key, f"it has to be a number from {least:g} to {most:g}")
-            return default
-        return None if value is None else float(value)
-
-    def one_of(self, key: str, choices: Sequence[str], default: str | None) -> str | None:
-        """One of some words."""
-        value = self.take(key, str, default)
-        if value != default and value not in choices:
-            self.say(key, f"it is {', '.join(choices[:-1])} or {choices[-1]}")
-            return default
-        return value
-
-    def table(self, key: str) -> "_Table":
-        """A table in this one; an empty one if it is not there."""
-        return _Table(self.take(key, dict, {}), f"{self.where}{key}.", self.wrong)
-
-    def tables(self, key: str) -> list["_Table"]:
-        """An array of tables."""
-        found = self.take(key, list, [], "an array of tables, [[" + key + "]]")
-        tables = [one for one in found if isinstance(one, dict)]
-        if len(tables) < len(found):
-            self.say(key, f"it has to be an array of tables, [[{key}]]")
-        return [_Table(one, f"{self.where}{key}, the {_nth(number)}: ", self.wrong) for number, one in enumerate(tables, 1)]
-
-    def end(self, *more: str) -> None:
-        """What was not asked for is a mistake; `more` keys there might be."""
-        known = [*self.known, *more]
-        for key in self.facts:
-            if key not in known:
-                near = get_close_matches(key, known, 1)
-                hint = f"; is {near[0]} meant?" if near else f"; there are {', '.join(known)}"
-                self.wrong.append(f"{self.where}{key}: there is no such key{hint}")
-
-
-_WORDS: dict[type, str] = {
-    str: 'text in "quotation marks"', int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
-
-
-def _shown(value: Any) -> str:
-    """A value as the file has it; nothing of tables and arrays."""
-    if isinstance(value, date | time):
-        return f" = {value}"
-    return "" if isinstance(value, dict | list) else f" = {json.dumps(value, ensure_ascii=False)}"
-
-
-def _nth(number: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 @dataclass
@@ -216,7 +143,7 @@ class _Reader:
     roster_is_wrong: bool = False
     dates_are_wrong: bool = False
 
-    def term(self, top: _Table) -> Term:
+    def term(self, top: Table) -> Term:
         self.zone = self._zone(top)
         self.roster = self._roster(top.table("roster"))
         grading, submissions = top.table("grading"), top.table("submissions")
@@ -235,11 +162,11 @@ class _Reader:
             table.end()
         return term
 
-    def _path(self, table: _Table, key: str, default: str | None) -> Any:
+    def _path(self, table: Table, key: str, default: str | None) -> Any:
         value = table.take(key, str, default)
         return None if value is None else self.file.parent / value
 
-    def _there(self, table: _Table, key: str) -> Path | None:
+    def _there(self, table: Table, key: str) -> Path | None:
         """A file that has to be there."""
         path = self._path(table, key, None)
         if path is not None and not path.is_file():
@@ -247,16 +174,16 @@ class _Reader:
             return None
         return path
 
-    def _zone(self, top: _Table) -> tzinfo | None:
+    def _zone(self, top: Table) -> tzinfo | None:
         name = top.take("time_zone", str, None)
         try:
             return None if name is None else ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            top.say("time_zone", "there is no such zone of IANA's; it is written Europe/Berlin, America/New_York or UTC "
-                                 "(where a machine has no list of zones: pip install tzdata)")
+            top.say("time_zone", "there is no such IANA time zone; write Europe/Berlin, America/New_York or UTC "
+                                 "(on a machine without a list of zones: pip install tzdata)")
             return UTC
 
-    def _secret(self, top: _Table) -> str:
+    def _secret(self, top: Table) -> str:
         path = self._there(top, "secret")
         try:
             return read_secret(path)
@@ -264,7 +191,7 @@ class _Reader:
             top.say("secret", str(error))
             return PUBLIC_SECRET
 
-    def _roster(self, table: _Table) -> Roster | None:
+    def _roster(self, table: Table) -> Roster | None:
         path, columns = self._there(table, "file"), table.table("columns")
         self.roster_is_wrong = "file" in table.facts
         headings = {name: columns.take(name, str, None) for name in FIELDS}
@@ -278,13 +205,13 @@ class _Reader:
             self.wrong.append(f"roster: {error}; [roster.columns] says which column is which")
             return None
 
-    def _times(self, table: _Table) -> tuple[Path | None, bool]:
+    def _times(self, table: Table) -> tuple[Path | None, bool]:
         if table.facts.get("times") == "mtime":
             table.known.append("times")
             return None, True
         return self._path(table, "times", None), False
 
-    def _labs(self, table: _Table) -> dict[str, Due]:
+    def _labs(self, table: Table) -> dict[str, Due]:
         found: dict[str, Due] = {}
         for key in table.facts:
             lab = table.table(key)
@@ -301,7 +228,7 @@ class _Reader:
             lab.end()
         return dict(sorted(found.items()))
 
-    def _sections(self, table: _Table) -> None:
+    def _sections(self, table: Table) -> None:
         if self.roster is None and self.roster_is_wrong:
             return
         there = {row.get("section", "") for row in self.roster.students.values()} - {""} if self.roster else set()
@@ -310,20 +237,23 @@ class _Reader:
                 known = f"it has {', '.join(sorted(there))}" if there else "[roster.columns] names its column: section = …"
                 table.say(name, f"the roster has no section {name!r}; {known}")
 
-    def _lab(self, table: _Table, key: str, name: str) -> str | None:
+    def _lab(self, table: Table, key: str, name: str) -> str | None:
         try:
             return find_lab(name).id
         except LabError:
             table.say(key, f"there is no lab {name!r}; there are {', '.join(lab.id for lab in all_labs())}")
             return None
 
-    def _moment(self, table: _Table, key: str) -> datetime | None:
+    def _moment(self, table: Table, key: str) -> datetime | None:
         """A time with its zone. A date alone is the end of that day."""
         value = table.take(key, (datetime, date), None, "a time such as 2027-03-01T23:59:00, without quotation marks")
         if value is None:
             return None
         if not isinstance(value, datetime):
             value = datetime.combine(value, time(23, 59, 59))
+        if value.year not in YEARS:
+            table.say(key, "that year cannot be meant")
+            return None
         if value.tzinfo is not None:
             return value.replace(microsecond=0).astimezone(UTC)
         if self.zone is None:
@@ -335,7 +265,7 @@ class _Reader:
             table.say(key, str(error))
             return None
 
-    def _policy(self, table: _Table) -> Policy:
+    def _policy(self, table: Table) -> Policy:
         grace = table.number("grace_days", 0.0, 0, 1000) or 0.0
         penalty = table.number("percent_per_day", 0.0, 0, 100) or 0.0
         most = table.number("most_percent", 100.0, 0, 100)
@@ -347,7 +277,7 @@ class _Reader:
         return Policy(grace * DAY, penalty / 100, (100.0 if most is None else most) / 100, tokens,
                       None if cutoff is None else cutoff * DAY)
 
-    def _extensions(self, top: _Table, labs: Mapping[str, Due]) -> tuple[Extension, ...]:
+    def _extensions(self, top: Table, labs: Mapping[str, Due]) -> tuple[Extension, ...]:
         found: dict[tuple[str, str], Extension] = {}
         for table in top.tables("extensions"):
             student, lab = self._whose(table, labs)
@@ -367,7 +297,7 @@ class _Reader:
                 found[student, lab] = Extension(student, lab, days, until)
         return tuple(found.values())
 
-    def _overrides(self, top: _Table, labs: Mapping[str, Due]) -> tuple[Override, ...]:
+    def _overrides(self, top: Table, labs: Mapping[str, Due]) -> tuple[Override, ...]:
         found: dict[object, Override] = {}
         for table in top.tables("overrides"):
             one = self._given_to_all(table, labs) if "check" in table.facts else self._override(table, labs)
@@ -379,7 +309,7 @@ class _Reader:
             found[key] = one
         return tuple(found.values())
 
-    def _override(self, table: _Table, labs: Mapping[str, Due]) -> Override | None:
+    def _override(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
         """What was decided about one student; None if something is wrong with it."""
         before = len(self.wrong)
         student, lab = self._whose(table, labs)
@@ -392,7 +322,7 @@ class _Reader:
             table.say("todo", "a bonus is for the whole lab; leave todo out")
         return Override(student, lab, comment, todo, points, bonus) if len(self.wrong) == before else None
 
-    def _given_to_all(self, table: _Table, labs: Mapping[str, Due]) -> Override | None:
+    def _given_to_all(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
         """A check whose points everybody gets; None if something is wrong with it."""
         before = len(self.wrong)
         lab = self._lab(table, "lab", table.take("lab", str, "", 'text such as "06"'))
@@ -404,13 +334,13 @@ class _Reader:
         table.end()
         return Override("", lab or "", comment, check=check) if len(self.wrong) == before else None
 
-    def _comment(self, table: _Table) -> str:
+    def _comment(self, table: Table) -> str:
         comment = table.take("comment", str, "").strip()
         if not comment:
             table.say("comment", "say why: the student reads it")
         return comment
 
-    def _todo(self, table: _Table, lab: str) -> int | None:
+    def _todo(self, table: Table, lab: str) -> int | None:
         todo = table.take("todo", (int, str), None, 'a TODO\'s number, or "predictions"')
         if todo == "predictions":
             return 0
@@ -420,7 +350,7 @@ class _Reader:
             return None
         return todo
 
-    def _whose(self, table: _Table, labs: Mapping[str, Due]) -> tuple[str, str]:
+    def _whose(self, table: Table, labs: Mapping[str, Due]) -> tuple[str, str]:
         """Student and lab, each empty if it is wrong."""
         student, name = table.take("student", str, ""), table.take("lab", str, "", 'text such as "06"')
         if "student" not in table.facts or not student:

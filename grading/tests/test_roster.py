@@ -212,7 +212,9 @@ def test_an_address_in_other_letters_is_the_rosters_and_an_id_is_not(home):
     put(home / "Ada@Uni.edu" / "starter.py")
     put(home / "Ben" / "starter.py")
     roster = read_roster(csv_file(home.parent / "roster.csv", "student\nada@uni.edu\nben\n"))
-    assert [one.submission.student for one in read_cohort(home, [LAB], roster).handed_in] == ["Ben", "ada@uni.edu"]
+    cohort = read_cohort(home, [LAB], roster, {("ADA@uni.edu", "06"): "2027-01-20T08:00:00Z"})
+    assert [(one.submission.student, one.attempt.source) for one in cohort.handed_in] == [
+        ("Ben", "mtime"), ("ada@uni.edu", "times")]
 
 
 GROUPS = "student,group\nada,one\nben,one\ncem,two\ndee,\n"

@@ -1,6 +1,7 @@
 """term.toml: what it says is what holds, and every mistake in it is named with its key, its value and the way out."""
 
 import re
+import shutil
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
     ("percent_per_day = 10", "percent_per_day = 110", "late.percent_per_day = 110: it has to be a number from 0 to 100"),
     ("percent_per_day = 10", "percent_per_day = true", "late.percent_per_day = true: it has to be a number"),
     ("most_percent = 50", 'most_percent = "half"', 'late.most_percent = "half": it has to be a number'),
-    ("Europe/Berlin", "Europe/Berln", 'time_zone = "Europe/Berln": there is no such zone of IANA\'s; it is written'),
+    ("Europe/Berlin", "Europe/Berln", 'time_zone = "Europe/Berln": there is no such IANA time zone; write Europe'),
     ('"roster.csv"', '"people.csv"', 'roster.file = "people.csv": there is no file '),
     ('"SIS Login ID"', '"login"', "roster: roster.csv has no column login; its first line is 'Student,ID,SIS Login ID,Section'"),
     ('"SIS Login ID"', '"Student"', "roster: roster.csv is a gradebook of Canvas, whose column Student has names"),
@@ -162,6 +163,7 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
      'labs.06.due = "2027-03-26": it has to be a time such as 2027-03-01T23:59:00, without quotation marks'),
     ("due = 2027-03-26T23:59:00", "due = 2027-03-28T02:30:00",
      "labs.06.due = 2027-03-28 02:30:00: 2027-03-28 02:30:00 does not exist in Europe/Berlin"),
+    ("due = 2027-03-26T23:59:00", "due = 9999-12-31", "labs.06.due = 9999-12-31: that year cannot be meant"),
     ("due = 2027-03-26T23:59:00, ", "", "labs.06.sections: give due, too: it holds for who is in none of them"),
     ("due = 2027-03-26", "dew = 2027-03-26", "labs.06.dew: there is no such key; is due meant?"),
     ('"cohort"', '"all"', 'grading.seed_mode = "all": it is student or cohort'),
@@ -319,3 +321,54 @@ def test_a_secret_is_public_only_if_none_is_named(home):
     assert read(home, "").secret == PUBLIC_SECRET
     (home / "secret.txt").write_text("short")
     assert "a term secret has 16 or more" in mistakes(home, 'secret = "secret.txt"')[0]
+
+
+# what a batch needs of it
+
+
+def invoke(*words: object) -> None:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception:
+        raise done.exception
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "which labs. --labs 06,07 names them, or .labs. in term.toml"),
+    ("[labs]\n06 = { due = 2027-03-01T23:59:00Z }", r"lab 06 has a due date, and nothing says when submissions were handed in: "
+     r"in .*term.toml, .submissions. times = .times.csv. names a CSV"),
+    ("[labs]\n06 = {}", "where are the submissions. Name their folder, or in term.toml"),
+    ("[labs]\n06 = {}\n[submissions]\nfolder = 'none'", "there is no folder of submissions .*none"),
+    ("jurnal = 1", "term.toml has 1 mistake"),
+])
+def test_a_batch_says_what_it_still_has_to_be_told(home, text, said):
+    (home / "term.toml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        invoke("batch", "--term-file", home / "term.toml")
+
+
+def test_an_extension_of_who_handed_in_nothing_and_a_decision_about_no_result_are_said(home):
+    from grading.cli.batch import _strangers, _without_result
+    from grading.cohort.batch import Plan
+    from grading.cohort.roster import Cohort
+    from grading.judge.grader import Settings
+    from labs.harness.catalog import find_lab
+
+    record(home / "j.sqlite", "zoe")
+    term = read(home, WHOLE)
+    plan = Plan({"06": find_lab("06")}, Settings(level="none"), {"06": {}})
+    with command.open_journal(term) as base:
+        assert [(line.kind, line.student, line.text) for line in _without_result(base, plan)] == [
+            ("override", "ada", "there is no result that could be overridden")]
+    without = read(home, WHOLE.replace('file = "roster.csv"', "").replace(", sections = { B = 2027-03-30 }", ""))
+    assert [(line.kind, line.student) for line in _strangers(without, Cohort())] == [
+        ("extension", "ada"), ("extension", "ben"), ("extension", "ben")]
+    assert _strangers(term, Cohort()) == [], "the roster has them"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed, and a term's tag is git's")
+def test_a_term_file_given_as_the_name_of_a_term_is_told_apart(home):
+    from grading.edition.at_tag import run_at
+    from labs.harness.catalog import LabError
+
+    with pytest.raises(LabError, match="There is no tag term/term.toml .* To name the file of a term: --term-file term.toml"):
+        run_at("term.toml", ["status"], home)
