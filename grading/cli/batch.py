@@ -157,8 +157,7 @@ def synthetic(
         kinds[one.kind.split()[0].rstrip(":")] += 1
     console.print(f"wrote {count} submissions: " + ", ".join(f"{kinds[kind]} {kind}s" for kind in sorted(kinds)), markup=False,
                   soft_wrap=True)
-    console.print(f"python -m grading batch {out / 'submissions'} --labs {chosen.id} --roster {out / 'roster.csv'}", markup=False,
-                  soft_wrap=True)
+    console.print(f"python -m grading batch --term-file {out / 'term.toml'}", markup=False, soft_wrap=True)
 
 
 # what the commands share
@@ -275,7 +274,8 @@ def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_sec
         f"{summary.found} submissions: {summary.graded} graded, {summary.known} known already, "
         f"{summary.failed} without a result; {summary.seconds:.0f} s{pace}{memory}", soft_wrap=True)
     if no_secret:
-        console.print("There is no term secret: anybody can work out the inputs of the checks. python -m grading init makes one.")
+        console.print("There is no term secret: anybody can work out the inputs of the checks. python -m grading init makes one.",
+                      soft_wrap=True)
 
 
 def print_lines(lines: Sequence[Line]) -> None:

@@ -20,6 +20,7 @@ from grading.authoring.mutants import read_mutants
 from grading.cohort.batch import Plan, Unit, differing, plan_of, run_batch, seconds_for, slow
 from grading.cohort.journal import Journal
 from grading.cohort.roster import Line, read_cohort, read_roster
+from grading.cohort.term import read_term
 from grading.cohort.worker_pool import Crew, Memory, answer_of, processes
 from grading.judge.grader import Settings, grader_of
 from grading.judge.intake import Submission
@@ -439,6 +440,8 @@ def test_synthetic_submissions_are_the_same_for_the_same_seed_and_can_be_read(tm
     synthetic.write(tmp_path / "out", LAB, made)
     cohort = read_cohort(tmp_path / "out" / "submissions", [LAB], read_roster(tmp_path / "out" / "roster.csv"))
     assert [one.submission.student for one in cohort.handed_in] == [one.student for one in made]
+    term = read_term(tmp_path / "out" / "term.toml")
+    assert (list(term.labs), list(term.roster.students), term.predictions) == (["06"], [one.student for one in made], False)
     assert all(handed_in.submission.text() == one.text for handed_in, one in zip(cohort.handed_in, made, strict=True)
                if not one.cheat)
     with pytest.raises(ValueError, match="is not empty"):
