@@ -15,7 +15,8 @@ from grading.authoring import machine_mutants as by_machine
 from grading.authoring import starter as starters
 from grading.authoring import symptoms as symptom_tables
 from grading.authoring.mutants import KINDS, Mutant, read_alternatives, read_mutants, some_of
-from grading.cli import batch, cheats, export, grade, release
+from grading.cli import attempts, batch, cheats, collect, export, grade, release
+from grading.cli import term as term_commands
 from grading.cli.progress_bar import bar
 from grading.edition.at_tag import run_at
 from grading.edition.release import COURSE
@@ -34,7 +35,9 @@ console = Console(highlight=False)
 @app.callback()
 def _commands(
     context: typer.Context,
-    term: Annotated[str | None, typer.Option(help="run the command as this term's tag has it")] = None,
+    term: Annotated[str | None, typer.Option(
+        metavar="NAME", help="run the command as the tag term/NAME has it; a term.toml is named after the command, by --term-file"
+    )] = None,
 ) -> None:
     """What instructors run."""
     if term is not None:
@@ -43,10 +46,13 @@ def _commands(
         raise typer.Exit(run_at(term, arguments[:at] + arguments[at + (1 if "=" in arguments[at] else 2) :], COURSE))
 
 
+app.command()(term_commands.init)
 app.command()(grade.grade)
 app.command()(grade.agreement)
+app.command()(collect.collect)
 app.command()(batch.batch)
 app.command()(batch.status)
+app.command()(attempts.attempts)
 app.command()(batch.regrade)
 app.command()(batch.synthetic)
 app.command()(cheats.cheats)

@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Annotated
 
@@ -13,38 +14,35 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from grading.cli.grade import Isolation, Predictions, Seconds, Secret, SeedMode, settings_of
 from grading.cli.progress_bar import bar
-from grading.cohort import late as lateness
+from grading.cli.term import Isolation, JournalFile, TermFile, labs_of, open_journal, settings_of, submissions_of
 from grading.cohort.batch import Graders, Plan, Summary, graders_here, left_to_do, plan_of, run_batch, seconds_for
-from grading.cohort.journal import Journal
+from grading.cohort.journal import Journal, Last
+from grading.cohort.late import Late
 from grading.cohort.ray_cluster import cluster
 from grading.cohort.regrade import Regraded, change_table, run_regrade, to_regrade
-from grading.cohort.roster import Cohort, Line, read_cohort, read_roster, read_times, table
+from grading.cohort.roster import Cohort, Line, read_cohort, read_times
+from grading.cohort.term import Term, find_term
 from grading.cohort.worker_pool import Crew, Memory, processes
+from grading.judge.seeds import PUBLIC_SECRET
 from grading.judge.show import plain, points
 from grading.judge.suite import checks_of
 from grading.red_team import synthetic as making
-from labs.harness.catalog import Lab, all_labs, find_lab
+from labs.harness.catalog import all_labs, find_lab
 from nano_qwen3_serving.observe.files import write_atomically
 
 SHOWN = 20
 """Lines of one kind that are printed; the JSON has all."""
-FIRST = ("error", "crash", "flaky", "lower", "raised", "older")
+FIRST = ("error", "crash", "slow", "flaky", "lower", "raised", "older")
 """Kinds of lines that are printed before others."""
+SAID_BY_BATCH = ("roster", "no submission", "not in roster", "time")
+"""Kinds of lines that a regrade leaves out."""
 INTERRUPTED = 130
-MTIME = "mtime"
-"""What --times says where the files' own times are to count."""
-
-Submissions = Annotated[Path, typer.Argument(help="A folder with one folder, archive or .py file for each student.")]
-Labs = Annotated[str | None, typer.Option(help="Such as 06,07.")]
-JournalFile = Annotated[Path, typer.Option("--journal", metavar="FILE", help="The SQLite file that keeps results.")]
-RosterFile = Annotated[Path | None, typer.Option(
-    "--roster", metavar="FILE", help="CSV with a column student; others such as name, email, sis_id, section.")]
+Submissions = Annotated[Path | None, typer.Argument(
+    help="A folder with one folder, archive or .py file for each student; by default the term's.")]
+Labs = Annotated[str | None, typer.Option(help="Such as 06,07; by default the term's.")]
+Students = Annotated[list[str] | None, typer.Option("--student", help="Only theirs; may be given several times.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that grade.")]
-Times = Annotated[Path | None, typer.Option(
-    metavar="FILE", help="CSV with student, lab, submitted: when it was handed in. A file called mtime stands for the files' own "
-                         "times, which a download, a copy or a student may have set.")]
 Ray = Annotated[str | None, typer.Option(metavar="auto|ADDRESS", help="Grade on this Ray cluster instead of here.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as data, too.")]
 
@@ -52,91 +50,87 @@ console = Console(highlight=False)
 
 
 def batch(
-    submissions: Submissions,
+    submissions: Submissions = None,
     labs: Labs = None,
-    roster: RosterFile = None,
+    students: Students = None,
     jobs: Jobs = 2,
-    journal: JournalFile = Path("journal.sqlite"),
-    secret: Secret = None,
-    seed_mode: SeedMode = "student",
+    journal: JournalFile = None,
     isolation: Isolation = None,
-    predictions: Predictions = True,
-    seconds: Seconds = 30.0,
-    times: Times = None,
-    late: Annotated[str | None, typer.Option(
-        help="grace=2d,penalty=10%/day,max=50%,tokens=3; none for none. The journal remembers it.")] = None,
-    due: Annotated[list[str] | None, typer.Option(help="When a lab is due, 06=2027-03-01T23:59+01:00; once for each.")] = None,
-    extensions: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV with student, lab, and days or until.")] = None,
     repeat: Annotated[int, typer.Option(
         min=1, help="Grade everything so many times, and list checks whose verdict differs.")] = 1,
     ray: Ray = None,
     file: JsonFile = None,
+    term_file: TermFile = None,
 ) -> None:
     """Grade a cohort. What the journal has already is not graded again, so the same command goes on after a kill."""
-    plan = plan_of(_labs(labs), settings_of(secret, seed_mode, isolation, predictions, seconds))
-    with Journal(journal, create=True) as base:
+    term = find_term(term_file)
+    plan, path = plan_of(labs_of(term, labs), settings_of(term, isolation)), journal or term.journal
+    _can_be_late(term, plan)
+    with open_journal(term, journal, create=True) as base:
         _same_seeds(base, plan)
-        _set_terms(base, late, due or [], extensions)
-        _can_be_late(base.terms(), plan, times)
-        cohort = _cohort(submissions, plan, roster, times)
-        cohort.lines += _extended_strangers(base.terms(), cohort, roster)
+        cohort = _cohort(submissions_of(term, submissions), plan, term)
+        cohort.lines += _strangers(term, cohort)
+        _only(students, cohort)
         memory = Memory()
         total = left_to_do(base, plan, cohort, repeat)
-        with bar(total, "grading") as done, _crew(plan, jobs, ray, memory, total) as crew, _resumable(base, journal):
+        with bar(total, "grading") as done, _crew(plan, jobs, ray, memory, total) as crew, _resumable(base, path):
             summary = run_batch(base, plan, cohort, crew, repeat, done)
         summary.peak_bytes = memory.peak
-        by_lab = {lab: _scores(base, lab) for lab in plan.labs}
+        summary.lines += _without_result(base, plan)
+        by_lab = {lab: _spread(base.settled(lab)) for lab in plan.labs}
     if file:
-        about = {"labs": by_lab, "isolation": plan.settings.level, "jobs": jobs, "ray": ray, "journal": str(journal)}
+        about = {"labs": by_lab, "isolation": plan.settings.level, "jobs": jobs, "ray": ray, "journal": str(path)}
         write_atomically(file, summary.to_json(**about))
-    _print_summary(summary, by_lab, secret is None)
+    _print_summary(summary, by_lab, term.secret == PUBLIC_SECRET)
     if not summary.is_good:
         raise typer.Exit(1)
 
 
 def regrade(
-    submissions: Submissions,
+    submissions: Submissions = None,
     labs: Labs = None,
-    journal: JournalFile = Path("journal.sqlite"),
+    students: Students = None,
+    journal: JournalFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     allow_lower: Annotated[bool, typer.Option("--allow-lower", help="Let lower results count, too.")] = False,
-    again: Annotated[list[str] | None, typer.Option(
-        metavar="STUDENT", help="Run this student's hand-ins once more, though nothing has changed; may be given several times.",
-    )] = None,
+    again: Annotated[bool, typer.Option("--again", help="Run them once more though nothing has changed.")] = False,
+    todo: Annotated[int | None, typer.Option(min=1, help="Only this TODO's points may change; the others stay.")] = None,
     jobs: Jobs = 2,
-    secret: Secret = None,
-    seed_mode: SeedMode = "student",
     isolation: Isolation = None,
-    predictions: Predictions = True,
-    seconds: Seconds = 30.0,
     ray: Ray = None,
+    term_file: TermFile = None,
 ) -> None:
     """Who gains and who loses under the present checks, at which TODO and why. Nobody is lowered without --allow-lower."""
-    with Journal(journal) as base:
-        chosen = _labs(labs or ",".join(sorted({attempt.lab for attempt, _ in base.attempts()})))
-        plan = plan_of(chosen, settings_of(secret, seed_mode, isolation, predictions, seconds))
+    term = find_term(term_file)
+    with open_journal(term, journal) as base:
+        graded = ",".join(sorted({attempt.lab for attempt, _ in base.attempts()}))
+        plan = plan_of(labs_of(term, labs or graded), settings_of(term, isolation))
         _same_seeds(base, plan)
-        cohort = _cohort(submissions, plan, None, None)
-        _all_there(again or [], cohort)
-        total = to_regrade(base, plan, cohort, again or [])
-        with bar(total, "grading") as done, _crew(plan, jobs, ray, Memory(), total) as crew, _resumable(base, journal):
-            found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done, again or [])
+        cohort = _cohort(submissions_of(term, submissions), plan, term)
+        cohort.lines = [line for line in cohort.lines if line.kind not in SAID_BY_BATCH]
+        _only(students, cohort)
+        repeated = {one.attempt.student for one in cohort.handed_in} if again or todo is not None else set()
+        total = to_regrade(base, plan, cohort, repeated)
+        with (bar(total, "grading") as done, _crew(plan, jobs, ray, Memory(), total) as crew,
+              _resumable(base, journal or term.journal)):
+            found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done, repeated, todo)
     _print_regraded(found, dry_run)
     if any(line.kind == "error" for line in found.lines):
         raise typer.Exit(1)
 
 
-def status(journal: JournalFile = Path("journal.sqlite")) -> None:
-    """What a journal has: hand-ins, results, what is still to be graded, and how lateness is judged."""
-    with Journal(journal) as base:
-        overview = Table(title=f"{journal}: {base.results()} results", title_justify="left")
+def status(journal: JournalFile = None, term_file: TermFile = None) -> None:
+    """What a journal has: hand-ins, results, what is still to be graded, how lateness is judged, what was decided by hand."""
+    term = find_term(term_file)
+    with open_journal(term, journal) as base:
+        overview = Table(title=f"{journal or term.journal}: {base.results()} results", title_justify="left")
         for name in ("lab", "students", "hand-ins", "of them graded", "late", "mean", "median"):
             overview.add_column(name, justify="right")
-        attempts = base.attempts()
+        attempts, everything = base.attempts(), base.settled()
         for lab in sorted({attempt.lab for attempt, _ in attempts}):
             mine = [(attempt, graded) for attempt, graded in attempts if attempt.lab == lab]
-            late_ones = sum(entry.late_days > 0 for entry in base.latest(lab))
-            scores = _scores(base, lab)
+            settled = [(last, late) for last, late in everything if last.lab == lab]
+            scores, late_ones = _spread(settled), sum(late.days > 0 for _, late in settled)
             overview.add_row(lab, str(len({attempt.student for attempt, _ in mine})), str(len(mine)),
                              str(sum(graded for _, graded in mine)), str(late_ones), points(scores["mean"]),
                              points(scores["median"]))
@@ -145,7 +139,7 @@ def status(journal: JournalFile = Path("journal.sqlite")) -> None:
             if not graded:
                 console.print(_line(Line(
                     "to be graded", attempt.student, attempt.lab, f"handed in at {attempt.submitted or 'an unknown time'}")))
-        _print_terms(base.terms())
+        _print_rules(base, term.zone)
 
 
 def synthetic(
@@ -163,21 +157,13 @@ def synthetic(
         kinds[one.kind.split()[0].rstrip(":")] += 1
     console.print(f"wrote {count} submissions: " + ", ".join(f"{kinds[kind]} {kind}s" for kind in sorted(kinds)), markup=False,
                   soft_wrap=True)
-    console.print(f"python -m grading batch {out / 'submissions'} --labs {chosen.id} --roster {out / 'roster.csv'}", markup=False,
-                  soft_wrap=True)
+    console.print(f"python -m grading batch --term-file {out / 'term.toml'}", markup=False, soft_wrap=True)
 
 
 # what the commands share
 
 
-def _labs(names: str | None) -> list[Lab]:
-    if not names:
-        raise ValueError("--labs says which labs are graded, such as --labs 06,07")
-    found = {lab.id: lab for lab in (find_lab(name.strip()) for name in names.split(",") if name.strip())}
-    return [found[lab] for lab in sorted(found)]
-
-
-def _lab_names() -> dict[str, str]:
+def lab_names() -> dict[str, str]:
     """All that a file may call a lab → its id."""
     return {name: lab.id for lab in all_labs() for name in (lab.id, str(lab.number), f"lab{lab.id}", lab.folder.name)}
 
@@ -186,53 +172,51 @@ def _same_seeds(base: Journal, plan: Plan) -> None:
     """A journal has one term secret: with another everybody would get other inputs, and everything would be graded again."""
     if base.claim("seeds", plan.fingerprint()) != plan.fingerprint():
         raise ValueError(
-            "this journal's results were made with another --secret or --seed-mode; give those, or another --journal")
+            "this journal's results were made with another term secret or seed_mode; put those into term.toml, "
+            "or give another --journal")
 
 
-def _all_there(students: Sequence[str], cohort: Cohort) -> None:
-    """Raises `ValueError` for a student who handed in nothing."""
+def _only(students: Sequence[str] | None, cohort: Cohort) -> None:
+    """Leaves these students' hand-ins and lines. Raises `ValueError` for one who handed in nothing."""
+    if not students:
+        return
     there = {one.attempt.student for one in cohort.handed_in}
     if strangers := [student for student in students if student not in there]:
-        raise ValueError(f"--again {strangers[0]}: there is no submission of that name; there are {len(there)} others")
+        raise ValueError(f"--student {strangers[0]}: there is no submission of that name; there are {len(there)} others")
+    cohort.handed_in = [one for one in cohort.handed_in if one.attempt.student in students]
+    cohort.lines = [line for line in cohort.lines if not line.student or line.student in students]
 
 
-def _set_terms(base: Journal, late: str | None, dates: Sequence[str], file: Path | None) -> None:
-    """How lateness is judged from now on; what is not given stays as the journal has it."""
-    if late is None and not dates and file is None:
-        return
-    before, names = base.terms(), _lab_names()
-    policy = before.policy if late is None else "" if late == "none" else late
-    lateness.read_policy(policy)
-    due = {**before.due, **lateness.read_due(dates, names)}
-    moved = {lab for lab in due if lab in before.due and due[lab] != before.due[lab]}
-    if file is None and (stale := sorted({lab for _, lab in before.extended} & moved)):
-        raise ValueError(
-            f"lab {', '.join(stale)} is due at another time now, and the journal has extensions for it: give --extensions again")
-    extended = before.extended if file is None else lateness.extensions(table(file, ["student", "lab"])[0], due, names)
-    base.set_terms(lateness.Terms(policy, due, extended))
-
-
-def _can_be_late(terms: lateness.Terms, plan: Plan, times: Path | None) -> None:
+def _can_be_late(term: Term, plan: Plan) -> None:
     """Raises `ValueError` where lateness would be judged by the files' own times and nobody has asked for that."""
-    if times is None and (dated := sorted(set(plan.labs) & set(terms.due))):
+    dated = [lab for lab in plan.labs if lab in term.labs and term.labs[lab].all is not None]
+    if dated and term.times is None and not term.mtimes:
         raise ValueError(
-            f"lab {', '.join(dated)} has a due date, and nothing says when submissions were handed in: give --times FILE, a "
-            "CSV with student, lab, submitted; or --times mtime for the files' own times, which a download or a copy changes")
+            f"lab {', '.join(dated)} has a due date, and nothing says when submissions were handed in: in {term.file}, "
+            '[submissions] times = "times.csv" names a CSV with student, lab, submitted; times = "mtime" takes '
+            "those of the files themselves, which a download or a copy changes")
 
 
-def _extended_strangers(terms: lateness.Terms, cohort: Cohort, roster: Path | None) -> list[Line]:
-    """A line for each extension of a student that neither the roster nor a submission has: a slip, perhaps, in their id."""
-    known = {one.attempt.student for one in cohort.handed_in} | set(read_roster(roster).students if roster else ())
-    return [Line("extension", student, lab, "there is no such student in the roster or among the submissions")
-            for student, lab in sorted(terms.extended) if student not in known]
+def _strangers(term: Term, cohort: Cohort) -> list[Line]:
+    """A line for each extension of a student who has no submission, where no roster says who there is: a slip, perhaps."""
+    known = {one.attempt.student for one in cohort.handed_in}
+    return [Line("extension", one.student, one.lab, "there is no such student among the submissions, and no roster")
+            for one in term.extensions if term.roster is None and one.student not in known]
 
 
-def _cohort(submissions: Path, plan: Plan, roster: Path | None, times: Path | None) -> Cohort:
+def _without_result(base: Journal, plan: Plan) -> list[Line]:
+    """A line for each decision about a score that is not there."""
+    there = {(last.student, last.lab) for last, _ in base.settled()}
+    return [Line("override", one.student, one.lab, "there is no result that could be overridden")
+            for one in base.overrides() if one.student and one.lab in plan.labs and (one.student, one.lab) not in there]
+
+
+def _cohort(submissions: Path, plan: Plan, term: Term) -> Cohort:
     """What was handed in; where the files' own times are taken, a line says of how many."""
-    said = read_times(times, _lab_names()) if times and times.name != MTIME else None
-    cohort = read_cohort(submissions, list(plan.labs.values()), read_roster(roster) if roster else None, said)
+    said = read_times(term.times, lab_names(), term.zone) if term.times else None
+    cohort = read_cohort(submissions, list(plan.labs.values()), term.roster, said)
     own = sum(one.attempt.source == "mtime" for one in cohort.handed_in)
-    if times and own:
+    if own and (term.times or term.mtimes):
         cohort.say("time", f"{own} of {len(cohort.handed_in)} times of hand-in are the files' own")
     return cohort
 
@@ -269,8 +253,9 @@ def _resumable(base: Journal, path: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _scores(base: Journal, lab: str) -> dict[str, float]:
-    scores = [entry.final_score for entry in base.latest(lab)]
+def _spread(settled: Sequence[tuple[Last, Late]]) -> dict[str, float]:
+    """Of final scores."""
+    scores = [late.score for _, late in settled]
     if not scores:
         return {"students": 0, "mean": 0.0, "median": 0.0, "best": 0.0}
     return {"students": len(scores), "mean": round(statistics.mean(scores), 2), "median": round(statistics.median(scores), 2),
@@ -278,7 +263,7 @@ def _scores(base: Journal, lab: str) -> dict[str, float]:
 
 
 def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_secret: bool) -> None:
-    _print_lines(summary.lines)
+    print_lines(summary.lines)
     for lab, scores in by_lab.items():
         console.print(
             f"Lab {lab}: {scores['students']} students, "
@@ -289,11 +274,12 @@ def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_sec
         f"{summary.found} submissions: {summary.graded} graded, {summary.known} known already, "
         f"{summary.failed} without a result; {summary.seconds:.0f} s{pace}{memory}", soft_wrap=True)
     if no_secret:
-        console.print("There was no --secret: anybody can work out the inputs of the checks.")
+        console.print("There is no term secret: anybody can work out the inputs of the checks. python -m grading init makes one.",
+                      soft_wrap=True)
 
 
-def _print_lines(lines: Sequence[Line]) -> None:
-    """Lines by kind, those that want something done first."""
+def print_lines(lines: Sequence[Line]) -> None:
+    """Print lines by kind, those that want something done first."""
     kinds: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         kinds[line.kind].append(line)
@@ -310,7 +296,7 @@ def _line(line: Line) -> Text:
 
 
 def _print_regraded(found: Regraded, dry: bool) -> None:
-    _print_lines(found.lines)
+    print_lines(found.lines)
     would = "would " if dry else ""
     for title, changes in ((f"who {would}gain{'' if dry else 's'}", found.winners),
                            (f"who {would}lose{'' if dry else 's'}", found.losers)):
@@ -324,8 +310,13 @@ def _print_regraded(found: Regraded, dry: bool) -> None:
         console.print(f"{found.held} lower results were kept and do not count; --allow-lower lets them.")
 
 
-def _print_terms(terms: lateness.Terms) -> None:
-    console.print(Text(f"late policy: {plain(terms.policy) or 'none'}"))
+def _print_rules(base: Journal, zone: tzinfo | None) -> None:
+    """Policy, due dates and decisions."""
+    terms = base.terms()
+    console.print(Text(f"late policy: {terms.policy.words()}"), soft_wrap=True)
     for lab, when in sorted(terms.due.items()):
         mine = sum(whose[1] == lab for whose in terms.extended)
-        console.print(f"lab {lab} is due at {lateness.stamp(when)}" + (f"; {mine} extensions" if mine else ""))
+        console.print(Text(f"lab {lab} is due at {when.astimezone(zone or UTC):%Y-%m-%d %H:%M %Z}"
+                           + (f"; {mine} students have a deadline of their own" if mine else "")), soft_wrap=True)
+    for one in base.overrides():
+        console.print(_line(Line("override", one.student, one.lab, one.words())), soft_wrap=True)

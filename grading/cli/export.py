@@ -1,5 +1,6 @@
 """`python -m grading export`, `report`, `gradescope-zip`, `similarity`: what leaves grading as a file."""
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,33 +11,41 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grading.cli.collect import KEPT
+from grading.cli.term import JournalFile, TermFile, open_journal, submissions_of
 from grading.cohort import similarity
-from grading.cohort.journal import Entry, Journal
+from grading.cohort.downloads import feedback_names
+from grading.cohort.journal import Entry
+from grading.cohort.roster import Roster
+from grading.cohort.term import Term, find_term
 from grading.export import canvas, classroom50, cohort_page, csv_table, gradescope, html, junit, markdown, moodle
-from grading.export.files import file_name, write
+from grading.export.files import file_name, write, zipped
 from grading.export.sheet import Filled
 from grading.gradescope import autograder, container_limits, dry_run
-from grading.judge.seeds import read_secret
+from grading.judge.seeds import PUBLIC_SECRET
 from grading.judge.show import plain
 from labs.harness.catalog import find_lab
 from labs.harness.learner.diagnosis import FILE, read_table
 
-FORMATS = ("gradescope", "classroom50", "canvas", "moodle", "junit", "csv", "markdown", "html")
+FORMATS = ("gradescope", "classroom50", "canvas", "moodle", "junit", "csv", "markdown", "html", "feedback")
 ENDINGS = {"gradescope": "json", "classroom50": "json", "markdown": "md", "html": "html"}
 """Formats with a file for each submission."""
+SLOWER = 2
+"""Times as long as here one check may take in Gradescope's container, which has half a core."""
 
-JournalFile = Annotated[Path, typer.Option("--journal", help="what batch wrote")]
+Section = Annotated[str | None, typer.Option(help="only theirs, as the roster has them")]
 
 console = Console(highlight=False)
 
 
 def export(
     form: Annotated[str, typer.Argument(metavar="FORMAT", help=", ".join(FORMATS))],
-    journal: JournalFile,
     out: Annotated[Path, typer.Option(
-        help="the file; a folder where each submission has its own (gradescope, classroom50, markdown, html)")],
+        help="the file, a zip of feedback; a folder where each submission has a file (gradescope, classroom50, markdown, html)")],
     lab: Annotated[str | None, typer.Option(help="such as 06; default: every lab in the journal")] = None,
     student: Annotated[str | None, typer.Option(help="only theirs; --out is a file then")] = None,
+    section: Section = None,
+    journal: JournalFile = None,
     fill: Annotated[Path | None, typer.Option(
         help="canvas: the exported gradebook; moodle: the grading worksheet, else a file for the import is made")] = None,
     assignment: Annotated[str | None, typer.Option(help="canvas: the column's heading, title or number")] = None,
@@ -49,9 +58,11 @@ def export(
     for_instructors: Annotated[bool, typer.Option(help="junit, markdown, html: with what hidden checks said")] = False,
     with_seed: Annotated[bool, typer.Option(
         help="markdown, html: with the seed; for students once results are published")] = False,
+    term_file: TermFile = None,
 ) -> None:
     """Write results as another program wants them. Exit status 1 if somebody's grade found no place."""
-    entries = _entries(journal, lab, student)
+    term = find_term(term_file)
+    entries = _entries(term, journal, lab, student, section)
     forms: dict[str, Callable[[Entry], str]] = {
         "gradescope": lambda entry: gradescope.results(entry, hidden),
         "markdown": lambda entry: markdown.summary(entry, not for_instructors, with_seed or for_instructors),
@@ -62,25 +73,43 @@ def export(
     elif form in forms:
         _each(entries, out, form, student, forms[form])
     elif form in ("csv", "junit"):
-        text = csv_table.table(entries) if form == "csv" else junit.document(entries, not for_instructors)
+        text = _table(entries, term, student, section) if form == "csv" else junit.document(entries, not for_instructors)
         _write(out, text.encode("utf-8"))
+    elif form == "feedback":
+        unplaced = _feedback(entries, out, term, forms["html"])
     elif form in ("canvas", "moodle"):
-        unplaced = _gradebook(form, entries, out, fill, assignment, identity)
+        unplaced = _gradebook(form, entries, out, fill, assignment, identity, term)
     else:
         raise ValueError(f"there is no format {form!r}; there are {', '.join(FORMATS)}")
     if unplaced:
         raise typer.Exit(1)
 
 
-def _entries(journal: Path, lab: str | None, student: str | None = None) -> list[Entry]:
+def _entries(
+    term: Term, journal: Path | None, lab: str | None, student: str | None = None, section: str | None = None
+) -> list[Entry]:
     """What counts, by lab and student. Raises `ValueError` if there is nothing."""
-    with Journal(journal) as opened:
+    with open_journal(term, journal) as opened:
         found = opened.latest(find_lab(lab).id if lab else None)
-    entries = [entry for entry in found if student in (None, entry.report.student)]
+    there = term.roster.students if term.roster else {}
+    sections = sorted({row.get("section", "") for row in there.values()} - {""})
+    if section is not None and section not in sections:
+        raise ValueError(f"--section {section}: the roster has no such section; it has {', '.join(sections) or 'none'}")
+    entries = [entry for entry in found if student in (None, entry.report.student)
+               and (section is None or there.get(entry.report.student, {}).get("section") == section)]
     if not entries:
-        whose = f" of {student}" if student else ""
-        raise ValueError(f"{journal} has no results{whose}{f' in lab {lab}' if lab else ''}")
+        whose = f" of {student}" if student else f" of section {section}" if section else ""
+        raise ValueError(f"{journal or term.journal} has no results{whose}{f' in lab {lab}' if lab else ''}")
     return sorted(entries, key=lambda entry: (entry.report.lab, entry.report.student))
+
+
+def _table(entries: Sequence[Entry], term: Term, student: str | None, section: str | None) -> str:
+    """The CSV table; a roster's students without a result have a row, too, in each lab that is there."""
+    labs, there = {entry.report.lab for entry in entries}, {(entry.report.student, entry.report.lab) for entry in entries}
+    roster = term.roster.students if term.roster else {}
+    missing = [(one, lab) for lab in sorted(labs) for one, row in roster.items()
+               if (one, lab) not in there and student in (None, one) and section in (None, row.get("section"))]
+    return csv_table.table(entries, missing, roster)
 
 
 def _each(entries: Sequence[Entry], out: Path, form: str, student: str | None, made: Callable[[Entry], str]) -> None:
@@ -109,23 +138,43 @@ def _classroom50(entries: Sequence[Entry], out: Path, places: Path | None, stude
 
 
 def _gradebook(
-    form: str, entries: Sequence[Entry], out: Path, fill: Path | None, assignment: str | None, identity: str
+    form: str, entries: Sequence[Entry], out: Path, fill: Path | None, assignment: str | None, identity: str, term: Term
 ) -> Sequence[str]:
     labs = sorted({entry.report.lab for entry in entries})
     if len(labs) > 1:
         raise ValueError(f"these are results of several labs ({', '.join(labs)}); choose one with --lab")
+    roster = term.roster.students if term.roster else {}
     if form == "moodle" and fill is None:
-        _write(out, moodle.gradebook(entries, identity).encode("utf-8"))
+        _write(out, moodle.gradebook(entries, identity, roster).encode("utf-8"))
         return ()
     if fill is None or (form == "canvas" and assignment is None):
         raise ValueError(
             "canvas needs --fill FILE, a gradebook that Canvas exported, and --assignment, the column's heading, title or number")
     data = fill.read_bytes()
-    filled: Filled = canvas.fill(data, assignment or "", entries) if form == "canvas" else moodle.fill_worksheet(data, entries)
+    filled: Filled = (canvas.fill(data, assignment or "", entries, roster) if form == "canvas"
+                      else moodle.fill_worksheet(data, entries, roster))
     _write(out, filled.data)
     _tell("note", filled.notes)
     _tell("not entered", filled.unplaced)
     return filled.unplaced
+
+
+def _feedback(entries: Sequence[Entry], out: Path, term: Term, page: Callable[[Entry], str]) -> list[str]:
+    """A zip of pages under the names by which the platform that the submissions came from takes feedback back."""
+    labs = sorted({entry.report.lab for entry in entries})
+    kept = term.submissions / KEPT if term.submissions else None
+    downloads = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
+    if len(labs) > 1 or labs[0] not in downloads:
+        raise ValueError(f"feedback is of one lab whose submissions came by python -m grading collect; choose with --lab one of "
+                         f"{', '.join(sorted(downloads)) or 'these: none yet'}")
+    came, by_student = downloads[labs[0]], {entry.report.student: entry for entry in entries}
+    names = feedback_names(came["form"], came["prefixes"], list(by_student), term.roster or Roster({}))
+    _write(out, zipped({name: page(by_student[student]).encode("utf-8") for student, name in names.items()}))
+    grouped = {student for owner in came["prefixes"] for student in (term.roster.owners(owner) if term.roster else [])}
+    unplaced = [f"{plain(student)}: the download had no submission of theirs" for student in by_student
+                if student not in names and student not in grouped]
+    _tell("not written", unplaced)
+    return unplaced
 
 
 def _write(path: Path, data: bytes, quiet: bool = False) -> None:
@@ -144,18 +193,23 @@ def _tell(what: str, lines: Sequence[str]) -> None:
 
 def report(
     what: Annotated[str, typer.Argument(help="cohort")],
-    journal: JournalFile,
     lab: Annotated[str, typer.Option(help="such as 06")],
     out: Annotated[Path, typer.Option(help="the HTML file")],
     verified: Annotated[list[str] | None, typer.Option(
         metavar="CLUSTER=STUDENT,STUDENT,STUDENT", help="its comment fits these three; may be repeated")] = None,
     comments: Annotated[Path | None, typer.Option(
         help="write the comments that go out, a CSV row for each student and TODO")] = None,
+    section: Section = None,
+    anonymous: Annotated[bool, typer.Option(help="numbers in place of students: a page that may be shown to them")] = False,
+    journal: JournalFile = None,
+    term_file: TermFile = None,
 ) -> None:
     """A cohort's results in one lab, as a page: who got what, and which failures look the same."""
     if what != "cohort":
         raise ValueError(f"there is a report cohort, and none {what!r}")
-    chosen, entries = find_lab(lab), _entries(journal, lab)
+    chosen, entries = find_lab(lab), _entries(find_term(term_file), journal, lab, section=section)
+    if anonymous:
+        entries = cohort_page.anonymous(entries)
     found = cohort_page.clusters(entries)
     if (chosen.folder / FILE).is_file():
         found = cohort_page.with_comments(found, read_table(chosen), cohort_page.checks_by_todo(entries))
@@ -171,22 +225,23 @@ def report(
 def gradescope_zip_command(
     lab: Annotated[str, typer.Argument(help="such as 06")],
     out: Annotated[Path, typer.Option(help="the zip file")],
-    secret: Annotated[Path, typer.Option(help="the file with the term secret")],
     hidden: Annotated[str, typer.Option(help="what becomes of hidden checks: after_published or hidden")] = "after_published",
-    seed_mode: Annotated[str, typer.Option(help="student or cohort")] = "student",
     identity: Annotated[str, typer.Option(help="what names a student: email, id or name")] = "email",
     isolation: Annotated[str | None, typer.Option(
-        help="namespaces, limits or none; by default the strongest that the container has")] = None,
-    predictions: Annotated[bool, typer.Option(help="whether predictions.json counts")] = True,
-    seconds: Annotated[float, typer.Option(help="that one check may take there", min=1)] = 60.0,
+        help="namespaces, limits or none; by default what the term says, else the strongest that the container has")] = None,
     index: Annotated[str | None, typer.Option(help="a package index besides the usual one, with torch's builds for CPUs")] = None,
     attempt: Annotated[Path | None, typer.Option(
         "--try", metavar="SUBMISSION",
         help="grade this file or folder with the zip, here, under half a core and 768 MiB")] = None,
+    term_file: TermFile = None,
 ) -> None:
-    """Make the autograder that Gradescope runs for one lab."""
-    choices = autograder.Choices(find_lab(lab).id, hidden, seed_mode, identity, isolation, seconds, predictions=predictions)
-    data = autograder.build(find_lab(lab), choices, read_secret(secret), index)
+    """Make the autograder that Gradescope runs for one lab, with the term's secret in it."""
+    term = find_term(term_file)
+    if term.secret == PUBLIC_SECRET:
+        raise ValueError("the autograder needs the term secret, which term.toml names; python -m grading init writes both")
+    choices = autograder.Choices(find_lab(lab).id, hidden, term.seed_mode, identity, isolation or term.isolation,
+                                 SLOWER * term.seconds, predictions=term.predictions)
+    data = autograder.build(find_lab(lab), choices, term.secret, index)
     _write(out, data)
     console.print(Text(f"{len(data) / 1e6:.1f} MB"))
     if attempt is not None and not _tried(out, attempt):
@@ -208,19 +263,24 @@ def _tried(archive: Path, submission: Path) -> bool:
 
 
 def similarity_command(
-    submissions: Annotated[Path, typer.Argument(help="a folder with an entry for each student")],
     lab: Annotated[str, typer.Option(help="such as 06")],
+    submissions: Annotated[Path | None, typer.Argument(help="a folder with an entry for each student; by default the term's")]
+    = None,
     least: Annotated[float, typer.Option(
         help="the share of one's own code from which on a pair is listed", min=0.0, max=1.0)] = similarity.ALIKE,
+    against: Annotated[list[Path] | None, typer.Option(
+        metavar="FOLDER", help="an earlier term's submissions, to compare with, too; may be given several times")] = None,
     out: Annotated[Path | None, typer.Option(help="write the pairs as CSV, too")] = None,
+    term_file: TermFile = None,
 ) -> None:
     """Submissions that are alike, or like ours; names, comments and the starter's code do not count.
 
     Nothing leaves this machine.
     """
-    chosen = find_lab(lab)
-    sources, unusable = similarity.read_sources(submissions, chosen)
-    found = similarity.pairs([*sources, *similarity.ours(chosen)], chosen.starter.read_text(encoding="utf-8"), least)
+    chosen, folder = find_lab(lab), submissions_of(find_term(term_file), submissions)
+    sources, unusable = similarity.read_sources(folder, chosen)
+    known = [*similarity.ours(chosen), *(one for other in against or [] for one in similarity.earlier(other, chosen))]
+    found = similarity.pairs([*sources, *known], chosen.starter.read_text(encoding="utf-8"), least)
     table = Table(title=f"Lab {chosen.id}: {len(sources)} submissions; alike in {least:.0%} or more", title_justify="left")
     for name in ("one", "its share", "its lines", "other", "its share", "its lines"):
         table.add_column(name, justify="right" if "share" in name else "left")
@@ -228,7 +288,7 @@ def similarity_command(
         table.add_row(*map(Text, _cells(pair)))
     console.print(table)
     console.print("A high share is a reason to look at both, and no verdict.")
-    _tell("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(submissions, chosen)])
+    _tell("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(folder, chosen)])
     _tell("not compared", [plain(line) for line in unusable])
     if out:
         _write(out,

@@ -18,13 +18,17 @@ from grading.cohort.journal import Journal
 from grading.cohort.roster import Cohort, HandedIn, Line
 from grading.cohort.worker_pool import Crew, UnitOutcome, schedule
 from grading.judge.checks import shorter
-from grading.judge.grader import Grader, Settings, grader_of, versions
+from grading.judge.grader import OUT_OF_TIME, Grader, Settings, grader_of, versions
 from grading.judge.intake import Submission
 from grading.judge.report import Report
 from grading.judge.seeds import seed_for
 from grading.sandbox.runtime import make_runtime
 from labs.harness.catalog import Lab
 
+SLOW_SECONDS = 3.0
+"""For each check, from which on a submission is named; solutions take a tenth of that."""
+SPARED_SECONDS = 60.0
+"""That no submission is named for, however few its checks: Python may start slowly."""
 SPARE_SECONDS = 180.0
 """Beyond what its checks may take, for what a submission needs besides: starting Python, a worker, the predictions."""
 
@@ -58,6 +62,7 @@ class Plan:
         facts = [submission.student, lab, submission.digest, submission.notes,
                  self.seed(submission.student, lab, submission.digest), self.versions[lab],
                  settings.level, settings.predictions, asdict(settings.limits)]
+        facts += [settings.seconds] if settings.seconds is not None else []  # older journals' keys know no such limit
         return Unit(lab, submission, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
 
     def seed(self, student: str, lab: str, digest: str) -> str:
@@ -124,7 +129,8 @@ def graders_here(plan: Plan) -> Iterator[Graders]:
 
 def seconds_for(plan: Plan, checks: int) -> float:
     """What a unit may take before its process is given up: a judge that hangs is not waited for."""
-    return checks * plan.settings.limits.wall_seconds + SPARE_SECONDS
+    each, together = plan.settings.limits.wall_seconds, plan.settings.seconds
+    return (checks * each if together is None else min(checks * each, together + each)) + SPARE_SECONDS
 
 
 @dataclass
@@ -172,6 +178,7 @@ def run_batch(
     """
     began = time.monotonic()
     journal.hand_in(one.attempt for one in cohort.handed_in)
+    journal.keep({one.attempt.digest: one.submission.files for one in cohort.handed_in if one.submission.files})
     units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in)}
     summary, runs = Summary(found=len(units), lines=cohort.lines), _Runs(journal, cohort.lines)
     runs.take_known(units)
@@ -227,6 +234,7 @@ class _Runs:
             return
         if outcome.crashes:
             self.lines.append(Line("crash", unit.submission.student, unit.lab, f"{why}; graded at the second try"))
+        self.lines += slow(outcome.answer, outcome.seconds)
         self._take(unit.key, outcome.answer)
 
     def _take(self, key: str, report: Report, run: str | None = None) -> None:
@@ -244,6 +252,20 @@ class _Runs:
         elif before and before.score < report.score:
             self.lines.append(Line("raised", report.student, report.lab,
                                    f"{report.score:g} now; {before.score:g} was given earlier"))
+
+
+def slow(report: Report, seconds: float) -> list[Line]:
+    """A line about a submission whose checks took long, or did not all begin because of that."""
+    late = sum(check.message.startswith(OUT_OF_TIME) and not check.passed for check in report.checks)
+    each, many = seconds / max(1, len(report.checks)), len(report.checks)
+    if late:
+        said = f"{late} of {many} checks were not tried: it took too long"
+    elif each >= SLOW_SECONDS and seconds >= SPARED_SECONDS:
+        said = (f"it took {seconds:.0f} s, {each:.1f} s for each of {many} checks; "
+                "seconds_per_submission in term.toml limits that")
+    else:
+        return []
+    return [Line("slow", report.student, report.lab, said)]
 
 
 def differing(reports: Sequence[Report]) -> list[Line]:
@@ -269,5 +291,5 @@ def _older(journal: Journal, cohort: Cohort) -> list[Line]:
         if counts is not None and counts.digest not in digests:
             found.append(Line("older", student, lab,
                               f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
-                              "if that is wrong, give the times with --times"))
+                              "if that is wrong, give the times in the file that term.toml names"))
     return found

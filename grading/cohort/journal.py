@@ -2,19 +2,24 @@
 
 A result is stored under a key, the hash of all it depends on, in one short transaction: a process that
 is killed at any instant leaves a result wholly or not at all. Nothing is deleted or overwritten; what
-changes is only which result stands. Knows no labs and grades nothing.
+changes is only which result stands. What was handed in is kept, too: a file that is overwritten later can still
+be compared. Knows no labs and grades nothing.
 """
 
+import json
 import os
 import sqlite3
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from grading.cohort.late import Late, Terms, read_policy, settle
-from grading.judge.report import Report
+from grading.cohort import overrides as deciding
+from grading.cohort.late import Late, Terms, settle
+from grading.cohort.overrides import Override
+from grading.judge.report import Report, TodoResult
 
 SCHEMA = 1
 _APPLICATION = 0x67726164
@@ -31,7 +36,9 @@ CREATE TABLE IF NOT EXISTS standing (
     student TEXT NOT NULL, lab TEXT NOT NULL, digest TEXT NOT NULL, key TEXT NOT NULL REFERENCES results (key),
     PRIMARY KEY (student, lab, digest));
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS texts (digest TEXT PRIMARY KEY, files BLOB NOT NULL);
 """
+"""`texts` came later: a journal without it gets it when it is opened, and an older course passes it over."""
 
 _LAST = """
 SELECT id, digest, submitted, source FROM attempts WHERE student = ? AND lab = ? ORDER BY submitted DESC, id DESC LIMIT 1
@@ -40,10 +47,11 @@ _STANDING = """
 SELECT report FROM standing JOIN results USING (key) WHERE (standing.student, standing.lab, standing.digest) = (?, ?, ?)
 """
 _ALL = """
-SELECT attempts.student, attempts.lab, attempts.digest, attempts.submitted, attempts.source, results.report FROM attempts
-LEFT JOIN standing USING (student, lab, digest) LEFT JOIN results USING (key)
+SELECT attempts.student, attempts.lab, attempts.digest, attempts.submitted, attempts.source, results.key, results.score
+FROM attempts LEFT JOIN standing USING (student, lab, digest) LEFT JOIN results USING (key)
 ORDER BY attempts.lab, attempts.student, attempts.submitted, attempts.id
 """
+"""Without the reports, which are ten times as long as all the rest."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,11 @@ class Entry:
         report: as it was graded.
         submitted: when it was handed in, ISO 8601 in UTC; None if nobody knows.
         late_days: after the deadline, extensions counted.
-        final_score: after what lateness costs.
+        final_score: after what lateness costs, and what the instructor decided.
         charged_days: days that cost something.
         tokens: days that a grace token paid for.
         attempts: hand-ins of this student and lab, this one among them.
+        overrides: what the instructor decided.
     """
 
     report: Report
@@ -84,6 +93,35 @@ class Entry:
     charged_days: int = 0
     tokens: int = 0
     attempts: int = 1
+    overrides: tuple[Override, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """Points before lateness is charged; the final score where the instructor set that."""
+        final = deciding.final_of(self.overrides)
+        return deciding.score_with(self.report, self.overrides) if final is None else final
+
+    def todos(self) -> list[TodoResult]:
+        """One row per TODO, in order, the predictions first, with what the instructor decided."""
+        return deciding.todos_with(self.report, self.overrides)
+
+
+@dataclass(frozen=True)
+class Last:
+    """A student's latest hand-in for a lab.
+
+    Attributes:
+        key: of the result that stands for it; empty if there is none yet.
+        score: before lateness is charged, with what the instructor decided.
+    """
+
+    student: str
+    lab: str
+    submitted: str | None
+    key: str
+    score: float
+    attempts: int
+    overrides: tuple[Override, ...]
 
 
 class Journal:
@@ -117,6 +155,10 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the file."""
         self._base.close()
 
     def _open(self) -> None:
@@ -134,6 +176,8 @@ class Journal:
                     self._do(statement)
                 self._do(f"PRAGMA application_id = {_APPLICATION}")
                 self._do(f"PRAGMA user_version = {SCHEMA}")
+        elif not self._do("SELECT 1 FROM sqlite_master WHERE name = 'texts'"):
+            self._do(_TABLES.strip().split(";")[-2])
 
     # writing
 
@@ -162,6 +206,13 @@ class Journal:
         number, _, known, source = last[0]
         if one.source == "times" or (source == "mtime" and submitted and submitted < known):
             self._do("UPDATE attempts SET submitted = ?, source = ? WHERE id = ?", submitted, one.source, number)
+
+    def keep(self, contents: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Keep what was handed in, digest → files by name, in one transaction."""
+        with self._transaction():
+            for digest, files in contents.items():
+                packed = zlib.compress(json.dumps({name: content.decode("latin-1") for name, content in files.items()}).encode())
+                self._do("INSERT OR IGNORE INTO texts (digest, files) VALUES (?, ?)", digest, packed)
 
     def record(self, key: str, report: Report, allow_lower: bool = False) -> bool:
         """Store a result, in one transaction; one that is known stays as it is.
@@ -201,6 +252,11 @@ class Journal:
         with self._transaction():
             self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('terms', ?)", terms.to_json())
 
+    def set_overrides(self, overrides: Iterable[Override]) -> None:
+        """From now on these, and no others, are what the instructor decided."""
+        with self._transaction():
+            self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('overrides', ?)", deciding.to_json(overrides))
+
     # reading
 
     def fact(self, name: str) -> str | None:
@@ -212,6 +268,18 @@ class Journal:
         """What lateness is judged by; nothing is late by default."""
         text = self.fact("terms")
         return Terms.from_json(text) if text else Terms()
+
+    def overrides(self) -> list[Override]:
+        """What the instructor decided."""
+        text = self.fact("overrides")
+        return deciding.from_json(text) if text else []
+
+    def files(self, digest: str) -> dict[str, bytes] | None:
+        """What was handed in; None if it is not kept: journals of older courses have no texts."""
+        rows = self._do("SELECT files FROM texts WHERE digest = ?", digest)
+        if not rows:
+            return None
+        return {name: text.encode("latin-1") for name, text in json.loads(zlib.decompress(rows[0][0])).items()}
 
     def result(self, key: str) -> Report | None:
         """The result stored under a key."""
@@ -246,8 +314,8 @@ class Journal:
 
     def attempts(self) -> list[tuple[Attempt, bool]]:
         """Every hand-in and whether it has a result, by lab, student and time."""
-        return [(Attempt(student, lab, digest, submitted or None, source), report is not None)
-                for student, lab, digest, submitted, source, report in self._do(_ALL)]
+        return [(Attempt(student, lab, digest, submitted or None, source), key is not None)
+                for student, lab, digest, submitted, source, key, _ in self._do(_ALL)]
 
     def results(self) -> int:
         """How many are stored, those that do not stand any more or never did among them."""
@@ -255,15 +323,37 @@ class Journal:
 
     def latest(self, lab_id: str | None = None) -> list[Entry]:
         """What counts, by lab and student: the latest hand-in of each. One that has no result yet is left out."""
-        last: dict[tuple[str, str], tuple] = {}
-        times: dict[tuple[str, str], int] = defaultdict(int)
-        for student, lab, _, submitted, _, report in self._do(_ALL):
-            last[lab, student] = (submitted or None, Report.from_json(report) if report else None)
-            times[lab, student] += 1
+        found = []
+        for last, late in self.settled(lab_id):
+            report = self.result(last.key)
+            assert report is not None  # it stands
+            report = deciding.given_to_all(report, last.overrides)
+            found.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
+                               last.overrides))
+        return found
+
+    def settled(self, lab_id: str | None = None) -> list[tuple[Last, Late]]:
+        """What counts and what lateness and the instructor did to it, as `latest` has it, without reading the reports."""
+        last = self._last()
         late = _lateness(self.terms(), last)
-        return [
-            Entry(report, submitted, late[whose].days, late[whose].score, late[whose].charged, late[whose].tokens, times[whose])
-            for whose, (submitted, report) in last.items() if report and lab_id in (None, whose[0])]
+        for whose, one in last.items():
+            if (final := deciding.final_of(one.overrides)) is not None:
+                late[whose] = replace(late[whose], score=final)
+        return [(one, late[whose]) for whose, one in last.items() if one.key and lab_id in (None, one.lab)]
+
+    def _last(self) -> dict[tuple[str, str], Last]:
+        """(lab, student) → the latest hand-in."""
+        decided = self.overrides()
+        last: dict[tuple[str, str], Last] = {}
+        for student, lab, _, submitted, _, key, score in self._do(_ALL):
+            before = last.get((lab, student))
+            last[lab, student] = Last(student, lab, submitted or None, key or "", score or 0.0,
+                                      before.attempts + 1 if before else 1, before.overrides if before
+                                      else deciding.decided_for(decided, student, lab))
+        for whose, one in last.items():
+            if one.overrides and one.key and (report := self.result(one.key)):
+                last[whose] = replace(one, score=deciding.score_with(report, one.overrides))
+        return last
 
     # statements
 
@@ -291,14 +381,13 @@ class Journal:
         return self._do(statement)[0][0]
 
 
-def _lateness(terms: Terms, last: dict[tuple[str, str], tuple]) -> dict[tuple[str, str], Late]:
+def _lateness(terms: Terms, last: Mapping[tuple[str, str], Last]) -> dict[tuple[str, str], Late]:
     """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
-    policy, labs_of = read_policy(terms.policy), defaultdict(list)
+    labs_of = defaultdict(list)
     for lab, student in sorted(last):
         labs_of[student].append(lab)
     found: dict[tuple[str, str], Late] = {}
     for student, labs in labs_of.items():
-        given = [(terms.late(student, lab, last[lab, student][0]), report.score if (report := last[lab, student][1]) else 0.0)
-                 for lab in labs]
-        found |= {(lab, student): late for lab, late in zip(labs, settle(policy, given), strict=True)}
+        given = [(terms.late(student, lab, last[lab, student].submitted), last[lab, student].score) for lab in labs]
+        found |= {(lab, student): late for lab, late in zip(labs, settle(terms.policy, given), strict=True)}
     return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 from rich.text import Text
@@ -101,7 +101,7 @@ class Regraded:
 
 def run_regrade(
     journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, dry: bool, allow_lower: bool = False,
-    done: Callable[[], None] = lambda: None, again: Collection[str] = ()
+    done: Callable[[], None] = lambda: None, again: Collection[str] = (), todo: int | None = None
 ) -> Regraded:
     """Grade every hand-in that has a result under the present checks; a dry run changes nothing in the journal.
 
@@ -110,7 +110,11 @@ def run_regrade(
     Args:
         again: students whose hand-ins run once more even if the journal knows their result: the machine may have been
             at fault.
+        todo: take only this TODO's checks from the new results, see `with_todo`. Everything runs once more: a result that is
+            known may be such a mixed one.
     """
+    if todo is not None:
+        again = {one.attempt.student for one in cohort.handed_in}
     before = {one.key: standing for one, standing in _comparable(journal, plan, cohort)}
     units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in) if unit.key in before}
     after, runs = _known(journal, units, again)
@@ -121,13 +125,34 @@ def run_regrade(
                 cohort.say("error", f"not graded: {'; '.join(outcome.crashes)}", unit.submission.student, unit.lab)
             else:
                 after[unit.key] = outcome.answer
-                if not dry:
+                if not dry and todo is None:
                     runs[unit.key] = journal.next_run(unit.key)
                     journal.store(runs[unit.key], outcome.answer)
             done()
+    if todo is not None:
+        _keep_the_rest(journal, before, after, runs, todo, dry)
     held = 0 if dry else sum(not journal.record(runs[key], report, allow_lower) for key, report in after.items())
     changes = [Change(before[key], report) for key, report in after.items()]
     return Regraded(sorted(changes, key=lambda one: (one.after.lab, one.after.student)), cohort.lines, held)
+
+
+def with_todo(before: Report, after: Report, todo: int) -> Report:
+    """An earlier result in which one TODO's checks are those of a later one; a note says so."""
+    checks = [check for check in before.checks if check.todo != todo] + [check for check in after.checks if check.todo == todo]
+    note = f"TODO {todo} was graded again, with checks {after.versions.get('checks', '')}"
+    notes = tuple(one for one in before.notes if not one.startswith(f"TODO {todo} was graded again"))
+    return replace(before, checks=tuple(sorted(checks, key=lambda check: check.todo)), notes=(*notes, note))
+
+
+def _keep_the_rest(
+    journal: Journal, before: Mapping[str, Report], after: dict[str, Report], runs: dict[str, str], todo: int, dry: bool
+) -> None:
+    """Puts the mixed results in place of the new ones: as further runs, so that a batch finds them and grades nothing again."""
+    for key, report in after.items():
+        after[key] = with_todo(before[key], report, todo)
+        if not dry:
+            runs[key] = journal.next_run(key)
+            journal.store(runs[key], after[key])
 
 
 def _known(

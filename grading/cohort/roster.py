@@ -8,17 +8,25 @@ labs' are (`lab06_block_manager`).
 import csv
 import io
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from types import MappingProxyType
+from unicodedata import normalize
 
 from grading.cohort.journal import Attempt
 from grading.cohort.late import moment, stamp
 from grading.judge.intake import ALLOWED, Submission, lab_folders, read_submission
 from labs.harness.catalog import Lab
 
+FIELDS = ("student", "name", "email", "login", "sis_id", "lms_id", "section", "group")
+"""Columns that a roster may have: the id that everything here goes by; others that platforms know a student by; two that say
+to whom one belongs."""
+NOBODY = ("Points Possible", "Student, Test")
+"""Rows of a Canvas gradebook that are no students."""
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".py")
 
 
@@ -46,6 +54,28 @@ class Roster:
     students: Mapping[str, dict[str, str]]
     lines: tuple[Line, ...] = ()
 
+    def called(self, name: str) -> str:
+        """The id of the student of this name, else the name.
+
+        macOS writes ü as two characters, and nobody minds the case of an address: the student is the same.
+        """
+        name = normalize("NFC", name)
+        same = [student for student in self.students if "@" in name and student.casefold() == name.casefold()]
+        return name if name in self.students or len(same) != 1 else same[0]
+
+    def owners(self, name: str) -> list[str]:
+        """Whose a hand-in of this name is: a student's and the rest of their group's, a group's, or that of `ada+ben`.
+
+        Empty for a name that the roster does not have.
+        """
+        name = self.called(name)
+        members = [student for student, row in self.students.items() if row.get("group") == name]
+        named = [name] if name in self.students else members or name.split("+")
+        if not set(named) <= set(self.students):
+            return []
+        groups = {self.students[student].get("group") for student in named} - {None, ""}
+        return [student for student, row in self.students.items() if student in named or row.get("group") in groups]
+
 
 @dataclass(frozen=True)
 class HandedIn:
@@ -70,29 +100,39 @@ class Cohort:
 def table(path: Path, needed: Sequence[str]) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
     """The rows of a CSV file, each with where it stands, `roster.csv line 3`; and what is odd about the file.
 
-    Names of columns are read in lower case. A byte-order mark, CRLF and `;` for `,` do no harm.
+    Names of columns are read in lower case. A byte-order mark, UTF-16, CRLF, a first line `sep=;`, and `;` or a tab for `,`
+    do no harm.
 
     Raises:
         ValueError: if the file is not there or no text, or a needed column is missing.
     """
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}); save it as CSV UTF-8") from None
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in first and "," not in first else ",", strict=True)
+    separator, skipped = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader][skipped:]
     except csv.Error as error:
         raise ValueError(f"{path.name} line {reader.line_num} is no CSV: {error}") from None
     header = [name.lower() for name in lines[0][1]] if lines else []
-    if missing := [name for name in needed if name not in header]:
-        raise ValueError(f"{path.name} has no column {', '.join(missing)}; its first line is {first.strip()!r}")
+    if missing := [name for name in needed if name.lower() not in header]:
+        first = (text.splitlines() or [""])[skipped:][:1] or [""]
+        raise ValueError(f"{path.name} has no column {', '.join(missing)}; its first line is {first[0].strip()!r}")
     rows = [(f"{path.name} line {number}", dict(zip(header, row, strict=False))) for number, row in lines[1:] if any(row)]
     return rows, _odd(path.name, data)
+
+
+def _separator(text: str) -> tuple[str, int]:
+    """What stands between the cells, and how many lines come before the heading: Excel's `sep=;` is one."""
+    if said := re.match(r'"?sep=([,;\t])"?\r?\n', text):
+        return said[1], 1
+    outside = re.sub(r'"(?:[^"]|"")*"', "", text).partition("\n")[0]  # a comma in quotation marks separates nothing
+    return max(",;\t", key=outside.count), 0
 
 
 def _odd(name: str, data: bytes) -> list[str]:
@@ -100,14 +140,29 @@ def _odd(name: str, data: bytes) -> list[str]:
     return said + ([f"{name} has lines that end in CRLF, which is read as a line's end"] if b"\r\n" in data else [])
 
 
-def read_roster(path: Path) -> Roster:
-    """The roster in a CSV file. Only the column `student` is needed. Raises `ValueError` as `table` does."""
-    rows, odd = table(path, ["student"])
+def read_roster(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -> Roster:
+    """The roster in a CSV file.
+
+    Args:
+        columns: of `FIELDS`, which is headed how; by default as it is called. Only `student` is needed.
+
+    Raises:
+        ValueError: as `table` does; for a Canvas gradebook whose display names are taken for ids.
+    """
+    headings = {"student": "student", **columns}
+    rows, odd = table(path, list(headings.values()))
+    is_canvas = bool(rows) and {"student", "id", "sis login id"} <= set(rows[0][1])
+    if is_canvas and headings["student"].lower() == "student":
+        raise ValueError(f"{path.name} is a gradebook of Canvas, whose column Student has names, and two may have one name; "
+                         "name the column of the ids in term.toml, such as SIS Login ID")
     students: dict[str, dict[str, str]] = {}
     seen: dict[str, str] = {}
     lines = [Line("roster", "", "", said) for said in odd]
     for where, row in rows:
-        student = row["student"]
+        if is_canvas and (row["student"] in NOBODY or not any(row.get(name) for name in ("student", "id", "sis login id"))):
+            continue
+        row |= {name: row.get(heading.lower(), "") for name, heading in headings.items()}
+        student = row["student"] = normalize("NFC", row["student"])
         if not student:
             lines.append(Line("roster", "", "", f"{where} has no student"))
         elif student in students:
@@ -120,8 +175,11 @@ def read_roster(path: Path) -> Roster:
     return Roster(students, tuple(lines))
 
 
-def read_times(path: Path, lab_of: Mapping[str, str]) -> dict[tuple[str, str], str]:
+def read_times(path: Path, lab_of: Mapping[str, str], zone: tzinfo | None = None) -> dict[tuple[str, str], str]:
     """(student, lab) → when it was handed in, from a CSV file with student, lab, submitted.
+
+    Args:
+        zone: of times that do not say theirs.
 
     Raises:
         ValueError: naming a bad row.
@@ -133,7 +191,7 @@ def read_times(path: Path, lab_of: Mapping[str, str]) -> dict[tuple[str, str], s
         if (row["student"], lab) in times:
             raise ValueError(f"{where}: {row['student']} has a time for lab {lab} already; leave the one of the latest hand-in")
         try:
-            times[row["student"], lab] = stamp(moment(row.get("submitted", "")))
+            times[row["student"], lab] = stamp(moment(row.get("submitted", ""), zone))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return times
@@ -150,20 +208,30 @@ def read_cohort(
     if not folder.is_dir():
         raise ValueError(f"there is no folder of submissions {folder}")
     cohort = Cohort(lines=list(roster.lines if roster else ()))
-    found = _by_student(folder, cohort)
-    for student, paths in found.items():
+    if roster and times:
+        times = {(roster.called(name), lab): when for (name, lab), when in times.items()}
+    found = _by_student(folder, cohort, roster)
+    for student, entries in found.items():
         for lab in labs:
-            _hand_in(cohort, student, paths, lab, len(labs) > 1, times or {})
+            _hand_in(cohort, student, entries, lab, len(labs) > 1, times or {})
     if times is not None:
-        _compare_times(cohort, times, {lab.id for lab in labs})
+        _compare_times(cohort, times, {lab.id for lab in labs}, roster)
     if roster:
         _compare(cohort, roster, found)
     return cohort
 
 
-def _by_student(folder: Path, cohort: Cohort) -> dict[str, list[Path]]:
-    """Student → what is called by their id, in the order of the names."""
-    found: dict[str, list[Path]] = defaultdict(list)
+@dataclass(frozen=True)
+class _Entry:
+    """What lies in the folder of submissions, and the name that it has there: of a student, or of a group."""
+
+    owner: str
+    path: Path
+
+
+def _by_student(folder: Path, cohort: Cohort, roster: Roster | None) -> dict[str, list[_Entry]]:
+    """Student → what is called by their id or their group's, in the order of the names."""
+    found: dict[str, list[_Entry]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
         if path.name.startswith(".") or path.name == "__MACOSX":
@@ -172,7 +240,9 @@ def _by_student(folder: Path, cohort: Cohort) -> dict[str, list[Path]]:
             cohort.say("not a submission",
                        f"{path.name} lies in the folder of submissions itself; put it into a folder called by its student")
         elif ending or path.is_dir() or path.is_symlink():
-            found[path.name if path.is_dir() else path.name.removesuffix(ending)].append(path)
+            name = path.name if path.is_dir() else path.name.removesuffix(ending)
+            for student in (roster.owners(name) if roster else []) or [name]:
+                found[student].append(_Entry(roster.called(name) if roster else name, path))
         else:
             cohort.say("not a submission", f"{path.name} is no folder, archive or .py file")
     if not found:
@@ -181,25 +251,36 @@ def _by_student(folder: Path, cohort: Cohort) -> dict[str, list[Path]]:
 
 
 def _hand_in(
-    cohort: Cohort, student: str, paths: Sequence[Path], lab: Lab, several: bool, times: Mapping[tuple[str, str], str]
+    cohort: Cohort, student: str, entries: Sequence[_Entry], lab: Lab, several: bool, times: Mapping[tuple[str, str], str]
 ) -> None:
-    """What a student handed in for one lab, the earliest first; the last has the time that the instructor's file says."""
-    mine = sorted((path for path in paths if not _is_of_others(path, lab, several, student, cohort)),
-                  key=lambda path: (_changed(path, lab), path.name))
+    """What a student handed in for one lab, the earliest first."""
+    mine = _timed([one for one in entries if not _is_of_others(one.path, lab, several, student, cohort)], lab, times)
     if len(mine) > 1:
-        names = " and ".join(path.name for path in mine)
-        cohort.say("two submissions", f"{names} are all {student}'s; all are graded, and {mine[-1].name}, the latest, counts",
+        names = " and ".join(path.name for path, _, _ in mine)
+        cohort.say("two submissions", f"{names} are all {student}'s; all are graded, and {mine[-1][0].name}, the latest, counts",
                    student, lab.id)
-    said = times.get((student, lab.id))
-    for path in mine:
+    for path, when, source in mine:
         submission = read_submission(path, student, lab.folder.name)
         for note in submission.notes:
             cohort.say("submission", f"{path.name}: {note}", student, lab.id)
-        changed = stamp(datetime.fromtimestamp(_changed(path, lab), UTC))
-        last = path is mine[-1]
-        when = changed if said is None else said if last else min(changed, said)
-        attempt = Attempt(student, lab.id, submission.digest, when, "times" if said and last else "mtime")
-        cohort.handed_in.append(HandedIn(submission, attempt))
+        cohort.handed_in.append(HandedIn(submission, Attempt(student, lab.id, submission.digest, when, source)))
+
+
+def _timed(entries: Sequence[_Entry], lab: Lab, times: Mapping[tuple[str, str], str]) -> list[tuple[Path, str, str]]:
+    """(path, when it was handed in, who says so), the earliest first.
+
+    Of several of one name the last has the time that the instructor's file says, and none is later.
+    """
+    ordered = sorted(entries, key=lambda one: (_changed(one.path, lab), one.path.name))
+    last = {one.owner: one.path for one in ordered}
+    found = []
+    for one in ordered:
+        changed = stamp(datetime.fromtimestamp(_changed(one.path, lab), UTC))
+        said = times.get((one.owner, lab.id))
+        is_last = one.path is last[one.owner]
+        when = changed if said is None else said if is_last else min(changed, said)
+        found.append((one.path, when, "times" if said and is_last else "mtime"))
+    return sorted(found, key=lambda one: one[1])
 
 
 def _is_of_others(path: Path, lab: Lab, several: bool, student: str, cohort: Cohort) -> bool:
@@ -244,13 +325,15 @@ def _compare(cohort: Cohort, roster: Roster, found: Mapping[str, object]) -> Non
             cohort.say("not in roster", f"{student} has handed in and is not in the roster; it is graded nevertheless", student)
 
 
-def _compare_times(cohort: Cohort, times: Mapping[tuple[str, str], str], labs: set[str]) -> None:
+def _compare_times(cohort: Cohort, times: Mapping[tuple[str, str], str], labs: set[str], roster: Roster | None) -> None:
     """Hand-ins without a time, and times without one."""
     there = {(one.attempt.student, one.attempt.lab) for one in cohort.handed_in}
-    for student, lab in sorted(there - set(times)):
+    told = {(one.attempt.student, one.attempt.lab) for one in cohort.handed_in if one.attempt.source == "times"}
+    for student, lab in sorted(there - told):
         cohort.say("time", "the file of times has none for it; that of the files themselves was taken", student, lab)
-    for student, lab in sorted(set(times) - there):
-        if lab in labs:
-            cohort.say("time", "the file of times has one for it, and nothing was handed in", student, lab)
+    for name, lab in sorted(set(times) - there):
+        owners = roster.owners(name) if roster else []
+        if lab in labs and not any((student, lab) in there for student in owners):
+            cohort.say("time", "the file of times has one for it, and nothing was handed in", name, lab)
 
 

@@ -29,7 +29,7 @@ Renamed copies share all; honest solutions of the labs' alternatives share 10 to
 
 @dataclass(frozen=True)
 class Source:
-    """Somebody's code; `ours` if it is the course's."""
+    """Somebody's code; `ours` if it is the course's, or of people who have nobody to copy from here: an earlier term's."""
 
     name: str
     text: str
@@ -62,6 +62,11 @@ def read_sources(folder: Path, lab: Lab) -> tuple[list[Source], list[str]]:
         raise ValueError(f"there are no submissions in {folder}")
     usable = [Source(one.student, _text(one)) for one in found if one.text() is not None]
     return usable, [f"{one.student}: {'; '.join(one.notes)}" for one in found if one.text() is None]
+
+
+def earlier(folder: Path, lab: Lab) -> list[Source]:
+    """Another term's submissions: what this term's are compared with, and not each other."""
+    return [Source(f"{folder.name}/{one.name}", one.text, ours=True) for one in read_sources(folder, lab)[0]]
 
 
 def _text(submission: Submission) -> str:

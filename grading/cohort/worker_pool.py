@@ -4,6 +4,7 @@ Knows nothing of labs, journals and reports: a unit goes in, an answer comes out
 workers of another kind for the same loop.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,8 @@ from grading.sandbox.supervisor import processes_of, resident_bytes
 TRIES = 2
 SECONDS_BETWEEN_LOOKS = 1.0
 STOP_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl(2)."""
 
 Make = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
 """Called in each process; what it gives grades one unit. It has to be picklable."""
@@ -181,9 +184,18 @@ def processes(count: int, make: Make, seconds: float, memory: "Memory") -> Crew[
 def _serve(connection: Any, make: Make) -> None:
     """In the process: grade what comes until nobody is there any more."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves the `with` blocks: a sandbox ends its workers
+    _end_with_parent()
     with suppress(EOFError, OSError), make() as grade:
         while True:
             connection.send(answer_of(grade, connection.recv()))
+
+
+def _end_with_parent() -> None:
+    """On Linux this process is asked to end when its parent is killed, not only when it next asks for work."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if (parent := multiprocessing.parent_process()) is not None and not parent.is_alive():
+            sys.exit(0)  # it was killed before that
 
 
 @contextmanager

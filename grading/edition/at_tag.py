@@ -21,7 +21,9 @@ def run_at(term: str, arguments: Sequence[str], course: Path) -> int:
             ["git", "worktree", "add", "--detach", "--quiet", str(folder), f"refs/tags/term/{term}"],
             cwd=course, capture_output=True, text=True)
         if made.returncode:
-            raise LabError(f"There is no tag term/{term} to grade by: {made.stderr.strip()}. python -m grading release makes it.")
+            hint = f" To name the file of a term: --term-file {term}, after the command." if term.endswith(".toml") else ""
+            raise LabError(f"There is no tag term/{term} to grade by: {made.stderr.strip()}. python -m grading release makes it."
+                           + hint)
         try:
             paths = os.pathsep.join([str(folder), str(folder / "reference_engine")])
             environment = {**os.environ, "PYTHONPATH": paths, "NANO_LABS_HOME": str(folder / "labs")}

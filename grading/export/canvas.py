@@ -4,14 +4,18 @@ A column that Canvas does not know would become a new assignment; hence no file 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from grading.cohort.journal import Entry
-from grading.export.sheet import Filled, Sheet, changed, grade, number, place
+from grading.export.lines import decided
+from grading.export.sheet import Filled, Sheet, changed, grade, names_in, number, place
 from grading.judge.show import plain, points
 
 KEYS = ("ID", "SIS User ID", "SIS Login ID", "Student")
 """By what Canvas matches, in this order; `Student` is the name."""
+OF_ROSTER = {"ID": "lms_id", "SIS User ID": "sis_id", "SIS Login ID": "login", "Student": "name"}
+"""Canvas' columns, and what a roster calls the same."""
 EXCUSED = "EX"
 _TITLED = re.compile(r"(.*) \((\d+)\)")
 
@@ -21,13 +25,16 @@ def assignments(sheet: Sheet) -> list[str]:
     return [name for name in sheet.heading if _TITLED.fullmatch(name)]
 
 
-def fill(data: bytes, assignment: str, entries: Sequence[Entry]) -> Filled:
+def fill(
+    data: bytes, assignment: str, entries: Sequence[Entry], roster: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> Filled:
     """The gradebook with the final scores in it.
 
     Args:
         data: what Canvas exported.
         assignment: its column: the heading, the title, or the number. Raises `ValueError` that lists them
             if there is none, or more than one.
+        roster: student → what else they are known by.
     """
     sheet = Sheet(data)
     if missing := [name for name in ("Student", "ID") if name not in sheet.heading]:
@@ -35,7 +42,7 @@ def fill(data: bytes, assignment: str, entries: Sequence[Entry]) -> Filled:
     column = _column(sheet, assignment)
     keys = [(name, sheet.column(name)) for name in KEYS]
     rows = [row for row in range(1, len(sheet)) if any(sheet.value(row, at).strip() for _, at in keys[:3])]
-    placed, unplaced, notes = place(sheet, entries, keys, rows)
+    placed, unplaced, notes = place(sheet, entries, keys, rows, names_in(roster, OF_ROSTER))
     notes += _wrong_points(sheet, column, entries)
     for row, entry in sorted(placed.items()):
         before = sheet.value(row, column)
@@ -44,6 +51,7 @@ def fill(data: bytes, assignment: str, entries: Sequence[Entry]) -> Filled:
             continue
         notes += changed(before, entry, number)
         sheet.put(row, column, grade(entry.final_score))
+        notes += [f"{plain(entry.report.student)}: a gradebook has no place for this: {said}" for said in decided(entry)]
     notes += [f"no grade for {plain(sheet.value(row, keys[3][1]))}: the cell stays as it is" for row in rows if row not in placed]
     return Filled(sheet.data(), tuple(unplaced), tuple(notes))
 

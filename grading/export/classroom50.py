@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from grading.cohort.journal import Entry
-from grading.export.lines import lines_of, name_of
+from grading.export.lines import decided, lines_of, name_of
 
 SCHEMA = "classroom50/result/v1"
 TYPES = ("individual", "group")
@@ -60,6 +60,7 @@ def result(entry: Entry, place: Place) -> str:
     if entry.submitted is None:
         raise ValueError(f"it is not known when {report.student} handed in, and Classroom 50 asks for it")
     tests = [_test(f"{name_of(line.todo)}, {line.number}: {line.title}", line.earned, line.points) for line in lines_of(report)]
+    tests += [{"test-name": said, "passed": True, "score": 0, "max-score": 0} for said in decided(entry)]
     found = {
         "schema": SCHEMA, "classroom": place.classroom, "assignment": place.assignment, "assignment_type": place.assignment_type,
         "owner": report.student, "submission": place.submission, "commit": place.commit, "release": place.release,

@@ -38,6 +38,7 @@ class Cluster:
         failures: names of the checks that failed, and how: (check, wording).
         students: in alphabetical order.
         unwritten: whether the TODO was not started.
+        unusable: whether nothing of their file could be run: all checks say the same, and none is about the TODO.
         comment: what the lab's symptoms say of it; empty if that is unsure.
         verified: against whom; empty if nobody has looked.
     """
@@ -47,6 +48,7 @@ class Cluster:
     failures: tuple[tuple[str, str], ...]
     students: tuple[str, ...]
     unwritten: bool = False
+    unusable: bool = False
     comment: str = ""
     verified: tuple[str, ...] = ()
 
@@ -60,13 +62,28 @@ def clusters(entries: Iterable[Entry]) -> list[Cluster]:
     """By TODO, the largest first. Predictions are in none: they fail by question, not by mistake."""
     found: dict[tuple, set[str]] = defaultdict(set)
     for entry in entries:
+        unusable = _is_unusable(entry)
         for todo, failed in _failed(entry).items():
             unwritten = all(check.unwritten for check in failed)
             failures = () if unwritten else tuple(sorted((check.name, wording(check.message)) for check in failed))
-            found[todo, failures].add(entry.report.student)
-    made = [Cluster(_id(todo, failures), todo, failures, tuple(sorted(students)), not failures)
-            for (todo, failures), students in found.items()]
+            found[todo, failures, unusable].add(entry.report.student)
+    made = [Cluster(_id(todo, failures), todo, failures, tuple(sorted(students)), not failures, unusable)
+            for (todo, failures, unusable), students in found.items()]
     return sorted(made, key=lambda one: (one.todo, -len(one.students), one.id))
+
+
+def anonymous(entries: Iterable[Entry]) -> list[Entry]:
+    """The same results of `student 01` and so on, in an order that tells nothing of who they are: that of what was handed in."""
+    ordered = sorted(entries, key=lambda entry: (entry.report.digest, entry.report.student))
+    width = len(str(len(ordered)))
+    return [replace(entry, report=replace(entry.report, student=f"student {number:0{width}}"))
+            for number, entry in enumerate(ordered, 1)]
+
+
+def _is_unusable(entry: Entry) -> bool:
+    """Whether every check has the same message, as where there is no file or it is no Python."""
+    messages = {check.message for check in entry.report.checks if check.todo}
+    return len(messages) == 1 and "" not in messages and len({check.todo for check in entry.report.checks}) > 1
 
 
 def _failed(entry: Entry) -> dict[int, list[CheckResult]]:
@@ -114,6 +131,8 @@ def _comment(cluster: Cluster, symptoms: Sequence[Symptom], checks: set[str]) ->
     A lab's tests and its checks are about the same things and mostly have the same names. A symptom is
     known by those of its tests that have a check; a cluster in which anything else fails is unsure.
     """
+    if cluster.unusable:
+        return ""
     failing = {name for name, _ in cluster.failures}
     alike = [symptom for symptom in symptoms if symptom.todo == cluster.todo
              for pattern in symptom.patterns if failing and {_check_like(test, checks) for test in pattern} - {""} == failing]
@@ -192,8 +211,8 @@ def page(lab_id: str, title: str, entries: Sequence[Entry], found: Sequence[Clus
     bins = distribution(entries)
     return templates(Path(__file__).parent).get_template("cohort.html").render(
         lab_id=lab_id, title=title, entries=entries, clusters=found, at=at, plain=plain, bins=bins, need=VERIFIED_BY,
-        most=max(one.count for one in bins), todos=sorted({row.todo for entry in entries for row in entry.report.todos()}),
-        rows={entry.report.student: {row.todo: row for row in entry.report.todos()} for entry in entries},
+        most=max(one.count for one in bins), todos=sorted({row.todo for entry in entries for row in entry.todos()}),
+        rows={entry.report.student: {row.todo: row for row in entry.todos()} for entry in entries},
         low=scores[0], median=_median(scores), high=scores[-1], max_score=max(entry.report.max_score for entry in entries))
 
 

@@ -8,8 +8,8 @@ student no total. The seed comes with the published results.
 import json
 
 from grading.cohort.journal import Entry
-from grading.export.lines import Line, conditions, days, lines_of, name_of
-from grading.judge.show import plain, points
+from grading.export.lines import Line, conditions, decided, lateness, lines_of, name_of
+from grading.judge.show import plain
 
 HIDDEN = ("after_published", "hidden")
 """What Gradescope may do with hidden checks."""
@@ -61,9 +61,8 @@ def _output(entry: Entry) -> str:
     """What stands above the tests."""
     report = entry.report
     said = [f"Lab {report.lab}. Part of the checks are hidden: that every test shown here has passed is not yet the whole score."]
-    if entry.final_score != report.score:
-        said.append(f"{points(report.score)} of {points(report.max_score)} points, "
-                    f"{days(entry.late_days)} late: {points(entry.final_score)} count.")
+    said += decided(entry)
+    said += [late] if (late := lateness(entry)) else []
     return "\n".join([*said, *conditions(report, with_seed=False)])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from grading.cohort.journal import Entry
-from grading.export.lines import Line, lines_of
+from grading.export.lines import Line, decided, lines_of
 from grading.judge.show import plain
 
 
@@ -25,6 +25,10 @@ def _suite(root: ElementTree.Element, entry: Entry, lines: Sequence[Line]) -> No
     failed = sum(not line.passed for line in lines)
     suite = ElementTree.SubElement(root, "testsuite", name=f"lab{report.lab}.{plain(report.student)}", errors="0",
                                    failures=str(failed), skipped="0", tests=str(len(lines)))
+    if entry.overrides:
+        properties = ElementTree.SubElement(suite, "properties")
+        for said in decided(entry):
+            ElementTree.SubElement(properties, "property", name="override", value=said)
     for line in lines:
         where = f"lab{report.lab}.{f'todo_{line.todo}' if line.todo else 'predictions'}"
         case = ElementTree.SubElement(suite, "testcase", classname=where, name=f"{line.number} {line.title}")

@@ -5,6 +5,7 @@ Of one that ran on our code a student is told what `grading.judge.show.told_on_o
 
 from dataclasses import dataclass
 
+from grading.cohort.journal import Entry
 from grading.judge.report import CheckResult, Report
 from grading.judge.show import CHECKED_AT, plain, points, told_on_ours
 
@@ -78,6 +79,20 @@ def name_of(todo: int) -> str:
 def days(late_days: float) -> str:
     """`1.5 days`."""
     return f"{points(round(late_days, 2))} day{'' if late_days == 1 else 's'}"
+
+
+def lateness(entry: Entry) -> str:
+    """What it cost to be late, `17 points, 4.06 days late; 3 days are charged: 11.9 count.`; empty if it cost nothing."""
+    if entry.final_score == entry.score:
+        return ""
+    paid = f", {entry.tokens} paid for by tokens" if entry.tokens else ""
+    charged = f"; {entry.charged_days} day{'' if entry.charged_days == 1 else 's'} charged{paid}" if entry.charged_days else ""
+    return f"{points(entry.score)} points, {days(entry.late_days)} late{charged}: {points(entry.final_score)} count."
+
+
+def decided(entry: Entry) -> list[str]:
+    """What the instructor decided about a score, a sentence each, with the comment."""
+    return [plain(one.words()) for one in entry.overrides]
 
 
 def conditions(report: Report, with_seed: bool) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 
 from grading.cohort.journal import Entry
-from grading.export.lines import Line, conditions, days, lines_of, name_of
+from grading.export.lines import Line, conditions, decided, lateness, lines_of, name_of
 from grading.judge.show import plain, points
 
 
@@ -12,10 +12,11 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
     report = entry.report
     lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student),
              ""]
-    if entry.final_score != report.score:
-        lines += [f"{points(report.score)} points, {days(entry.late_days)} late: {points(entry.final_score)} count.", ""]
+    for said in decided(entry):
+        lines += [coded(said), ""]
+    lines += [late, ""] if (late := lateness(entry)) else []
     lines += ["| | points | state |", "| --- | ---: | --- |"]
-    lines += [f"| {name_of(row.todo)} | {points(row.earned)}/{points(row.points)} | {row.state} |" for row in report.todos()]
+    lines += [f"| {name_of(row.todo)} | {points(row.earned)}/{points(row.points)} | {row.state} |" for row in entry.todos()]
     lost = [line for line in lines_of(report, as_student) if not line.passed]
     if lost:
         lines += ["", "## Where points were lost", ""]

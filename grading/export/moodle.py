@@ -1,26 +1,32 @@
 """Moodle, in both of its ways: a file for the gradebook's import, and an offline grading worksheet that is filled in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from grading.cohort.journal import Entry
 from grading.export.csv_table import harmless, written
-from grading.export.lines import days, name_of
-from grading.export.sheet import Filled, Sheet, changed, grade, number, place
+from grading.export.lines import days, decided, lateness, name_of
+from grading.export.sheet import Filled, Sheet, changed, grade, names_in, number, place
 from grading.judge.show import plain, points
 
 IDENTITIES = {"username": "Username", "email": "Email address", "idnumber": "ID number", "id": "User ID"}
 """By what the import finds a person, and what the column is headed here."""
+OF_ROSTER = {"Username": "login", "Email address": "email", "ID number": "sis_id", "User ID": "lms_id", "Identifier": "lms_id",
+             "Full name": "name"}
+"""Moodle's columns, and what a roster calls the same."""
 KEYS = ("Identifier", "ID number", "Email address", "Username", "Full name")
 NEEDED = ("Identifier", "Grade", "Last modified (grade)")
 
 
-def gradebook(entries: Sequence[Entry], identity: str = "username") -> str:
+def gradebook(
+    entries: Sequence[Entry], identity: str = "username", roster: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> str:
     """The file for the import: who, final score, feedback.
 
     Moodle asks which column is which when it is uploaded, and lists whom it does not know.
 
     Args:
-        identity: one of `IDENTITIES`: what the students are called by in the journal.
+        identity: one of `IDENTITIES`: what the roster has for the students, or what they are called by here.
     """
     if identity not in IDENTITIES:
         raise ValueError(f"Moodle finds people by {', '.join(IDENTITIES)}, not by {identity!r}")
@@ -28,11 +34,15 @@ def gradebook(entries: Sequence[Entry], identity: str = "username") -> str:
     if len(labs) > 1:
         raise ValueError(f"these are results of several labs ({', '.join(labs)}); choose one with --lab")
     lab = f"Lab {labs[0]}" if labs else "Lab"
-    rows = [[entry.report.student, float(grade(entry.final_score)), feedback(entry)] for entry in entries]
+    known = {student: row.get(OF_ROSTER[IDENTITIES[identity]]) for student, row in roster.items()}
+    rows = [[known.get(entry.report.student) or entry.report.student, float(grade(entry.final_score)), feedback(entry)]
+            for entry in entries]
     return written([[IDENTITIES[identity], lab, f"{lab} feedback"], *rows])
 
 
-def fill_worksheet(data: bytes, entries: Sequence[Entry]) -> Filled:
+def fill_worksheet(
+    data: bytes, entries: Sequence[Entry], roster: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> Filled:
     """The worksheet that Moodle gave out, with final scores and feedback in it.
 
     `Last modified (grade)` stays: by it Moodle notices that somebody has graded meanwhile. Raises
@@ -44,7 +54,7 @@ def fill_worksheet(data: bytes, entries: Sequence[Entry]) -> Filled:
     column, said = sheet.heading.index("Grade"), sheet.column("Feedback comments")
     keys = [(name, sheet.column(name)) for name in KEYS]
     rows = [row for row in range(1, len(sheet)) if sheet.value(row, keys[0][1]).strip()]
-    placed, unplaced, notes = place(sheet, entries, keys, rows)
+    placed, unplaced, notes = place(sheet, entries, keys, rows, names_in(roster, OF_ROSTER))
     for row, entry in sorted(placed.items()):
         if sheet.value(row, sheet.column("Grade can be changed")).strip().lower() == "no":
             unplaced.append(f"{plain(entry.report.student)}: the grade is locked in Moodle")
@@ -58,10 +68,10 @@ def fill_worksheet(data: bytes, entries: Sequence[Entry]) -> Filled:
 
 
 def feedback(entry: Entry) -> str:
-    """Points per TODO, in a line."""
-    told = ", ".join(f"{name_of(row.todo)} {points(row.earned)}/{points(row.points)}" for row in entry.report.todos())
-    late = f"; {days(entry.late_days)} late" if entry.late_days else ""
-    return f"{told}; total {points(entry.report.score)}/{points(entry.report.max_score)}{late}"
+    """Points per TODO, what it cost to be late and what the instructor decided, in a line."""
+    told = ", ".join(f"{name_of(row.todo)} {points(row.earned)}/{points(row.points)}" for row in entry.todos())
+    late = lateness(entry) or (f"{days(entry.late_days)} late" if entry.late_days else "")
+    return "; ".join(filter(None, [told, f"total {points(entry.score)}/{points(entry.report.max_score)}", late, *decided(entry)]))
 
 
 def _wrong_points(sheet: Sheet, row: int, entry: Entry) -> list[str]:

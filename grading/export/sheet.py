@@ -4,7 +4,7 @@ Knows bytes, cells and who is meant; knows nothing of Canvas or Moodle.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from grading.cohort.journal import Entry
@@ -94,18 +94,23 @@ def _value(raw: str) -> str:
 
 
 def place(
-    sheet: Sheet, entries: Sequence[Entry], keys: Sequence[tuple[str, int | None]], rows: Sequence[int]
+    sheet: Sheet, entries: Sequence[Entry], keys: Sequence[tuple[str, int | None]], rows: Sequence[int],
+    names: Callable[[str, str], str] = lambda student, key: student,
 ) -> tuple[dict[int, Entry], list[str], list[str]]:
     """Row -> whose grade goes there; sentences about those that have none; and remarks.
 
     The first of `keys` (name and column of each) in which exactly one row has the student's name
     counts. Where several rows have it, or several students come to one row, nobody is placed.
+
+    Args:
+        names: of a student in the column of a key, see `names_in`.
     """
     wanted: dict[int, list[tuple[Entry, str]]] = {}
     unplaced, notes = [], []
     for entry in entries:
         there = [(name, column) for name, column in keys if column is not None]
-        hits = {name: [row for row in rows if sheet.value(row, column).strip() == entry.report.student] for name, column in there}
+        hits = {name: [row for row in rows if sheet.value(row, column).strip() == names(entry.report.student, name)]
+                for name, column in there}
         name, found = next(((name, found) for name, found in hits.items() if found), ("", []))
         who = plain(entry.report.student)
         if len(found) != 1:
@@ -120,6 +125,15 @@ def place(
             said = " and ".join(f"{plain(entry.report.student)} (by {name})" for entry, name in claims)
             unplaced.append(f"{said}: they come to one row, number {row + 1}, and none of them is entered")
     return {row: claims[0][0] for row, claims in wanted.items() if len(claims) == 1}, unplaced, notes
+
+
+def names_in(roster: Mapping[str, Mapping[str, str]], of_roster: Mapping[str, str]) -> Callable[[str, str], str]:
+    """Says what a student is called in a column: as the roster has it, else by their id.
+
+    Args:
+        of_roster: column → what the roster calls the same.
+    """
+    return lambda student, key: roster.get(student, {}).get(of_roster.get(key, "")) or student
 
 
 def changed(before: str, entry: Entry, read: Callable[[str], float | None]) -> list[str]:

@@ -7,6 +7,7 @@ submission's own lost points, so that no mistake is paid for twice.
 import ast
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ PRINTED = 2_000
 """Characters of what a check printed that the report keeps."""
 MESSAGE = 2_000
 """Of what it says of a check."""
+OUT_OF_TIME = "not tried in time"
+"""How the message of a check begins that would have begun too late."""
 NOTHING_SAID = "an exception without a name or a message"
 TOOLS = ("hold", "look", "log", "replaced")
 """Of the bench, what checks measure with."""
@@ -48,6 +51,7 @@ class Settings:
         level: of isolation; by default the strongest there is.
         limits: of one check.
         predictions: whether they count.
+        seconds: that all checks of a submission may take together: then no other begins. None for as long as each may take.
     """
 
     secret: str = PUBLIC_SECRET
@@ -56,6 +60,7 @@ class Settings:
     level: str = field(default_factory=strongest_level)
     limits: Limits = field(default_factory=Limits)
     predictions: bool = True
+    seconds: float | None = None
 
 
 class Grader:
@@ -88,9 +93,10 @@ class Grader:
             notes += [problem] if problem not in notes else []
             results = [_result(check, problem) for check in self.checks]
         else:
+            until = None if settings.seconds is None else time.monotonic() + settings.seconds
             with nullcontext(shared) if shared else self.sandbox() as sandbox:
                 for todo in sorted({check.todo for check in self.checks}):
-                    results += self._grade_todo(todo, text, results, seed, sandbox, done)
+                    results += self._grade_todo(todo, text, results, seed, sandbox, done, until)
         if settings.predictions:
             results = [*predictions.judge(self.lab, submission.files.get("predictions.json")), *results]
         said = tuple(map(sayable, notes))
@@ -108,7 +114,8 @@ class Grader:
         return text, ""
 
     def _grade_todo(
-        self, todo: int, text: str, before: Sequence[CheckResult], seed: str, sandbox: Sandbox, done: Callable[[Check], None]
+        self, todo: int, text: str, before: Sequence[CheckResult], seed: str, sandbox: Sandbox, done: Callable[[Check], None],
+        until: float | None = None,
     ) -> Iterator[CheckResult]:
         lost = {result.todo for result in before if not result.passed}
         ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
@@ -121,6 +128,8 @@ class Grader:
             except LabError as error:
                 broken = str(error)
         for check in [check for check in self.checks if check.todo == todo]:
+            if until is not None and time.monotonic() > until:
+                broken = f"{OUT_OF_TIME}: the {self.settings.seconds:g} s that a submission has were over"
             result, ended = ((_result(check, broken), False) if broken else
                              self._run(check, graded, ours, seed, sandbox, functions))
             if ended and not broken:

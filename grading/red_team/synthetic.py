@@ -25,6 +25,13 @@ SHARES = {"solution": 10, "starter": 5, "mutant": 25, "cheat": 5, "mixture": 55}
 """Of a hundred; a lab without cheats has more mixtures."""
 ARCHIVES = 4
 """One in so many is handed in as a zip."""
+TERM = """\
+submissions = {{ folder = "submissions" }}
+roster = {{ file = "roster.csv" }}
+labs = {{ {lab} = {{}} }}
+grading = {{ predictions = false }}
+"""
+"""Nobody of them has predicted anything."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class _Parts:
 
 
 def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
-    """Under `folder`: `submissions/`, `roster.csv`, and `truth.csv`, which says what each is made of.
+    """Under `folder`: `submissions/`, `roster.csv`, a `term.toml`, and `truth.csv`, which says what each is made of.
 
     Raises:
         ValueError: if there is something in the folder already.
@@ -107,6 +114,7 @@ def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
     roster = [(one.student, f"Student {number}", f"{one.student}@example.org", f"sis-{number}", "AB"[number % 2])
               for number, one in enumerate(made, 1)]
     write_atomically(folder / "roster.csv", _csv(("student", "name", "email", "sis_id", "section"), roster))
+    write_atomically(folder / "term.toml", TERM.format(lab=lab.id))
     write_atomically(folder / "truth.csv", _csv(("student", "kind"), [(one.student, one.kind) for one in made]))
 
 

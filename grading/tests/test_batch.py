@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 
 from grading.authoring.mutants import read_mutants
-from grading.cohort.batch import Plan, Unit, differing, plan_of, run_batch
+from grading.cohort.batch import Plan, Unit, differing, plan_of, run_batch, seconds_for, slow
 from grading.cohort.journal import Journal
 from grading.cohort.roster import Line, read_cohort, read_roster
+from grading.cohort.term import read_term
 from grading.cohort.worker_pool import Crew, Memory, answer_of, processes
-from grading.judge.grader import Settings
+from grading.judge.grader import Settings, grader_of
+from grading.judge.intake import Submission
 from grading.judge.report import CheckResult, Report
 from grading.red_team import synthetic
 from grading.sandbox.isolation import Limits
@@ -33,8 +35,7 @@ LAB = find_lab("06")
 PROJECT = Path(__file__).parents[2]
 COMMAND = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it\n"
-    "import typer; from grading import cli_batch; app = typer.Typer(); "
-    "app.command()(cli_batch.batch); app.command()(cli_batch.status); app()")
+    "from grading.cli.app import app; app()")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -148,10 +149,39 @@ def test_every_setting_that_matters_is_in_the_key(tmp_path):
     one, = cohort_in(tmp_path, 1).handed_in
     base = Settings(level="none")
     others = [replace(base, secret="another secret 123"), replace(base, seed="5"), replace(base, level="limits"),
-              replace(base, predictions=False), replace(base, limits=Limits(wall_seconds=1.0)), replace(base, seed_mode="cohort")]
+              replace(base, predictions=False), replace(base, limits=Limits(wall_seconds=1.0)), replace(base, seed_mode="cohort"),
+              replace(base, seconds=600.0)]
     keys = {Plan({"06": LAB}, settings, {"06": {"checks": "v1"}}).unit(one).key for settings in [base, *others]}
     assert len(keys) == len(others) + 1
     assert plan().unit(one).key == plan().unit(one).key != plan(checks="v2").unit(one).key
+
+
+def test_a_submission_that_takes_long_is_named_and_one_whose_time_was_over_too():
+    passed = tuple(CheckResult(1, f"c{number}", 1.0, 1.0, False) for number in range(30))
+    quick = Report("ada", "06", "d", "none", "seed", {}, passed)
+    assert slow(quick, 20.0) == slow(replace(quick, checks=passed[:1]), 20.0) == []
+    assert [line.text for line in slow(quick, 870.0)] == [
+        "it took 870 s, 29.0 s for each of 30 checks; seconds_per_submission in term.toml limits that"]
+    late = replace(quick, checks=(*passed[:20], *(
+        replace(one, earned=0.0, message="not tried in time: the 600 s that a submission has were over") for one in passed[20:])))
+    assert [(line.kind, line.text) for line in slow(late, 600.0)] == [
+        ("slow", "10 of 30 checks were not tried: it took too long")]
+
+
+def test_a_judge_is_given_up_when_neither_the_checks_nor_the_submission_have_time_left():
+    whole = Plan({"06": LAB}, Settings(level="none", limits=Limits(wall_seconds=30.0)), {"06": {"checks": "v1"}})
+    assert seconds_for(whole, 32) == 32 * 30 + 180
+    assert seconds_for(replace(whole, settings=replace(whole.settings, seconds=100.0)), 32) == 100 + 30 + 180
+    assert seconds_for(replace(whole, settings=replace(whole.settings, seconds=5000.0)), 32) == 32 * 30 + 180
+
+
+def test_a_submissions_time_is_for_all_its_checks_together():
+    text = f"import time\ntime.sleep(0.5)\n{LAB.solution.read_text(encoding='utf-8')}"
+    with grader_of(LAB, Settings(predictions=False, level="limits", seconds=2.0)) as grader:
+        report = grader.grade(Submission("ada", {"starter.py": text.encode()}))
+    late = [check.message for check in report.checks if not check.passed]
+    assert 0 < report.score < report.max_score and report.checks[0].passed, "some began in time: each takes half a second"
+    assert late and set(late) == {"not tried in time: the 2 s that a submission has were over"}
 
 
 def test_other_checks_lower_nobody_and_it_is_said(tmp_path):
@@ -248,6 +278,49 @@ def test_a_judge_that_hangs_is_given_up(tmp_path):
     assert "not graded: it had not ended after 2 seconds; it had not ended after 2 seconds" in summary.lines[0].text
 
 
+ORPHAN = """
+import contextlib, functools, time
+from grading.cohort.worker_pool import Memory, processes
+
+if __name__ == "__main__":
+    crew = processes(1, functools.partial(contextlib.nullcontext, time.sleep), 3600.0, Memory())
+    worker = crew.hire()
+    worker.give(0.0)
+    while not crew.ready([worker]):
+        pass
+    worker.take()
+    worker.give(3600.0)
+    print(worker.process.pid, flush=True)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_a_process_that_is_busy_ends_when_its_parent_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(ORPHAN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "reference_engine")])}
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 60
+        while is_there(worker):
+            assert time.monotonic() < deadline, "it sleeps on for an hour"
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.stdout.close()
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process is there and not only waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 # the command, on real submissions
 
 
@@ -269,9 +342,11 @@ def dozen(folder: Path) -> None:
 def command(tmp_path: Path, journal: str, *more: str) -> list[str]:
     students = sorted(path.name.partition(".")[0] for path in (tmp_path / "submissions").iterdir())
     (tmp_path / "roster.csv").write_text("student\n" + "\n".join(students))
-    return [sys.executable, "-c", COMMAND, "batch", str(tmp_path / "submissions"), "--labs", "06",
-            "--roster", str(tmp_path / "roster.csv"), "--jobs", "2", "--no-predictions",
-            "--journal", str(tmp_path / journal), "--json", str(tmp_path / f"{journal}.json"), *more]
+    (tmp_path / "term.toml").write_text(
+        f'journal = "{journal}"\n[submissions]\nfolder = "submissions"\n[roster]\nfile = "roster.csv"\n'
+        "[labs]\n06 = {}\n[grading]\npredictions = false\n")
+    return [sys.executable, "-c", COMMAND, "batch", "--term-file", str(tmp_path / "term.toml"), "--jobs", "2",
+            "--json", str(tmp_path / f"{journal}.json"), *more]
 
 
 def wait_for_results(journal: Path, count: int, process: subprocess.Popen) -> int:
@@ -348,7 +423,7 @@ def test_a_journal_has_one_secret(tmp_path):
     with Journal(tmp_path / "j", create=True) as base:
         _same_seeds(base, plan())
         _same_seeds(base, plan("v2"))
-        with pytest.raises(ValueError, match="another --secret or --seed-mode"):
+        with pytest.raises(ValueError, match="another term secret or seed_mode"):
             _same_seeds(base, plan(seed_mode="cohort"))
 
 
@@ -366,6 +441,8 @@ def test_synthetic_submissions_are_the_same_for_the_same_seed_and_can_be_read(tm
     synthetic.write(tmp_path / "out", LAB, made)
     cohort = read_cohort(tmp_path / "out" / "submissions", [LAB], read_roster(tmp_path / "out" / "roster.csv"))
     assert [one.submission.student for one in cohort.handed_in] == [one.student for one in made]
+    term = read_term(tmp_path / "out" / "term.toml")
+    assert (list(term.labs), list(term.roster.students), term.predictions) == (["06"], [one.student for one in made], False)
     assert all(handed_in.submission.text() == one.text for handed_in, one in zip(cohort.handed_in, made, strict=True)
                if not one.cheat)
     with pytest.raises(ValueError, match="is not empty"):

@@ -87,6 +87,15 @@ def test_a_comment_needs_a_symptom_that_fits_exactly_and_alone():
         assert found(symptoms)[0].comment == "", "unsure clusters get none"
 
 
+def test_who_handed_in_nothing_that_runs_is_told_of_no_mistake_in_a_todo():
+    """Their one failing check of TODO 1 is the one by which the list's mistake is known."""
+    broken = entry("ivy", check(1, "every_block_is_free", "starter.py line 3: invalid syntax"),
+                   check(2, "rounds_up", "starter.py line 3: invalid syntax"))
+    wrong = entry("jon", check(1, "every_block_is_free", "FreeList(3) lacks [3]"), check(2, "rounds_up"))
+    one, other = [cohort_page.with_comments(cohort_page.clusters([who]), (LIST,), NAMES)[0] for who in (broken, wrong)]
+    assert (one.comment, one.unusable) == ("", True) and (other.comment, other.unusable) == (LIST.says, False)
+
+
 def test_tests_of_the_lab_that_have_no_check_do_not_hide_a_symptom():
     wider = replace(LIST, patterns=({"test_todo_1_every_block_is_free": [], "test_todo_1_the_engine_runs_on_it": []},))
     assert found((wider,))[0].comment == LIST.says

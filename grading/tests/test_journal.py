@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from grading.cohort.journal import Attempt, Journal
-from grading.cohort.late import Terms
+from grading.cohort.late import Policy, Terms
 from grading.judge.report import CheckResult, Report
 
-TERMS = Terms("penalty=10%/day,tokens=1", {"06": datetime(2027, 3, 1, tzinfo=UTC), "07": datetime(2027, 3, 8, tzinfo=UTC)})
+TERMS = Terms(Policy(penalty=0.1, tokens=1), {"06": datetime(2027, 3, 1, tzinfo=UTC), "07": datetime(2027, 3, 8, tzinfo=UTC)})
 
 
 def report(student: str, digest: str, earned: float, lab: str = "06", checks: str = "v1") -> Report:

@@ -75,10 +75,11 @@ class Course:
         with Journal(self.journal, create=True) as base:
             return run_batch(base, self.plan(version), read_cohort(self.home, [LAB]), self.crew(table, version))
 
-    def regrade(self, table: dict, version: str, dry: bool = False, allow_lower: bool = False, again: tuple[str, ...] = ()):
+    def regrade(self, table: dict, version: str, dry: bool = False, allow_lower: bool = False, again: tuple[str, ...] = (),
+                todo: int | None = None):
         with Journal(self.journal) as base:
             return run_regrade(base, self.plan(version), read_cohort(self.home, [LAB]), self.crew(table, version), dry,
-                               allow_lower, again=again)
+                               allow_lower, again=again, todo=todo)
 
     def scores(self) -> dict[str, float]:
         with Journal(self.journal) as base:
@@ -200,6 +201,40 @@ def test_new_gone_and_revalued_checks_have_reasons_of_their_own():
         (0, "predictions", 2.5, "7.5 now; it was 5: more"), (1, "revalued", 1, "it is worth 3 now; it was 2"),
         (1, "fresh", 1, "the check is new; passed, 1"), (2, "gone", -2, "the check is gone; it gave 2")]
     assert change.points == round(sum(one.points for one in change.differences), 2)
+
+
+V3 = {"alice": {"steady": 5, "a": 3, "b": 0}, "bob": {"steady": 5, "a": 0, "b": 4}, "carol": {"steady": 5, "a": 3, "b": 4}}
+
+
+def test_one_todo_is_graded_again_and_the_others_stay_as_they_are(course):
+    before = course.rows()
+    dry = course.regrade(V3, "v3", dry=True, todo=1)
+    assert course.rows() == before
+    found = course.regrade(V3, "v3", todo=1)
+    for one in (dry, found):
+        assert [(change.after.student, change.points) for change in one.changes] == [("alice", 3), ("bob", -3), ("carol", 0)]
+        assert {diff.todo for change in one.changes for diff in change.differences} == {1}
+    assert course.scores() == {"alice": 12, "bob": 8, "carol": 12}, "bob is not lowered: his TODO 2 is not counted, TODO 1 was"
+    graded = len(course.graded)
+    assert course.batch(V3, "v3").known == 3 and len(course.graded) == graded, "a batch finds them, and grades nothing"
+    assert course.scores() == {"alice": 12, "bob": 8, "carol": 12}
+    with Journal(course.journal) as base:
+        report = next(entry.report for entry in base.latest() if entry.report.student == "alice")
+    assert [(check.name, check.earned) for check in report.checks] == [("steady", 5), ("a", 3), ("b", 4)]
+    assert report.notes == ("TODO 1 was graded again, with checks v3",) and report.versions == {"checks": "v1"}
+
+
+def test_one_todo_after_another_is_graded_again(course):
+    course.regrade(V3, "v3", todo=1)
+    found = course.regrade(V3, "v3", todo=2)
+    assert [change.points for change in found.changes] == [-4, 4, 0]
+    assert course.scores() == {"alice": 12, "bob": 12, "carol": 12}, "bob keeps TODO 1, on which he was not lowered"
+
+
+def test_after_one_todo_everything_is_graded_only_if_that_is_asked_for(course):
+    course.regrade(V3, "v3", todo=1)
+    assert [change.points for change in course.regrade(V3, "v3", dry=True).changes] == [0, -3, 0]
+    assert [change.points for change in course.regrade(V3, "v3", dry=True, again=("alice", "bob", "carol")).changes] == [-4, 1, 0]
 
 
 def test_the_table_shows_text_of_submissions_as_text():

@@ -158,6 +158,96 @@ def test_columns_are_kept_whatever_their_order_case_and_separator(tmp_path):
     assert roster.students == {"alice": {"name": "Doe; A", "student": "alice", "email": "a@example.org"}} and not roster.lines
 
 
+CANVAS = (
+    "Student,ID,SIS User ID,SIS Login ID,Section,Lab 06 (4712)\n,,,,,Manual Posting\n    Points Possible,,,,,100\n"
+    '"Müller, Jörg",101,s-1,mueller1,A,\n"Müller, Jörg",102,s-2,mueller2,B,\n"Student, Test",199,,4f2a,A,\n')
+MOODLE = "First name;Last name;ID number;Email address;Groups\nÄnne;Müller;7;aenne@uni;T1\n"
+GRADESCOPE = "First Name,Last Name,SID,Email,Role,Sections\nAda,Lovelace,30,Ada@Uni,Student,A\n"
+CLASSROOM = '"identifier","github_username","github_id","name"\n"ada@uni","ada-l","42","Ada"\n'
+
+
+@pytest.mark.parametrize(("content", "columns", "wanted"), [
+    (CANVAS, {"student": "SIS Login ID", "name": "Student", "lms_id": "ID", "section": "Section"},
+     {"mueller1": ("Müller, Jörg", "101", "A"), "mueller2": ("Müller, Jörg", "102", "B")}),
+    (MOODLE, {"student": "Email address", "name": "Last name", "sis_id": "id number", "group": "Groups"},
+     {"aenne@uni": ("Müller", None, None)}),
+    (GRADESCOPE, {"student": "Email", "name": "Last Name", "lms_id": "SID", "section": "Sections"},
+     {"Ada@Uni": ("Lovelace", "30", "A")}),
+    (CLASSROOM, {"student": "identifier", "login": "github_username", "name": "name"}, {"ada@uni": ("Ada", None, None)}),
+], ids=["canvas", "moodle", "gradescope", "github"])
+@pytest.mark.parametrize("form", [
+    lambda text: text.encode(), lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+    lambda text: text.encode("utf-16"),
+], ids=["utf-8", "windows", "utf-16"])
+def test_rosters_are_read_as_platforms_export_them(tmp_path, content, columns, wanted, form):
+    roster = read_roster(csv_file(tmp_path / "roster.csv", form(content)), columns)
+    found = {student: (row.get("name"), row.get("lms_id"), row.get("section")) for student, row in roster.students.items()}
+    assert found == wanted
+    assert all(row[field] for row in roster.students.values() for field in columns)
+
+
+def test_names_in_a_canvas_gradebook_are_not_taken_for_ids(tmp_path):
+    with pytest.raises(ValueError, match="is a gradebook of Canvas, whose column Student has names, and two may have one name"):
+        read_roster(csv_file(tmp_path / "roster.csv", CANVAS))
+
+
+@pytest.mark.parametrize("content", [
+    'student;"name, full"\nalice;"A, B"\n', "sep=;\r\nstudent;name, full\r\nalice;A, B\r\n",
+    'student\t"name, full"\nalice\tA, B\n'])
+def test_the_separator_is_what_stands_between_the_headings(tmp_path, content):
+    roster = read_roster(csv_file(tmp_path / "roster.csv", content))
+    assert roster.students == {"alice": {"student": "alice", "name, full": "A, B"}}
+
+
+def test_a_name_that_macos_wrote_in_two_characters_is_the_rosters(home):
+    put(home / "mu\u0308ller" / "starter.py")
+    roster = read_roster(csv_file(home.parent / "roster.csv", "student\nm\u00fcller\n"))
+    cohort = read_cohort(home, [LAB], roster, {("m\u00fcller", "06"): "2027-01-15T08:00:00Z"})
+    one, = cohort.handed_in
+    assert (one.submission.student, one.attempt.submitted, one.attempt.source) == ("m\u00fcller", "2027-01-15T08:00:00Z", "times")
+    assert not cohort.lines
+
+
+def test_an_address_in_other_letters_is_the_rosters_and_an_id_is_not(home):
+    put(home / "Ada@Uni.edu" / "starter.py")
+    put(home / "Ben" / "starter.py")
+    roster = read_roster(csv_file(home.parent / "roster.csv", "student\nada@uni.edu\nben\n"))
+    cohort = read_cohort(home, [LAB], roster, {("ADA@uni.edu", "06"): "2027-01-20T08:00:00Z"})
+    assert [(one.submission.student, one.attempt.source) for one in cohort.handed_in] == [
+        ("Ben", "mtime"), ("ada@uni.edu", "times")]
+
+
+GROUPS = "student,group\nada,one\nben,one\ncem,two\ndee,\n"
+
+
+@pytest.mark.parametrize("name", ["one", "ada", "ben", "ben+ada"])
+def test_what_a_group_or_one_of_it_hands_in_is_each_members(home, name):
+    put(home / name / "starter.py")
+    put(home / "dee" / "starter.py", "alone = 1\n")
+    roster = read_roster(csv_file(home.parent / "roster.csv", GROUPS))
+    cohort = read_cohort(home, [LAB], roster, {(name, "06"): "2027-01-20T08:00:00Z", ("dee", "06"): "2027-01-21T08:00:00Z"})
+    assert [(one.submission.student, one.attempt.submitted, one.submission.text()) for one in cohort.handed_in] == [
+        ("ada", "2027-01-20T08:00:00Z", GOOD), ("ben", "2027-01-20T08:00:00Z", GOOD),
+        ("dee", "2027-01-21T08:00:00Z", "alone = 1\n")]
+    assert [line.text for line in cohort.lines] == ["cem is in the roster and has handed in nothing"]
+
+
+def test_of_two_members_hand_ins_the_later_counts_for_both_by_the_instructors_times(home):
+    put(home / "ada" / "starter.py", "late = 1\n", when=1_800_000_000)
+    put(home / "ben" / "starter.py", "early = 1\n", when=1_800_000_900)
+    roster = read_roster(csv_file(home.parent / "roster.csv", GROUPS))
+    cohort = read_cohort(home, [LAB], roster, {("ada", "06"): "2027-01-22T08:00:00Z", ("ben", "06"): "2027-01-20T08:00:00Z"})
+    assert [(one.submission.student, one.submission.text()) for one in cohort.handed_in] == [
+        ("ada", "early = 1\n"), ("ada", "late = 1\n"), ("ben", "early = 1\n"), ("ben", "late = 1\n")]
+    assert "ada: ben and ada are all ada's; all are graded, and ada, the latest, counts" in said(cohort, "two submissions")
+
+
+def test_ada_plus_somebody_whom_the_roster_does_not_have_is_nobody_elses(home):
+    put(home / "ada+zoe" / "starter.py")
+    cohort = read_cohort(home, [LAB], read_roster(csv_file(home.parent / "roster.csv", GROUPS)))
+    assert [one.submission.student for one in cohort.handed_in] == ["ada+zoe"]
+
+
 @pytest.mark.parametrize(("content", "said_of_it"), [
     (b"", "has no column student"), (b"id,name\n1,A\n", "has no column student; its first line is 'id,name'"),
     (b"student\n\xff\n", "not text in UTF-8"), (b'student\n"alice\n', "is no CSV"),

@@ -72,6 +72,15 @@ def test_our_solution_and_the_engines_part_are_compared_too_but_not_with_each_ot
                                                                      frozenset(("ben", engine))}
 
 
+def test_last_terms_submissions_are_compared_with_and_not_with_each_other(tmp_path):
+    for name, text in {"2026/eva": HEAP, "2026/fay": renamed(HEAP), "2027/ada": renamed(HEAP), "2027/ben": QUEUE}.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "starter.py").write_text(text, encoding="utf-8")
+    old, (new, _) = similarity.earlier(tmp_path / "2026", LAB), similarity.read_sources(tmp_path / "2027", LAB)
+    found = {frozenset((pair.one, pair.other)) for pair in pairs([*new, *old], STARTER)}
+    assert found == {frozenset(("ada", "2026/eva")), frozenset(("ada", "2026/fay"))}
+
+
 def test_an_own_line_that_our_short_function_has_too_makes_nobody_a_copier():
     """Beside our code counts what share of the submission is ours, not the other way round."""
     text = ("def size(rows, columns):\n    total = 0\n    for row in range(rows):\n"

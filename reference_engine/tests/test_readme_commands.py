@@ -125,7 +125,7 @@ PROOFS = {
         "test_make_and_ci_start_what_pages_say",
     r"cd .+|jupyter lab .+|pip install.*|python3 -m venv .+|source .+":
         "test_files_and_folders_are_where_pages_say",
-    r"python -c .+|python -m grading (release|grade|batch|export|report|regrade|similarity|workflow)\b.*":
+    r"python -m grading (init|release|grade|batch|export|report|status|regrade|similarity|workflow)\b.*":
         "test_an_instructors_first_afternoon",
     r"pytest test_lab\.py.*": "test_a_labs_pytest_commands_select_tests",
     r"python -m labs (doctor|list|status( 06)?|hint 02 3|predict 01|solution 02|reset 02|compare 03)":
@@ -160,6 +160,10 @@ PROOFS = {
     r"python -m grading cheats": "grading/tests/test_cheats.py::test_the_command_shows_each_and_fails_if_one_gets_more cheats",
     r"python -m grading gradescope-zip .+":
         "grading/tests/test_gradescope_zip.py::test_judge_and_worker_fit_half_a_core_and_768_mib gradescope-zip --try",
+    r"python -m grading collect .+":
+        "grading/tests/test_downloads.py::test_collect_lays_each_where_batch_reads_it_with_its_time collect --from --worksheet",
+    r"python -m grading attempts .+":
+        "grading/tests/test_downloads.py::test_attempts_are_listed_and_compared_though_the_file_is_gone attempts --lab --diff",
     r"python -m grading starter.*": f"{STARTERS}::test_starters_are_made_checked_and_never_lost grading starter --check",
     # for minutes: the tests call what the commands call
     r"python -m grading mutants .+": f"{MUTANTS}::test_a_mutant_is_caught_by_a_test_of_its_todo mutants",
@@ -530,7 +534,8 @@ def hand_in(folder: Path) -> None:
         if student != "cem":
             attempts = json.dumps({"attempts": [{"seed": case.seed, "answers": answers}]})
             (folder / "submissions" / student / "predictions.json").write_text(attempts, encoding="utf-8")
-    (folder / "roster.csv").write_text("student\nada\nbob\ncem\ndee\n", encoding="utf-8")
+    roster = "Login,Name,Section\nada,Ada,A\nbob,Bob,A\ncem,Cem,B\ndee,Dee,B\n"
+    (folder / "roster.csv").write_text(roster, encoding="utf-8")
     times = "".join(f"{student},06,2027-02-28T12:00Z\n" for student in texts)
     (folder / "times.csv").write_text("student,lab,submitted\n" + times, encoding="utf-8")
 
@@ -540,22 +545,28 @@ def hand_in(folder: Path) -> None:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed, and a release is made from its repository")
 @pytest.mark.slow
 def test_an_instructors_first_afternoon(course: Path) -> None:
-    """The commands of grading/README.md, in their order, print what it shows."""
+    """The commands of grading/README.md, in their order and with its term.toml, print what it shows."""
+    blocks = list(FENCE.finditer(pages()["grading/README.md"]))
+    term, later = [block["text"] for block in blocks if block["language"] == "toml"][:2]
     git = "git -c user.name=a -c user.email=a@b -c commit.gpgsign=false"
     assert shell(course, f"git init -q && git add -A && {git} commit -qm course").returncode == 0
     printed = ""
     for command in assigned("test_an_instructors_first_afternoon"):
-        if " grade " in command.text:
-            hand_in(course)
+        if command.text == "python -m grading batch":
+            (course / "term.toml").write_text(term + later, encoding="utf-8")
         done = shell(course, command.text)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         printed += done.stdout
-    blocks = list(FENCE.finditer(pages()["grading/README.md"]))
+        if command.text == "python -m grading init":
+            hand_in(course)
+            (course / "term.toml").write_text(term, encoding="utf-8")
     shown = [after["text"] for block, after in pairwise(blocks) if block["language"] == "bash" and not after["language"]]
     assert len(shown) == 4
     for text in shown:
         assert without_chance(text) in without_chance(printed)
     assert "0 graded, 3 known already" in printed and "Nothing was changed." in printed
+    assert "lab 06 is due at 2027-03-01 23:59 CET; 2 students have a deadline of their own" in printed
+    assert "override: bob lab 06: The instructor set TODO 5 to 13 points: Shown in the office" in printed
     assert (course / "cohort.html").is_file() and (course / ".github" / "workflows" / "practice.yml").is_file()
     students = course.parent / "students"
     assert not list(students.rglob("solution.py")) and not (students / "grading").exists() and not (students / ".git").exists()
