@@ -17,8 +17,8 @@ from grading.cohort.late import DAY, Policy, Terms, in_zone
 from grading.cohort.overrides import Override
 from grading.cohort.roster import FIELDS, Roster, read_roster
 from grading.cohort.toml_table import Table
-from grading.judge.checks import checks_of
 from grading.judge.seeds import PUBLIC_SECRET, read_secret
+from grading.judge.suite import checks_of
 from grading.sandbox.isolation import LEVELS
 from labs.harness.catalog import LabError, all_labs, find_lab
 from labs.harness.regions import functions_of
