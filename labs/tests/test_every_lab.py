@@ -60,7 +60,7 @@ def run_suite(lab: Lab, impl: str, report: Path):
     return json.loads(report.read_text())[lab.id], run
 
 
-@pytest.mark.share(3)
+@pytest.mark.share(2)
 @every_lab
 def test_the_solution_passes_everything(a_lab: Lab, tmp_path: Path):
     outcomes, run = run_suite(a_lab, "solution", tmp_path / "report.json")
@@ -83,7 +83,7 @@ def test_the_reference_part_passes_everything_it_has_a_seam_for(a_lab: Lab, tmp_
     assert {outcome["todo"] for outcome in outcomes} == set(todos) - left_out
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(1)
 @every_lab
 def test_the_untouched_starter_fails_every_test_with_that_tests_own_todo(a_lab: Lab, tmp_path: Path):
     (tmp_path / "starter.py").write_text(regions.make_starter(solution_of(a_lab), a_lab.id), encoding="utf-8")
