@@ -10,7 +10,7 @@ what is left costs `penalty` of the score each, and `most` at most. After `cutof
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
@@ -47,27 +47,26 @@ class Policy:
         said += [f"nothing after {self.cutoff / DAY:g} days"] if self.cutoff is not None else []
         return "; ".join(said) or "none"
 
-    def to_facts(self) -> dict:
-        """As the journal keeps it, durations in seconds."""
-        return {name: value.total_seconds() if isinstance(value, timedelta) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_facts(cls, facts: "dict | str") -> "Policy":
-        """What `to_facts` wrote; or the text, `grace=2d,penalty=10%/day`, that journals had before there was a term.toml."""
-        if isinstance(facts, str):
-            return cls(**dict(map(_written_out, filter(None, facts.split(",")))))
-        cutoff = None if facts["cutoff"] is None else timedelta(seconds=facts["cutoff"])
-        return cls(**{**facts, "grace": timedelta(seconds=facts["grace"]), "cutoff": cutoff})
+    def written(self) -> str:
+        """As journals keep it, but for the cutoff: `grace=48h,penalty=10%/day,max=50%,tokens=3`; empty for no policy."""
+        parts = {"grace": f"{self.grace / timedelta(hours=1):.10g}h" if self.grace else "",
+                 "penalty": f"{100 * self.penalty:.10g}%/day" if self.penalty else "",
+                 "max": f"{100 * self.most:.10g}%" if self.most < 1 else "", "tokens": f"{self.tokens}" if self.tokens else ""}
+        return ",".join(f"{name}={value}" for name, value in parts.items() if value)
 
 
-def _written_out(part: str) -> tuple[str, Any]:
-    """One part of an older journal's policy; what is kept there was checked when it was given."""
-    name, _, value = part.strip().partition("=")
-    if name == "grace":
-        return name, timedelta(hours=float(value[:-1]) * _UNITS[value[-1]])
-    if name == "tokens":
-        return name, int(value)
-    return {"max": "most"}.get(name, name), float(value.partition("%")[0]) / 100
+def _read(written: str) -> dict[str, Any]:
+    """What `Policy.written` says, by attribute."""
+    found: dict[str, Any] = {}
+    for part in filter(None, written.split(",")):
+        name, _, value = part.strip().partition("=")
+        if name == "grace":
+            found[name] = timedelta(hours=float(value[:-1]) * _UNITS[value[-1]])
+        elif name == "tokens":
+            found[name] = int(value)
+        else:
+            found["most" if name == "max" else name] = float(value.partition("%")[0]) / 100
+    return found
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class Terms:
         """As the journal keeps it."""
         due = {lab: stamp(when) for lab, when in self.due.items()}
         extended = [[*whose, stamp(when)] for whose, when in sorted(self.extended.items())]
-        return json.dumps({"policy": self.policy.to_facts(), "due": due, "extended": extended}, sort_keys=True)
+        cutoff = {} if self.policy.cutoff is None else {"cutoff": self.policy.cutoff.total_seconds()}
+        return json.dumps({"policy": self.policy.written(), **cutoff, "due": due, "extended": extended}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Terms":
@@ -107,7 +107,8 @@ class Terms:
         facts = json.loads(text)
         due = {lab: moment(when) for lab, when in facts["due"].items()}
         extended = {(student, lab): moment(when) for student, lab, when in facts["extended"]}
-        return cls(Policy.from_facts(facts["policy"]), due, extended)
+        cutoff = timedelta(seconds=facts["cutoff"]) if "cutoff" in facts else None  # which older courses do not know
+        return cls(Policy(**_read(facts["policy"]), cutoff=cutoff), due, extended)
 
 
 @dataclass(frozen=True)

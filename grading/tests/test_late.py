@@ -91,8 +91,16 @@ def test_a_policy_is_said_in_words():
     ("", Policy()), ("grace=2d,penalty=10%/day,max=50%,tokens=3", Policy(2 * DAY, 0.1, 0.5, 3)),
     ("grace=36h", Policy(1.5 * DAY)), ("grace=30m, tokens=1", Policy(timedelta(minutes=30), tokens=1))])
 def test_a_policy_as_older_journals_keep_it_means_the_same(text, policy):
-    kept = json.dumps({"policy": text, "due": {"06": "2027-03-01T22:59:00Z"}, "extended": []})
+    kept = json.dumps({"due": {"06": "2027-03-01T22:59:00Z"}, "extended": [], "policy": text})
     assert Terms.from_json(kept) == Terms(policy, DUE)
+    again = json.loads(Terms(policy, DUE).to_json())
+    assert again.keys() == {"due", "extended", "policy"} and Terms.from_json(json.dumps(again)) == Terms(policy, DUE)
+
+
+def test_an_older_course_reads_what_is_written_now():
+    written = Terms(Policy(2 * DAY, 0.125, 0.5, 3, 7 * DAY), DUE).to_json()
+    assert json.loads(written)["policy"] == "grace=48h,penalty=12.5%/day,max=50%,tokens=3"
+    assert json.loads(written)["cutoff"] == 7 * 86400
 
 
 def test_times_are_kept_in_utc_and_need_a_zone():
