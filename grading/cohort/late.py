@@ -10,13 +10,16 @@ what is left costs `penalty` of the score each, and `most` at most. After `cutof
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 DAY = timedelta(days=1)
-_WRITTEN = re.compile(r"[\d-]+([T ].+)?")
+_ISO = re.compile(r"[\d-]+([T ].+)?")
 """Python takes any character between date and time: 2027-03-01+01:00 would be one in the night."""
+_FORMS = ("%A, %d %B %Y, %I:%M %p", "%a %b %d %H:%M:%S %Y %z")
+"""Moodle's `Monday, 1 February 2027, 10:00 PM`, git's `Mon Feb 1 22:00:00 2027 +0100`."""
 _UNITS = {"d": 24.0, "h": 1.0, "m": 1 / 60}
 
 
@@ -151,14 +154,24 @@ def moment(text: str, zone: tzinfo | None = None) -> datetime:
     Raises:
         ValueError: if `text` is no time, or says no zone and `zone` is None.
     """
-    try:
-        when = datetime.fromisoformat(text.strip() if _WRITTEN.fullmatch(text.strip()) else "")
-    except ValueError:
-        raise ValueError(f"{text!r} is no time such as 2027-03-01T23:59+01:00") from None
+    when = _parsed(text.strip())
+    if when is None:
+        raise ValueError(f"{text!r} is no time such as 2027-03-01T23:59+01:00")
     if when.tzinfo is None and zone is None:
         whole = when.isoformat(timespec="minutes")
         raise ValueError(f"{text!r} has no time zone: write {whole}Z for UTC, or such as {whole}+01:00")
     return (when if when.tzinfo else in_zone(when, zone)).astimezone(UTC).replace(microsecond=0)
+
+
+def _parsed(text: str) -> datetime | None:
+    """A time as ISO 8601, Moodle in English or git write it; None if it is none."""
+    if _ISO.fullmatch(text):
+        with suppress(ValueError):
+            return datetime.fromisoformat(text)
+    for form in _FORMS:
+        with suppress(ValueError):
+            return datetime.strptime(text, form)
+    return None
 
 
 def in_zone(local: datetime, zone: tzinfo | None) -> datetime:

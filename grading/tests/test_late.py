@@ -126,6 +126,8 @@ def test_a_time_that_does_not_say_its_zone_is_of_the_terms():
     assert stamp(moment("2027-07-01 23:59", berlin)) == "2027-07-01T21:59:00Z", "summer time"
     assert stamp(moment("2027-02-08 23:58:12 -0500", berlin)) == "2027-02-09T04:58:12Z", "it says its own"
     assert stamp(moment("2027-10-31T02:30", berlin)) == "2027-10-31T01:30:00Z", "the clock shows it twice: the later"
+    assert stamp(moment("Monday, 1 February 2027, 10:00 PM", berlin)) == "2027-02-01T21:00:00Z", "Moodle's"
+    assert stamp(moment("Mon Feb 1 22:00:00 2027 -0500", berlin)) == "2027-02-02T03:00:00Z", "git's"
     with pytest.raises(ValueError, match="2027-03-28 02:30:00 does not exist in Europe/Berlin: summer time begins"):
         in_zone(datetime(2027, 3, 28, 2, 30), berlin)
 
