@@ -50,12 +50,22 @@ class Policy:
         said += [f"nothing after {self.cutoff / DAY:g} days"] if self.cutoff is not None else []
         return "; ".join(said) or "none"
 
+    def facts(self) -> dict[str, Any]:
+        """As journals keep it. Older courses do not know of a cutoff, and pass it over."""
+        return {"policy": self.written(), **({} if self.cutoff is None else {"cutoff": self.cutoff.total_seconds()})}
+
     def written(self) -> str:
-        """As journals keep it, but for the cutoff: `grace=48h,penalty=10%/day,max=50%,tokens=3`; empty for no policy."""
+        """But for the cutoff: `grace=48h,penalty=10%/day,max=50%,tokens=3`; empty for no policy."""
         parts = {"grace": f"{self.grace / timedelta(hours=1):.10g}h" if self.grace else "",
                  "penalty": f"{100 * self.penalty:.10g}%/day" if self.penalty else "",
                  "max": f"{100 * self.most:.10g}%" if self.most < 1 else "", "tokens": f"{self.tokens}" if self.tokens else ""}
         return ",".join(f"{name}={value}" for name, value in parts.items() if value)
+
+
+def _policy(facts: Mapping[str, Any]) -> Policy:
+    """What `Policy.facts` says."""
+    cutoff = timedelta(seconds=facts["cutoff"]) if "cutoff" in facts else None
+    return Policy(**_read(facts["policy"]), cutoff=cutoff)
 
 
 def _read(written: str) -> dict[str, Any]:
@@ -78,6 +88,7 @@ class Terms:
 
     Attributes:
         policy: what a late day costs.
+        policies: lab → what it costs there, where that is something else; the tokens are those of `policy`.
         due: lab → when it is due. A lab without a date is never late.
         extended: (student, lab) → their own deadline: an extension's, or their section's.
     """
@@ -85,6 +96,7 @@ class Terms:
     policy: Policy = field(default_factory=Policy)
     due: Mapping[str, datetime] = field(default_factory=dict)
     extended: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
 
     def deadline(self, student: str, lab: str) -> datetime | None:
         """The student's own where one was given, else that of all; None if the lab has none."""
@@ -101,8 +113,8 @@ class Terms:
         """As the journal keeps it."""
         due = {lab: stamp(when) for lab, when in self.due.items()}
         extended = [[*whose, stamp(when)] for whose, when in sorted(self.extended.items())]
-        cutoff = {} if self.policy.cutoff is None else {"cutoff": self.policy.cutoff.total_seconds()}
-        return json.dumps({"policy": self.policy.written(), **cutoff, "due": due, "extended": extended}, sort_keys=True)
+        own = {"policies": {lab: policy.facts() for lab, policy in self.policies.items()}} if self.policies else {}
+        return json.dumps({**self.policy.facts(), **own, "due": due, "extended": extended}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Terms":
@@ -110,8 +122,8 @@ class Terms:
         facts = json.loads(text)
         due = {lab: moment(when) for lab, when in facts["due"].items()}
         extended = {(student, lab): moment(when) for student, lab, when in facts["extended"]}
-        cutoff = timedelta(seconds=facts["cutoff"]) if "cutoff" in facts else None  # which older courses do not know
-        return cls(Policy(**_read(facts["policy"]), cutoff=cutoff), due, extended)
+        policies = {lab: _policy(own) for lab, own in facts.get("policies", {}).items()}
+        return cls(_policy(facts), due, extended, policies)
 
 
 @dataclass(frozen=True)
@@ -131,15 +143,19 @@ class Late:
     score: float
 
 
-def settle(policy: Policy, labs: Sequence[tuple[timedelta, float]]) -> list[Late]:
-    """What one student's labs come to, given in the order of the labs as (how late, score)."""
+def settle(policy: Policy, labs: Sequence[tuple[timedelta, float]], own: Sequence[Policy | None] = ()) -> list[Late]:
+    """What one student's labs come to, given in the order of the labs as (how late, score).
+
+    Args:
+        own: for each lab its policy, if that is another; all have the tokens of `policy`.
+    """
     left, settled = policy.tokens, []
-    for late, score in labs:
-        days = max(0, -((policy.grace - late) // DAY))  # days begun after the grace: rounded up
+    for (late, score), here in zip(labs, [one or policy for one in own] or [policy] * len(labs), strict=True):
+        days = max(0, -((here.grace - late) // DAY))  # days begun after the grace: rounded up
         paid = min(days, left)
         left -= paid
-        cost = min(policy.most, policy.penalty * (days - paid))
-        if policy.cutoff is not None and late > policy.cutoff:
+        cost = min(here.most, here.penalty * (days - paid))
+        if here.cutoff is not None and late > here.cutoff:
             cost = 1.0
         settled.append(Late(round(late / DAY, 4), days - paid, paid, round(score * (1 - cost), 2)))
     return settled

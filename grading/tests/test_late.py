@@ -77,6 +77,14 @@ def test_after_the_cutoff_a_hand_in_is_worth_nothing_whatever_lateness_costs_at_
     assert settle(Policy(penalty=0.1, most=0.3, tokens=99, cutoff=7 * DAY), [(late, 80.0)])[0].score == (80.0 if score else 0.0)
 
 
+def test_a_lab_may_have_a_policy_of_its_own_and_the_tokens_are_the_terms():
+    whole, own = Policy(penalty=0.1, tokens=1), Policy(grace=DAY, penalty=0.5, tokens=99)
+    settled = settle(whole, [(2 * DAY, 100.0), (3 * DAY, 100.0), (2 * DAY, 100.0)], [None, own, None])
+    assert [(one.tokens, one.charged, one.score) for one in settled] == [(1, 1, 90.0), (0, 2, 0.0), (0, 2, 80.0)]
+    terms = Terms(whole, DUE, {}, {"06": own})
+    assert Terms.from_json(terms.to_json()) == terms
+
+
 def test_no_policy_is_no_penalty():
     assert settle(Policy(), [(9 * DAY, 50.0)])[0].score == 50.0
 
