@@ -317,6 +317,7 @@ def _print_rules(base: Journal, zone: tzinfo | None) -> None:
     for lab, when in sorted(terms.due.items()):
         mine = sum(whose[1] == lab for whose in terms.extended)
         console.print(Text(f"lab {lab} is due at {when.astimezone(zone or UTC):%Y-%m-%d %H:%M %Z}"
-                           + (f"; {mine} students have a deadline of their own" if mine else "")), soft_wrap=True)
+                           + (f"; {mine} students have a deadline of their own" if mine else "")
+                           + (f"; late policy there: {own.words()}" if (own := terms.policies.get(lab)) else "")), soft_wrap=True)
     for one in base.overrides():
         console.print(_line(Line("override", one.student, one.lab, one.words())), soft_wrap=True)

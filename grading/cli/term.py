@@ -61,7 +61,7 @@ def open_journal(term: Term, other: Path | None = None, create: bool = False) ->
     base = Journal(other or term.journal, create)
     if term.file is not None and (create or other is None):
         try:
-            if base.terms() != term.terms():
+            if base.terms().to_json() != term.terms().to_json():
                 base.set_terms(term.terms())
             if base.overrides() != list(term.overrides):
                 base.set_overrides(term.overrides)

@@ -19,7 +19,7 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 from unicodedata import normalize
 
-from grading.cohort.late import in_zone, moment, stamp
+from grading.cohort.late import moment, stamp
 from grading.cohort.roster import Line, Roster, table
 from grading.judge.intake import ALLOWED, Submission, read_submission
 from labs.harness.catalog import Lab
@@ -144,10 +144,10 @@ def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
         names = tuple(filter(None, (row.get(one) for one in ("email address", "id number", "username", "full name"))))
         said = row.get("last modified (submission)", "")
         try:
-            when = stamp(in_zone(datetime.strptime(said, "%A, %d %B %Y, %I:%M %p"), zone)) if said.strip("- ") else None
-        except ValueError:
-            raise ValueError(f"{where}: {said!r} is no time such as Monday, 1 February 2027, 10:00 AM; "
-                             "download the worksheet with Moodle in English") from None
+            when = stamp(moment(said, zone)) if said.strip("- ") else None
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; download the worksheet with Moodle in English, and give term.toml the time_zone "
+                             "that Moodle has") from None
         found[_same(row["identifier"])] = _Person(names, when)
     return found
 

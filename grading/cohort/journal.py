@@ -388,6 +388,7 @@ def _lateness(terms: Terms, last: Mapping[tuple[str, str], Last]) -> dict[tuple[
         labs_of[student].append(lab)
     found: dict[tuple[str, str], Late] = {}
     for student, labs in labs_of.items():
+        own = [terms.policies.get(lab) for lab in labs]
         given = [(terms.late(student, lab, last[lab, student].submitted), last[lab, student].score) for lab in labs]
-        found |= {(lab, student): late for lab, late in zip(labs, settle(terms.policy, given), strict=True)}
+        found |= {(lab, student): late for lab, late in zip(labs, settle(terms.policy, given, own), strict=True)}
     return found

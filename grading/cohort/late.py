@@ -10,13 +10,16 @@ what is left costs `penalty` of the score each, and `most` at most. After `cutof
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 DAY = timedelta(days=1)
-_WRITTEN = re.compile(r"[\d-]+([T ].+)?")
+_ISO = re.compile(r"[\d-]+([T ].+)?")
 """Python takes any character between date and time: 2027-03-01+01:00 would be one in the night."""
+_FORMS = ("%A, %d %B %Y, %I:%M %p", "%a %b %d %H:%M:%S %Y %z")
+"""Moodle's `Monday, 1 February 2027, 10:00 PM`, git's `Mon Feb 1 22:00:00 2027 +0100`."""
 _UNITS = {"d": 24.0, "h": 1.0, "m": 1 / 60}
 
 
@@ -47,27 +50,36 @@ class Policy:
         said += [f"nothing after {self.cutoff / DAY:g} days"] if self.cutoff is not None else []
         return "; ".join(said) or "none"
 
-    def to_facts(self) -> dict:
-        """As the journal keeps it, durations in seconds."""
-        return {name: value.total_seconds() if isinstance(value, timedelta) else value for name, value in asdict(self).items()}
+    def facts(self) -> dict[str, Any]:
+        """As journals keep it. Older courses do not know of a cutoff, and pass it over."""
+        return {"policy": self.written(), **({} if self.cutoff is None else {"cutoff": self.cutoff.total_seconds()})}
 
-    @classmethod
-    def from_facts(cls, facts: "dict | str") -> "Policy":
-        """What `to_facts` wrote; or the text, `grace=2d,penalty=10%/day`, that journals had before there was a term.toml."""
-        if isinstance(facts, str):
-            return cls(**dict(map(_written_out, filter(None, facts.split(",")))))
-        cutoff = None if facts["cutoff"] is None else timedelta(seconds=facts["cutoff"])
-        return cls(**{**facts, "grace": timedelta(seconds=facts["grace"]), "cutoff": cutoff})
+    def written(self) -> str:
+        """But for the cutoff: `grace=48h,penalty=10%/day,max=50%,tokens=3`; empty for no policy."""
+        parts = {"grace": f"{self.grace / timedelta(hours=1):.10g}h" if self.grace else "",
+                 "penalty": f"{100 * self.penalty:.10g}%/day" if self.penalty else "",
+                 "max": f"{100 * self.most:.10g}%" if self.most < 1 else "", "tokens": f"{self.tokens}" if self.tokens else ""}
+        return ",".join(f"{name}={value}" for name, value in parts.items() if value)
 
 
-def _written_out(part: str) -> tuple[str, Any]:
-    """One part of an older journal's policy; what is kept there was checked when it was given."""
-    name, _, value = part.strip().partition("=")
-    if name == "grace":
-        return name, timedelta(hours=float(value[:-1]) * _UNITS[value[-1]])
-    if name == "tokens":
-        return name, int(value)
-    return {"max": "most"}.get(name, name), float(value.partition("%")[0]) / 100
+def _policy(facts: Mapping[str, Any]) -> Policy:
+    """What `Policy.facts` says."""
+    cutoff = timedelta(seconds=facts["cutoff"]) if "cutoff" in facts else None
+    return Policy(**_read(facts["policy"]), cutoff=cutoff)
+
+
+def _read(written: str) -> dict[str, Any]:
+    """What `Policy.written` says, by attribute."""
+    found: dict[str, Any] = {}
+    for part in filter(None, written.split(",")):
+        name, _, value = part.strip().partition("=")
+        if name == "grace":
+            found[name] = timedelta(hours=float(value[:-1]) * _UNITS[value[-1]])
+        elif name == "tokens":
+            found[name] = int(value)
+        else:
+            found["most" if name == "max" else name] = float(value.partition("%")[0]) / 100
+    return found
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,7 @@ class Terms:
 
     Attributes:
         policy: what a late day costs.
+        policies: lab → what it costs there, where that is something else; the tokens are those of `policy`.
         due: lab → when it is due. A lab without a date is never late.
         extended: (student, lab) → their own deadline: an extension's, or their section's.
     """
@@ -83,6 +96,7 @@ class Terms:
     policy: Policy = field(default_factory=Policy)
     due: Mapping[str, datetime] = field(default_factory=dict)
     extended: Mapping[tuple[str, str], datetime] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
 
     def deadline(self, student: str, lab: str) -> datetime | None:
         """The student's own where one was given, else that of all; None if the lab has none."""
@@ -99,7 +113,8 @@ class Terms:
         """As the journal keeps it."""
         due = {lab: stamp(when) for lab, when in self.due.items()}
         extended = [[*whose, stamp(when)] for whose, when in sorted(self.extended.items())]
-        return json.dumps({"policy": self.policy.to_facts(), "due": due, "extended": extended}, sort_keys=True)
+        own = {"policies": {lab: policy.facts() for lab, policy in self.policies.items()}} if self.policies else {}
+        return json.dumps({**self.policy.facts(), **own, "due": due, "extended": extended}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Terms":
@@ -107,7 +122,8 @@ class Terms:
         facts = json.loads(text)
         due = {lab: moment(when) for lab, when in facts["due"].items()}
         extended = {(student, lab): moment(when) for student, lab, when in facts["extended"]}
-        return cls(Policy.from_facts(facts["policy"]), due, extended)
+        policies = {lab: _policy(own) for lab, own in facts.get("policies", {}).items()}
+        return cls(_policy(facts), due, extended, policies)
 
 
 @dataclass(frozen=True)
@@ -127,15 +143,19 @@ class Late:
     score: float
 
 
-def settle(policy: Policy, labs: Sequence[tuple[timedelta, float]]) -> list[Late]:
-    """What one student's labs come to, given in the order of the labs as (how late, score)."""
+def settle(policy: Policy, labs: Sequence[tuple[timedelta, float]], own: Sequence[Policy | None] = ()) -> list[Late]:
+    """What one student's labs come to, given in the order of the labs as (how late, score).
+
+    Args:
+        own: for each lab its policy, if that is another; all have the tokens of `policy`.
+    """
     left, settled = policy.tokens, []
-    for late, score in labs:
-        days = max(0, -((policy.grace - late) // DAY))  # days begun after the grace: rounded up
+    for (late, score), here in zip(labs, [one or policy for one in own] or [policy] * len(labs), strict=True):
+        days = max(0, -((here.grace - late) // DAY))  # days begun after the grace: rounded up
         paid = min(days, left)
         left -= paid
-        cost = min(policy.most, policy.penalty * (days - paid))
-        if policy.cutoff is not None and late > policy.cutoff:
+        cost = min(here.most, here.penalty * (days - paid))
+        if here.cutoff is not None and late > here.cutoff:
             cost = 1.0
         settled.append(Late(round(late / DAY, 4), days - paid, paid, round(score * (1 - cost), 2)))
     return settled
@@ -150,14 +170,24 @@ def moment(text: str, zone: tzinfo | None = None) -> datetime:
     Raises:
         ValueError: if `text` is no time, or says no zone and `zone` is None.
     """
-    try:
-        when = datetime.fromisoformat(text.strip() if _WRITTEN.fullmatch(text.strip()) else "")
-    except ValueError:
-        raise ValueError(f"{text!r} is no time such as 2027-03-01T23:59+01:00") from None
+    when = _parsed(text.strip())
+    if when is None:
+        raise ValueError(f"{text!r} is no time such as 2027-03-01T23:59+01:00")
     if when.tzinfo is None and zone is None:
         whole = when.isoformat(timespec="minutes")
         raise ValueError(f"{text!r} has no time zone: write {whole}Z for UTC, or such as {whole}+01:00")
     return (when if when.tzinfo else in_zone(when, zone)).astimezone(UTC).replace(microsecond=0)
+
+
+def _parsed(text: str) -> datetime | None:
+    """A time as ISO 8601, Moodle in English or git write it; None if it is none."""
+    if _ISO.fullmatch(text):
+        with suppress(ValueError):
+            return datetime.fromisoformat(text)
+    for form in _FORMS:
+        with suppress(ValueError):
+            return datetime.strptime(text, form)
+    return None
 
 
 def in_zone(local: datetime, zone: tzinfo | None) -> datetime:

@@ -45,10 +45,11 @@ class Extension:
 
 @dataclass(frozen=True)
 class Due:
-    """When a lab is due, in UTC: for everybody, and in sections that have a date of their own."""
+    """When a lab is due, in UTC: for everybody, and in sections that have a date of their own; and what lateness costs there."""
 
     all: datetime | None = None
     sections: Mapping[str, datetime] = field(default_factory=dict)
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Term:
                for student, row in (self.roster.students if self.roster else {}).items() if row.get("section") in one.sections}
         extended = {(one.student, one.lab): self._extended(one, own.get((one.student, one.lab), due.get(one.lab)))
                     for one in self.extensions}
-        return Terms(self.policy, due, own | extended)
+        return Terms(self.policy, due, own | extended, {lab: one.policy for lab, one in self.labs.items() if one.policy})
 
     def _extended(self, one: Extension, due: datetime | None) -> datetime:
         if one.until is not None:
@@ -148,15 +149,16 @@ class _Reader:
         self.roster = self._roster(top.table("roster"))
         grading, submissions = top.table("grading"), top.table("submissions")
         times, mtimes = self._times(submissions)
+        policy = self._policy(top.table("late"), Policy())
         before = len(self.wrong)
-        labs = self._labs(top.table("labs"))
+        labs = self._labs(top.table("labs"), policy)
         self.dates_are_wrong = len(self.wrong) > before
         term = Term(
             self.file, top.take("name", str, ""), self._secret(top), self._path(top, "journal", "journal.sqlite"),
             self._path(submissions, "folder", None), self.roster, times, mtimes, self.zone,
             grading.one_of("seed_mode", SEED_MODES, "student") or "student", grading.one_of("isolation", LEVELS, None),
             grading.take("predictions", bool, True), float(grading.number("seconds_per_check", 30.0, 1) or 30.0),
-            grading.number("seconds_per_submission", None, 1), labs, self._policy(top.table("late")))
+            grading.number("seconds_per_submission", None, 1), labs, policy)
         term = replace(term, extensions=self._extensions(top, labs), overrides=self._overrides(top, labs))
         for table in (top, grading, submissions):
             table.end()
@@ -211,7 +213,7 @@ class _Reader:
             return None, True
         return self._path(table, "times", None), False
 
-    def _labs(self, table: Table) -> dict[str, Due]:
+    def _labs(self, table: Table, policy: Policy) -> dict[str, Due]:
         found: dict[str, Due] = {}
         for key in table.facts:
             lab = table.table(key)
@@ -220,8 +222,9 @@ class _Reader:
             if id_ in found:
                 table.say(key, f"lab {id_} is there twice")
             sections = lab.table("sections")
-            found[id_] = Due(self._moment(lab, "due"), {name: when for name in sections.facts
-                                                        if (when := self._moment(sections, name)) is not None})
+            dates = {name: when for name in sections.facts if (when := self._moment(sections, name)) is not None}
+            own = lab.table("late")
+            found[id_] = Due(self._moment(lab, "due"), dates, self._policy(own, policy, of_term=False) if own.facts else None)
             if found[id_].sections and found[id_].all is None and "due" not in lab.facts:
                 lab.say("sections", "give due, too: it holds for who is in none of them")
             self._sections(sections)
@@ -265,17 +268,17 @@ class _Reader:
             table.say(key, str(error))
             return None
 
-    def _policy(self, table: Table) -> Policy:
-        grace = table.number("grace_days", 0.0, 0, 1000) or 0.0
-        penalty = table.number("percent_per_day", 0.0, 0, 100) or 0.0
-        most = table.number("most_percent", 100.0, 0, 100)
-        tokens = table.take("tokens", int, 0)
+    def _policy(self, table: Table, default: Policy, of_term: bool = True) -> Policy:
+        """The term's, which has the tokens, or a lab's, which has the rest from the term's where it does not say otherwise."""
+        grace, penalty = table.number("grace_days", None, 0, 1000), table.number("percent_per_day", None, 0, 100)
+        most, cutoff = table.number("most_percent", None, 0, 100), table.number("cutoff_days", None, 0, 1000)
+        tokens = table.take("tokens", int, 0) if of_term else default.tokens
         if not 0 <= tokens <= 1000:
             table.say("tokens", "it has to be a whole number from 0 to 1000")
-        cutoff = table.number("cutoff_days", None, 0, 1000)
         table.end()
-        return Policy(grace * DAY, penalty / 100, (100.0 if most is None else most) / 100, tokens,
-                      None if cutoff is None else cutoff * DAY)
+        return Policy(
+            default.grace if grace is None else grace * DAY, default.penalty if penalty is None else penalty / 100,
+            default.most if most is None else most / 100, tokens, default.cutoff if cutoff is None else cutoff * DAY)
 
     def _extensions(self, top: Table, labs: Mapping[str, Due]) -> tuple[Extension, ...]:
         found: dict[tuple[str, str], Extension] = {}

@@ -108,6 +108,14 @@ def test_moodles_worksheet_says_whose_each_is_and_when_it_came(tmp_path, roster,
     assert [line.text for line in lines] == ["Starter (1).py.txt is taken as starter.py"]
 
 
+def test_a_worksheet_in_another_language_or_without_the_terms_zone_says_so(tmp_path, roster):
+    german = WORKSHEET.replace("Monday, 1 February", "Montag, 1. Februar")
+    for text, said in ((WORKSHEET, "has no time zone"), (german, "is no time")):
+        (tmp_path / "worksheet.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"worksheet.csv line 2: .*{said}.*Moodle in English, and give term.toml"):
+            collect(laid(tmp_path / "d", **MOODLE), "moodle", LAB, roster, tmp_path / "worksheet.csv")
+
+
 def test_moodles_files_without_folders_are_read_too(tmp_path, roster):
     found, _ = collect(as_folder(tmp_path, {"Ada Lovelace_7001_assignsubmission_file_starter.py": GOOD,
                                             "Ben Babbage_7002_assignsubmission_file_starter.py": GOOD}), "moodle", LAB, roster)

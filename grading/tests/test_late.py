@@ -77,6 +77,14 @@ def test_after_the_cutoff_a_hand_in_is_worth_nothing_whatever_lateness_costs_at_
     assert settle(Policy(penalty=0.1, most=0.3, tokens=99, cutoff=7 * DAY), [(late, 80.0)])[0].score == (80.0 if score else 0.0)
 
 
+def test_a_lab_may_have_a_policy_of_its_own_and_the_tokens_are_the_terms():
+    whole, own = Policy(penalty=0.1, tokens=1), Policy(grace=DAY, penalty=0.5, tokens=99)
+    settled = settle(whole, [(2 * DAY, 100.0), (3 * DAY, 100.0), (2 * DAY, 100.0)], [None, own, None])
+    assert [(one.tokens, one.charged, one.score) for one in settled] == [(1, 1, 90.0), (0, 2, 0.0), (0, 2, 80.0)]
+    terms = Terms(whole, DUE, {}, {"06": own})
+    assert Terms.from_json(terms.to_json()) == terms
+
+
 def test_no_policy_is_no_penalty():
     assert settle(Policy(), [(9 * DAY, 50.0)])[0].score == 50.0
 
@@ -91,8 +99,16 @@ def test_a_policy_is_said_in_words():
     ("", Policy()), ("grace=2d,penalty=10%/day,max=50%,tokens=3", Policy(2 * DAY, 0.1, 0.5, 3)),
     ("grace=36h", Policy(1.5 * DAY)), ("grace=30m, tokens=1", Policy(timedelta(minutes=30), tokens=1))])
 def test_a_policy_as_older_journals_keep_it_means_the_same(text, policy):
-    kept = json.dumps({"policy": text, "due": {"06": "2027-03-01T22:59:00Z"}, "extended": []})
+    kept = json.dumps({"due": {"06": "2027-03-01T22:59:00Z"}, "extended": [], "policy": text})
     assert Terms.from_json(kept) == Terms(policy, DUE)
+    again = json.loads(Terms(policy, DUE).to_json())
+    assert again.keys() == {"due", "extended", "policy"} and Terms.from_json(json.dumps(again)) == Terms(policy, DUE)
+
+
+def test_an_older_course_reads_what_is_written_now():
+    written = Terms(Policy(2 * DAY, 0.125, 0.5, 3, 7 * DAY), DUE).to_json()
+    assert json.loads(written)["policy"] == "grace=48h,penalty=12.5%/day,max=50%,tokens=3"
+    assert json.loads(written)["cutoff"] == 7 * 86400
 
 
 def test_times_are_kept_in_utc_and_need_a_zone():
@@ -118,6 +134,8 @@ def test_a_time_that_does_not_say_its_zone_is_of_the_terms():
     assert stamp(moment("2027-07-01 23:59", berlin)) == "2027-07-01T21:59:00Z", "summer time"
     assert stamp(moment("2027-02-08 23:58:12 -0500", berlin)) == "2027-02-09T04:58:12Z", "it says its own"
     assert stamp(moment("2027-10-31T02:30", berlin)) == "2027-10-31T01:30:00Z", "the clock shows it twice: the later"
+    assert stamp(moment("Monday, 1 February 2027, 10:00 PM", berlin)) == "2027-02-01T21:00:00Z", "Moodle's"
+    assert stamp(moment("Mon Feb 1 22:00:00 2027 -0500", berlin)) == "2027-02-02T03:00:00Z", "git's"
     with pytest.raises(ValueError, match="2027-03-28 02:30:00 does not exist in Europe/Berlin: summer time begins"):
         in_zone(datetime(2027, 3, 28, 2, 30), berlin)
 

@@ -143,6 +143,8 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
     ('"secret.txt"', '"none.txt"', 'secret = "none.txt": there is no file '),
     ("journal =", "jurnal =", "jurnal: there is no such key; is journal meant?"),
     ("grace_days", "grase_days", "late.grase_days: there is no such key; is grace_days meant?"),
+    ("due = 2027-03-26T23:59:00", "late = { tokens = 1 }, due = 2027-03-26T23:59:00",
+     "labs.06.late.tokens: there is no such key; there are grace_days, percent_per_day, most_percent, cutoff_days"),
     ("tokens = 3", "tokns = 3", "late.tokns: there is no such key"),
     ("tokens = 3", "tokens = 1.5", "late.tokens = 1.5: it has to be a whole number"),
     ("tokens = 3", "tokens = -1", "late.tokens = -1: it has to be a whole number from 0 to 1000"),
@@ -209,7 +211,17 @@ def test_a_mistake_is_named_with_its_key_its_value_and_the_way_out(home, old, ne
 def test_all_mistakes_are_said_at_once(home):
     text = WHOLE.replace("tokens = 3", "tokns = 3").replace('"cohort"', '"all"').replace("days = 2", "days = -1")
     assert [one.partition(":")[0] for one in mistakes(home, text)] == [
-        'grading.seed_mode = "all"', "late.tokns", "extensions, the first"]
+        "late.tokns", 'grading.seed_mode = "all"', "extensions, the first"]
+
+
+def test_a_lab_has_the_terms_policy_where_it_does_not_say_otherwise(home):
+    term = read(home, WHOLE.replace("due = 2027-03-26T23:59:00", "late = { percent_per_day = 20 }, due = 2027-03-26T23:59:00"))
+    assert term.terms().policies == {"06": Policy(DAY / 2, 0.2, 0.5, 3, 7 * DAY)} and term.terms().policy.penalty == 0.1
+    record(home / "j.sqlite", "cem")
+    (home / "j.sqlite").rename(home / "k.sqlite")
+    with command.open_journal(read(home, 'journal = "k.sqlite"\ntime_zone = "UTC"\n[labs]\n06 = { due = 2027-03-25, '
+                                   "late = { percent_per_day = 20 } }\n[late]\npercent_per_day = 10\n")) as base:
+        assert base.latest()[0].final_score == 9.6, "two days begun, 20 % each"
 
 
 def test_times_need_a_zone_for_the_whole_term_or_their_own(home):
