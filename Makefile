@@ -7,6 +7,7 @@
 # make clean  removes the environment
 #
 # All make and use .venv, and can be repeated. Another Python: make demo PYTHON=/path/to/python3.12
+# More for pytest: make test PYTEST_OPTIONS=--durations=20
 
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN = .venv/bin/python
 
 # -rs: at the end a line for each reason why tests were skipped
-TESTS = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs
+TESTS = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs $(PYTEST_OPTIONS)
 
 .PHONY: demo test quick prove check notebooks clean
 
