@@ -31,7 +31,7 @@ from labs.harness.catalog import Lab
 HOME = Path(__file__).parents[1] / "labs"
 
 
-class There:
+class OverTheWire:
     """The fixture `there` where the part lives in a worker, see `labs.harness.suite.expecting.Here`."""
 
     def __init__(self, lab: Remote) -> None:
@@ -117,7 +117,8 @@ def _headings(lab: Lab) -> dict[int, str]:
 
 def _check(name: str, todo: int, points: float, test: Callable[..., None], section: str) -> Check:
     mark: Hidden | None = getattr(test, "hidden", None)
-    concept = mark.concept if mark else name.removeprefix(f"test_todo_{todo}_").replace("_", " ")
+    name = name.removeprefix(f"test_todo_{todo}_")
+    concept = mark.concept if mark else name.replace("_", " ")
     return Check(name, todo, points, mark is not None, section, concept, _run(test))
 
 
@@ -126,7 +127,7 @@ def _run(test: Callable[..., None]) -> Callable[[Remote, random.Random], None]:
     wanted = set(inspect.signature(test).parameters)
 
     def run(lab: Remote, rng: random.Random) -> None:
-        fixtures = {"lab": lab, "rng": rng, "there": There(lab)}
+        fixtures = {"lab": lab, "rng": rng, "there": OverTheWire(lab)}
         for case in _cases(test):
             try:
                 test(**{name: value for name, value in fixtures.items() if name in wanted}, **case)

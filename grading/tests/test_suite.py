@@ -57,10 +57,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_test_is_a_check_and_a_hidden_one_shares_the_points_of_those_it_belongs_to(toy: Any):
     checks = {check.name: check for check in suite_of(toy)}
     assert {name: (check.todo, check.points, check.hidden) for name, check in checks.items()} == {
-        "test_todo_1_takes_all_cases": (1, 2, False), "test_todo_1_goes_on": (1, 4, True), "test_todo_2_asserts": (2, 5, False)}
-    assert checks["test_todo_1_goes_on"].concept == "the rest of it"
-    assert checks["test_todo_1_takes_all_cases"].concept == "takes all cases"
-    assert checks["test_todo_2_asserts"].section == "TODO 2: Second"
+        "takes_all_cases": (1, 2, False), "goes_on": (1, 4, True), "asserts": (2, 5, False)}
+    assert checks["goes_on"].concept == "the rest of it"
+    assert checks["takes_all_cases"].concept == "takes all cases"
+    assert checks["asserts"].section == "TODO 2: Second"
 
 
 def test_a_test_that_only_practice_runs_needs_a_hidden_one(toy: Any):

@@ -105,7 +105,7 @@ def test_request_bs_table_is_what_temperature_and_filters_do(solution):
     assert probability_rows[1].split(" | ") == shares(scaled)
     before, after = scaled.softmax(dim=-1)[0], all_after_k.softmax(dim=-1)[0]
     assert f"sun alone has {after[0]:.3f}, sun and rain {after[:2].sum():.3f}" in FLAT
-    assert f"sun and rain had {before[:2].sum():.3f} only" in FLAT
+    assert f"sun and rain had only {before[:2].sum():.3f}" in FLAT
     assert before[:2].sum() < 0.95 < before[:3].sum(), "with top_p first, wind would have been kept"
     assert f"Rain is {before[1] / before[0]:.2f} times" in FLAT
 

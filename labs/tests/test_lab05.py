@@ -81,10 +81,10 @@ def test_the_bytes_and_flops_of_the_example(lab):
         f"make {matrices.num_bytes // 2} numbers, {matrices.num_bytes} bytes"
         in WORDS
     )
-    assert f"the product added: {matrices.flops} FLOPs" in WORDS
+    assert f"the product is added: {matrices.flops} FLOPs" in WORDS
     attention = lab.attention_cost(TINY, 1, CONTEXT, torch.bfloat16)
     assert (
-        f"2 × 2 × 2 × 4 × 4 × 8 = {attention.flops} FLOPs a sequence. It reads the sequence's {attention.num_bytes} bytes"
+        f"2 × 2 × 2 × 4 × 4 × 8 = {attention.flops} FLOPs for each sequence. It reads the sequence's {attention.num_bytes} bytes"
         in WORDS
     )
 
@@ -105,10 +105,8 @@ def test_the_ceilings_and_the_ridge_of_the_example(lab):
     assert "takes 9 seconds, then 3, 1 and 2." in WORDS
     assert f"reads {ceilings.bytes_per_second:.0f} bytes a second" in WORDS
     assert f"takes 0.5 seconds: {ceilings.flops_per_second:.0f} FLOPs a second" in WORDS
-    assert (
-        f"The machine can do {ceilings.flops_per_second / ceilings.bytes_per_second:.0f} FLOPs in the time of reading a byte"
-        in WORDS
-    )
+    ridge = f"{ceilings.flops_per_second / ceilings.bytes_per_second:.0f}"
+    assert f"The machine can do {ridge} FLOPs in the time it takes to read a byte" in WORDS
     assert f"So the ridge is at batch {lab.ridge_batch(torch.bfloat16, ceilings):.0f}." in WORDS
 
 

@@ -87,7 +87,7 @@ def test_freeing_in_the_worked_example(solution):
     once = manager.num_free_blocks
     manager.free("A")
     assert f"three blocks: **{once}** are free." in WORDS
-    assert f"gives back nothing: still **{manager.num_free_blocks}**" in WORDS
+    assert f"nothing happens: still **{manager.num_free_blocks}**" in WORDS
 
 
 def test_the_sums_of_the_worked_example(solution):
@@ -104,7 +104,7 @@ def test_the_sums_of_the_worked_example(solution):
     )
     assert f"{added([sum(step.values()) for step in TRACE])} tokens were kept" in WORDS
     assert f"{added(blocks)} blocks, which are **{usage.slots}** slots" in WORDS
-    assert f"Of these {usage.slots - usage.tokens} kept no token: **{usage.waste * 100:.0f} %** waste" in WORDS
+    assert f"Of these, {usage.slots - usage.tokens} kept no token: **{usage.waste * 100:.0f} %** waste" in WORDS
     assert (
         f"{reserved.peak_blocks} blocks in each step, **{reserved.slots}** slots, **{reserved.waste * 100:.0f} %** waste" in WORDS
     )

@@ -108,7 +108,7 @@ def test_the_cases_that_fail_give_the_numbers_of_the_readme(solution):
     q = torch.ones(1, 2, 1)
     top_left = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=1.0).flatten().tolist()
     right = [50.0, 70.0]
-    assert "says {:.1f} and {:.1f} instead of {:.1f} and {:.1f}".format(*top_left, *right) in FLAT
+    assert "gives {:.1f} and {:.1f} instead of {:.1f} and {:.1f}".format(*top_left, *right) in FLAT
     scores = torch.tensor(solution.KEYS["B"])
     zeroed = torch.softmax(scores * torch.tensor([1.0, 1.0, 0.0]), 0) @ torch.tensor(solution.VALUES["B"])
     assert f"give {zeroed:.1f} for the first row" in FLAT

@@ -1,7 +1,7 @@
 """Knows the README's example and the tests' numbers by heart, and nothing else.
 
 base = "solution"
-worth = 68
+worth = 67
 todos = [4, 6]
 """
 

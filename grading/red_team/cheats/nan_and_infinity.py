@@ -1,7 +1,7 @@
 """Returns what is neither less nor more than anything: NaN, and infinity for every number.
 
 base = "solution"
-worth = 67
+worth = 63
 todos = [4, 6]
 """
 

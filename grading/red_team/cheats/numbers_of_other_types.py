@@ -1,7 +1,7 @@
 """Answers floats, booleans and tensors that equal the right ints.
 
 base = "solution"
-worth = 70
+worth = 69
 todos = [4, 6]
 """
 

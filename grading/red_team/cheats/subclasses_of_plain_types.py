@@ -1,7 +1,7 @@
 """Returns lists, numbers, words and dictionaries of classes that are equal to everything.
 
 base = "solution"
-worth = 67
+worth = 63
 todos = [4, 6]
 """
 
