@@ -39,7 +39,7 @@ WITH_REFERENCE = [lab for lab in LABS if lab.reference or lab.reference_file.is_
 every_lab = pytest.mark.parametrize("a_lab", LABS, ids=names(LABS))
 
 
-def python(*arguments, cwd: Path = PROJECT, timeout: float = 120, root: Path = PROJECT, **environment):
+def python(*arguments, cwd: Path = PROJECT, timeout: float = 900, root: Path = PROJECT, **environment):
     """Run `python arguments`, importing the project at `root`."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     env |= {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": os.pathsep.join([str(root), str(root / "reference_engine")])}
