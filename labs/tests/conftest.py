@@ -152,7 +152,7 @@ class Workshop:
             capture_output=True,
             text=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=600,
         )
 
     def pytest(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

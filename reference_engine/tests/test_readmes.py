@@ -99,7 +99,7 @@ def test_every_complete_program_of_a_readme_runs_and_prints(code: str, tmp_path:
     env |= {"PYTHONPATH": str(ENGINE), "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8",
-        timeout=120, check=False)
+        timeout=600, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
 
