@@ -30,9 +30,8 @@ def modules(name: str) -> dict[str, Path]:
 
 def imports(path: Path, at_load: bool = False) -> set[str]:
     """What a file imports, wherever in it; `at_load` leaves out what is imported in a function, or for types only."""
-    found = set()
-    for node in _outside_functions(ast.parse(path.read_text(encoding="utf-8"))) if at_load else ast.walk(
-            ast.parse(path.read_text(encoding="utf-8"))):
+    found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
+    for node in _outside_functions(tree) if at_load else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -68,9 +67,9 @@ def test_no_room_imports_itself_by_way_of_others(name):
         inside = module.removeprefix(name + ".").split(".")
         return inside[0] if len(inside) > 1 or (HOUSES[name] / inside[0]).is_dir() else ""
 
-    rooms: dict[str, set[str]] = {}
-    for module, path in modules(name).items():
-        others = {room(other) for other in imports(path) if other in modules(name) and other != name}
+    there, rooms = modules(name), dict[str, set[str]]()
+    for module, path in there.items():
+        others = {room(other) for other in imports(path) if other in there and other != name}
         rooms.setdefault(room(module), set()).update(others - {room(module)})
     if name == "grading":
         rooms.pop("")  # __main__
