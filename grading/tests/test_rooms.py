@@ -58,7 +58,7 @@ def arrows(name: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("name", HOUSES)
 def test_no_module_imports_itself_by_way_of_others(name):
-    graphlib.TopologicalSorter(arrows(name)).prepare()
+    assert [*graphlib.TopologicalSorter(arrows(name)).static_order()]  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("name", ["labs.harness", "grading"])
@@ -74,7 +74,7 @@ def test_no_room_imports_itself_by_way_of_others(name):
     if name == "grading":
         rooms.pop("")  # __main__
     assert len(rooms) > 3
-    graphlib.TopologicalSorter(rooms).prepare()
+    assert [*graphlib.TopologicalSorter(rooms).static_order()]
 
 
 def test_the_engine_knows_no_lab_and_the_labs_know_no_judge():
