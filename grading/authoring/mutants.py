@@ -1,7 +1,7 @@
 """Mutants and alternatives of a lab's solution: text in, text out.
 
-A mutant is the solution with one realistic bug, written as `grading/mutants/labNN/NAME.toml`; an
-alternative is a whole correct solution that is built differently, `grading/alternatives/labNN/NAME.py`.
+A mutant is the solution with one realistic bug, written as `grading/labs/labNN/mutants/NAME.toml`; an
+alternative is a whole correct solution that is built differently, `grading/labs/labNN/alternatives/NAME.py`.
 This module reads, checks and applies them. It runs nothing.
 """
 
@@ -16,10 +16,10 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from grading.labs import HOME, authors_folder
 from labs.harness.catalog import Lab, LabError
 from labs.harness.regions import END, definitions, functions_of, span
 
-HERE = Path(__file__).parents[1]
 KINDS = ("author", "blind", "machine")
 """By the lab's author; by somebody who had seen only README and starter; made by `grading.authoring.machine_mutants`."""
 
@@ -60,10 +60,10 @@ class Alternative:
     text: str
 
 
-def read_mutants(lab: Lab, home: Path = HERE) -> list[Mutant]:
+def read_mutants(lab: Lab, home: Path = HOME) -> list[Mutant]:
     """The lab's mutants, by name. Raises `LabError` naming the file and what is wrong with it."""
     solution = lab.solution.read_text(encoding="utf-8")
-    paths = sorted((home / "mutants" / f"lab{lab.id}").glob("*.toml"))
+    paths = sorted((authors_folder(lab, home) / "mutants").glob("*.toml"))
     return [read_mutant(path, lab.id, solution) for path in paths if path.name != "equivalent.toml"]
 
 
@@ -84,10 +84,10 @@ def read_mutant(path: Path, lab_id: str, solution: str) -> Mutant:
     return Mutant(lab=lab_id, name=path.stem, text=text, **known, **optional)
 
 
-def read_alternatives(lab: Lab, home: Path = HERE) -> list[Alternative]:
+def read_alternatives(lab: Lab, home: Path = HOME) -> list[Alternative]:
     """The lab's alternatives, by name. Raises `LabError` if one does not say in its docstring how it is built."""
     found = []
-    for path in sorted((home / "alternatives" / f"lab{lab.id}").glob("*.py")):
+    for path in sorted((authors_folder(lab, home) / "alternatives").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         try:
             if not ast.get_docstring(ast.parse(text)):

@@ -18,17 +18,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grading.judge.checks import Check, Wrong, hold, look, scenarios_of
+from grading.labs import authors_folder
 from grading.sandbox.worker.peer import Raised, Remote, kept
 from labs.harness import loading
 from labs.harness.catalog import Lab
-
-HOME = Path(__file__).parents[1] / "labs"
 
 
 class OverTheWire:
@@ -79,7 +77,7 @@ def hidden(*of: str, concept: str) -> Callable:
 
 def checks_of(lab: Lab) -> list[Check]:
     """What the judge asks of a lab, TODO by TODO: its one suite, or its scenarios where there still are two suites."""
-    return suite_of(lab) if (HOME / f"lab{lab.id}").is_dir() else scenarios_of(lab)
+    return suite_of(lab) if (authors_folder(lab) / "hidden.py").is_file() else scenarios_of(lab)
 
 
 def suite_of(lab: Lab) -> list[Check]:
@@ -90,7 +88,7 @@ def suite_of(lab: Lab) -> list[Check]:
     public = loading.run_file(lab.folder / "test_lab.py", f"_suite_of_lab{lab.id}")
     tests = {name: (mark, test) for name, test in vars(public).items() if (mark := _mark(test, "todo")) is not None}
     belongs = {name: [name] for name, (_, test) in tests.items() if _mark(test, "practice") is None}
-    file = HOME / f"lab{lab.id}" / "hidden.py"
+    file = authors_folder(lab) / "hidden.py"
     more = {name: test for name, test in vars(loading.run_file(file, f"_hidden_of_lab{lab.id}")).items()
             if isinstance(getattr(test, "hidden", None), Hidden)} if file.is_file() else {}
     belongs |= {name: list(test.hidden.of) for name, test in more.items()}

@@ -19,7 +19,7 @@ from nano_qwen3_serving.testing.oracle import Oracle
 
 pytestmark = pytest.mark.slow
 
-LAB = find_lab("05", Path(__file__).parents[1])
+LAB = find_lab("05", Path(__file__).parents[3] / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")
 WORDS = " ".join(README.split())
 

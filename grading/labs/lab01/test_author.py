@@ -18,7 +18,7 @@ from nano_qwen3_serving.observe.trace import Recorder
 
 pytestmark = pytest.mark.slow
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 LAB = find_lab("01", PROJECT / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")
 

@@ -18,7 +18,7 @@ from nano_qwen3_serving.interfaces import NULL_BLOCK, AttentionMetadata
 
 pytestmark = pytest.mark.slow
 
-LAB = find_lab("07", Path(__file__).parents[1])
+LAB = find_lab("07", Path(__file__).parents[3] / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")
 FLAT = " ".join(README.split())
 CPU = torch.device("cpu")

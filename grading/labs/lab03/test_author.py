@@ -18,7 +18,7 @@ from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionMetadata
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 LAB = find_lab("03", PROJECT / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")
 FLAT = " ".join(README.split())

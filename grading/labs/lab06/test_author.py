@@ -20,7 +20,7 @@ from nano_qwen3_serving.observe.trace import Recorder
 
 pytestmark = pytest.mark.slow
 
-LAB = find_lab("06", Path(__file__).parents[1])
+LAB = find_lab("06", Path(__file__).parents[3] / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")
 WORDS = " ".join(README.split())
 
