@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.table import Table
 
 from grading.authoring import suite_runner
-from grading.authoring.mutants import Mutant, read_alternatives, read_mutant
+from grading.authoring.mutants import Mutant, entries_of, mutant_of, read_alternatives
 from grading.labs import HOME, authors_folder
 from labs.harness import files, regions
 from labs.harness.catalog import Lab, LabError
@@ -140,11 +140,10 @@ def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) 
 
 def made_from(lab: Lab, home: Path = HOME) -> str:
     """A digest of what a table depends on and people edit: the mutants in it, the concepts, the names of the tests."""
-    digest = hashlib.sha256()
-    paths = [path for path in sorted((authors_folder(lab, home) / "mutants").glob("*.toml")) if path.name != "equivalent.toml"]
-    kept = [path for path in paths if tomllib.loads(path.read_text(encoding="utf-8")).get("kind") in IN_TABLE]
-    for path in [*kept, authors_folder(lab, home) / "concepts.toml"]:
-        digest.update(f"{path.name}\n{path.read_text(encoding='utf-8') if path.is_file() else ''}\n".encode())
+    kept = {name: entry for name, entry in entries_of(lab, home).items() if entry.get("kind") in IN_TABLE}
+    path = authors_folder(lab, home) / "concepts.toml"
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    digest.update(path.read_bytes() if path.is_file() else b"")
     names = [name for name in definitions(ast.parse(lab.tests.read_text(encoding="utf-8"))) if name.startswith("test_todo_")]
     digest.update("\n".join(sorted(names)).encode())
     return digest.hexdigest()
@@ -268,12 +267,12 @@ def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path 
     """Up to `most` solutions with two mutants of one TODO at once; their names, the solutions, the two names."""
     candidates = [pair for pair in itertools.combinations(mutants, 2) if pair[0].todo == pair[1].todo]
     random.Random(f"{seed}:{lab.id}").shuffle(candidates)
-    found: dict[str, tuple[Mutant, set[str]]] = {}
+    entries, found = entries_of(lab, home), dict[str, tuple[Mutant, set[str]]]()
     for first, second in candidates:
         if len(found) >= most:
             break
         try:
-            both = read_mutant(authors_folder(lab, home) / "mutants" / f"{second.name}.toml", lab.id, first.text)
+            both = mutant_of(entries[second.name], lab.id, first.text)
         except LabError:  # they change the same lines
             continue
         name = f"{first.name} and {second.name}"

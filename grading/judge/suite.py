@@ -18,12 +18,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grading.judge.checks import Check, Wrong, hold, look, scenarios_of
-from grading.labs import authors_folder
+from grading.labs import HOME, authors_folder
 from grading.sandbox.worker.peer import Raised, Remote, kept
 from labs.harness import loading
 from labs.harness.catalog import Lab
@@ -80,7 +81,7 @@ def checks_of(lab: Lab) -> list[Check]:
     return suite_of(lab) if (authors_folder(lab) / "hidden.py").is_file() else scenarios_of(lab)
 
 
-def suite_of(lab: Lab) -> list[Check]:
+def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
     """The lab's checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
     Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
@@ -88,7 +89,7 @@ def suite_of(lab: Lab) -> list[Check]:
     public = loading.run_file(lab.folder / "test_lab.py", f"_suite_of_lab{lab.id}")
     tests = {name: (mark, test) for name, test in vars(public).items() if (mark := _mark(test, "todo")) is not None}
     belongs = {name: [name] for name, (_, test) in tests.items() if _mark(test, "practice") is None}
-    file = authors_folder(lab) / "hidden.py"
+    file = authors_folder(lab, home) / "hidden.py"
     more = {name: test for name, test in vars(loading.run_file(file, f"_hidden_of_lab{lab.id}")).items()
             if isinstance(getattr(test, "hidden", None), Hidden)} if file.is_file() else {}
     belongs |= {name: list(test.hidden.of) for name, test in more.items()}

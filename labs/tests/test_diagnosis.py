@@ -266,9 +266,9 @@ def test_what_a_table_was_made_from_shows(tmp_path, toy):
     lab, folder = lab_at(toy), tmp_path / "lab07" / "mutants"
     folder.mkdir(parents=True)
     digests = {symptoms.made_from(lab, tmp_path)}
-    (folder / "slip.toml").write_text('kind = "author"\n')
+    (folder / "todo_1.toml").write_text('[[mutant]]\nname = "slip"\nkind = "author"\n')
     digests.add(symptoms.made_from(lab, tmp_path))
-    (folder / "blind.toml").write_text('kind = "blind"\n')
+    (folder / "todo_2.toml").write_text('[[mutant]]\nname = "other"\nkind = "blind"\n')
     digests.add(symptoms.made_from(lab, tmp_path))
     assert len(digests) == 2, "a blind one is not in the table"
     lab.tests.write_text(lab.tests.read_text().replace("test_todo_1_doubles_four", "test_todo_1_doubles_five"))
