@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from grading.authoring import suite_runner
-from grading.authoring.mutants import KINDS, Alternative, Mutant
+from grading.authoring.alternatives import Alternative
+from grading.authoring.mutants import KINDS, Mutant
 from labs.harness.catalog import Lab
 
 

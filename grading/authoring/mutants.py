@@ -1,7 +1,6 @@
-"""Mutants and alternatives of a lab's solution: text in, text out.
+"""Mutants of a lab's solution: text in, text out.
 
-A mutant is the solution with one realistic bug, written as a `[[mutant]]` of `grading/labs/labNN/mutants/todo_N.toml`;
-an alternative is a whole correct solution that is built differently, `grading/labs/labNN/alternatives/NAME.py`.
+A mutant is the solution with one realistic bug, written as a `[[mutant]]` of `grading/labs/labNN/mutants/todo_N.toml`.
 This module reads, checks and applies them. It runs nothing.
 """
 
@@ -54,15 +53,6 @@ class Mutant:
     """TODOs that lose points too, though they do not need this one."""
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """A right solution, built differently."""
-
-    lab: str
-    name: str
-    text: str
-
-
 def read_mutants(lab: Lab, home: Path = HOME) -> list[Mutant]:
     """The lab's mutants, by name. Raises `LabError` naming the file, the mutant and what is wrong with it."""
     solution, found = lab.solution.read_text(encoding="utf-8"), {}
@@ -113,20 +103,6 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     if set(content) != {"mutant"} or not isinstance(content["mutant"], list):
         raise LabError(f"{path}: it holds [[mutant]] tables and nothing else; there is {', '.join(content) or 'nothing'}.")
     return [{**entry, "todo": int(named[1])} for entry in content["mutant"]]
-
-
-def read_alternatives(lab: Lab, home: Path = HOME) -> list[Alternative]:
-    """The lab's alternatives, by name. Raises `LabError` if one does not say in its docstring how it is built."""
-    found = []
-    for path in sorted((authors_folder(lab, home) / "alternatives").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        try:
-            if not ast.get_docstring(ast.parse(text)):
-                raise LabError(f"{path}: its docstring says how it is built, and there is none.")
-        except SyntaxError as error:
-            raise LabError(f"{path} line {error.lineno}: {error.msg}.") from None
-        found.append(Alternative(lab.id, path.stem, text))
-    return found
 
 
 def some_of(mutants: Sequence[Mutant], share: float, seed: str) -> list[Mutant]:

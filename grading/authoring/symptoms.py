@@ -20,7 +20,8 @@ from pathlib import Path
 from rich.table import Table
 
 from grading.authoring import suite_runner
-from grading.authoring.mutants import Mutant, entries_of, mutant_of, read_alternatives
+from grading.authoring.alternatives import read_alternatives
+from grading.authoring.mutants import Mutant, entries_of, mutant_of
 from grading.labs import HOME, authors_folder
 from labs.harness import files, regions
 from labs.harness.catalog import Lab, LabError

@@ -5,6 +5,7 @@ of a mutant's TODO to the first that fails; for a few of them the whole suite. A
 `python -m grading mutants`. How mutants are written: grading/README.md.
 """
 
+import ast
 import subprocess
 import tomllib
 from dataclasses import replace
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from grading.authoring import kill_table, suite_runner
+from grading.authoring.alternatives import composed, read_alternatives
 from grading.authoring.machine_mutants import read_equivalents
-from grading.authoring.mutants import Mutant, mutant_of, read_alternatives, read_mutants, some_of
+from grading.authoring.mutants import Mutant, mutant_of, read_mutants, some_of
 from labs.harness.catalog import LabError, all_labs, lab_at
 from labs.harness.regions import functions_of
 
@@ -223,6 +225,41 @@ def test_a_function_is_replaced_whole_and_indented_as_the_old_one():
 def test_a_mutant_that_is_not_valid_says_what_is_wrong(todo: int, text: str, complaint: str):
     with pytest.raises(LabError, match=complaint):
         slip(todo, text)
+
+
+DIFFERENCE = '''\
+"""The other way round, by a helper."""
+
+from operator import itemgetter
+
+SWAPPED = 1, 0
+
+
+def _swapped(pair):
+    return itemgetter(*SWAPPED)(pair)
+
+
+class Pair:
+    def swap(self, a, b=3):
+        return _swapped((a, b))
+
+    def again(self):
+        return self.swap(1)
+'''
+
+
+def test_an_alternative_is_the_solution_with_what_differs_in_its_place():
+    text = composed(SOLUTION, ast.parse(DIFFERENCE))
+    names = [getattr(node, "name", "") or ast.unparse(node) for node in ast.parse(text).body]
+    assert names == ["from operator import itemgetter", "double", "SWAPPED = (1, 0)", "_swapped", "Pair"]
+    space: dict = {}
+    exec(text, space)
+    assert space["Pair"]().again() == (3, 1) and space["double"](4) == 8
+
+
+def test_a_class_with_fields_takes_the_place_of_ours_whole():
+    text = composed(SOLUTION, ast.parse("class Pair:\n    a = 1\n    def turn(self): ...\n"))
+    assert "class Pair:\n    a = 1" in text and "swap" not in text
 
 
 TWICE = "return 2 * number", "return 3 * number"

@@ -3,36 +3,8 @@ rotate_half, the weight multiplied after rounding, an additive mask, query heads
 Only the scores are wider than there: float32, and weights rounded before they meet the values.
 """
 
-import time
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from labs.harness.todo import run_lab
-from nano_qwen3_serving import LLM, EngineArgs, SamplingParams
-from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.config import ModelConfig
-from nano_qwen3_serving.interfaces import AttentionMetadata
-from nano_qwen3_serving.model.loader import load_weights
-
-PROMPT = "What is a KV cache?\n"
-OPEN_PROMPT = "Once upon a time"
-
-
-def matrix(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """y = x @ weight.T + bias, its weight [outputs, inputs] still to be loaded (written for you)."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
-
 
 class RMSNorm(nn.Module):
-    """Brings rows to a root mean square of 1, then scales each column by its weight."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
-        self.eps = eps
-
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] → [..., size]: x / sqrt(mean of x² + eps) * weight, in x's dtype.
 
@@ -46,8 +18,6 @@ class RMSNorm(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns pairs of numbers of a head by an angle that grows with the token's position."""
-
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
         self.head_dim, self.theta = head_dim, theta
@@ -87,26 +57,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class DenseCore:
-    """The simplest `core`: keys and values of one request, position i in row i (written for you).
-
-    A layer's cache is a pair of tensors [max_tokens, num_kv_heads, head_dim].
-    """
-
     def make_cache(self, config: ModelConfig, max_tokens: int, dtype: torch.dtype = torch.float32) -> list:
         """One empty cache per layer."""
         shape = (max_tokens, config.num_key_value_heads, config.head_dim)
         return [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(config.num_hidden_layers)]
-
-    def write(self, layer_cache: tuple[Tensor, Tensor], k: Tensor, v: Tensor, slots: Tensor) -> None:
-        """Puts k and v, [num_tokens, num_kv_heads, head_dim], into the rows `slots`."""
-        keys, values = layer_cache
-        keys[slots], values[slots] = k, v
-
-    def forward(self, q: Tensor, layer_cache: tuple[Tensor, Tensor], metadata: AttentionMetadata) -> Tensor:
-        """q [num_tokens, num_heads, head_dim], of the request's last tokens → the same shape."""
-        end = metadata.seq_lens[0]
-        keys, values = layer_cache
-        return causal_attention(q, keys[:end], values[:end])
 
 
 def one_request(start: int, end: int) -> AttentionMetadata:
@@ -118,27 +72,6 @@ def one_request(start: int, end: int) -> AttentionMetadata:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys.
-
-    Args:
-        config: shape of the model.
-        layer_idx: which layer this is, from 0.
-        core: writes keys and values into the cache and attends to them.
-    """
-
-    def __init__(self, config: ModelConfig, layer_idx: int, core) -> None:
-        super().__init__()
-        hidden, dim, bias = config.hidden_size, config.head_dim, config.attention_bias
-        self.layer_idx, self.core = layer_idx, core
-        self.num_heads, self.num_kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, dim
-        self.q_proj = matrix(hidden, self.num_heads * dim, bias)
-        self.k_proj = matrix(hidden, self.num_kv_heads * dim, bias)
-        self.v_proj = matrix(hidden, self.num_kv_heads * dim, bias)
-        self.o_proj = matrix(self.num_heads * dim, hidden, bias)
-        self.q_norm = RMSNorm(dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(dim, config.rms_norm_eps)
-        self.rotary = RotaryEmbedding(dim, config.rope_theta)
-
     def heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [num_tokens, hidden], positions [num_tokens] → q, k, v, ready for attention.
 
@@ -161,74 +94,7 @@ class Attention(nn.Module):
         return self.o_proj(joined)
 
 
-class MLP(nn.Module):
-    """The feed-forward network, SwiGLU: no token sees another here."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = matrix(hidden, inner)
-        self.up_proj = matrix(hidden, inner)
-        self.down_proj = matrix(inner, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[num_tokens, hidden] → [num_tokens, hidden]: down(silu(gate(x)) * up(x))"""
-        # TODO 5: let the gate, through silu, decide how much of up(x) goes down
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DecoderLayer(nn.Module):
-    """Attention, then the feed-forward network; each adds to what comes in."""
-
-    def __init__(self, config: ModelConfig, layer_idx: int, core) -> None:
-        super().__init__()
-        self.self_attn = Attention(config, layer_idx, core)
-        self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, x: Tensor, positions: Tensor, layer_cache, metadata: AttentionMetadata) -> Tensor:
-        """[num_tokens, hidden] → [num_tokens, hidden]: h = x + attention(norm(x)); h + mlp(norm(h))"""
-        # TODO 5: add what attention makes of the normalised x, then what the MLP makes of the normalised sum
-        h = x + self.self_attn(self.input_layernorm(x), positions, layer_cache, metadata)
-        return h + self.mlp(self.post_attention_layernorm(h))
-
-
-class Qwen3Model(nn.Module):
-    """Token ids to hidden states (written for you)."""
-
-    def __init__(self, config: ModelConfig, core) -> None:
-        super().__init__()
-        self.embed_tokens = nn.utils.skip_init(nn.Embedding, config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i, core) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)  # compute_logits() uses it
-
-    def forward(self, token_ids: Tensor, positions: Tensor, cache: list, metadata: AttentionMetadata) -> Tensor:
-        """[num_tokens] → [num_tokens, hidden], as the last layer leaves it: not normalised."""
-        hidden = self.embed_tokens(token_ids)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            hidden = layer(hidden, positions, layer_cache, metadata)
-        return hidden
-
-
 class Qwen3ForCausalLM(nn.Module):
-    """The whole network, with the names of Hugging Face's checkpoints."""
-
-    def __init__(self, config: ModelConfig, core) -> None:
-        super().__init__()
-        self.config = config
-        self.model = Qwen3Model(config, core)
-        self.lm_head = matrix(config.hidden_size, config.vocab_size)
-
-    def forward(self, token_ids: Tensor, positions: Tensor, cache: list, metadata: AttentionMetadata) -> Tensor:
-        """Hidden states of all tokens, [num_tokens, hidden]; writes keys and values (written for you)."""
-        return self.model(token_ids, positions, cache, metadata)
-
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Rows of what forward() returned, [rows, hidden] → [rows, vocab_size]."""
-        # TODO 6: the final norm, then the head
-        return self.lm_head(self.model.norm(hidden))
-
     def last_logits(self, token_ids: Tensor, positions: Tensor, cache: list, metadata: AttentionMetadata) -> Tensor:
         """Logits after the last token of each request: [num_requests, vocab_size].
 
@@ -242,22 +108,6 @@ class Qwen3ForCausalLM(nn.Module):
             end += length
             rows.append(end - 1)
         return self.compute_logits(hidden[rows])
-
-
-@torch.inference_mode()
-def main() -> None:
-    """Your layers on the README's example, then your network on a trained checkpoint, then in the engine."""
-    print("=== Lab 03: Qwen3, from token ids to logits ===\n")
-    show_example()
-    config = EngineArgs(model="course", device="cpu").create_engine_config()
-    core = DenseCore()
-    print("Loading the course checkpoint into your network...")
-    network = load_weights(Qwen3ForCausalLM(config.model, core), config)
-    shape = f"{config.model.num_hidden_layers} layers, {sum(p.numel() for p in network.model.parameters()):,} numbers"
-    print(f"Loaded: {shape}\n")
-    tokenizer = Components().tokenizer(config)
-    show_candidates(network, core, tokenizer)
-    show_engine(write_answer(network, core, tokenizer))
 
 
 def show_example() -> None:
@@ -278,15 +128,6 @@ def show_example() -> None:
 def numbers(values: Tensor) -> str:
     """Two decimals of each."""
     return " ".join(f"{value:.2f}" for value in values.flatten().tolist())
-
-
-def show_candidates(network: Qwen3ForCausalLM, core: DenseCore, tokenizer) -> None:
-    """The five likeliest tokens after `OPEN_PROMPT`."""
-    print(f"After {OPEN_PROMPT!r} it expects:")
-    likeliest = logits_after(network, core, tokenizer.encode(OPEN_PROMPT)).softmax(dim=-1).topk(5)
-    for probability, token in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
-        print(f"  {tokenizer.decode([token])!r:12} {100 * probability:.2f} %")
-    print()
 
 
 def write_answer(network: Qwen3ForCausalLM, core: DenseCore, tokenizer) -> str:
@@ -312,19 +153,3 @@ def logits_after(network: Qwen3ForCausalLM, core: DenseCore, token_ids: list[int
     length = len(token_ids)
     cache = core.make_cache(network.config, length)
     return network.last_logits(torch.tensor(token_ids), torch.arange(length), cache, one_request(0, length))[0]
-
-
-def show_engine(expected: str) -> None:
-    """The same text from the engine: your network, its paged attention, four requests in a step."""
-    print("The engine with your network, four requests at once, prompts in chunks of 5:")
-    components = Components().using(model=lambda config, core: load_weights(Qwen3ForCausalLM(config.model, core), config))
-    llm = LLM("course", device="cpu", components=components, long_prefill_token_threshold=5)
-    params = SamplingParams(temperature=0.0, max_tokens=64)
-    outputs = llm.generate([PROMPT, "What is machine learning?\n", PROMPT, "How does AI work?\n"], params, use_tqdm=False)
-    same = sum(output.outputs[0].text.strip() == expected.strip() for output in outputs)
-    print(f"{same} of {sum(o.prompt == PROMPT for o in outputs)} answers to this prompt are the text above.")
-    print(f"Another request was told: {outputs[1].outputs[0].text.strip()}")
-
-
-if __name__ == "__main__":
-    run_lab(main)

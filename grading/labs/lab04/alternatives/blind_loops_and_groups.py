@@ -1,22 +1,6 @@
 """Row by row: groups of equal logits for top_p, dense counts for penalties, Gumbel noise from a hashed generator, a sampler loop per row."""
 
-import hashlib
-import math
-from collections import Counter
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from labs.harness.todo import TodoError, run_lab
-from nano_qwen3_serving import LLM, SamplingParams
-from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.interfaces import SamplingRow
-from nano_qwen3_serving.outputs import Logprob
-
-WORDS = ["sun", "rain", "wind", "snow", "hail", "fog"]
-LOGITS = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0, -1.0]]) * math.log(2)
-"""Of one row. Each step of ln 2 doubles a probability: they are 1/2, 1/4, 1/8, 1/16, 1/32, 1/32."""
+from labs.harness.todo import TodoError
 
 
 def mixed(*numbers: int) -> int:
@@ -137,8 +121,6 @@ def logprobs_of(logits: Tensor, token_id: int, count: int) -> dict[int, Logprob]
 
 
 class Sampler:
-    """Logits to tokens, as the engine calls it. Keeps nothing from one call to the next."""
-
     def sample(
         self, logits: Tensor, rows: Sequence[SamplingRow]
     ) -> tuple[list[int], list[dict[int, Logprob] | None]]:
@@ -170,48 +152,6 @@ def main() -> None:
     show_engine()
 
 
-def show_filters() -> None:
-    """What temperature and the filters leave of one row."""
-    print("Six words and their probabilities")
-    show_bars(LOGITS)
-    row = SamplingRow(SamplingParams(temperature=0.5, top_k=3, top_p=0.95), [1, 2, 3], [4, 0], seed=7)
-    print(f"Greedy takes: {WORDS[greedy_tokens(LOGITS).item()]}\n")
-    print("Temperature 0.5")
-    sharper = apply_temperature(LOGITS, [row])
-    show_bars(sharper)
-    print("... then top_k=3, then top_p=0.95")
-    show_bars(keep_top(sharper, [row]))
-
-
-def show_bars(logits: Tensor) -> None:
-    """The probabilities of one row as bars."""
-    for word, prob in zip(WORDS, logits.softmax(dim=-1)[0].tolist(), strict=True):
-        print(f"  {word:5} {prob:.3f} {'#' * round(40 * prob)}".rstrip())
-
-
-def show_penalties() -> None:
-    """What penalties do to the same row."""
-    params = SamplingParams(temperature=0.0, repetition_penalty=2.0, frequency_penalty=0.5 * math.log(2),
-                            logit_bias={4: math.log(2)})
-    row = SamplingRow(params, [2, 5], [0, 0], seed=0)
-    adjusted = apply_penalties(LOGITS, [row])
-    print(f"\nAfter 'sun sun', with penalties, greedy takes: {WORDS[greedy_tokens(adjusted).item()]}\n")
-
-
-def show_draws(num_draws: int = 10_000) -> None:
-    """How often each word is drawn, and what the sampler says of one draw."""
-    params = SamplingParams(temperature=0.5, top_k=3, top_p=0.95, logprobs=1)
-    rows = [SamplingRow(params, [1, 2, 3], [4, 0], seed) for seed in range(num_draws)]
-    tokens, logprobs = Sampler().sample(LOGITS.expand(num_draws, -1), rows)
-    counts = Counter(tokens)
-    print(f"{num_draws} draws, each with its own seed")
-    for token in sorted(counts):
-        print(f"  {WORDS[token]:5} {counts[token] / num_draws:.3f}")
-    example = logprobs[tokens.index(1)]
-    said = ", ".join(f"{WORDS[token]} {lp.logprob:.3f} (rank {lp.rank})" for token, lp in example.items())
-    print(f"Log-probabilities of a draw of rain: {said}\n")
-
-
 def show_engine() -> None:
     """The engine's text with this sampler: greedy, with two seeds, and a seed beside other requests."""
     print("The engine with this sampler")
@@ -228,7 +168,3 @@ def show_engine() -> None:
         print(f"  {name}: Once upon a time{text}")
     together = write(*wishes.values())
     print(f"All in one batch: {sum(map(str.__eq__, together, alone))} of {len(alone)} texts are the same")
-
-
-if __name__ == "__main__":
-    run_lab(main)

@@ -3,15 +3,6 @@ times, each token's random number mixed from the hash by integer arithmetic, wit
 gives back what it was given, rows are taken last to first, and the sampler sorts them into warm and cold ones.
 """
 
-import hashlib
-import math
-
-import torch
-from torch import Tensor
-
-from labs.harness.todo import run_lab
-from nano_qwen3_serving.outputs import Logprob
-
 
 def greedy_tokens(logits):
     return (logits == logits.amax(dim=-1, keepdim=True)).byte().argmax(dim=-1)
@@ -117,7 +108,3 @@ class Sampler:
 
 def main():
     """Nothing to show: the lab's own program is in solution.py."""
-
-
-if __name__ == "__main__":
-    run_lab(main)

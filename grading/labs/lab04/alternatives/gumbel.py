@@ -3,14 +3,8 @@ draws by Gumbel noise: of logits plus noise the largest wins. The sampler draws 
 greedy rows by place.
 """
 
-import math
 import random
-
-import torch
 from torch.nn.functional import one_hot
-
-from labs.harness.todo import run_lab
-from nano_qwen3_serving.outputs import Logprob
 
 
 def _per_row(rows, name):
@@ -105,7 +99,3 @@ class Sampler:
 
 def main():
     """Nothing to show: the lab's own program is in solution.py."""
-
-
-if __name__ == "__main__":
-    run_lab(main)

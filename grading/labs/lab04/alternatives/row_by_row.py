@@ -3,13 +3,7 @@
 The filters walk through the sorted tokens one after the other, as the definitions read.
 """
 
-import math
 import random
-
-import torch
-
-from labs.harness.todo import run_lab
-from nano_qwen3_serving.outputs import Logprob
 
 
 def greedy_tokens(logits):
@@ -112,7 +106,3 @@ class Sampler:
 
 def main():
     """Nothing to show: the lab's own program is in solution.py."""
-
-
-if __name__ == "__main__":
-    run_lab(main)

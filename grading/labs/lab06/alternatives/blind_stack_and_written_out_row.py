@@ -3,28 +3,6 @@
 Slots are looked up in the row of all slots, written out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-
-from labs.harness.todo import run_lab
-from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
-from nano_qwen3_serving.observe.trace import Recorder
-
-NULL_BLOCK = 0
-"""Padding is written there and nobody reads it. It belongs to the pool and is never handed out."""
-
-Trace = Sequence[Mapping[str, int]]
-"""For each step, the requests that are there and how many tokens of each are kept in the cache."""
-
-PROMPTS = [
-    "What is a KV cache?", "Why does a server batch requests?", "Hello", "What is machine learning?",
-    "Tell me a story", "Explain async programming in Python",
-]
-
-
-class OutOfBlocks(Exception):
-    """More blocks were asked for than are free."""
-
 
 class FreeList:
     """The blocks of a pool that nobody holds. In which order they are handed out is yours to choose.
@@ -79,32 +57,6 @@ def blocks_needed(num_tokens: int, block_size: int) -> int:
 
 
 class BlockManager:
-    """Says which request holds which blocks.
-
-    Args:
-        num_blocks: blocks of the pool, the null block among them.
-        block_size: tokens in a block.
-    """
-
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        self.block_size = block_size
-        self.free_list = FreeList(num_blocks)
-        self.tables: dict[str, list[int]] = {}  # request id → its blocks, in the order of its tokens
-
-    @property
-    def num_free_blocks(self) -> int:
-        """How many blocks nobody holds (this one is written for you)."""
-        return len(self.free_list)
-
-    def allocate(self, request_id: str, num_tokens: int) -> bool:
-        """Makes the request's block table cover `num_tokens` tokens in all, or changes nothing.
-
-        Returns whether there were enough free blocks (this one is written for you).
-        """
-        if request_id in self.tables:
-            return self.grow(request_id, num_tokens)
-        return self.admit(request_id, num_tokens)
-
     def admit(self, request_id: str, num_tokens: int) -> bool:
         """Gives a request that has no block table one that covers `num_tokens` tokens.
 
@@ -175,18 +127,6 @@ def capacity(num_blocks: int, block_size: int, tokens_each: int) -> int:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a trace kept in the pool.
-
-    Attributes:
-        tokens: tokens kept, summed over all steps.
-        slots: slots of all blocks held, summed over all steps.
-        peak_blocks: the most blocks held in one step.
-    """
-
-    tokens: int
-    slots: int
-    peak_blocks: int
-
     @property
     def waste(self) -> float:
         """The share of the slots that kept no token, in [0, 1]; 0.0 if no slot was held."""
@@ -231,62 +171,3 @@ def replay(manager: BlockManager, trace: Trace, reserve: int = 0) -> Usage:
         slots=sum(held) * manager.block_size,
         peak_blocks=max(held, default=0),
     )
-
-
-def record_trace(prompts: Sequence[str], max_model_len: int) -> Trace:
-    """What the engine kept while the course's model answered `prompts` (this one is written for you)."""
-    args = EngineArgs(model="course", max_model_len=max_model_len, enable_prefix_caching=False)
-    engine = LLMEngine.from_engine_args(args, recorder=Recorder())
-    for number, prompt in enumerate(prompts):
-        engine.add_request(f"request {number}", prompt, SamplingParams(temperature=0.0, max_tokens=200))
-    while engine.has_unfinished_requests():
-        engine.step()
-    return [
-        {chunk["request"]: chunk["start"] + chunk["num_tokens"] for chunk in step["chunks"]}
-        for step in engine.recorder.steps
-    ]
-
-
-def main() -> None:
-    """The README's example, then a trace of the real engine."""
-    print("=== Lab 06: The block manager ===\n")
-    show_example()
-    show_waste()
-
-
-def show_example() -> None:
-    """Requests A and B in a pool of 5 usable blocks, and C, for whom there is no room."""
-    manager = BlockManager(num_blocks=6, block_size=4)
-    print(f"A pool of 6 blocks of 4 tokens, {manager.num_free_blocks} of them free.\n")
-    for step, (tokens_a, tokens_b) in enumerate([(6, 3), (7, 4), (8, 5), (9, 6)]):
-        manager.allocate("A", tokens_a)
-        manager.allocate("B", tokens_b)
-        table_a, table_b = manager.block_table("A"), manager.block_table("B")
-        print(f"step {step}: A has {tokens_a} tokens in {table_a}, B has {tokens_b} in {table_b}; "
-              f"free: {manager.num_free_blocks}")
-        if step == 2:
-            answer = "admitted" if manager.allocate("C", 5) else "refused"
-            print(f"        C comes with 5 tokens and is {answer}; free: {manager.num_free_blocks}")
-    print(f"\nA's positions 6, 7 and 8 are kept in slots {slots(manager.block_table('A'), range(6, 9), 4)}.")
-    for time in ("once", "twice"):
-        manager.free("A")
-        print(f"A is freed {time}; free: {manager.num_free_blocks}")
-
-
-def show_waste() -> None:
-    """How much of what was held was held for nothing, on a trace of the engine."""
-    longest, pool_tokens = 256, 4096
-    trace = record_trace(PROMPTS, longest)
-    most = max(max(lengths.values()) for lengths in trace)
-    print(f"\n{len(PROMPTS)} prompts, {len(trace)} steps, at most {most} tokens in a request:\n")
-    rows = [(f"{longest} tokens reserved for each", 16, longest)]
-    rows += [(f"paged, blocks of {size}", size, 0) for size in (64, 16, 4, 1)]
-    for name, block_size, reserve in rows:
-        usage = replay(BlockManager(pool_tokens // block_size + 1, block_size), trace, reserve)
-        room = capacity(pool_tokens // block_size + 1, block_size, max(most, reserve))
-        print(f"{name:28} {usage.waste:6.1%} wasted, {usage.peak_blocks:4} blocks at most, "
-              f"room for {room} requests of {most} tokens")
-
-
-if __name__ == "__main__":
-    run_lab(main)

@@ -3,60 +3,6 @@
 Every request goes through chunk_attention, a decode too; results are written into zeros.
 """
 
-import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from nano_qwen3_serving.config import ModelConfig
-from nano_qwen3_serving.interfaces import NULL_BLOCK, AttentionMetadata
-
-LayerCache = tuple[Tensor, Tensor]
-"""Keys and values of one layer."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one request computes in one step.
-
-    Attributes:
-        token_ids: the tokens of this step, at least one.
-        num_computed_tokens: tokens of the request computed in earlier steps; the first of
-            `token_ids` stands at this position.
-        block_table: ids of the request's blocks, in the order of its positions.
-    """
-
-    token_ids: list[int]
-    num_computed_tokens: int
-    block_table: list[int]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One step as flat tensors, without a batch dimension.
-
-    Attributes:
-        chunks: in the order in which they lie in the tensors: those of one token first.
-        token_ids, positions, slot_mapping: [num_tokens], torch.long.
-        query_starts: num_requests + 1 rows; request i has the rows from query_starts[i] up to, not
-            including, query_starts[i + 1].
-        seq_lens: for each request, the keys its last token attends to.
-        block_tables: [num_requests, longest block table], torch.long, filled up with the null block.
-        num_decodes: how many requests, from the first, compute exactly one token.
-    """
-
-    chunks: list[Chunk]
-    token_ids: Tensor
-    positions: Tensor
-    slot_mapping: Tensor
-    query_starts: list[int]
-    seq_lens: list[int]
-    block_tables: Tensor
-    num_decodes: int
-
 
 def slots_of(block_table: Sequence[int], positions: range, block_size: int) -> list[int]:
     """The slot of each of a request's `positions`."""
@@ -87,21 +33,6 @@ def lay_out(chunks: Sequence[Chunk], block_size: int) -> Layout:
         block_tables=torch.tensor(tables),
         num_decodes=sum(len(c.token_ids) == 1 for c in ordered),
     )
-
-
-def write_kv(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:
-    """Puts this step's keys and values into their slots, in place.
-
-    Args:
-        k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous; changed in
-            the slots of `slot_mapping` and nowhere else.
-        k, v: [num_tokens, num_kv_heads, head_dim], of any strides.
-        slot_mapping: [num_tokens], torch.long.
-    """
-    block_size = k_cache.shape[1]
-    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
-    k_cache[blocks, offsets] = k
-    v_cache[blocks, offsets] = v
 
 
 def gather(cache: Tensor, block_table: Tensor, num_tokens: int) -> Tensor:
@@ -195,22 +126,6 @@ def batch_attention(
 
 
 class PagedAttention:
-    """The engine's attention: owns the layout of the KV cache, writes it and reads it.
-
-    Args:
-        config: shape of the model.
-        block_size: tokens in a block.
-        dtype, device: of the cache.
-    """
-
-    def __init__(self, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.num_layers = config.num_hidden_layers
-        self.num_kv_heads = config.num_key_value_heads
-        self.head_dim = config.head_dim
-        self.block_size = block_size
-        self.dtype = dtype
-        self.device = device
-
     @property
     def bytes_per_block(self) -> int:
         """Bytes that one block takes in all layers, keys and values."""
@@ -226,14 +141,6 @@ class PagedAttention:
             )
             for _ in range(self.num_layers)
         ]
-
-    def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
-        """The slot of each of a request's `positions` (written for you)."""
-        return slots_of(block_table, positions, self.block_size)
-
-    def write(self, layer_cache: LayerCache, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        """Puts a layer's keys and values of this step into their slots (written for you)."""
-        write_kv(*layer_cache, k, v, slots)
 
     def forward(self, q: Tensor, layer_cache: LayerCache, metadata: AttentionMetadata) -> Tensor:
         """Attention of a step in one layer. The engine calls `write` for the same step before.

@@ -4,12 +4,6 @@ A row sees a key if both are the same request's and the key's position is not af
 repeated for the query heads that share them. Decoding and chunks are batches of one request.
 """
 
-from dataclasses import dataclass
-
-import torch
-
-from nano_qwen3_serving.interfaces import NULL_BLOCK
-
 
 @dataclass(frozen=True)
 class Chunk:

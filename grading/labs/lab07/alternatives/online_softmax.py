@@ -4,12 +4,6 @@ No row of scores is ever held whole: each block of keys corrects what the blocks
 (Milakov and Gimelshein, 2018). Decoding is a chunk of one row. The cache is written a token at a time.
 """
 
-from dataclasses import dataclass
-
-import torch
-
-from nano_qwen3_serving.interfaces import NULL_BLOCK
-
 
 @dataclass(frozen=True)
 class Chunk:

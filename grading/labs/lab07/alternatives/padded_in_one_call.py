@@ -6,12 +6,6 @@ each row which keys it sees. Slots past a request's end are replaced by zeros be
 
 import torch.nn.functional as F
 
-from dataclasses import dataclass
-
-import torch
-
-from nano_qwen3_serving.interfaces import NULL_BLOCK
-
 
 @dataclass(frozen=True)
 class Chunk:
