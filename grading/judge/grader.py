@@ -119,10 +119,10 @@ class Grader:
         until: float | None = None,
     ) -> Iterator[CheckResult]:
         lost = {result.todo for result in before if not result.passed}
-        ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
+        ours = tuple(needed for needed in self.lab.todo(todo).needs if needed in lost)
         graded, broken, functions = text, "", {}
         if ours:
-            only = self.lab.stand_ins.get(todo)
+            only = self.lab.todo(todo).stand_ins or None
             functions = our_functions(self._solution, ours, only)
             try:
                 graded = with_ours(text, self._solution, ours, only)

@@ -14,7 +14,6 @@ hidden one the learner is told the TODO and the concept.
 
 import inspect
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -96,22 +95,16 @@ def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
     parts = Counter(name for of in belongs.values() for name in of)
     if missing := set(tests) - set(parts):
         raise ValueError(f"Lab {lab.id}: {', '.join(sorted(missing))} is left out where labs are graded, and has no hidden test")
-    made, headings = [], _headings(lab)
+    made = []
     for name, of in belongs.items():
         todo, points = tests[of[0]][0].args[0], sum(tests[one][0].kwargs["points"] / parts[one] for one in of)
-        made.append(_check(name, todo, points, more.get(name) or tests[name][1], headings[todo]))
+        made.append(_check(name, todo, points, more.get(name) or tests[name][1], lab.todo(todo).heading))
     return sorted(made, key=lambda check: check.todo)
 
 
 def _mark(test: Any, name: str) -> pytest.Mark | None:
     marks = getattr(test, "pytestmark", []) if inspect.isfunction(test) else []
     return next((mark for mark in marks if mark.name == name), None)
-
-
-def _headings(lab: Lab) -> dict[int, str]:
-    """TODO → the heading of its section in the README."""
-    readme = (lab.folder / "README.md").read_text(encoding="utf-8")
-    return {int(number): heading for heading, number in re.findall(r"^#+ (TODO (\d+): .+)$", readme, re.MULTILINE)}
 
 
 def _check(name: str, todo: int, points: float, test: Callable[..., None], section: str) -> Check:

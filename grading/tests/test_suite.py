@@ -14,7 +14,7 @@ from grading.judge.checks import Wrong, ours
 from grading.judge.suite import checks_of, suite_of
 from grading.labs import authors_folder
 from grading.tests.test_peer import pair
-from labs.harness.catalog import all_labs, find_lab
+from labs.harness.catalog import Todo, all_labs, find_lab
 from labs.harness.suite.expecting import Here, kinds_of, refusal, same
 
 ONE_SUITE = [lab for lab in all_labs() if (authors_folder(lab) / "hidden.py").is_file()]
@@ -48,10 +48,9 @@ def test_todo_1_goes_on(lab): ...
 def toy(tmp_path: Path) -> Any:
     """A lab of two TODOs, with a hidden file."""
     (tmp_path / "test_lab.py").write_text(TESTS)
-    (tmp_path / "README.md").write_text("#### TODO 1: First\n\n#### TODO 2: Second\n")
     (tmp_path / "lab42").mkdir()
     (tmp_path / "lab42" / "hidden.py").write_text(HIDDEN)
-    return SimpleNamespace(id="42", folder=tmp_path)
+    return SimpleNamespace(id="42", folder=tmp_path, todo=lambda number: Todo(number, ("First", "Second")[number - 1], 85))
 
 
 def test_a_test_is_a_check_and_a_hidden_one_shares_the_points_of_those_it_belongs_to(toy: Any):
