@@ -12,30 +12,40 @@ What a test of the lab is worth is shared by itself, unless it is left out, and 
 hidden one the learner is told the TODO and the concept.
 """
 
+import asyncio
+import functools
 import inspect
+import io
+import itertools
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from grading.judge.checks import Check, Wrong, hold, look, scenarios_of
-from grading.sandbox.worker.peer import Raised, Remote, kept
+from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, ours, scenarios_of
+from grading.sandbox.worker.peer import Exported, Raised, Remote, kept
 from labs.harness import loading
 from labs.harness.catalog import Lab
+from labs.harness.suite import beside
+from labs.harness.suite.expecting import Here
 
 HOME = Path(__file__).parents[1] / "labs"
 
 
-class OverTheWire:
-    """The fixture `there` where the part lives in a worker, see `labs.harness.suite.expecting.Here`."""
+class OverTheWire(Here):
+    """The fixture `there` where the part lives in a worker. Nothing is undone: the worker ends with the check."""
 
     def __init__(self, lab: Remote) -> None:
+        super().__init__()
         self._lab = lab
+        self._known: dict[Any, Remote] = {}
 
     def hold(self, value: Any) -> Remote:
         """A copy of the value that lives in the worker."""
@@ -45,13 +55,57 @@ class OverTheWire:
         """The value of something held there, as it is now."""
         return look(held)
 
-    def kept(self, call: Remote, *arguments: Any) -> Remote:
+    def kept(self, call: Callable[..., Any], *arguments: Any) -> Remote:
         """What a call returns, as an object of the worker."""
-        return kept(call, *arguments)
+        return kept(self.of(call), *arguments)
 
     def iterator(self, values: Iterable[Any]) -> Remote:
         """An iterator of the worker over values."""
-        return kept(self._lab._peer.root.package("builtins").iter, list(values))
+        return kept(self.of(iter), list(values))
+
+    def is_a(self, kind: type, *values: Any) -> bool:
+        """Whether all of them are objects of the worker's class of that name."""
+        if not all(isinstance(value, Remote) for value in values):
+            return False
+        expect_nothing_replaced(self._lab, "types")
+        return all(self.of(isinstance)(value, self.of(kind)) for value in values)
+
+    def of(self, thing: Any) -> Remote:
+        """The worker's function, class or module of the same name."""
+        if isinstance(thing, Remote):
+            return thing
+        if thing not in self._known:
+            inside = [] if isinstance(thing, ModuleType) else thing.__qualname__.split(".")
+            module = self._lab._peer.root.package(thing.__module__ if inside else thing.__name__)
+            self._known[thing] = functools.reduce(getattr, inside, module)
+        return self._known[thing]
+
+    def lend(self, thing: Any, *names: str) -> Exported:
+        """The judge's, of which the worker may call what is named."""
+        return ours(thing, *names)
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Replace an attribute there; a function becomes one of the worker's that calls the judge's."""
+        if inspect.iscoroutinefunction(value):
+            value = self.of(beside.as_coroutine)(ours(lambda *arguments: asyncio.run(value(*arguments))))
+        elif callable(value) and not isinstance(value, Remote):
+            value = self.of(beside.as_function)(ours(value))
+        setattr(self.of(owner), name, value)
+
+    def unawaited(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call returns; a coroutine or a stream is an object of the worker."""
+        [answer] = self.of(list)(self.of(itertools.starmap)(self.of(call), [list(arguments)]))
+        return answer
+
+    def awaited(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """What the coroutine comes to that a call returns, on the worker's event loop."""
+        return self.of(beside.awaited)(self.of(call), *arguments, **named)
+
+    def printed(self, run: Callable[[], Any]) -> str:
+        """What is printed in the worker while `run` runs."""
+        self.of(sys).stdout = heard = kept(self.of(io.StringIO))
+        run()
+        return heard.getvalue()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from typing import Any
 
 from grading.judge.checks import check, expect, hold, look, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import Ledger, Served, exactly, llm_beside, tokenizer, words
+from grading.scenarios.engines import llm_beside
+from labs.harness.suite.scripted_engine import Ledger, Served, exactly, tokenizer, words
 from nano_qwen3_serving import SamplingParams
 
 CHAT = "TODO 4: Chat"
