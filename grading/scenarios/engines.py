@@ -7,8 +7,7 @@ is read from the judge's `Ledger`, never from what comes back.
 import functools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ from grading.sandbox.worker.parts import row_facts
 from grading.sandbox.worker.peer import Remote
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.testing.quiet_logs import quiet_logs
 
 SMALL: dict[str, Any] = {"device": "cpu", "num_gpu_blocks_override": 129}
 """2048 tokens of KV cache: what a check needs."""
@@ -54,37 +52,6 @@ def tokenizer() -> Any:
 def ends_text() -> int:
     """The token with which the model ends a text by itself."""
     return tokenizer().eos_token_id
-
-
-class FirstFault:
-    """The first exception of a submission's part in an engine of the judge's.
-
-    The engine would compute that step again, request by request, and go on. Here the part is called no more.
-    """
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def call(self, part: Callable, *arguments: Any) -> Any:
-        """What the part gives, or its first exception, again and again."""
-        if self.error is None:
-            try:
-                return part(*arguments)
-            except Exception as error:  # of any kind: the engine would go on
-                self.error = error
-        raise self.error
-
-
-@contextmanager
-def first_fault() -> Iterator[FirstFault]:
-    """Raises at the end what the part raised first; the engine's log, which would print its words, is silent."""
-    fault = FirstFault()
-    with quiet_logs():
-        try:
-            yield fault
-        finally:
-            if fault.error is not None:
-                raise fault.error
 
 
 @dataclass(eq=False)

@@ -12,7 +12,9 @@ import torch
 from safetensors import torch as safetensors_torch
 from torch.utils import _python_dispatch as torch_dispatch
 
-from . import absent, operators, parts, peer, wire
+from labs.harness.suite import operators
+
+from . import absent, parts, peer, wire
 
 MEASURED_WITH: dict[str, tuple[Any, ...]] = {
     "memory": (wire, peer, peer.Peer, safetensors_torch, torch.Tensor),

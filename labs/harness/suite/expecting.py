@@ -12,11 +12,14 @@ where the part is. It exchanges plain values and tensors with the part and judge
 An error is known by the name of its class, for the class itself is the learner's.
 """
 
+import importlib
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from labs.harness.suite.operators import Log
 
 
 class Here:
@@ -41,10 +44,33 @@ class Here:
         """An iterator over values: it can be read once."""
         return iter(values)
 
+    def lend(self, thing: Any, *names: str) -> Any:
+        """A function of the test's that the part may call, or an object of which it may use the attributes `names`."""
+        return thing
+
+    def package(self, name: str) -> Any:
+        """A module, such as `torch`, as the part would import it."""
+        return importlib.import_module(name)
+
+    def operators(self) -> Log:
+        """Notes which of torch's operators run: `log.watch(call, *arguments)`, and then `log.events`."""
+        return Log()
+
+    def nothing_replaced(self, *measured: str) -> None:
+        """Fails where the part has put something of its own in the place of what is `measured` with.
+
+        It is asked about in the judge's worker, see `MEASURED_WITH` of `grading.sandbox.worker.bench`.
+        """
+
 
 def kinds_of(error: BaseException) -> list[str]:
     """The names of an error's class and of that one's bases, the nearest first; an error from a worker brings them along."""
     return getattr(error, "kinds", None) or [kind.__name__ for kind in type(error).__mro__]
+
+
+def kind_of(value: Any) -> str:
+    """The name of a value's class, also of one that lives in a worker."""
+    return vars(value)["_kind"] if "_kind" in getattr(value, "__dict__", ()) else type(value).__name__
 
 
 def refusal(kind: str, call: Callable[[], Any], otherwise: str) -> str:
