@@ -246,7 +246,9 @@ def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
     files = [here / f"{name}.py" for name in ("judge/predictions", "judge/checks", "judge/grader", "sandbox/runtime")]
     files += sorted([*(here / "sandbox/worker").glob("*.py"), *(here / "scenarios" / f"lab{lab.id}").glob("*.py"),
                      here / "scenarios" / "engines.py", here / "judge/suite.py", *(HOME / f"lab{lab.id}").glob("*.py")])
-    files += [lab.folder.parent / "harness" / "suite" / f"{name}.py" for name in ("beside", "expecting", "scripted_engine")]
+    harness = Path(loading.__file__).parent
+    files += [harness / "suite" / f"{name}.py" for name in ("beside", "expecting", "first_fault", "operators")]
+    files += sorted((harness / "scripted_engine").glob("*.py"))
     files += [path for path in (lab.solution, lab.tests, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py",
                                 lab.folder / "predict.toml") if path.is_file()]
     engine = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp", ".h")]

@@ -10,6 +10,12 @@ A test of `hidden.py` belongs to one of `test_lab.py`, or to several:
 
 What a test of the lab is worth is shared by itself, unless it is left out, and the hidden ones that belong to it. Of a
 hidden one the learner is told the TODO and the concept.
+
+One that must return the same in any process says so. It is run in two, with the same inputs; `which` is 0, then 1:
+
+    @hidden("test_todo_5_a_draw_does_not_depend_on_the_rows_beside_it", concept="other batches",
+            repeats="in another run of the program the same rows gave other tokens")
+    def test_todo_5_a_draw_is_the_same_at_any_time(lab, rng, which): ...
 """
 
 import asyncio
@@ -29,7 +35,7 @@ from typing import Any
 
 import pytest
 
-from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, ours, scenarios_of
+from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, operators_seen, ours, scenarios_of
 from grading.sandbox.worker.peer import Exported, Raised, Remote, kept
 from labs.harness import loading
 from labs.harness.catalog import Lab
@@ -67,7 +73,7 @@ class OverTheWire(Here):
         """Whether all of them are objects of the worker's class of that name."""
         if not all(isinstance(value, Remote) for value in values):
             return False
-        expect_nothing_replaced(self._lab, "types")
+        self.nothing_replaced("types")
         return all(self.of(isinstance)(value, self.of(kind)) for value in values)
 
     def of(self, thing: Any) -> Remote:
@@ -76,7 +82,7 @@ class OverTheWire(Here):
             return thing
         if thing not in self._known:
             inside = [] if isinstance(thing, ModuleType) else thing.__qualname__.split(".")
-            module = self._lab._peer.root.package(thing.__module__ if inside else thing.__name__)
+            module = self.package(thing.__module__ if inside else thing.__name__)
             self._known[thing] = functools.reduce(getattr, inside, module)
         return self._known[thing]
 
@@ -107,6 +113,21 @@ class OverTheWire(Here):
         run()
         return heard.getvalue()
 
+    def at_end(self, call: Callable[[], Any]) -> None:
+        """Nothing: the worker ends."""
+
+    def package(self, name: str) -> Remote:
+        """A module of the worker."""
+        return self._lab._peer.root.package(name)
+
+    def operators(self) -> Any:
+        """A `labs.harness.suite.operators.Log` of the worker."""
+        return operators_seen(self._lab)
+
+    def nothing_replaced(self, *measured: str) -> None:
+        """Raises `Wrong` where the submission has replaced what is measured with."""
+        expect_nothing_replaced(self._lab, *measured)
+
 
 @dataclass(frozen=True)
 class Hidden:
@@ -115,17 +136,19 @@ class Hidden:
     Attributes:
         of: tests of the lab that it belongs to.
         concept: what the learner is told.
+        repeats: what was wrong if it returns something else in another process; empty if it is run in one.
     """
 
     of: tuple[str, ...]
     concept: str
+    repeats: str = ""
 
 
-def hidden(*of: str, concept: str) -> Callable:
-    """Makes a function a hidden test that belongs to the tests `of` of the lab, of one TODO."""
+def hidden(*of: str, concept: str, repeats: str = "") -> Callable:
+    """Makes a function a hidden test that belongs to the tests `of` of the lab, of one TODO; see `Hidden`."""
 
-    def mark(run: Callable[..., None]) -> Callable[..., None]:
-        run.hidden = Hidden(of, concept)  # type: ignore[attr-defined]  # a function takes any attribute; `suite_of` looks for it
+    def mark(run: Callable[..., Any]) -> Callable[..., Any]:
+        run.hidden = Hidden(of, concept, repeats)  # type: ignore[attr-defined]  # a function takes any attribute; `suite_of` looks for it
         return run
 
     return mark
@@ -169,26 +192,27 @@ def _headings(lab: Lab) -> dict[int, str]:
     return {int(number): heading for heading, number in re.findall(r"^#+ (TODO (\d+): .+)$", readme, re.MULTILINE)}
 
 
-def _check(name: str, todo: int, points: float, test: Callable[..., None], section: str) -> Check:
+def _check(name: str, todo: int, points: float, test: Callable[..., Any], section: str) -> Check:
     mark: Hidden | None = getattr(test, "hidden", None)
     name = name.removeprefix(f"test_todo_{todo}_")
     concept = mark.concept if mark else name.replace("_", " ")
-    return Check(name, todo, points, mark is not None, section, concept, _run(test))
+    return Check(name, todo, points, mark is not None, section, concept, _run(test), mark.repeats if mark else "")
 
 
-def _run(test: Callable[..., None]) -> Callable[[Remote, random.Random], None]:
-    """The test with all its cases. What it asserts is told as `Wrong`; what the submission raises passes."""
+def _run(test: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """The test with all its cases, and what they return. What it asserts is told as `Wrong`; what else is raised passes."""
     wanted = set(inspect.signature(test).parameters)
 
-    def run(lab: Remote, rng: random.Random) -> None:
-        fixtures = {"lab": lab, "rng": rng, "there": OverTheWire(lab)}
+    def run(lab: Remote, rng: random.Random, which: int = 0) -> list[Any]:
+        fixtures, returned = {"lab": lab, "rng": rng, "there": OverTheWire(lab), "which": which}, []
         for case in _cases(test):
             try:
-                test(**{name: value for name, value in fixtures.items() if name in wanted}, **case)
+                returned.append(test(**{name: value for name, value in fixtures.items() if name in wanted}, **case))
             except (AssertionError, pytest.fail.Exception) as error:
                 if isinstance(error, Raised):
                     raise
                 raise Wrong(str(error)) from None
+        return returned
 
     return run
 

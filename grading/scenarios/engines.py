@@ -5,45 +5,14 @@ is read from the judge's `Ledger`, never from what comes back.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from grading.judge.checks import Wrong, expect, expect_nothing_replaced, kept, ours, shown
 from grading.sandbox.worker.peer import Remote
-from labs.harness.suite.scripted_engine import POOL_BYTES, SMALL, Ledger, tokenizer
-from nano_qwen3_serving.testing.quiet_logs import quiet_logs
-
-
-class FirstFault:
-    """The first exception of a submission's part in an engine of the judge's.
-
-    The engine would compute that step again, request by request, and go on. Here the part is called no more.
-    """
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def call(self, part: Callable, *arguments: Any) -> Any:
-        """What the part gives, or its first exception, again and again."""
-        if self.error is None:
-            try:
-                return part(*arguments)
-            except Exception as error:  # of any kind: the engine would go on
-                self.error = error
-        raise self.error
-
-
-@contextmanager
-def first_fault() -> Iterator[FirstFault]:
-    """Raises at the end what the part raised first; the engine's log, which would print its words, is silent."""
-    fault = FirstFault()
-    with quiet_logs():
-        try:
-            yield fault
-        finally:
-            if fault.error is not None:
-                raise fault.error
+from labs.harness.scripted_engine.engines import POOL_BYTES
+from labs.harness.scripted_engine.ledger import Ledger
+from labs.harness.scripted_engine.own_engine import SMALL, tokenizer
 
 
 def components_of(lab: Remote, ledger: Ledger) -> Remote:

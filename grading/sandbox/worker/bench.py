@@ -12,9 +12,9 @@ import torch
 from safetensors import torch as safetensors_torch
 from torch.utils import _python_dispatch as torch_dispatch
 
-from labs.harness.suite import beside
+from labs.harness.suite import beside, operators
 
-from . import absent, operators, peer, wire
+from . import absent, peer, wire
 
 MEASURED_WITH: dict[str, tuple[Any, ...]] = {
     "memory": (wire, peer, peer.Peer, safetensors_torch, torch.Tensor),

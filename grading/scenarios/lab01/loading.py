@@ -6,7 +6,7 @@ from typing import Any
 from grading.judge.checks import check, expect, refusal, shown
 from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import is_a, spare_memory, tokens_of
-from labs.harness.suite.scripted_engine import clear_prompts, exactly
+from labs.harness.scripted_engine.own_engine import clear_prompts, exactly
 
 LOAD = "TODO 1: Load the model"
 

@@ -12,8 +12,10 @@ from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import llm_beside, stdout_of
 from labs.harness import loading
 from labs.harness.catalog import find_lab
+from labs.harness.scripted_engine.engines import scripted_llm
+from labs.harness.scripted_engine.ledger import Ledger
+from labs.harness.scripted_engine.own_engine import tokenizer, words
 from labs.harness.suite.expecting import Here
-from labs.harness.suite.scripted_engine import Ledger, scripted_llm, tokenizer, words
 from nano_qwen3_serving import CompletionOutput, RequestOutput
 from nano_qwen3_serving.outputs import FinishReason, RequestMetrics
 

@@ -9,9 +9,11 @@ from typing import Any
 from grading.judge.checks import check, expect, shown
 from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import is_a
+from labs.harness.scripted_engine.engines import scripted_llm
+from labs.harness.scripted_engine.ledger import Ledger
+from labs.harness.scripted_engine.own_engine import own_llm, tokenizer, words
 from labs.harness.suite.beside import params_facts
 from labs.harness.suite.expecting import Here
-from labs.harness.suite.scripted_engine import Ledger, own_llm, scripted_llm, tokenizer, words
 from nano_qwen3_serving import CompletionOutput, SamplingParams
 
 OPENINGS = [

@@ -9,7 +9,7 @@ from grading.judge.checks import check, expect, kept, refusal, shown
 from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import as_it_is, text_of, tokens_of
 from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, listener, stepwise
-from labs.harness.suite.scripted_engine import clear_prompts, exactly, own_llm, some_prompts, words
+from labs.harness.scripted_engine.own_engine import clear_prompts, exactly, own_llm, some_prompts, words
 from nano_qwen3_serving import RequestOutput
 
 COLLECT = "TODO 4: Process Async Results"

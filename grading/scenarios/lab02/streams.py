@@ -6,7 +6,8 @@ from typing import Any
 from grading.judge.checks import expect, ours, shown
 from grading.sandbox.worker.peer import Remote
 from grading.scenarios.engines import as_it_is, components_of, is_a
-from labs.harness.suite.scripted_engine import SMALL, PatientLedger, exactly
+from labs.harness.scripted_engine.ledger import PatientLedger
+from labs.harness.scripted_engine.own_engine import SMALL, exactly
 from nano_qwen3_serving import LLM, RequestOutput
 
 

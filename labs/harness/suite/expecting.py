@@ -14,6 +14,7 @@ An error is known by the name of its class, for the class itself is the learner'
 
 import asyncio
 import contextlib
+import importlib
 import io
 import reprlib
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ import pytest
 import torch
 
 from labs.harness.suite import beside
+from labs.harness.suite.operators import Log
 
 
 class Here:
@@ -37,6 +39,7 @@ class Here:
     def __init__(self, patch: pytest.MonkeyPatch | None = None) -> None:
         self._patch = patch
         self._runner: asyncio.Runner | None = None
+        self._ends = contextlib.ExitStack()
 
     # values
 
@@ -76,6 +79,20 @@ class Here:
             raise TypeError("there.put() needs something that undoes it: Here(monkeypatch)")
         self._patch.setattr(owner, name, value)
 
+    def package(self, name: str) -> Any:
+        """A module, such as `torch`, as the part would import it."""
+        return importlib.import_module(name)
+
+    def operators(self) -> Log:
+        """Notes which of torch's operators run: `log.watch(call, *arguments)`, and then `log.events`."""
+        return Log()
+
+    def nothing_replaced(self, *measured: str) -> None:
+        """Fails where the part has put something of its own in the place of what is `measured` with.
+
+        It is asked about in the judge's worker, see `MEASURED_WITH` of `grading.sandbox.worker.bench`.
+        """
+
     # calls
 
     def unawaited(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -84,7 +101,7 @@ class Here:
 
     def awaited(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """What the coroutine comes to that a call returns. All of a test run on one event loop."""
-        self._runner = self._runner or asyncio.Runner()
+        self._runner = self._runner or self._ends.enter_context(asyncio.Runner())
         return self._runner.run(beside.awaited(call, *arguments, **named))
 
     def printed(self, run: Callable[[], Any]) -> str:
@@ -93,15 +110,23 @@ class Here:
             run()
         return heard.getvalue()
 
+    def at_end(self, call: Callable[[], Any]) -> None:
+        """Have something called when the test has ended, such as an engine's `shutdown`."""
+        self._ends.callback(call)
+
     def close(self) -> None:
-        """End the event loop, if there is one, with what still runs on it."""
-        if self._runner is not None:
-            self._runner.close()
+        """What is left to do when the test has ended."""
+        self._ends.close()
 
 
 def kinds_of(error: BaseException) -> list[str]:
     """The names of an error's class and of that one's bases, the nearest first; an error from a worker brings them along."""
     return getattr(error, "kinds", None) or [kind.__name__ for kind in type(error).__mro__]
+
+
+def kind_of(value: Any) -> str:
+    """The name of a value's class, also of one that lives in a worker."""
+    return vars(value)["_kind"] if "_kind" in getattr(value, "__dict__", ()) else type(value).__name__
 
 
 def refusal(kind: str, call: Callable[[], Any], otherwise: str) -> str:

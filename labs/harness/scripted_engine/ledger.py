@@ -1,98 +1,16 @@
-"""Engines whose tokens a test chooses.
+"""Who chooses the tokens of an engine, and sees who shared its steps."""
 
-The model computes as always, and which token comes next is up to the test's `Ledger`. It also notes every step: what the
-engine was asked to compute, and who shared its steps, is read from there, never from what the part returns. An answer that
-did not come from this engine, in the steps that the ledger saw, has other tokens than the ledger chose.
-
-    ledger = Ledger(rng)
-    llm = scripted_llm(there, ledger)          # beside the part, wherever that is
-
-Knows nothing of any lab.
-"""
-
-import functools
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from labs.harness.suite import beside
-from labs.harness.suite.expecting import Here, shown
-from nano_qwen3_serving import LLM, SamplingParams
-from nano_qwen3_serving.components import Components
-from nano_qwen3_serving.engine import arg_utils
+from labs.harness.scripted_engine.own_engine import tokenizer
+from labs.harness.suite.expecting import shown
 
-SMALL: dict[str, Any] = {"device": "cpu", "num_gpu_blocks_override": 129}
-"""2048 tokens of KV cache: what a test needs."""
-POOL_BYTES = 16 << 20
-"""Of an engine that a part builds: more than the longest request that a model takes."""
 PAUSE = 0.2
 """Seconds for which a step is held back."""
-WORDS = ["moon", "road", "wind", "tree", "boat", "door", "star", "rain", "key", "map", "story", "engine", "queue", "memory",
-         "night", "letter", "server", "string", "stream", "batch"]
-"""Each a token, behind a space."""
-
-
-def exactly(num_tokens: int, **more: Any) -> SamplingParams:
-    """Greedy, and `num_tokens` tokens whatever the model would say."""
-    return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, **more)
-
-
-def words(rng: random.Random, count: int) -> str:
-    """So many words."""
-    return " ".join(rng.choice(WORDS) for _ in range(count))
-
-
-def some_prompts(rng: random.Random, count: int) -> list[str]:
-    """Different prompts, of words in which no model finds sense."""
-    return [f"{number} {words(rng, rng.randrange(1, 5))}" for number in rng.sample(range(1000), count)]
-
-
-# the test's own engines
-
-
-@functools.cache
-def own_llm(model: str = "course-draft", batch_invariant: bool = False) -> LLM:
-    """The test's own engine. With `batch_invariant` no output depends on who else is computed, not in the last bit."""
-    return LLM(model, batch_invariant=batch_invariant, enable_prefix_caching=False, **SMALL)
-
-
-def tokenizer() -> Any:
-    """The bundled checkpoints' tokenizer: they have one between them."""
-    return own_llm().get_tokenizer()
-
-
-def clear_prompts(rng: random.Random, count: int, num_tokens: int = 6) -> list[dict[str, Any]]:
-    """Prompts, each with the tokens of both bundled models' greedy answers under their names.
-
-    The two differ, and no second-best token comes close: last bits, which depend on the shape of a
-    batch, decide nothing.
-    """
-    clear: list[dict[str, Any]] = []
-    while len(clear) < count:
-        prompts = some_prompts(rng, 2 * count + 4)
-        answers = {model: _answers_with_margins(model, prompts, num_tokens) for model in ("course", "course-draft")}
-        for prompt, (large, margin), (small, other_margin) in zip(prompts, *answers.values(), strict=True):
-            if large != small and min(margin, other_margin) > 0.01:
-                clear.append({"prompt": prompt, "course": large, "course-draft": small})
-    return clear[:count]
-
-
-def _answers_with_margins(model: str, prompts: Sequence[str], num_tokens: int) -> list[tuple[list[int], float]]:
-    """The tokens of greedy answers, and by how much, in nats, the closest of all choices was made."""
-    outputs = own_llm(model).generate(prompts, exactly(num_tokens, logprobs=2), use_tqdm=False)
-    answers = [output.outputs[0] for output in outputs]
-    return [(answer.token_ids, min(map(_margin, answer.logprobs or ()))) for answer in answers]
-
-
-def _margin(position: dict[int, Any]) -> float:
-    """Between the two likeliest tokens."""
-    best, second = sorted((choice.logprob for choice in position.values()), reverse=True)[:2]
-    return best - second
-
-
-# who chooses the tokens
 
 
 @dataclass(eq=False)
@@ -192,32 +110,6 @@ class PatientLedger(Ledger):
     def most(self) -> int:
         """As many requests shared one step."""
         return max(map(len, self.steps), default=0)
-
-
-# engines beside the part
-
-
-def components(there: Here, ledger: Ledger) -> Any:
-    """Parts for an engine there, its sampler the ledger's."""
-    return there.of(Components)(sampler=there.of(beside.asking_sampler)(there.lend(ledger.choose)))
-
-
-def scripted_llm(there: Here, ledger: Ledger) -> Any:
-    """An `LLM` there that says what the ledger chooses."""
-    return there.of(LLM)("course-draft", components=components(there, ledger), **SMALL)
-
-
-def spare_memory(there: Here) -> None:
-    """Whatever engine the part builds takes a small pool, unless it says how large."""
-    there.put(arg_utils, "DEFAULT_POOL_BYTES", POOL_BYTES)
-
-
-# what came back
-
-
-def facts_of(there: Here, outputs: Sequence[Any]) -> list[dict[str, Any]]:
-    """What outputs that lie there say, see `beside.outputs_facts`."""
-    return there.of(beside.outputs_facts)(list(outputs))
 
 
 def assert_served(ledger: Ledger, outputs: Sequence[dict[str, Any]], prompts: Sequence[str]) -> None:
