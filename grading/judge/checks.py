@@ -118,7 +118,7 @@ def tool(remote: Remote, name: str) -> Remote:
 
 
 def operators_seen(lab: Remote) -> Remote:
-    """What notes which of torch's operators run where the submission is, see `grading.sandbox.worker.operators`."""
+    """What notes which of torch's operators run where the submission is, see `labs.harness.suite.operators`."""
     expect_nothing_replaced(lab, "memory", "operators")
     return tool(lab, "log")()
 

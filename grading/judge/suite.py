@@ -10,30 +10,46 @@ A test of `hidden.py` belongs to one of `test_lab.py`, or to several:
 
 What a test of the lab is worth is shared by itself, unless it is left out, and the hidden ones that belong to it. Of a
 hidden one the learner is told the TODO and the concept.
+
+One that must return the same in any process says so. It is run in two, with the same inputs; `which` is 0, then 1:
+
+    @hidden("test_todo_5_a_draw_does_not_depend_on_the_rows_beside_it", concept="other batches",
+            repeats="in another run of the program the same rows gave other tokens")
+    def test_todo_5_a_draw_is_the_same_at_any_time(lab, rng, which): ...
 """
 
+import asyncio
+import functools
 import inspect
+import io
+import itertools
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from grading.judge.checks import Check, Wrong, hold, look, scenarios_of
+from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, operators_seen, ours, scenarios_of
 from grading.labs import HOME, authors_folder
-from grading.sandbox.worker.peer import Raised, Remote, kept
+from grading.sandbox.worker.peer import Exported, Raised, Remote, kept
 from labs.harness import loading
 from labs.harness.catalog import Lab
+from labs.harness.suite import beside
+from labs.harness.suite.expecting import Here
 
 
-class OverTheWire:
-    """The fixture `there` where the part lives in a worker, see `labs.harness.suite.expecting.Here`."""
+class OverTheWire(Here):
+    """The fixture `there` where the part lives in a worker. Nothing is undone: the worker ends with the check."""
 
     def __init__(self, lab: Remote) -> None:
+        super().__init__()
         self._lab = lab
+        self._known: dict[Any, Remote] = {}
 
     def hold(self, value: Any) -> Remote:
         """A copy of the value that lives in the worker."""
@@ -43,13 +59,72 @@ class OverTheWire:
         """The value of something held there, as it is now."""
         return look(held)
 
-    def kept(self, call: Remote, *arguments: Any) -> Remote:
+    def kept(self, call: Callable[..., Any], *arguments: Any) -> Remote:
         """What a call returns, as an object of the worker."""
-        return kept(call, *arguments)
+        return kept(self.of(call), *arguments)
 
     def iterator(self, values: Iterable[Any]) -> Remote:
         """An iterator of the worker over values."""
-        return kept(self._lab._peer.root.package("builtins").iter, list(values))
+        return kept(self.of(iter), list(values))
+
+    def is_a(self, kind: type, *values: Any) -> bool:
+        """Whether all of them are objects of the worker's class of that name."""
+        if not all(isinstance(value, Remote) for value in values):
+            return False
+        self.nothing_replaced("types")
+        return all(self.of(isinstance)(value, self.of(kind)) for value in values)
+
+    def of(self, thing: Any) -> Remote:
+        """The worker's function, class or module of the same name."""
+        if isinstance(thing, Remote):
+            return thing
+        if thing not in self._known:
+            inside = [] if isinstance(thing, ModuleType) else thing.__qualname__.split(".")
+            module = self.package(thing.__module__ if inside else thing.__name__)
+            self._known[thing] = functools.reduce(getattr, inside, module)
+        return self._known[thing]
+
+    def lend(self, thing: Any, *names: str) -> Exported:
+        """The judge's, of which the worker may call what is named."""
+        return ours(thing, *names)
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Replace an attribute there; a function becomes one of the worker's that calls the judge's."""
+        if inspect.iscoroutinefunction(value):
+            value = self.of(beside.as_coroutine)(ours(lambda *arguments: asyncio.run(value(*arguments))))
+        elif callable(value) and not isinstance(value, Remote):
+            value = self.of(beside.as_function)(ours(value))
+        setattr(self.of(owner), name, value)
+
+    def unawaited(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call returns; a coroutine or a stream is an object of the worker."""
+        [answer] = self.of(list)(self.of(itertools.starmap)(self.of(call), [list(arguments)]))
+        return answer
+
+    def awaited(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """What the coroutine comes to that a call returns, on the worker's event loop."""
+        return self.of(beside.awaited)(self.of(call), *arguments, **named)
+
+    def printed(self, run: Callable[[], Any]) -> str:
+        """What is printed in the worker while `run` runs."""
+        self.of(sys).stdout = heard = kept(self.of(io.StringIO))
+        run()
+        return heard.getvalue()
+
+    def at_end(self, call: Callable[[], Any]) -> None:
+        """Nothing: the worker ends."""
+
+    def package(self, name: str) -> Remote:
+        """A module of the worker."""
+        return self._lab._peer.root.package(name)
+
+    def operators(self) -> Any:
+        """A `labs.harness.suite.operators.Log` of the worker."""
+        return operators_seen(self._lab)
+
+    def nothing_replaced(self, *measured: str) -> None:
+        """Raises `Wrong` where the submission has replaced what is measured with."""
+        expect_nothing_replaced(self._lab, *measured)
 
 
 @dataclass(frozen=True)
@@ -59,17 +134,19 @@ class Hidden:
     Attributes:
         of: tests of the lab that it belongs to.
         concept: what the learner is told.
+        repeats: what was wrong if it returns something else in another process; empty if it is run in one.
     """
 
     of: tuple[str, ...]
     concept: str
+    repeats: str = ""
 
 
-def hidden(*of: str, concept: str) -> Callable:
-    """Makes a function a hidden test that belongs to the tests `of` of the lab, of one TODO."""
+def hidden(*of: str, concept: str, repeats: str = "") -> Callable:
+    """Makes a function a hidden test that belongs to the tests `of` of the lab, of one TODO; see `Hidden`."""
 
-    def mark(run: Callable[..., None]) -> Callable[..., None]:
-        run.hidden = Hidden(of, concept)  # type: ignore[attr-defined]  # a function takes any attribute; `suite_of` looks for it
+    def mark(run: Callable[..., Any]) -> Callable[..., Any]:
+        run.hidden = Hidden(of, concept, repeats)  # type: ignore[attr-defined]  # a function takes any attribute; `suite_of` looks for it
         return run
 
     return mark
@@ -107,26 +184,27 @@ def _mark(test: Any, name: str) -> pytest.Mark | None:
     return next((mark for mark in marks if mark.name == name), None)
 
 
-def _check(name: str, todo: int, points: float, test: Callable[..., None], section: str) -> Check:
+def _check(name: str, todo: int, points: float, test: Callable[..., Any], section: str) -> Check:
     mark: Hidden | None = getattr(test, "hidden", None)
     name = name.removeprefix(f"test_todo_{todo}_")
     concept = mark.concept if mark else name.replace("_", " ")
-    return Check(name, todo, points, mark is not None, section, concept, _run(test))
+    return Check(name, todo, points, mark is not None, section, concept, _run(test), mark.repeats if mark else "")
 
 
-def _run(test: Callable[..., None]) -> Callable[[Remote, random.Random], None]:
-    """The test with all its cases. What it asserts is told as `Wrong`; what the submission raises passes."""
+def _run(test: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """The test with all its cases, and what they return. What it asserts is told as `Wrong`; what else is raised passes."""
     wanted = set(inspect.signature(test).parameters)
 
-    def run(lab: Remote, rng: random.Random) -> None:
-        fixtures = {"lab": lab, "rng": rng, "there": OverTheWire(lab)}
+    def run(lab: Remote, rng: random.Random, which: int = 0) -> list[Any]:
+        fixtures, returned = {"lab": lab, "rng": rng, "there": OverTheWire(lab), "which": which}, []
         for case in _cases(test):
             try:
-                test(**{name: value for name, value in fixtures.items() if name in wanted}, **case)
+                returned.append(test(**{name: value for name, value in fixtures.items() if name in wanted}, **case))
             except (AssertionError, pytest.fail.Exception) as error:
                 if isinstance(error, Raised):
                     raise
                 raise Wrong(str(error)) from None
+        return returned
 
     return run
 

@@ -79,10 +79,12 @@ def _leave_names(path: Path, original: Path) -> None:
 
 
 def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
-    harness = folder / "labs" / "harness"
-    harness.mkdir(parents=True)
-    for path in (LABS / "__init__.py", LABS / "harness" / "__init__.py", LABS / "harness" / "todo.py"):
-        shutil.copy(path, folder / path.relative_to(LABS.parent))
+    """What starters import, the lab's own modules, and what its tests use beside the submission."""
+    (folder / "labs" / "harness" / "suite").mkdir(parents=True)
+    for name in ("", "harness", "harness/suite"):
+        shutil.copy(LABS / name / "__init__.py", folder / "labs" / name)
+    for name in ("harness/todo.py", "harness/suite/beside.py", "harness/suite/operators.py"):
+        shutil.copy(LABS / name, folder / "labs" / name)
     given = folder / "labs" / lab.folder.name
     given.mkdir()
     for path in lab.folder.glob("*.py"):

@@ -310,7 +310,7 @@ def test_a_check_that_repeats_runs_in_two_processes_and_compares_what_they_gave(
     [
         ("import mmap\nmmap.mmap = print", "maps", "mmap.mmap"),
         ("import torch\ntorch.Tensor.clone = print", "memory", "Tensor.clone"),
-        ("from worker import operators\noperators.Log.watch = print", "operators", "Log.watch"),
+        ("from labs.harness.suite import operators\noperators.Log.watch = print", "operators", "Log.watch"),
         ("import builtins\nbuiltins.sorted = print", "types", "builtins.sorted"),
         ("import time\ntime.sleep = print", "turns", "time.sleep"), ("import time\ntime.sleep = print", "memory", ""),
         ("import torch, numpy\nx = 1", "memory", ""),

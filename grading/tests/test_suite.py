@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from grading.judge import suite
 from grading.judge.checks import Wrong, ours
@@ -15,7 +17,8 @@ from grading.judge.suite import checks_of, suite_of
 from grading.labs import authors_folder
 from grading.tests.test_peer import pair
 from labs.harness.catalog import Todo, all_labs, find_lab
-from labs.harness.suite.expecting import Here, kinds_of, refusal, same
+from labs.harness.suite.expecting import Here, kind_of, kinds_of, refusal, same
+from labs.harness.suite.first_fault import first_fault
 
 ONE_SUITE = [lab for lab in all_labs() if (authors_folder(lab) / "hidden.py").is_file()]
 
@@ -92,6 +95,18 @@ def test_a_submission_cannot_catch_what_a_test_asserts_in_what_it_handed_out():
         peer.root.swallows(ours(fails))
 
 
+def test_a_hidden_test_that_repeats_is_told_which_run_it_is_and_returns_what_has_to_be_the_same(toy: Any):
+    with (toy.folder / "lab42" / "hidden.py").open("a") as file:
+        file.write("""
+@hidden("test_todo_2_asserts", concept="at any time", repeats="another process gave another value")
+def test_todo_2_repeats(lab, which):
+    return lab.value, which
+""")
+    check = suite_of(toy)[-1]
+    assert check.name == "repeats" and check.repeats == "another process gave another value"
+    assert [check.run(SimpleNamespace(value=5), random.Random(), which) for which in (0, 1)] == [[(5, 0)], [(5, 1)]]
+
+
 def test_an_error_is_known_by_the_name_of_its_class_here_and_from_a_worker():
     with pair() as peer:
         for raises in (lambda: peer.root.raises("KeyError"), lambda: {}["why"]):
@@ -108,7 +123,8 @@ def test_values_live_where_the_part_lives():
     held = there.hold([1, 2])
     held.append(3)
     assert there.look(held) == [1, 2, 3] and there.kept(sorted, [2, 1]) == [1, 2]
-    assert next(there.iterator([5])) == 5
+    assert next(there.iterator([5])) == 5 and there.package("math").floor(2.5) == 2 and there.lend(len) is len
+    assert kind_of(Here()) == "Here" and kind_of(3) == "int"
     assert same([1, (2.0, "x")], [1, (2.0, "x")]) and not same([1], [True]) and not same((1,), [1])
 
 
@@ -126,3 +142,22 @@ def test_every_assertion_of_a_lab_that_the_judge_runs_says_what_came(lab: Any):
 def test_lab_06_has_one_suite_and_the_judge_asks_all_of_it_that_can_be_asked():
     checks = checks_of(find_lab("06"))
     assert len([check for check in checks if not check.hidden]) >= 38 and sum(check.points for check in checks) == 85
+
+
+def test_operators_are_noted_where_the_part_lives():
+    log, product = Here().operators(), torch.ones(2, 3) @ torch.ones(3, 4)
+    assert torch.equal(log.watch(torch.matmul, torch.ones(2, 3), torch.ones(3, 4)), product)
+    assert [event.made[0].shape for event in log.events if event.name == "aten::mm"] == [(2, 4)]
+
+
+def test_what_a_part_raises_first_in_an_engine_is_raised_at_the_end():
+    def part(number: int) -> int:
+        calls.append(number)
+        raise ValueError(f"no {number}")
+
+    calls: list[int] = []
+    with pytest.raises(ValueError, match="no 1"), first_fault() as fault:
+        for number in (1, 2):  # the engine tries again
+            with contextlib.suppress(ValueError):
+                fault.call(part, number)
+    assert calls == [1]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grading.judge.checks import expect, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import FirstFault, first_fault
+from labs.harness.suite.first_fault import FirstFault, first_fault
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.outputs import CompletionOutput, Logprob

@@ -1,6 +1,6 @@
 """What a log of torch's operators comes to: bytes read and written, memory nobody has written, FLOPs of products.
 
-Reads the events of `grading.sandbox.worker.operators`, where the submission is; knows nothing of the lab.
+Reads the events of `labs.harness.suite.operators`, where the submission is; knows nothing of the lab.
 """
 
 import re

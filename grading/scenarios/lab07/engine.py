@@ -20,10 +20,10 @@ from torch import Tensor
 
 from grading.judge.checks import expect, hold, kept, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import FirstFault, first_fault
 from grading.scenarios.lab07.pool import expect_tensor, module_there, numbers
 from labs.harness import loading
 from labs.harness.catalog import find_lab
+from labs.harness.suite.first_fault import FirstFault, first_fault
 from nano_qwen3_serving.config import ModelConfig
 
 

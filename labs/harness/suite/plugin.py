@@ -377,9 +377,11 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
-def there() -> Here:
+def there(monkeypatch: pytest.MonkeyPatch) -> Generator[Here, None, None]:
     """Where the part lives: in a lab's own run, here."""
-    return Here()
+    here = Here(monkeypatch)
+    yield here
+    here.close()
 
 
 @pytest.fixture

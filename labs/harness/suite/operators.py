@@ -1,6 +1,6 @@
 """Which of torch's operators run while something is called, and which memory each of them reads and writes.
 
-States facts and adds nothing up: what they mean is for the judge to say.
+States facts and adds nothing up: what they mean is for a test to say. A worker has a copy of this file.
 """
 
 import sys

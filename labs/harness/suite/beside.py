@@ -1,6 +1,7 @@
-"""Parts of an engine, and streams, that leave to the judge what decides: which token, which output comes next.
+"""Parts of an engine, streams, and measures of time and threads that tests use where the part under test lives.
 
-They carry questions and answers, and hold nothing that is expected.
+They leave to the test what decides: which token, which output comes next. They carry questions and answers, and hold
+nothing that is expected: where labs are graded they run beside the submission.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ def stop_the_clocks(module: ModuleType) -> None:
 
 
 class AskingSampler:
-    """Has somebody else choose every token.
+    """Leaves the choice of every token to somebody else.
 
     `ask(rows)` is told what `row_facts` says of each row, and returns a token for each.
     """
@@ -61,7 +62,14 @@ def row_facts(row: Any) -> dict:
 
 def params_facts(params: Any) -> dict:
     """Every field of `SamplingParams`."""
-    return {one.name: getattr(params, one.name) for one in fields(params)}
+    return {field.name: getattr(params, field.name) for field in fields(params)}
+
+
+def outputs_facts(outputs: Sequence[Any]) -> list[dict]:
+    """Of each `RequestOutput` whose it is, and what its first completion says."""
+    return [{"request_id": output.request_id, "prompt": output.prompt, "prompt_token_ids": output.prompt_token_ids,
+             "finished": output.finished, "text": output.outputs[0].text, "tokens": output.outputs[0].token_ids,
+             "finish_reason": output.outputs[0].finish_reason} for output in outputs]
 
 
 async def handed_out(ask: Callable[[], Any]) -> AsyncGenerator[Any, None]:
@@ -73,7 +81,7 @@ async def handed_out(ask: Callable[[], Any]) -> AsyncGenerator[Any, None]:
 
 
 def as_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function like any other that calls `function`, which may be an object of the judge's."""
+    """A function like any other that calls `function`, which may be an object of the test's."""
 
     def call(*arguments: Any) -> Any:
         return function(*arguments)
@@ -88,6 +96,11 @@ def as_coroutine(function: Callable[..., Any]) -> Callable[..., Coroutine]:
         return function(*arguments)
 
     return call
+
+
+async def awaited(function: Callable[..., Coroutine], *arguments: Any, **named: Any) -> Any:
+    """What a coroutine function comes to. Raises `TypeError` if what it returns cannot be awaited."""
+    return await function(*arguments, **named)
 
 
 async def all_at_once(streams: Sequence[AsyncGenerator[Any, None]]) -> list[list]:
