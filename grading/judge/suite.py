@@ -161,6 +161,7 @@ def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
     """The lab's checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
     Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
+    Also for two of one name without their TODOs: reports, corrections and regrading know a check by that name.
     """
     public = loading.run_file(lab.folder / "test_lab.py", f"_suite_of_lab{lab.id}")
     tests = {name: (mark, test) for name, test in vars(public).items() if (mark := _mark(test, "todo")) is not None}
@@ -176,6 +177,8 @@ def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
     for name, of in belongs.items():
         todo, points = tests[of[0]][0].args[0], sum(tests[one][0].kwargs["points"] / parts[one] for one in of)
         made.append(_check(name, todo, points, more.get(name) or tests[name][1], lab.todo(todo).heading))
+    if doubled := [name for name, count in Counter(check.name for check in made).items() if count > 1]:
+        raise ValueError(f"Lab {lab.id}: two tests are named {', '.join(doubled)} but for their TODO: name them apart")
     return sorted(made, key=lambda check: check.todo)
 
 

@@ -71,6 +71,12 @@ def test_a_test_that_only_practice_runs_needs_a_hidden_one(toy: Any):
         suite_of(toy, toy.folder)
 
 
+def test_no_two_tests_have_one_name_but_for_their_todo(toy: Any):
+    (toy.folder / "lab42" / "hidden.py").write_text(HIDDEN.replace("def test_todo_1_goes_on", "def test_todo_1_asserts"))
+    with pytest.raises(ValueError, match="two tests are named asserts but for their TODO"):
+        suite_of(toy)
+
+
 def test_all_cases_of_a_test_are_run_with_one_generator(toy: Any):
     check, lab = suite_of(toy, toy.folder)[0], SimpleNamespace(seen=[])
     check.run(lab, random.Random(7))
