@@ -74,7 +74,7 @@ def test_a_test_that_only_practice_runs_needs_a_hidden_one(toy: Any):
 def test_no_two_tests_have_one_name_but_for_their_todo(toy: Any):
     (toy.folder / "lab42" / "hidden.py").write_text(HIDDEN.replace("def test_todo_1_goes_on", "def test_todo_1_asserts"))
     with pytest.raises(ValueError, match="two tests are named asserts but for their TODO"):
-        suite_of(toy)
+        suite_of(toy, toy.folder)
 
 
 def test_all_cases_of_a_test_are_run_with_one_generator(toy: Any):
@@ -108,7 +108,7 @@ def test_a_hidden_test_that_repeats_is_told_which_run_it_is_and_returns_what_has
 def test_todo_2_repeats(lab, which):
     return lab.value, which
 """)
-    check = suite_of(toy)[-1]
+    check = suite_of(toy, toy.folder)[-1]
     assert check.name == "repeats" and check.repeats == "another process gave another value"
     assert [check.run(SimpleNamespace(value=5), random.Random(), which) for which in (0, 1)] == [[(5, 0)], [(5, 1)]]
 
