@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import sys
 from pathlib import Path
 
+from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.pictures.card import COLOURS, FAINT, INK, PAPER, POINTS, WIDTH, document, letters_on
 from nano_qwen3_serving.pictures.film import SIZE
 
@@ -68,9 +68,7 @@ def main(paths: list[str]) -> None:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         (cell,) = [cell for cell in notebook["cells"] if "".join(cell["source"]).startswith(f"![{ALT}")]
         cell["source"] = [markdown(path.stem[:2])]
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(new, path)
+        write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", mode=0o644)
 
 
 if __name__ == "__main__":
