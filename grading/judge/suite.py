@@ -18,6 +18,7 @@ One that must return the same in any process says so. It is run in two, with the
     def test_todo_5_a_draw_is_the_same_at_any_time(lab, rng, which): ...
 """
 
+import functools
 import inspect
 import random
 import re
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -106,13 +108,18 @@ def checks_of(lab: Lab) -> list[Check]:
     return suite_of(lab) if (HOME / f"lab{lab.id}").is_dir() else scenarios_of(lab)
 
 
+@functools.cache
+def tests_in(folder: Path) -> ModuleType:
+    """A lab's `test_lab.py`: what its tests are made of may be used by those of `hidden.py`, too."""
+    return loading.run_file(folder / "test_lab.py", f"_suite_of_{folder.name}")
+
+
 def suite_of(lab: Lab) -> list[Check]:
     """The lab's checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
     Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
     """
-    public = loading.run_file(lab.folder / "test_lab.py", f"_suite_of_lab{lab.id}")
-    tests = {name: (mark, test) for name, test in vars(public).items() if (mark := _mark(test, "todo")) is not None}
+    tests = {name: (mark, test) for name, test in vars(tests_in(lab.folder)).items() if (mark := _mark(test, "todo")) is not None}
     belongs = {name: [name] for name, (_, test) in tests.items() if _mark(test, "practice") is None}
     file = HOME / f"lab{lab.id}" / "hidden.py"
     more = {name: test for name, test in vars(loading.run_file(file, f"_hidden_of_lab{lab.id}")).items()
