@@ -7,6 +7,7 @@ The hand-sized examples are those of the README; what is drawn beside them comes
 
 import itertools
 import math
+import operator
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -614,10 +616,10 @@ def test_todo_4_what_was_generated_since_the_last_step_counts(lab, rng, there):
     """The engine makes its rows anew for each step, around the request's own lists, which grow."""
     like = row(prompt=[5, 0, 3], output=[0], frequency_penalty=0.5, presence_penalty=rng.uniform(0.3, 1), repetition_penalty=2.0)
     prompt, output = there.hold(list(like.prompt_token_ids)), there.hold(list(like.output_token_ids))
-    params, made = there.hold(like.params), there.package("nano_qwen3_serving.interfaces").SamplingRow
+    params = there.hold(like.params)
 
     def assert_now(read: list[int], written: list[int], what: str) -> None:
-        one = there.kept(made, params, prompt, output, 0, 0)
+        one = there.kept(SamplingRow, params, prompt, output, 0, 0)
         logits = eight(rng, 1)
         assert_adjusted(asked(lab, "apply_penalties", logits, [one]), logits,
                         [replace(like, prompt_token_ids=read, output_token_ids=written)], what)
@@ -673,7 +675,7 @@ def test_todo_4_removed_tokens_stay_removed_and_nothing_is_changed_in_place(lab,
 # F_n is more than distance - gap away from G: with probability at most 2 exp(-2 n (distance - gap)^2). With
 # n = 10,000 the gap is 0.035, and any distance from 0.055 on is noticed with probability 0.999. The same for
 # pairs of draws: a pair of tokens (a, b) is counted as one number, 4 a + b. What else could go against a right
-# sampler is where draws agree, or differ, by chance: once in 4**60 and less, said there. labs/tests/test_lab04.py
+# sampler is where draws agree, or differ, by chance: once in 4**60 and less, said there. grading/labs/lab04/test_author.py
 # counts the comparisons and computes both numbers for wrong samplers.
 
 COMPARISONS = 20
@@ -715,24 +717,23 @@ def rows_at(there, places: Sequence[Place], like: SamplingRow | None = None):
 
     After the output of `like` come zeros, up to the position; of far positions the most are in the prompt. Equal lists are one.
     """
-    like, package, kept = like or row(), there.package, there.kept
-    builtins, operator, repeat = package("builtins"), package("operator"), package("itertools").repeat
-    each, as_list, zero = builtins.map, builtins.list, kept(repeat, [0])
+    like, of, kept = like or row(), there.of, there.kept
 
     def lists(begin: list[int], zeros: list[int]):
         if not any(zeros):
-            return kept(repeat, begin)
+            return kept(itertools.repeat, begin)
         number = {count: i for i, count in enumerate(dict.fromkeys(zeros))}
-        made = kept(as_list, kept(each, operator.add, kept(repeat, begin), kept(each, operator.mul, zero, list(number))))
-        return kept(each, operator.getitem, kept(repeat, made), [number[count] for count in zeros])
+        ends = kept(map, of(operator.mul), kept(itertools.repeat, [0]), list(number))
+        made = kept(list, kept(map, of(operator.add), kept(itertools.repeat, begin), ends))
+        return kept(map, of(operator.getitem), kept(itertools.repeat, made), [number[count] for count in zeros])
 
     begun = len(like.prompt_token_ids) + len(like.output_token_ids)
     seeds, indices, positions = (list(column) for column in zip(*places, strict=True))
     outputs = [(position - begun) % PROMPT_STEP for position in positions]
     prompts = [position - begun - zeros for position, zeros in zip(positions, outputs, strict=True)]
-    return kept(as_list, kept(
-        each, package("nano_qwen3_serving.interfaces").SamplingRow, kept(repeat, there.hold(like.params)),
-        lists(like.prompt_token_ids, prompts), lists(like.output_token_ids, outputs), seeds, indices))
+    return kept(list, kept(
+        map, of(SamplingRow), kept(itertools.repeat, there.hold(like.params)), lists(like.prompt_token_ids, prompts),
+        lists(like.output_token_ids, outputs), seeds, indices))
 
 
 def drawn(lab, logits, rows, num_rows: int) -> list[int]:
@@ -921,25 +922,24 @@ def test_todo_5_of_a_row_seed_index_and_position_count_and_nothing_else(lab, rng
 
 @pytest.mark.todo(5, points=1)
 def test_todo_5_torchs_global_generator_is_neither_used_nor_changed(lab, rng, there):
-    places, torchs, pythons, numpys = written_texts(rng, 10, 10), *map(there.package, ("torch", "random", "numpy"))
-    as_text = there.package("builtins").repr
+    places, torch_there, as_text = written_texts(rng, 10, 10), there.of(torch), there.of(repr)
 
     def states_of_others() -> list[str]:
-        return [as_text(there.kept(state)) for state in (pythons.getstate, numpys.random.get_state)]
+        return [as_text(there.kept(state)) for state in (there.of(random).getstate, there.of(numpy.random).get_state)]
 
-    torchs.manual_seed(rng.getrandbits(31))
-    there.kept(torchs.rand, rng.randrange(3, 9))  # so that seeding it again does not bring it back
-    state, others = there.look(there.kept(torchs.get_rng_state)), states_of_others()
+    torch_there.manual_seed(rng.getrandbits(31))
+    there.kept(torch_there.rand, rng.randrange(3, 9))  # so that seeding it again does not bring it back
+    state, others = there.look(there.kept(torch_there.get_rng_state)), states_of_others()
     first = drawn_at(lab, there, places)
     there.nothing_replaced("numbers")
-    assert torch.equal(there.look(there.kept(torchs.get_rng_state)), state), (
+    assert torch.equal(there.look(there.kept(torch_there.get_rng_state)), state), (
         "torch's global generator was used or seeded: whoever else draws from it now gets other numbers"
     )
     assert states_of_others() == others, (
         "the generator of random or of numpy that all share was used or seeded: whoever else draws from it now gets other "
         "numbers. random.Random(number) is one of your own")
-    torchs.manual_seed(rng.getrandbits(31))
-    pythons.seed(rng.getrandbits(31))
+    torch_there.manual_seed(rng.getrandbits(31))
+    there.of(random).seed(rng.getrandbits(31))
     second = drawn_at(lab, there, places)
     assert second == first, (
         f"after torch.manual_seed() and random.seed() {differing(second, first)} of 200 draws differ: they depend on something "
@@ -1155,7 +1155,7 @@ def test_todo_6_bias_penalties_temperature_filters_draw_in_this_order(lab, rng, 
 
 @pytest.mark.todo(6, points=1)
 def test_todo_6_greedy_rows_draw_nothing(lab, rng, there):
-    calls, draw = [], lab.draw
+    calls = []
 
     def watched(logits, rows):
         """Takes the largest, by which each of these rows is known."""
@@ -1165,14 +1165,11 @@ def test_todo_6_greedy_rows_draw_nothing(lab, rng, there):
     peaks, temperatures = rng.sample(range(6), 6), rng.sample([0.0, 0.0, 0.0, *(rng.uniform(0.5, 1.5) for _ in range(3))], 6)
     greedy = [i for i, t in enumerate(temperatures) if t == 0]
     logits, rows = 9 * torch.eye(6)[peaks], rows_with(temperatures)
-    lab.draw = there.lend(watched)
-    try:
-        sampled(lab.Sampler(), logits, rows)
-        for_whom = sorted({peaks.index(int(scores.argmax())) for call in calls for scores in call})
-        calls.clear()
-        sampled(lab.Sampler(), logits[greedy], [rows[i] for i in greedy])
-    finally:
-        lab.draw = draw
+    there.put(lab, "draw", watched)
+    sampled(lab.Sampler(), logits, rows)
+    for_whom = sorted({peaks.index(int(scores.argmax())) for call in calls for scores in call})
+    calls.clear()
+    sampled(lab.Sampler(), logits[greedy], [rows[i] for i in greedy])
     assert not {*for_whom} & {*greedy}, (
         f"temperatures {shown(temperatures)}: draw() was given the rows {for_whom}; greedy rows need none")
     assert not calls, "a batch of greedy rows alone has nothing to draw, and draw() was called"
