@@ -174,9 +174,11 @@ def run_all(suite: ModuleType, solution: ModuleType, monkeypatch: pytest.MonkeyP
     """All cases of the suite's tests of these TODOs, with inputs drawn from `seed`, as the judge runs them."""
     for name, test in vars(suite).items():
         if re.match(f"test_todo_[{todos}]_", name) and not any(mark.name == "practice" for mark in test.pytestmark):
-            asked = {"lab": solution, "rng": random.Random(f"{seed}/{name}"), "there": Here(monkeypatch)}
+            rng = random.Random(f"{seed}/{name}")
             for case in cases_of(test):
-                test(**{one: value for one, value in asked.items() if one in inspect.signature(test).parameters}, **case)
+                with monkeypatch.context() as patch:
+                    asked = {"lab": solution, "rng": rng, "there": Here(patch)}
+                    test(**{one: value for one, value in asked.items() if one in inspect.signature(test).parameters}, **case)
 
 
 def test_no_test_of_filters_comes_closer_to_a_border_than_the_readme_says(solution, suite, monkeypatch):
