@@ -7,6 +7,7 @@ nothing that is expected: where labs are graded they run beside the submission.
 import asyncio
 import datetime
 import itertools
+import random
 import sys
 import threading
 import time
@@ -15,23 +16,16 @@ from dataclasses import fields
 from types import FrameType, ModuleType
 from typing import Any
 
+import numpy
+import torch
+
 CLOCKS = (time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns)
 
 
-def stop_the_clocks(module: ModuleType) -> None:
-    """From here on `module`, and whoever asks `time` or `datetime`, always sees the same time."""
-    now = datetime.datetime.now()
+class Heard(list):
+    """A listener that keeps what it is told; as long as that is nothing, it counts as false."""
 
-    class Stopped(datetime.datetime):
-        now = classmethod(lambda cls, tz=None: now)  # type: ignore[assignment]
-        utcnow = classmethod(lambda cls: now)  # type: ignore[assignment]
-
-    stopped: list[tuple[Any, Any]] = [(clock, itertools.repeat(clock()).__next__) for clock in CLOCKS]
-    for home in (module, time, datetime):
-        for name, value in list(vars(home).items()):
-            for known, instead in (*stopped, (datetime.datetime, Stopped)):
-                if value is known:
-                    setattr(home, name, instead)
+    __call__ = list.append
 
 
 class AskingSampler:
@@ -103,13 +97,14 @@ async def awaited(function: Callable[..., Coroutine], *arguments: Any, **named: 
     return await function(*arguments, **named)
 
 
-async def all_at_once(streams: Sequence[AsyncGenerator[Any, None]]) -> list[list]:
-    """All outputs of every stream, read at the same time."""
-    return await asyncio.gather(*map(_all_of, streams))
-
-
-async def _all_of(stream: AsyncGenerator[Any, None]) -> list:
+async def read(stream: AsyncGenerator[Any, None]) -> list:
+    """All outputs of a stream."""
     return [output async for output in stream]
+
+
+async def read_all(generate: Callable[..., AsyncGenerator[Any, None]], requests: Sequence[Sequence[Any]]) -> list[list]:
+    """All outputs of a stream for each request, its arguments; all are read at the same time."""
+    return await asyncio.gather(*(read(generate(*request)) for request in requests))
 
 
 class Neighbour:
@@ -140,6 +135,54 @@ class Neighbour:
 
     def _watch(self, frame: FrameType, event: str, called: Any) -> None:
         self.sleeps += event == "c_call" and called is time.sleep
+
+
+def called(function: Callable[[], Any], times: int) -> list:
+    """What so many calls return."""
+    return [function() for _ in range(times)]
+
+
+def called_while_clocks_stand(function: Callable[[], Any], module: ModuleType, times: int) -> list:
+    """What so many calls return while `module`, and whoever asks `time` or `datetime`, always sees the same time."""
+    replaced = _stop_the_clocks(module)
+    try:
+        return called(function, times)
+    finally:
+        for home, name, value in replaced:
+            setattr(home, name, value)
+
+
+def _stop_the_clocks(module: ModuleType) -> list[tuple[ModuleType, str, Any]]:
+    """What was replaced: where, under which name, and what it was."""
+    now = datetime.datetime.now()
+
+    class Stopped(datetime.datetime):
+        now = classmethod(lambda cls, tz=None: now)  # type: ignore[assignment]
+        utcnow = classmethod(lambda cls: now)  # type: ignore[assignment]
+
+    stopped: list[tuple[Any, Any]] = [(clock, itertools.repeat(clock()).__next__) for clock in CLOCKS]
+    replaced = []
+    for home in (module, time, datetime):
+        for name, value in list(vars(home).items()):
+            for known, instead in (*stopped, (datetime.datetime, Stopped)):
+                if value is known:
+                    replaced.append((home, name, value))
+                    setattr(home, name, instead)
+    return replaced
+
+
+def called_after_seeding(function: Callable[[], Any], seed: int, times: int) -> list:
+    """What so many calls return after everybody's random numbers were seeded; then these go on as if they had not been."""
+    python, numbers, torchs = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        return called(function, times)
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numbers)
+        torch.set_rng_state(torchs)
 
 
 def called_by_threads(function: Callable[[], Any], file: str, threads: int, times: int) -> list[list]:
