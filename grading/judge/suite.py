@@ -24,7 +24,6 @@ import inspect
 import io
 import itertools
 import random
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -36,13 +35,12 @@ from typing import Any
 import pytest
 
 from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, operators_seen, ours, scenarios_of
+from grading.labs import HOME, authors_folder
 from grading.sandbox.worker.peer import Exported, Raised, Remote, kept
 from labs.harness import loading
 from labs.harness.catalog import Lab
 from labs.harness.suite import beside
 from labs.harness.suite.expecting import Here
-
-HOME = Path(__file__).parents[1] / "labs"
 
 
 class OverTheWire(Here):
@@ -157,40 +155,37 @@ def hidden(*of: str, concept: str, repeats: str = "") -> Callable:
 
 def checks_of(lab: Lab) -> list[Check]:
     """What the judge asks of a lab, TODO by TODO: its one suite, or its scenarios where there still are two suites."""
-    return suite_of(lab) if (HOME / f"lab{lab.id}").is_dir() else scenarios_of(lab)
+    return suite_of(lab) if (authors_folder(lab) / "hidden.py").is_file() else scenarios_of(lab)
 
 
-def suite_of(lab: Lab) -> list[Check]:
+def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
     """The lab's checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
     Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
+    Also for two of one name without their TODOs: reports, corrections and regrading know a check by that name.
     """
     public = loading.run_file(lab.folder / "test_lab.py", f"_suite_of_lab{lab.id}")
     tests = {name: (mark, test) for name, test in vars(public).items() if (mark := _mark(test, "todo")) is not None}
     belongs = {name: [name] for name, (_, test) in tests.items() if _mark(test, "practice") is None}
-    file = HOME / f"lab{lab.id}" / "hidden.py"
+    file = authors_folder(lab, home) / "hidden.py"
     more = {name: test for name, test in vars(loading.run_file(file, f"_hidden_of_lab{lab.id}")).items()
             if isinstance(getattr(test, "hidden", None), Hidden)} if file.is_file() else {}
     belongs |= {name: list(test.hidden.of) for name, test in more.items()}
     parts = Counter(name for of in belongs.values() for name in of)
     if missing := set(tests) - set(parts):
         raise ValueError(f"Lab {lab.id}: {', '.join(sorted(missing))} is left out where labs are graded, and has no hidden test")
-    made, headings = [], _headings(lab)
+    made = []
     for name, of in belongs.items():
         todo, points = tests[of[0]][0].args[0], sum(tests[one][0].kwargs["points"] / parts[one] for one in of)
-        made.append(_check(name, todo, points, more.get(name) or tests[name][1], headings[todo]))
+        made.append(_check(name, todo, points, more.get(name) or tests[name][1], lab.todo(todo).heading))
+    if doubled := [name for name, count in Counter(check.name for check in made).items() if count > 1]:
+        raise ValueError(f"Lab {lab.id}: two tests are named {', '.join(doubled)} but for their TODO: name them apart")
     return sorted(made, key=lambda check: check.todo)
 
 
 def _mark(test: Any, name: str) -> pytest.Mark | None:
     marks = getattr(test, "pytestmark", []) if inspect.isfunction(test) else []
     return next((mark for mark in marks if mark.name == name), None)
-
-
-def _headings(lab: Lab) -> dict[int, str]:
-    """TODO → the heading of its section in the README."""
-    readme = (lab.folder / "README.md").read_text(encoding="utf-8")
-    return {int(number): heading for heading, number in re.findall(r"^#+ (TODO (\d+): .+)$", readme, re.MULTILINE)}
 
 
 def _check(name: str, todo: int, points: float, test: Callable[..., Any], section: str) -> Check:
