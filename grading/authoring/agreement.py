@@ -8,7 +8,8 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from grading.authoring.mutants import Mutant, read_alternatives, read_mutants
+from grading.authoring.alternatives import read_alternatives
+from grading.authoring.mutants import Mutant, read_mutants
 from grading.judge.grader import Grader, Settings, grader_of
 from grading.judge.intake import Submission
 from grading.judge.report import Report

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from grading.authoring import suite_runner
-from grading.authoring.mutants import KINDS, Alternative, Mutant
+from grading.authoring.alternatives import Alternative
+from grading.authoring.mutants import KINDS, Mutant
 from labs.harness.catalog import Lab
 
 
@@ -91,7 +92,7 @@ def verdict(lab: Lab, mutant: Mutant, result: suite_runner.Result, limit: float)
 def needing(lab: Lab, todo: int) -> set[int]:
     """The TODOs whose tests run on `todo`, directly or through others."""
     found: set[int] = set()
-    while new := {later for later, needs in lab.needs.items() if {todo, *found} & set(needs)} - found:
+    while new := {later.number for later in lab.todos if {todo, *found} & set(later.needs)} - found:
         found |= new
     return found
 

@@ -1,6 +1,6 @@
 """Mutants made by machine: the operators of cosmic-ray, applied to a solution's regions.
 
-`grading/mutants/labNN/equivalent.toml` lists those that change nothing a caller could see:
+`grading/labs/labNN/mutants/equivalent.toml` lists those that change nothing a caller could see:
 
     [[equivalent]]
     operator = "NumberReplacer"
@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from grading.authoring.mutants import HERE, Mutant
+from grading.authoring.mutants import Mutant
+from grading.labs import HOME, authors_folder
 from labs.harness.catalog import Lab, LabError
 from labs.harness.regions import find_regions
 
@@ -60,7 +61,7 @@ def machine_mutants(lab: Lab) -> dict[Key, Mutant]:
     return found
 
 
-def equivalents(lab: Lab, mutants: dict[Key, Mutant], home: Path = HERE) -> dict[Key, str]:
+def equivalents(lab: Lab, mutants: dict[Key, Mutant], home: Path = HOME) -> dict[Key, str]:
     """What the lab's `equivalent.toml` lists, with the reasons. Raises `LabError` for an entry that fits none of `mutants`."""
     listed = read_equivalents(lab, home)
     if stale := [key for key in listed if key not in mutants]:
@@ -69,9 +70,9 @@ def equivalents(lab: Lab, mutants: dict[Key, Mutant], home: Path = HERE) -> dict
     return listed
 
 
-def read_equivalents(lab: Lab, home: Path = HERE) -> dict[Key, str]:
+def read_equivalents(lab: Lab, home: Path = HOME) -> dict[Key, str]:
     """The entries of `equivalent.toml`; needs no cosmic-ray. Raises `LabError` for one whose line is in no region any more."""
-    path = home / "mutants" / f"lab{lab.id}" / "equivalent.toml"
+    path = authors_folder(lab, home) / "mutants" / "equivalent.toml"
     if not path.is_file():
         return {}
     source, found = lab.solution.read_text(encoding="utf-8"), {}

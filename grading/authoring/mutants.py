@@ -1,7 +1,6 @@
-"""Mutants and alternatives of a lab's solution: text in, text out.
+"""Mutants of a lab's solution: text in, text out.
 
-A mutant is the solution with one realistic bug, written as `grading/mutants/labNN/NAME.toml`; an
-alternative is a whole correct solution that is built differently, `grading/alternatives/labNN/NAME.py`.
+A mutant is the solution with one realistic bug, written as a `[[mutant]]` of `grading/labs/labNN/mutants/todo_N.toml`.
 This module reads, checks and applies them. It runs nothing.
 """
 
@@ -10,20 +9,23 @@ import copy
 import functools
 import math
 import random
+import re
 import textwrap
 import tomllib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from grading.labs import HOME, authors_folder
 from labs.harness.catalog import Lab, LabError
 from labs.harness.regions import END, definitions, functions_of, span
 
-HERE = Path(__file__).parents[1]
 KINDS = ("author", "blind", "machine")
 """By the lab's author; by somebody who had seen only README and starter; made by `grading.authoring.machine_mutants`."""
 
-_NEEDED = {"story": str, "todo": int, "kind": str, "symptom": str, "hint": int, "replace": list}
+_FILE = re.compile(r"todo_(\d+)\.toml")
+_NEEDED = {"name": str, "story": str, "kind": str, "symptom": str, "hint": int, "replace": list}
 _OPTIONAL = {"source": str, "only": str, "spills": list}
 _REPLACEMENTS = ({"old", "new"}, {"function", "new"})
 
@@ -51,51 +53,56 @@ class Mutant:
     """TODOs that lose points too, though they do not need this one."""
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """A right solution, built differently."""
+def read_mutants(lab: Lab, home: Path = HOME) -> list[Mutant]:
+    """The lab's mutants, by name. Raises `LabError` naming the file, the mutant and what is wrong with it."""
+    solution, found = lab.solution.read_text(encoding="utf-8"), {}
+    for path in _files(lab, home):
+        for entry in _entries(path):
+            try:
+                mutant = mutant_of(entry, lab.id, solution)
+                if mutant.name in found:
+                    raise LabError("there is another mutant of that name.")
+            except LabError as error:
+                raise LabError(f"{path}: {entry.get('name', 'a mutant without a name')}: {error}") from None
+            found[mutant.name] = mutant
+    return [found[name] for name in sorted(found)]
 
-    lab: str
-    name: str
-    text: str
+
+def entries_of(lab: Lab, home: Path = HOME) -> dict[str, dict[str, Any]]:
+    """Name → what is written of a mutant, and its `todo`; nothing is checked but that the files can be read."""
+    return {entry["name"]: entry for path in _files(lab, home) for entry in _entries(path)}
 
 
-def read_mutants(lab: Lab, home: Path = HERE) -> list[Mutant]:
-    """The lab's mutants, by name. Raises `LabError` naming the file and what is wrong with it."""
-    solution = lab.solution.read_text(encoding="utf-8")
-    paths = sorted((home / "mutants" / f"lab{lab.id}").glob("*.toml"))
-    return [read_mutant(path, lab.id, solution) for path in paths if path.name != "equivalent.toml"]
+def mutant_of(entry: dict[str, Any], lab_id: str, solution: str) -> Mutant:
+    """The mutant that an entry makes of the text of the solution. Raises `LabError` if it is not valid."""
+    _check_keys(entry)
+    _check_values(entry, _about(solution).todos)
+    text = solution
+    for replacement in entry["replace"]:
+        text = _replaced(text, replacement)
+    _check_result(text, solution, entry["todo"])
+    needed = {key: entry[key] for key in ("name", "todo", "kind", "story", "symptom", "hint")}
+    return Mutant(lab=lab_id, text=text, source=entry.get("source", ""), only=entry.get("only"),
+                  spills=tuple(entry.get("spills", ())), **needed)
 
 
-def read_mutant(path: Path, lab_id: str, solution: str) -> Mutant:
-    """The mutant in `path`, applied to the text of the solution. Raises `LabError` if it is not valid."""
+def _files(lab: Lab, home: Path) -> list[Path]:
+    """Those that hold mutants, each of one TODO."""
+    return sorted(path for path in (authors_folder(lab, home) / "mutants").glob("*.toml") if path.name != "equivalent.toml")
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The mutants in a file, with the TODO that its name says."""
+    named = _FILE.fullmatch(path.name)
+    if named is None:
+        raise LabError(f"{path}: a file of mutants is named after their TODO: todo_3.toml.")
     try:
-        facts = tomllib.loads(path.read_text(encoding="utf-8"))
-        _check_keys(facts)
-        _check_values(facts, _about(solution).todos)
-        text = solution
-        for replacement in facts["replace"]:
-            text = _replaced(text, replacement)
-        _check_result(text, solution, facts["todo"])
-    except (tomllib.TOMLDecodeError, LabError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path}: {error}") from None
-    known = {key: facts[key] for key in ("todo", "kind", "story", "symptom", "hint")}
-    optional = {"source": facts.get("source", ""), "only": facts.get("only"), "spills": tuple(facts.get("spills", ()))}
-    return Mutant(lab=lab_id, name=path.stem, text=text, **known, **optional)
-
-
-def read_alternatives(lab: Lab, home: Path = HERE) -> list[Alternative]:
-    """The lab's alternatives, by name. Raises `LabError` if one does not say in its docstring how it is built."""
-    found = []
-    for path in sorted((home / "alternatives" / f"lab{lab.id}").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        try:
-            if not ast.get_docstring(ast.parse(text)):
-                raise LabError(f"{path}: its docstring says how it is built, and there is none.")
-        except SyntaxError as error:
-            raise LabError(f"{path} line {error.lineno}: {error.msg}.") from None
-        found.append(Alternative(lab.id, path.stem, text))
-    return found
+    if set(content) != {"mutant"} or not isinstance(content["mutant"], list):
+        raise LabError(f"{path}: it holds [[mutant]] tables and nothing else; there is {', '.join(content) or 'nothing'}.")
+    return [{**entry, "todo": int(named[1])} for entry in content["mutant"]]
 
 
 def some_of(mutants: Sequence[Mutant], share: float, seed: str) -> list[Mutant]:
@@ -105,34 +112,35 @@ def some_of(mutants: Sequence[Mutant], share: float, seed: str) -> list[Mutant]:
     return [mutants[index] for index in sorted(chosen)]
 
 
-def _check_keys(facts: dict) -> None:
-    if unknown := sorted(set(facts) - set(_NEEDED) - set(_OPTIONAL)):
+def _check_keys(entry: dict) -> None:
+    if unknown := sorted(set(entry) - set(_NEEDED) - set(_OPTIONAL) - {"todo"}):
         raise LabError(f"unknown key {', '.join(unknown)}.")
-    if missing := sorted(set(_NEEDED) - set(facts)):
+    if missing := sorted(set(_NEEDED) - set(entry)):
         raise LabError(f"it lacks {', '.join(missing)}.")
     for key, kind in (_NEEDED | _OPTIONAL).items():
-        if key in facts and not isinstance(facts[key], kind):
-            raise LabError(f"{key} should be of type {kind.__name__}, not {facts[key]!r}.")
-    for replacement in facts["replace"]:
+        if key in entry and not isinstance(entry[key], kind):
+            raise LabError(f"{key} should be of type {kind.__name__}, not {entry[key]!r}.")
+    for replacement in entry["replace"]:
         if set(replacement) not in _REPLACEMENTS:
-            raise LabError(f"a [[replace]] has old and new, or function and new; this one has {', '.join(sorted(replacement))}.")
+            has = ", ".join(sorted(replacement))
+            raise LabError(f"a [[mutant.replace]] has old and new, or function and new; this one has {has}.")
 
 
-def _check_values(facts: dict, functions: dict[int, list[str]]) -> None:
-    if facts["kind"] not in KINDS:
-        raise LabError(f"kind is one of {', '.join(KINDS)}, not {facts['kind']!r}.")
-    if facts["hint"] not in (1, 2, 3):
-        raise LabError(f"hint is 1, 2 or 3, not {facts['hint']}.")
-    for todo in (facts["todo"], *facts.get("spills", ())):
+def _check_values(entry: dict, functions: dict[int, list[str]]) -> None:
+    if entry["kind"] not in KINDS:
+        raise LabError(f"kind is one of {', '.join(KINDS)}, not {entry['kind']!r}.")
+    if entry["hint"] not in (1, 2, 3):
+        raise LabError(f"hint is 1, 2 or 3, not {entry['hint']}.")
+    for todo in (entry["todo"], *entry.get("spills", ())):
         if todo not in functions:
             raise LabError(f"the solution has no TODO {todo}; it has {', '.join(map(str, functions))}.")
     for key in ("story", "symptom"):
-        if not facts[key].strip():
+        if not entry[key].strip():
             raise LabError(f"{key} is empty.")
-    if "only" in facts and not facts["only"].startswith(f"test_todo_{facts['todo']}_"):
-        raise LabError(f"only names a test of TODO {facts['todo']}, test_todo_{facts['todo']}_...; it is {facts['only']!r}.")
-    if not facts["replace"]:
-        raise LabError("there is no [[replace]].")
+    if "only" in entry and not entry["only"].startswith(f"test_todo_{entry['todo']}_"):
+        raise LabError(f"only names a test of TODO {entry['todo']}, test_todo_{entry['todo']}_...; it is {entry['only']!r}.")
+    if not entry["replace"]:
+        raise LabError("there is no [[mutant.replace]].")
 
 
 def _replaced(text: str, replacement: dict[str, str]) -> str:

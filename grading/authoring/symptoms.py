@@ -1,6 +1,6 @@
 """Labs' `symptoms.json`: how runs fail on the mutants, for `labs diagnose`; and how often that is right.
 
-Mutants that one sentence is true of are gathered in `grading/concepts/labNN.toml`; any other is a
+Mutants that one sentence is true of are gathered in `grading/labs/labNN/concepts.toml`; any other is a
 concept of its own, with its own symptom and hint. There, too, concepts are gathered into areas, of which a
 coarser sentence is true: that is said where the concept cannot be told. Mutants of the kind `blind` stay out
 of the table: with them it is scored.
@@ -20,7 +20,9 @@ from pathlib import Path
 from rich.table import Table
 
 from grading.authoring import suite_runner
-from grading.authoring.mutants import HERE, Mutant, read_alternatives, read_mutant
+from grading.authoring.alternatives import read_alternatives
+from grading.authoring.mutants import Mutant, entries_of, mutant_of
+from grading.labs import HOME, authors_folder
 from labs.harness import files, regions
 from labs.harness.catalog import Lab, LabError
 from labs.harness.learner.diagnosis import FILE, Area, Pattern, Symptom, match, nearest, pattern_of, table_of
@@ -62,11 +64,11 @@ class Concept:
 # making the table
 
 
-def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HERE) -> dict[str, Concept]:
+def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HOME) -> dict[str, Concept]:
     """Mutant -> its concept. Raises `LabError` for an entry that names no mutant of its TODO."""
     named = {mutant.name: mutant for mutant in mutants}
     found = {name: Concept(mutant.todo, mutant.symptom.strip(), mutant.hint or 1) for name, mutant in named.items()}
-    path = home / "concepts" / f"lab{lab.id}.toml"
+    path = authors_folder(lab, home) / "concepts.toml"
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("concept", []) if path.is_file() else []
     for entry in entries:
         for name in entry["mutants"]:
@@ -137,13 +139,12 @@ def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) 
     return path
 
 
-def made_from(lab: Lab, home: Path = HERE) -> str:
+def made_from(lab: Lab, home: Path = HOME) -> str:
     """A digest of what a table depends on and people edit: the mutants in it, the concepts, the names of the tests."""
-    digest = hashlib.sha256()
-    paths = [path for path in sorted((home / "mutants" / f"lab{lab.id}").glob("*.toml")) if path.name != "equivalent.toml"]
-    kept = [path for path in paths if tomllib.loads(path.read_text(encoding="utf-8")).get("kind") in IN_TABLE]
-    for path in [*kept, home / "concepts" / f"lab{lab.id}.toml"]:
-        digest.update(f"{path.name}\n{path.read_text(encoding='utf-8') if path.is_file() else ''}\n".encode())
+    kept = {name: entry for name, entry in entries_of(lab, home).items() if entry.get("kind") in IN_TABLE}
+    path = authors_folder(lab, home) / "concepts.toml"
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    digest.update(path.read_bytes() if path.is_file() else b"")
     names = [name for name in definitions(ast.parse(lab.tests.read_text(encoding="utf-8"))) if name.startswith("test_todo_")]
     digest.update("\n".join(sorted(names)).encode())
     return digest.hexdigest()
@@ -263,16 +264,16 @@ def on_others(table: Sequence[Symptom], seen: Iterable[Seen], true: dict[str, li
     return sum((scored(match(table, one.outcomes, one.mutant.todo), true[one.mutant.name]) for one in seen), Score())
 
 
-def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path = HERE) -> dict[str, tuple[Mutant, set[str]]]:
+def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path = HOME) -> dict[str, tuple[Mutant, set[str]]]:
     """Up to `most` solutions with two mutants of one TODO at once; their names, the solutions, the two names."""
     candidates = [pair for pair in itertools.combinations(mutants, 2) if pair[0].todo == pair[1].todo]
     random.Random(f"{seed}:{lab.id}").shuffle(candidates)
-    found: dict[str, tuple[Mutant, set[str]]] = {}
+    entries, found = entries_of(lab, home), dict[str, tuple[Mutant, set[str]]]()
     for first, second in candidates:
         if len(found) >= most:
             break
         try:
-            both = read_mutant(home / "mutants" / f"lab{lab.id}" / f"{second.name}.toml", lab.id, first.text)
+            both = mutant_of(entries[second.name], lab.id, first.text)
         except LabError:  # they change the same lines
             continue
         name = f"{first.name} and {second.name}"

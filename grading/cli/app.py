@@ -14,7 +14,8 @@ from grading.authoring import kill_table
 from grading.authoring import machine_mutants as by_machine
 from grading.authoring import starter as starters
 from grading.authoring import symptoms as symptom_tables
-from grading.authoring.mutants import KINDS, Mutant, read_alternatives, read_mutants, some_of
+from grading.authoring.alternatives import read_alternatives
+from grading.authoring.mutants import KINDS, Mutant, read_mutants, some_of
 from grading.cli import attempts, batch, cheats, collect, export, grade, release
 from grading.cli import term as term_commands
 from grading.cli.progress_bar import bar

@@ -20,7 +20,8 @@ from grading.judge.checks import Check, Wrong, expect, shorter
 from grading.judge.intake import Submission
 from grading.judge.report import CheckResult, Report, digest_of
 from grading.judge.seeds import PUBLIC_SECRET, rng_for, seed_for
-from grading.judge.suite import HOME, checks_of
+from grading.judge.suite import checks_of
+from grading.labs import authors_folder
 from grading.sandbox.isolation import LEVELS, Limits, strongest_level
 from grading.sandbox.runtime import PACKAGE, make_runtime
 from grading.sandbox.supervisor import Child, Sandbox, SetupError, Stopped
@@ -118,10 +119,10 @@ class Grader:
         until: float | None = None,
     ) -> Iterator[CheckResult]:
         lost = {result.todo for result in before if not result.passed}
-        ours = tuple(needed for needed in self.lab.needs.get(todo, ()) if needed in lost)
+        ours = tuple(needed for needed in self.lab.todo(todo).needs if needed in lost)
         graded, broken, functions = text, "", {}
         if ours:
-            only = self.lab.stand_ins.get(todo)
+            only = self.lab.todo(todo).stand_ins or None
             functions = our_functions(self._solution, ours, only)
             try:
                 graded = with_ours(text, self._solution, ours, only)
@@ -241,14 +242,16 @@ def versions(lab: Lab) -> dict[str, str]:
 
 
 def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
-    """The judge, the lab's checks and what they use of the lab, and the engine."""
+    """The judge, the lab's checks and what they use of the lab and of all labs, and the engine."""
     here = Path(__file__).parents[1]
     files = [here / f"{name}.py" for name in ("judge/predictions", "judge/checks", "judge/grader", "sandbox/runtime")]
     files += sorted([*(here / "sandbox/worker").glob("*.py"), *(here / "scenarios" / f"lab{lab.id}").glob("*.py"),
-                     here / "scenarios" / "engines.py", here / "judge/suite.py", *(HOME / f"lab{lab.id}").glob("*.py")])
-    files += [Path(loading.__file__).parent / f"suite/{name}.py" for name in ("expecting", "first_fault", "operators")]
-    files += [path for path in (lab.solution, lab.tests, lab.seam, lab.folder / "lab.toml", lab.folder / "predict.py",
-                                lab.folder / "predict.toml") if path.is_file()]
+                     here / "scenarios" / "engines.py", here / "judge/suite.py"])
+    harness = Path(loading.__file__).parent
+    files += [harness / "suite" / f"{name}.py" for name in ("beside", "expecting", "first_fault", "operators")]
+    files += sorted((harness / "scripted_engine").glob("*.py"))
+    files += [path for path in (authors_folder(lab) / "hidden.py", lab.solution, lab.tests, lab.seam, lab.folder / "lab.toml",
+                                lab.folder / "predict.py", lab.folder / "predict.toml") if path.is_file()]
     engine = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp", ".h")]
     for path in [*files, *sorted(engine)]:
         yield path.relative_to(here if path.is_relative_to(here) else path.parents[1]).as_posix(), path.read_bytes()

@@ -18,30 +18,38 @@ One that must return the same in any process says so. It is run in two, with the
     def test_todo_5_a_draw_is_the_same_at_any_time(lab, rng, which): ...
 """
 
+import asyncio
+import functools
 import inspect
+import io
+import itertools
 import random
-import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, operators_seen, ours, scenarios_of
+from grading.labs import HOME, authors_folder
 from grading.sandbox.worker.peer import Exported, Raised, Remote, kept
 from labs.harness import loading
 from labs.harness.catalog import Lab
+from labs.harness.suite import beside
+from labs.harness.suite.expecting import Here
 
-HOME = Path(__file__).parents[1] / "labs"
 
-
-class OverTheWire:
-    """The fixture `there` where the part lives in a worker, see `labs.harness.suite.expecting.Here`."""
+class OverTheWire(Here):
+    """The fixture `there` where the part lives in a worker. Nothing is undone: the worker ends with the check."""
 
     def __init__(self, lab: Remote) -> None:
+        super().__init__()
         self._lab = lab
+        self._known: dict[Any, Remote] = {}
 
     def hold(self, value: Any) -> Remote:
         """A copy of the value that lives in the worker."""
@@ -51,23 +59,66 @@ class OverTheWire:
         """The value of something held there, as it is now."""
         return look(held)
 
-    def kept(self, call: Remote, *arguments: Any) -> Remote:
+    def kept(self, call: Callable[..., Any], *arguments: Any) -> Remote:
         """What a call returns, as an object of the worker."""
-        return kept(call, *arguments)
+        return kept(self.of(call), *arguments)
 
     def iterator(self, values: Iterable[Any]) -> Remote:
         """An iterator of the worker over values."""
-        return kept(self.package("builtins").iter, list(values))
+        return kept(self.of(iter), list(values))
+
+    def is_a(self, kind: type, *values: Any) -> bool:
+        """Whether all of them are objects of the worker's class of that name."""
+        if not all(isinstance(value, Remote) for value in values):
+            return False
+        self.nothing_replaced("types")
+        return all(self.of(isinstance)(value, self.of(kind)) for value in values)
+
+    def of(self, thing: Any) -> Remote:
+        """The worker's function, class or module of the same name."""
+        if isinstance(thing, Remote):
+            return thing
+        if thing not in self._known:
+            inside = [] if isinstance(thing, ModuleType) else thing.__qualname__.split(".")
+            module = self.package(thing.__module__ if inside else thing.__name__)
+            self._known[thing] = functools.reduce(getattr, inside, module)
+        return self._known[thing]
 
     def lend(self, thing: Any, *names: str) -> Exported:
-        """A function of the judge's, or an object of which the submission may use `names`."""
+        """The judge's, of which the worker may call what is named."""
         return ours(thing, *names)
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Replace an attribute there; a function becomes one of the worker's that calls the judge's."""
+        if inspect.iscoroutinefunction(value):
+            value = self.of(beside.as_coroutine)(ours(lambda *arguments: asyncio.run(value(*arguments))))
+        elif callable(value) and not isinstance(value, Remote):
+            value = self.of(beside.as_function)(ours(value))
+        setattr(self.of(owner), name, value)
+
+    def unawaited(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call returns; a coroutine or a stream is an object of the worker."""
+        [answer] = self.of(list)(self.of(itertools.starmap)(self.of(call), [list(arguments)]))
+        return answer
+
+    def awaited(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """What the coroutine comes to that a call returns, on the worker's event loop."""
+        return self.of(beside.awaited)(self.of(call), *arguments, **named)
+
+    def printed(self, run: Callable[[], Any]) -> str:
+        """What is printed in the worker while `run` runs."""
+        self.of(sys).stdout = heard = kept(self.of(io.StringIO))
+        run()
+        return heard.getvalue()
+
+    def at_end(self, call: Callable[[], Any]) -> None:
+        """Nothing: the worker ends."""
 
     def package(self, name: str) -> Remote:
         """A module of the worker."""
         return self._lab._peer.root.package(name)
 
-    def operators(self) -> Remote:
+    def operators(self) -> Any:
         """A `labs.harness.suite.operators.Log` of the worker."""
         return operators_seen(self._lab)
 
@@ -103,10 +154,10 @@ def hidden(*of: str, concept: str, repeats: str = "") -> Callable:
 
 def checks_of(lab: Lab) -> list[Check]:
     """What the judge asks of a lab, TODO by TODO: its one suite, or its scenarios where there still are two suites."""
-    return suite_of(lab) if (HOME / f"lab{lab.id}").is_dir() else scenarios_of(lab)
+    return suite_of(lab) if (authors_folder(lab) / "hidden.py").is_file() else scenarios_of(lab)
 
 
-def suite_of(lab: Lab) -> list[Check]:
+def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
     """The lab's checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
     Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
@@ -115,17 +166,17 @@ def suite_of(lab: Lab) -> list[Check]:
     public = loading.run_file(lab.folder / "test_lab.py", f"_suite_of_lab{lab.id}")
     tests = {name: (mark, test) for name, test in vars(public).items() if (mark := _mark(test, "todo")) is not None}
     belongs = {name: [name] for name, (_, test) in tests.items() if _mark(test, "practice") is None}
-    file = HOME / f"lab{lab.id}" / "hidden.py"
+    file = authors_folder(lab, home) / "hidden.py"
     more = {name: test for name, test in vars(loading.run_file(file, f"_hidden_of_lab{lab.id}")).items()
             if isinstance(getattr(test, "hidden", None), Hidden)} if file.is_file() else {}
     belongs |= {name: list(test.hidden.of) for name, test in more.items()}
     parts = Counter(name for of in belongs.values() for name in of)
     if missing := set(tests) - set(parts):
         raise ValueError(f"Lab {lab.id}: {', '.join(sorted(missing))} is left out where labs are graded, and has no hidden test")
-    made, headings = [], _headings(lab)
+    made = []
     for name, of in belongs.items():
         todo, points = tests[of[0]][0].args[0], sum(tests[one][0].kwargs["points"] / parts[one] for one in of)
-        made.append(_check(name, todo, points, more.get(name) or tests[name][1], headings[todo]))
+        made.append(_check(name, todo, points, more.get(name) or tests[name][1], lab.todo(todo).heading))
     if doubled := [name for name, count in Counter(check.name for check in made).items() if count > 1]:
         raise ValueError(f"Lab {lab.id}: two tests are named {', '.join(doubled)} but for their TODO: name them apart")
     return sorted(made, key=lambda check: check.todo)
@@ -134,12 +185,6 @@ def suite_of(lab: Lab) -> list[Check]:
 def _mark(test: Any, name: str) -> pytest.Mark | None:
     marks = getattr(test, "pytestmark", []) if inspect.isfunction(test) else []
     return next((mark for mark in marks if mark.name == name), None)
-
-
-def _headings(lab: Lab) -> dict[int, str]:
-    """TODO → the heading of its section in the README."""
-    readme = (lab.folder / "README.md").read_text(encoding="utf-8")
-    return {int(number): heading for heading, number in re.findall(r"^#+ (TODO (\d+): .+)$", readme, re.MULTILINE)}
 
 
 def _check(name: str, todo: int, points: float, test: Callable[..., Any], section: str) -> Check:

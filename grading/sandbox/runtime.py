@@ -79,10 +79,11 @@ def _leave_names(path: Path, original: Path) -> None:
 
 
 def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
+    """What starters import, the lab's own modules, and what its tests use beside the submission."""
     (folder / "labs" / "harness" / "suite").mkdir(parents=True)
     for name in ("", "harness", "harness/suite"):
         shutil.copy(LABS / name / "__init__.py", folder / "labs" / name)
-    for name in ("harness/todo.py", "harness/suite/operators.py"):
+    for name in ("harness/todo.py", "harness/suite/beside.py", "harness/suite/operators.py"):
         shutil.copy(LABS / name, folder / "labs" / name)
     given = folder / "labs" / lab.folder.name
     given.mkdir()

@@ -78,7 +78,7 @@ class Wide:
 def without_solution(tmp_path: Path):
     folder = tmp_path / "lab99_names"
     folder.mkdir()
-    lab = replace(find_lab("06"), folder=folder, number=99, refuse=(), needs={})
+    lab = replace(find_lab("06"), folder=folder, number=99, refuse=())
     lab.solution.write_text(SOLUTION, encoding="utf-8")
     starter = regions.make_starter(SOLUTION, "99")
     lab.sealed.write_text(seal(lab), encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grading.authoring.mutants import read_alternatives
+from grading.authoring.alternatives import read_alternatives
 from grading.cohort import similarity
 from grading.cohort.similarity import ALIKE, Source, pairs
 from labs.harness.catalog import all_labs, find_lab

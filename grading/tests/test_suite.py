@@ -14,12 +14,13 @@ import torch
 from grading.judge import suite
 from grading.judge.checks import Wrong, ours
 from grading.judge.suite import checks_of, suite_of
+from grading.labs import authors_folder
 from grading.tests.test_peer import pair
-from labs.harness.catalog import all_labs, find_lab
+from labs.harness.catalog import Todo, all_labs, find_lab
 from labs.harness.suite.expecting import Here, kind_of, kinds_of, refusal, same
 from labs.harness.suite.first_fault import first_fault
 
-ONE_SUITE = [lab for lab in all_labs() if (suite.HOME / f"lab{lab.id}").is_dir()]
+ONE_SUITE = [lab for lab in all_labs() if (authors_folder(lab) / "hidden.py").is_file()]
 
 TESTS = '''
 import pytest
@@ -47,18 +48,16 @@ def test_todo_1_goes_on(lab): ...
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def toy(tmp_path: Path) -> Any:
     """A lab of two TODOs, with a hidden file."""
     (tmp_path / "test_lab.py").write_text(TESTS)
-    (tmp_path / "README.md").write_text("#### TODO 1: First\n\n#### TODO 2: Second\n")
     (tmp_path / "lab42").mkdir()
     (tmp_path / "lab42" / "hidden.py").write_text(HIDDEN)
-    monkeypatch.setattr(suite, "HOME", tmp_path)
-    return SimpleNamespace(id="42", folder=tmp_path)
+    return SimpleNamespace(id="42", folder=tmp_path, todo=lambda number: Todo(number, ("First", "Second")[number - 1], 85))
 
 
 def test_a_test_is_a_check_and_a_hidden_one_shares_the_points_of_those_it_belongs_to(toy: Any):
-    checks = {check.name: check for check in suite_of(toy)}
+    checks = {check.name: check for check in suite_of(toy, toy.folder)}
     assert {name: (check.todo, check.points, check.hidden) for name, check in checks.items()} == {
         "takes_all_cases": (1, 2, False), "goes_on": (1, 4, True), "asserts": (2, 5, False)}
     assert checks["goes_on"].concept == "the rest of it"
@@ -69,17 +68,17 @@ def test_a_test_is_a_check_and_a_hidden_one_shares_the_points_of_those_it_belong
 def test_a_test_that_only_practice_runs_needs_a_hidden_one(toy: Any):
     (toy.folder / "lab42" / "hidden.py").unlink()
     with pytest.raises(ValueError, match="test_todo_1_looks_into_the_process is left out"):
-        suite_of(toy)
+        suite_of(toy, toy.folder)
 
 
 def test_no_two_tests_have_one_name_but_for_their_todo(toy: Any):
     (toy.folder / "lab42" / "hidden.py").write_text(HIDDEN.replace("def test_todo_1_goes_on", "def test_todo_1_asserts"))
     with pytest.raises(ValueError, match="two tests are named asserts but for their TODO"):
-        suite_of(toy)
+        suite_of(toy, toy.folder)
 
 
 def test_all_cases_of_a_test_are_run_with_one_generator(toy: Any):
-    check, lab = suite_of(toy)[0], SimpleNamespace(seen=[])
+    check, lab = suite_of(toy, toy.folder)[0], SimpleNamespace(seen=[])
     check.run(lab, random.Random(7))
     numbers = random.Random(7)
     assert sorted(case[:3] for case in lab.seen) == [(1, 2, "x"), (1, 2, "y"), (3, 4, "x"), (3, 4, "y")]
@@ -88,7 +87,7 @@ def test_all_cases_of_a_test_are_run_with_one_generator(toy: Any):
 
 def test_what_a_test_asserts_is_told_as_wrong(toy: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(suite, "look", lambda held: held)
-    check = suite_of(toy)[-1]
+    check = suite_of(toy, toy.folder)[-1]
     check.run(SimpleNamespace(value=1), random.Random())
     with pytest.raises(Wrong, match="1 was expected, 2 came"):
         check.run(SimpleNamespace(value=2), random.Random())
@@ -109,7 +108,7 @@ def test_a_hidden_test_that_repeats_is_told_which_run_it_is_and_returns_what_has
 def test_todo_2_repeats(lab, which):
     return lab.value, which
 """)
-    check = suite_of(toy)[-1]
+    check = suite_of(toy, toy.folder)[-1]
     assert check.name == "repeats" and check.repeats == "another process gave another value"
     assert [check.run(SimpleNamespace(value=5), random.Random(), which) for which in (0, 1)] == [[(5, 0)], [(5, 1)]]
 

@@ -3,18 +3,48 @@
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import labs
 
 _FOLDER = re.compile(r"lab(\d\d)_(\w+)")
-_REQUIRED = ("title", "hours", "part")
-_KEYS = {"title", "hours", "part", "reference", "allow", "refuse", "needs", "stand_ins"}
+_REQUIRED = ("title", "hours", "part", "todo")
+_KEYS = {*_REQUIRED, "station", "reference", "allow", "refuse"}
+_KEYS_OF_TODO = {"title", "points", "needs", "stand_ins"}
+
+STATIONS = ("caller", "server", "async engine", "tokenizer", "scheduler", "block manager", "network", "paged attention",
+            "sampler", "text")
+"""What a request passes from call to token."""
 
 
 class LabError(Exception):
     """A mistake in what was asked for, told to the person in one line."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    """One TODO of a lab.
+
+    Attributes:
+        number: its place in `lab.toml`, from 1.
+        title: as in the README and the hints.
+        points: that its tests are worth together.
+        needs: the earlier TODOs its tests run on.
+        stand_ins: of the functions of those, the only ones in whose place ours are put; none named: all of them. So a TODO
+            that asks for more of the same cannot be done by calling ours of the one before.
+    """
+
+    number: int
+    title: str
+    points: float
+    needs: tuple[int, ...] = ()
+    stand_ins: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """`TODO 3: Growth at the block edge`."""
+        return f"TODO {self.number}: {self.title}"
 
 
 @dataclass(frozen=True)
@@ -26,20 +56,22 @@ class Lab:
     title: str
     hours: str
     part: str
-    """The learner's part of the path from call to token."""
+    """What the lab makes, in a few words."""
+    todos: tuple[Todo, ...]
+    station: str | None = None
+    """Of `STATIONS`, where on the path from call to token that is; None for a lab that is beside the path."""
     reference: str | None = None
     """The engine's module with the same part; None where a lab uses the engine instead of making a part."""
     allow: tuple[str, ...] = ()
     """Dotted names of the engine that a learner's file may import, besides those of `labs.harness.imports`."""
     refuse: tuple[str, ...] = ()
     """Dotted names a learner's file may read but not import, although they lie in what is allowed."""
-    needs: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """TODO -> the earlier TODOs its tests run on."""
-    stand_ins: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """TODO -> of the functions of those, the only ones in whose place ours are put; a TODO that is not there gets all.
 
-    So a TODO that asks for more of the same cannot be done by calling ours of the one before.
-    """
+    def todo(self, number: int) -> Todo:
+        """The TODO of that number. Raises `LabError` if the lab has none."""
+        if not 1 <= number <= len(self.todos):
+            raise LabError(f"Lab {self.id} has no TODO {number}; it has {', '.join(str(todo.number) for todo in self.todos)}.")
+        return self.todos[number - 1]
 
     @property
     def id(self) -> str:
@@ -103,18 +135,37 @@ def lab_at(folder: Path) -> Lab:
         raise LabError(f"{folder.name}/lab.toml: unknown key {', '.join(sorted(unknown))}.")
     if missing := [key for key in _REQUIRED if key not in facts]:
         raise LabError(f"{folder.name}/lab.toml: {', '.join(missing)} missing.")
+    if (station := facts.get("station")) not in (None, *STATIONS):
+        raise LabError(f"{folder.name}/lab.toml: there is no station {station!r}; there are {', '.join(STATIONS)}.")
     return Lab(
         number=int(named[1]),
         folder=folder,
         title=facts["title"],
         hours=facts["hours"],
         part=facts["part"],
+        todos=_todos(f"{folder.name}/lab.toml", facts["todo"]),
+        station=station,
         reference=facts.get("reference"),
         allow=tuple(facts.get("allow", ())),
         refuse=tuple(facts.get("refuse", ())),
-        stand_ins={int(todo): tuple(names) for todo, names in facts.get("stand_ins", {}).items()},
-        needs={int(todo): tuple(others) for todo, others in facts.get("needs", {}).items()},
     )
+
+
+def _todos(where: str, tables: object) -> tuple[Todo, ...]:
+    """The `[[todo]]` tables of a `lab.toml`, numbered. Raises `LabError` naming the first that is wrong."""
+    if not isinstance(tables, list) or not tables:
+        raise LabError(f"{where}: a [[todo]] for each TODO is missing.")
+    found = []
+    for number, facts in enumerate(tables, start=1):
+        if unknown := set(facts) - _KEYS_OF_TODO:
+            raise LabError(f"{where}: [[todo]] {number}: unknown key {', '.join(sorted(unknown))}.")
+        if missing := {"title", "points"} - set(facts):
+            raise LabError(f"{where}: [[todo]] {number}: {', '.join(sorted(missing))} missing.")
+        needs = tuple(facts.get("needs", ()))
+        if later := [other for other in needs if other not in range(1, number)]:
+            raise LabError(f"{where}: [[todo]] {number} needs TODO {later[0]}, which is not before it.")
+        found.append(Todo(number, facts["title"], facts["points"], needs, tuple(facts.get("stand_ins", ()))))
+    return tuple(found)
 
 
 def find_lab(name: str, home: Path | None = None) -> Lab:

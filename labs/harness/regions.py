@@ -203,7 +203,7 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
     after = 1 if ast.get_docstring(swapped) is not None else 0
     while after < len(swapped.body) and getattr(swapped.body[after], "module", "") == "__future__":
         after += 1
-    swapped.body[after:after] = _missing_imports(swapped, solution)
+    swapped.body[after:after] = missing_imports(swapped, solution)
     return ast.fix_missing_locations(swapped)
 
 
@@ -214,9 +214,9 @@ def with_our_functions(work: str, solution: str, todos: Iterable[int], only: Seq
     return ast.unparse(with_stand_ins(ast.parse(work), ast.parse(solution), names)) + "\n"
 
 
-def _missing_imports(work: ast.Module, solution: ast.Module) -> list[ast.stmt]:
+def missing_imports(work: ast.Module, solution: ast.Module) -> list[ast.stmt]:
     """The imports at the top of `solution` that bind a name which nothing at the top of `work` does."""
-    present = {name for node in work.body for name in _bound(node)}
+    present = {name for node in work.body for name in bound_names(node)}
     missing: list[ast.stmt] = []
     for node in solution.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -228,7 +228,7 @@ def _missing_imports(work: ast.Module, solution: ast.Module) -> list[ast.stmt]:
     return missing
 
 
-def _bound(node: ast.stmt) -> list[str]:
+def bound_names(node: ast.stmt) -> list[str]:
     """The names that a statement at the top of a module gives a meaning to."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return [alias.asname or alias.name.split(".")[0] for alias in node.names]

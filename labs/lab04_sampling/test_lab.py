@@ -491,7 +491,7 @@ def test_todo_4_removed_tokens_stay_removed_and_nothing_is_changed_in_place(lab)
 # draws from another distribution G, with distance = max |G - F| > gap, stays within the gap only if its own
 # F_n is more than distance - gap away from G: with probability at most 2 exp(-2 n (distance - gap)^2). With
 # n = 10,000 the gap is 0.035, and any distance from 0.055 on is noticed with probability 0.999. The same for
-# pairs of draws: a pair of tokens (a, b) is counted as one number. labs/tests/test_lab04.py counts the
+# pairs of draws: a pair of tokens (a, b) is counted as one number. grading/labs/lab04/test_author.py counts the
 # comparisons and computes both numbers for wrong samplers.
 
 COMPARISONS = 20

@@ -5,8 +5,10 @@ All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
 
 import contextlib
 import functools
+import gc
 import itertools
 import math
+import operator
 import random
 import re
 import tempfile
@@ -335,14 +337,14 @@ def where_q_is(there, call, *arguments):
     Whoever makes one there and never brings it together with q's, as to read numbers from it, is not judged.
     """
     __tracebackhide__ = True
-    torch_there = there.package("torch")
-    torch_there.set_default_device("meta")
+    set_default_device = there.of(torch.set_default_device)
+    set_default_device("meta")
     try:
         output = there.kept(call, *arguments)
         device = output.device.type
     except Exception as error:
         if not re.search("expected device|same device|different device", str(error)):
-            torch_there.set_default_device(None)
+            set_default_device(None)
             return call(*arguments)
         message = (f"something was made on torch's default device, and q is on another: make it with device=q.device "
                    f"({str(error).splitlines()[0][:200]})")
@@ -351,7 +353,7 @@ def where_q_is(there, call, *arguments):
             return there.look(output)
         message = f"the result is on {device}, and q on cpu: make what you make with device=q.device"
     finally:
-        torch_there.set_default_device(None)
+        set_default_device(None)
     pytest.fail(message, pytrace=False)
 
 
@@ -1084,32 +1086,29 @@ def test_todo_5_a_batch_copies_no_more_than_the_requests_own_blocks(lab, rng, th
 
 
 def part(lab, there, config=None, block_size=4, dtype=torch.float32, device="cpu"):
-    device = there.kept(there.package("torch").device, device)
-    return lab.PagedAttention(config or model_config(), block_size, dtype, device)
+    return lab.PagedAttention(config or model_config(), block_size, dtype, there.kept(torch.device, device))
 
 
 def metadata_of(there, pool: Pool):
     """The pool's requests as the engine describes a step, there."""
-    return there.package("nano_qwen3_serving.interfaces").AttentionMetadata(**pool.metadata())
+    return there.of(AttentionMetadata)(**pool.metadata())
 
 
 def tensors_of(there, cache) -> list:
     """The tensors of a cache, there, layer by layer: keys, then values."""
-    item = there.package("operator").getitem
-    pairs = [there.kept(item, cache, layer) for layer in range(len(cache))]
-    return [there.kept(item, pair, i) for pair in pairs for i in range(len(pair))]
+    pairs = [there.kept(operator.getitem, cache, layer) for layer in range(len(cache))]
+    return [there.kept(operator.getitem, pair, i) for pair in pairs for i in range(len(pair))]
 
 
 @contextlib.contextmanager
 def unset_memory_is_nan(there):
     """`torch.empty` gives NaN in here, where it would give whatever was in memory, which may be zeros."""
-    torch_there = there.package("torch")
-    before = torch_there.get_deterministic_debug_mode()
-    torch_there.set_deterministic_debug_mode("warn")
+    set_mode, before = there.of(torch.set_deterministic_debug_mode), there.of(torch.get_deterministic_debug_mode)()
+    set_mode("warn")
     try:
         yield
     finally:
-        torch_there.set_deterministic_debug_mode(before)
+        set_mode(before)
 
 
 @pytest.mark.todo(6, points=2)
@@ -1182,31 +1181,28 @@ def test_todo_6_forward_changes_nothing(lab, rng, there):
 
 @pytest.mark.todo(6, points=1)
 def test_todo_6_each_step_is_computed_from_its_own_metadata(lab, rng, there):
-    fields_there = there.package("builtins").vars
     attention, metadata = part(lab, there), metadata_of(there, Pool(rng, (0, 1)))
     for spans in ([(6, 1), (2, 5)], [(3, 1), (4, 1), (6, 5)], [(0, 9)]):
-        pool, fields = Pool(rng, *spans), there.kept(fields_there, metadata)
+        pool, fields = Pool(rng, *spans), there.kept(vars, metadata)
         fields.clear()  # an object at the address of the last step's, as Python often makes one: here it is the same
-        fields.update(there.kept(fields_there, metadata_of(there, pool)))
+        fields.update(there.kept(vars, metadata_of(there, pool)))
         output = attention.forward(pool.q(), (pool.k_cache, pool.v_cache), metadata)
         assert_batch_attends(output, pool, what="steps one after the other, metadata at the same address: ")
 
 
 def tensors_alive(there) -> int:
     """How many tensors there are, there. It is counted there, for a list of all objects is too long to send."""
-    builtins, tools, collector = (there.package(name) for name in ("builtins", "itertools", "gc"))
-    collector.collect()
-    objects = there.kept(tools.chain.from_iterable, there.kept(builtins.map, collector.get_objects, [None]))
-    kinds = there.kept(builtins.map, builtins.type, objects)
-    tensor = there.kept(tools.repeat, there.package("torch").Tensor)
-    return builtins.sum(there.kept(builtins.map, builtins.issubclass, kinds, tensor))
+    there.of(gc.collect)()
+    objects = there.kept(there.of(itertools.chain).from_iterable, there.kept(map, there.of(gc.get_objects), [None]))
+    kinds, tensor = there.kept(map, there.of(type), objects), there.kept(itertools.repeat, there.of(torch.Tensor))
+    return there.of(sum)(there.kept(map, there.of(issubclass), kinds, tensor))
 
 
 @pytest.mark.todo(6, points=1)
 def test_todo_6_nothing_of_a_step_is_kept(lab, rng, there):
     pool, attention, counts = Pool(rng, (6, 1), (2, 5)), part(lab, there), []
     layer_cache, metadata = tuple(held(there, pool.k_cache, pool.v_cache)), metadata_of(there, pool)
-    fields = there.kept(there.package("builtins").vars, metadata)
+    fields = there.kept(vars, metadata)
     for steps in (2, 10):
         for _ in range(steps):
             rows, step = pool.q(), pool.metadata()

@@ -115,6 +115,9 @@ def larger(case):
 '''
 
 
+TODO = '[[todo]]\ntitle = "Something"\npoints = 30\n'
+
+
 class Workshop:
     """A folder of toy labs, and what a learner does there."""
 
@@ -122,13 +125,14 @@ class Workshop:
         self.home = home
         (home / "pytest.ini").write_text(PYTEST_INI)
 
-    def add_lab(self, name: str = "lab07_toy", solution: str = SOLUTION, toml: str = "") -> Path:
-        """Write a lab's folder; its starter is generated."""
+    def add_lab(self, name: str = "lab07_toy", solution: str = SOLUTION, station: str = "") -> Path:
+        """Write a lab's folder; its starter is generated. Of the toy itself TODO 3 needs TODO 1."""
         folder = self.home / name
         folder.mkdir()
-        header = 'title = "A toy"\nhours = "1"\npart = "the toy"\n'
+        header = 'title = "A toy"\nhours = "1"\npart = "the toy"\n' + (f'station = "{station}"\n' if station else "")
+        needs = "needs = [1]\n" if solution == SOLUTION else ""
         files = {
-            "lab.toml": header + (toml or "[needs]\n3 = [1]\n"),
+            "lab.toml": header + 2 * TODO + TODO + needs,
             "solution.py": solution,
             "starter.py": make_starter(solution, name[3:5]),
             "test_lab.py": TESTS,

@@ -194,8 +194,8 @@ def test_concepts_that_are_mistaken_for_each_other_do_not_speak():
 
 def test_mutants_that_nothing_gathers_are_concepts_of_their_own(tmp_path, toy):
     mutants = [one.mutant for one in BUGS]
-    (tmp_path / "concepts").mkdir()
-    file = tmp_path / "concepts" / "lab07.toml"
+    (tmp_path / "lab07").mkdir()
+    file = tmp_path / "lab07" / "concepts.toml"
     file.write_text('[[concept]]\ntodo = 1\nsays = "edges"\nhint = 2\nmutants = ["one", "two"]\n')
     assert symptoms.concepts(lab_at(toy), mutants, tmp_path) == CONCEPTS
     file.write_text('[[concept]]\ntodo = 2\nsays = "edges"\nhint = 2\nmutants = ["one"]\n')
@@ -205,8 +205,8 @@ def test_mutants_that_nothing_gathers_are_concepts_of_their_own(tmp_path, toy):
 
 def test_a_concept_is_in_the_area_that_names_one_of_its_mutants_and_in_no_second_one(tmp_path, toy):
     mutants = [one.mutant for one in BUGS]
-    (tmp_path / "concepts").mkdir()
-    file = tmp_path / "concepts" / "lab07.toml"
+    (tmp_path / "lab07").mkdir()
+    file = tmp_path / "lab07" / "concepts.toml"
     concept = '[[concept]]\ntodo = 1\nsays = "edges"\nhint = 2\nmutants = ["one", "two"]\n'
     area = '[[area]]\ntodo = 1\nsays = "both"\nmutants = ["two", "three"]\n'
     file.write_text(concept + area)
@@ -263,12 +263,12 @@ def test_every_mutant_in_the_table_has_an_area_and_a_todo_with_many_has_several(
 
 
 def test_what_a_table_was_made_from_shows(tmp_path, toy):
-    lab, folder = lab_at(toy), tmp_path / "mutants" / "lab07"
+    lab, folder = lab_at(toy), tmp_path / "lab07" / "mutants"
     folder.mkdir(parents=True)
     digests = {symptoms.made_from(lab, tmp_path)}
-    (folder / "slip.toml").write_text('kind = "author"\n')
+    (folder / "todo_1.toml").write_text('[[mutant]]\nname = "slip"\nkind = "author"\n')
     digests.add(symptoms.made_from(lab, tmp_path))
-    (folder / "blind.toml").write_text('kind = "blind"\n')
+    (folder / "todo_2.toml").write_text('[[mutant]]\nname = "other"\nkind = "blind"\n')
     digests.add(symptoms.made_from(lab, tmp_path))
     assert len(digests) == 2, "a blind one is not in the table"
     lab.tests.write_text(lab.tests.read_text().replace("test_todo_1_doubles_four", "test_todo_1_doubles_five"))

@@ -161,6 +161,26 @@ def test_every_todo_has_three_hints_and_a_section_with_its_command(a_lab: Lab):
         assert f"pytest test_lab.py -k todo_{todo}" in section
 
 
+def points_of_tests(lab: Lab) -> dict[int, float]:
+    """TODO -> what its tests are worth together."""
+    found: dict[int, float] = {}
+    marks = re.compile(r"^@pytest\.mark\.todo\((\d+), points=([\d.]+)\)$", re.MULTILINE)
+    for todo, points in marks.findall(lab.tests.read_text(encoding="utf-8")):
+        found[int(todo)] = found.get(int(todo), 0) + float(points)
+    return dict(sorted(found.items()))
+
+
+@every_lab
+def test_readme_hints_and_tests_have_the_todos_that_lab_toml_names(a_lab: Lab):
+    """Their titles and their points."""
+    headings = [todo.heading for todo in a_lab.todos]
+    for name, level in (("README.md", "####"), ("hints.md", "##")):
+        text = (a_lab.folder / name).read_text(encoding="utf-8")
+        assert re.findall(rf"^{level} (TODO \d+: .+)$", text, re.MULTILINE) == headings
+    assert list(regions.functions_of(solution_of(a_lab))) == [todo.number for todo in a_lab.todos]
+    assert points_of_tests(a_lab) == {todo.number: todo.points for todo in a_lab.todos}
+
+
 @every_lab
 def test_the_readme_has_the_headings_of_the_course(a_lab: Lab):
     readme = (a_lab.folder / "README.md").read_text(encoding="utf-8")

@@ -59,7 +59,7 @@ def with_part(workshop):
     """An engine one of whose parts is `text`, with `body` as the class's methods."""
 
     def make(field: str, text: str, body: str = "    pass") -> Engine:
-        folder = workshop.add_lab("lab07_toy", text.format(body=body), toml="[needs]\n")
+        folder = workshop.add_lab("lab07_toy", text.format(body=body))
         (folder / "seam.py").write_text(f"def {field}(lab, *given):\n    return lab.make(*given)\n")
         return engine_of(["solution:07"], home=workshop.home)
 

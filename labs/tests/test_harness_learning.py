@@ -252,7 +252,7 @@ class Pool:
 
 
 def test_methods_stay_and_a_new_signature_is_pointed_out(workshop):
-    toy = workshop.add_lab("lab08_pool", METHODS, toml="[needs]\n")
+    toy = workshop.add_lab("lab08_pool", METHODS)
     newer = (
         (toy / "starter.py")
         .read_text()
@@ -390,8 +390,8 @@ def test_what_is_sound_in_an_older_file_is_kept(workshop, toy):
 
 
 def test_the_path_from_call_to_token_says_whose_each_part_is(workshop):
-    for name in ("lab06_blocks", "lab07_toy"):
-        workshop.add_lab(name)
+    workshop.add_lab("lab06_blocks", station="block manager")
+    workshop.add_lab("lab07_toy", station="paged attention")
     progress = Progress(workshop.home)
     for todo in (1, 2, 3):
         progress.record_todo("06", todo, points=30, of=30, state="solved")

@@ -7,10 +7,13 @@ import pytest
 from labs.harness.catalog import LabError, all_labs, find_lab, lab_at
 from labs.harness.loading import ImportRefused, choose, lacking, load
 
+HEADER = 'title = "A toy"\nhours = "1"\npart = "the toy"\n'
+TODO = '[[todo]]\ntitle = "First"\npoints = 85\n'
+
 
 @pytest.fixture
 def toy_lab(toy: Path):
-    (toy / "lab.toml").write_text('title = "A toy"\nhours = "1"\npart = "the toy"\nrefuse = ["json.decoder", "json.loads"]\n')
+    (toy / "lab.toml").write_text(HEADER + 'refuse = ["json.decoder", "json.loads"]\n' + TODO)
     return lab_at(toy)
 
 
@@ -56,7 +59,7 @@ def test_the_four_kinds_of_implementation(toy_lab, tmp_path: Path):
 
 def test_reference_py_goes_before_the_engines_module_and_may_import_it(toy_lab):
     (toy_lab.folder / "lab.toml").write_text(
-        'title = "A toy"\nhours = "1"\npart = "the toy"\nrefuse = ["json.decoder"]\nreference = "json.decoder"\n')
+        HEADER + 'refuse = ["json.decoder"]\nreference = "json.decoder"\n' + TODO)
     named = lab_at(toy_lab.folder)
     assert choose(named, "reference") == "json.decoder"
     named.reference_file.write_text("from json.decoder import JSONDecoder\n\n\ndef double(number):\n    return number + number\n")
@@ -160,5 +163,25 @@ def test_our_function_stands_in_inside_the_learners_module(toy_lab):
 
 def test_a_lab_toml_that_lacks_a_key_is_refused_with_its_name(toy_lab):
     (toy_lab.folder / "lab.toml").write_text('title = "A toy"\n')
-    with pytest.raises(LabError, match="lab07_toy/lab.toml: hours, part missing"):
+    with pytest.raises(LabError, match="lab07_toy/lab.toml: hours, part, todo missing"):
         lab_at(toy_lab.folder)
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("todo = []\n", r"lab07_toy/lab.toml: a \[\[todo\]\] for each TODO is missing"),
+    ("[todo]\ntitle = 'First'\n", r"a \[\[todo\]\] for each TODO is missing"),
+    (TODO + "title_ = 'x'\n", r"\[\[todo\]\] 1: unknown key title_"),
+    (TODO + "[[todo]]\ntitle = 'Second'\n", r"\[\[todo\]\] 2: points missing"),
+    (TODO + "needs = [1]\n", r"\[\[todo\]\] 1 needs TODO 1, which is not before it"),
+    ("station = 'moon'\n" + TODO, "there is no station 'moon'; there are caller, server"),
+])
+def test_what_is_wrong_in_a_lab_toml_is_named(toy_lab, text: str, complaint: str):
+    (toy_lab.folder / "lab.toml").write_text(HEADER + text)
+    with pytest.raises(LabError, match=complaint):
+        lab_at(toy_lab.folder)
+
+
+def test_a_todo_is_known_by_its_number(toy_lab):
+    assert toy_lab.todo(1).heading == "TODO 1: First" and toy_lab.todo(1).points == 85
+    with pytest.raises(LabError, match="Lab 07 has no TODO 2; it has 1"):
+        toy_lab.todo(2)

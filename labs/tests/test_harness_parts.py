@@ -119,7 +119,7 @@ PROBABLE = SamplingParams(temperature=0, max_tokens=2, logprobs=1)
 
 
 def add(workshop, name: str, solution: str, seam: str | None) -> Path:
-    folder = workshop.add_lab(name, solution, toml="[needs]\n")
+    folder = workshop.add_lab(name, solution)
     if seam is not None:
         (folder / "seam.py").write_text(seam)
     return folder

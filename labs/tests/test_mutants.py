@@ -5,7 +5,9 @@ of a mutant's TODO to the first that fails; for a few of them the whole suite. A
 `python -m grading mutants`. How mutants are written: grading/README.md.
 """
 
+import ast
 import subprocess
+import tomllib
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from grading.authoring import kill_table, suite_runner
+from grading.authoring.alternatives import composed, read_alternatives
 from grading.authoring.machine_mutants import read_equivalents
-from grading.authoring.mutants import Mutant, read_alternatives, read_mutant, read_mutants, some_of
+from grading.authoring.mutants import Mutant, mutant_of, read_mutants, some_of
 from labs.harness.catalog import LabError, all_labs, lab_at
 from labs.harness.regions import functions_of
 
@@ -182,47 +185,101 @@ class Pair:
         return b, a
         ### END SOLUTION
 '''
-HEADER = 'story = "a slip"\nkind = "author"\nsymptom = "it is odd"\nhint = 1\n'
-"""What every file needs besides TODO and replacements."""
+SLIP = 'name = "slip"\nstory = "a slip"\nkind = "author"\nsymptom = "it is odd"\nhint = 1\n'
+"""What every mutant needs besides replacements."""
 
 
-def mutant_of(tmp_path: Path, text: str) -> Mutant:
-    path = tmp_path / "slip.toml"
-    path.write_text(text, encoding="utf-8")
-    return read_mutant(path, "07", SOLUTION)
+def slip(todo: int, text: str) -> Mutant:
+    return mutant_of({**tomllib.loads(SLIP + text), "todo": todo}, "07", SOLUTION)
 
 
-def test_text_is_replaced_by_text(tmp_path: Path):
-    mutant = mutant_of(tmp_path, HEADER + "todo = 1\n[[replace]]\nold = '2 * number'\nnew = '3 * number'\n")
+def test_text_is_replaced_by_text():
+    mutant = slip(1, "[[replace]]\nold = '2 * number'\nnew = '3 * number'\n")
     assert mutant.text == SOLUTION.replace("2 * number", "3 * number")
     assert (mutant.lab, mutant.name, mutant.todo, mutant.spills, mutant.only) == ("07", "slip", 1, (), None)
 
 
-def test_a_function_is_replaced_whole_and_indented_as_the_old_one(tmp_path: Path):
+def test_a_function_is_replaced_whole_and_indented_as_the_old_one():
     new = "\ndef swap(self, a, b=3):\n    return a, b\n"
-    mutant = mutant_of(tmp_path, HEADER + f"todo = 2\n[[replace]]\nfunction = 'Pair.swap'\nnew = '''{new}'''\n")
+    mutant = slip(2, f"[[replace]]\nfunction = 'Pair.swap'\nnew = '''{new}'''\n")
     assert mutant.text == SOLUTION[: SOLUTION.index("    def swap")] + "    def swap(self, a, b=3):\n        return a, b\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("todo", "text", "complaint"),
     [
-        ("todo = 1\ncolour = 'red'\n[[replace]]\nold = '2'\nnew = '3'\n", "unknown key colour"),
-        ("[[replace]]\nold = '2'\nnew = '3'\n", "lacks todo"),
-        ("todo = 1\nreplace = []\n", r"no \[\[replace\]\]"),
-        ("todo = 3\n[[replace]]\nold = '2 *'\nnew = '3 *'\n", "no TODO 3; it has 1, 2"),
-        ("todo = 1\nonly = 'test_todo_2_x'\n[[replace]]\nold = '2 *'\nnew = '3 *'\n", "names a test of TODO 1"),
-        ("todo = 1\n[[replace]]\nold = 'gone'\nnew = '3 *'\n", "does not stand in the solution(?s:.)*gone"),
-        ("todo = 1\n[[replace]]\nold = 'return'\nnew = 'yield'\n", "2 times(?s:.)*return"),
-        ("todo = 1\n[[replace]]\nold = '2 * number'\nnew = '2 * ('\n", "line 4 of the mutated solution"),
-        ("todo = 1\n[[replace]]\nold = 'double(number: int)'\nnew = 'double(n: int)'\n", "double has to keep"),
-        ("todo = 2\n[[replace]]\nold = '2 * number'\nnew = '3 * number'\n", "nothing changes in TODO 2"),
-        ("todo = 1\n[[replace]]\nold = '2 * number'\n", "has old and new, or function and new"),
-        ("todo = 1\n[[replace]]\nfunction = 'triple'\nnew = 'pass'\n", "no function triple"),
-        ("todo = 1\n[[replace]\n", "Expected"),
+        (1, "colour = 'red'\n[[replace]]\nold = '2'\nnew = '3'\n", "unknown key colour"),
+        (1, "replace = []\n", r"no \[\[mutant.replace\]\]"),
+        (1, "", "lacks replace"),
+        (3, "[[replace]]\nold = '2 *'\nnew = '3 *'\n", "no TODO 3; it has 1, 2"),
+        (1, "only = 'test_todo_2_x'\n[[replace]]\nold = '2 *'\nnew = '3 *'\n", "names a test of TODO 1"),
+        (1, "[[replace]]\nold = 'gone'\nnew = '3 *'\n", "does not stand in the solution(?s:.)*gone"),
+        (1, "[[replace]]\nold = 'return'\nnew = 'yield'\n", "2 times(?s:.)*return"),
+        (1, "[[replace]]\nold = '2 * number'\nnew = '2 * ('\n", "line 4 of the mutated solution"),
+        (1, "[[replace]]\nold = 'double(number: int)'\nnew = 'double(n: int)'\n", "double has to keep"),
+        (2, "[[replace]]\nold = '2 * number'\nnew = '3 * number'\n", "nothing changes in TODO 2"),
+        (1, "[[replace]]\nold = '2 * number'\n", "has old and new, or function and new"),
+        (1, "[[replace]]\nfunction = 'triple'\nnew = 'pass'\n", "no function triple"),
     ],
 )
-def test_a_file_that_is_not_valid_is_named_with_what_is_wrong(tmp_path: Path, text: str, complaint: str):
-    with pytest.raises(LabError, match=complaint) as caught:
-        mutant_of(tmp_path, HEADER + text)
-    assert "slip.toml" in str(caught.value)
+def test_a_mutant_that_is_not_valid_says_what_is_wrong(todo: int, text: str, complaint: str):
+    with pytest.raises(LabError, match=complaint):
+        slip(todo, text)
+
+
+DIFFERENCE = '''\
+"""The other way round, by a helper."""
+
+from operator import itemgetter
+
+SWAPPED = 1, 0
+
+
+def _swapped(pair):
+    return itemgetter(*SWAPPED)(pair)
+
+
+class Pair:
+    def swap(self, a, b=3):
+        return _swapped((a, b))
+
+    def again(self):
+        return self.swap(1)
+'''
+
+
+def test_an_alternative_is_the_solution_with_what_differs_in_its_place():
+    text = composed(SOLUTION, ast.parse(DIFFERENCE))
+    names = [getattr(node, "name", "") or ast.unparse(node) for node in ast.parse(text).body]
+    assert names == ["from operator import itemgetter", "double", "SWAPPED = (1, 0)", "_swapped", "Pair"]
+    space: dict = {}
+    exec(text, space)
+    assert space["Pair"]().again() == (3, 1) and space["double"](4) == 8
+
+
+def test_a_class_with_fields_takes_the_place_of_ours_whole():
+    text = composed(SOLUTION, ast.parse("class Pair:\n    a = 1\n    def turn(self): ...\n"))
+    assert "class Pair:\n    a = 1" in text and "swap" not in text
+
+
+TWICE = "return 2 * number", "return 3 * number"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("todo_1.toml", f"[[mutant]]\n{SLIP}", r"todo_1\.toml: slip: it lacks replace"),
+        ("todo_1.toml", "[[mutant]]\nhint = 2\n", r"todo_1\.toml: a mutant without a name: it lacks kind, name"),
+        ("todo_1.toml", "[[mutant]\n", r"todo_1\.toml: Expected"),
+        ("todo_1.toml", "[mutant]\n", r"todo_1\.toml: it holds \[\[mutant\]\] tables"),
+        ("slip.toml", "", r"slip\.toml: a file of mutants is named after their TODO"),
+        ("todo_1.toml", 2 * f"[[mutant]]\n{SLIP}[[mutant.replace]]\nold = '{TWICE[0]}'\nnew = '{TWICE[1]}'\n",
+         "slip: there is another mutant of that name"),
+    ],
+)
+def test_a_file_of_mutants_that_is_not_valid_is_named(tmp_path: Path, toy: Path, name: str, text: str, complaint: str):
+    folder = tmp_path / "lab07" / "mutants"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    with pytest.raises(LabError, match=complaint):
+        read_mutants(lab_at(toy), tmp_path)

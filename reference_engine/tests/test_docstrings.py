@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-NO_PART_OF_IT = {"tests", "mutants", "alternatives", "cheats", ".backups"}
+NO_PART_OF_IT = {"tests", "alternatives", "cheats", ".backups"}
 """Folders of tests, whose names are sentences, and of solutions that are wrong, other, or cheat."""
 STANDS_IN = {
     "Actor": "Worker", "Process": "Worker",
@@ -30,7 +30,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 def files() -> list[Path]:
     """Where the project's names are."""
     found = [path for name in ("reference_engine", "labs", "grading") for path in sorted((PROJECT / name).rglob("*.py"))]
-    return [path for path in found if path.name not in ("starter.py", "test_lab.py", "hidden.py")
+    return [path for path in found if path.name not in ("starter.py", "test_lab.py", "hidden.py", "test_author.py")
             and not NO_PART_OF_IT & set(path.relative_to(PROJECT).parts)]
 
 

@@ -144,8 +144,8 @@ PROOFS = {
         f"{RELEASE}::test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_not solution",
     r"python starter\.py": f"{EVERY_LAB}::test_the_untouched_starter_as_a_program_ends_with_a_friendly_note starter.py",
     r"python broken\.py":
-        "labs/tests/test_lab03.py::test_the_five_broken_networks_do_what_the_readme_says_of_them broken",
-    r"python -m timeit .+": "labs/tests/test_lab06.py::test_the_line_that_measures_a_free_list_runs timeit",
+        "grading/labs/lab03/test_author.py::test_the_five_broken_networks_do_what_the_readme_says_of_them broken",
+    r"python -m timeit .+": "grading/labs/lab06/test_author.py::test_the_line_that_measures_a_free_list_runs timeit",
     r"python starter\.py --.+|(python \S+/)?(compare|overhead|make_checkpoint|train|report)\.py .+":
         "test_scripts_take_what_pages_give_them",
     r"python -m nano_qwen3_serving chat": f"{TERMINAL}::test_chat_asks_until_the_end_of_input_and_remembers chat",

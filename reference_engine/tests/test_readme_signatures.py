@@ -27,7 +27,8 @@ PROJECT = Path(__file__).parents[2]
 LABS = all_labs(PROJECT / "labs")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-RUN_ELSEWHERE = {"from starter import *": ("labs/tests/test_lab01.py", "test_the_calls_to_try_show_what_todo_2_asks_about")}
+RUN_ELSEWHERE = {"from starter import *": (
+    "grading/labs/lab01/test_author.py", "test_the_calls_to_try_show_what_todo_2_asks_about")}
 """Programs by their first line, and who runs them."""
 
 

@@ -12,14 +12,14 @@ import torch
 from safetensors import torch as safetensors_torch
 from torch.utils import _python_dispatch as torch_dispatch
 
-from labs.harness.suite import operators
+from labs.harness.suite import beside, operators
 
-from . import absent, parts, peer, wire
+from . import absent, peer, wire
 
 MEASURED_WITH: dict[str, tuple[Any, ...]] = {
     "memory": (wire, peer, peer.Peer, safetensors_torch, torch.Tensor),
     "operators": (operators, operators.Log, torch_dispatch, torch_dispatch.TorchDispatchMode),
-    "maps": (mmap, torch), "numbers": (torch,), "turns": (time, parts, parts.Neighbour), "types": (builtins,)}
+    "maps": (mmap, torch), "numbers": (torch,), "turns": (time, beside, beside.Neighbour), "types": (builtins,)}
 """What is measured where the submission runs, and the modules and classes whose functions that takes."""
 
 

@@ -5,17 +5,9 @@ from collections.abc import Sequence
 
 from grading.judge.checks import check, expect, kept, refusal, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import (
-    Ledger,
-    as_it_is,
-    exactly,
-    expect_served,
-    is_a,
-    llm_beside,
-    some_prompts,
-    tokenizer,
-    tokens_of,
-)
+from grading.scenarios.engines import as_it_is, expect_served, is_a, llm_beside, tokens_of
+from labs.harness.scripted_engine.ledger import Ledger
+from labs.harness.scripted_engine.own_engine import exactly, some_prompts, tokenizer
 from nano_qwen3_serving import SamplingParams
 
 BATCH = "TODO 3: A batch in one call"

@@ -5,7 +5,9 @@ from typing import Any
 
 from grading.judge.checks import check, expect, hold, look, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import Ledger, Served, exactly, llm_beside, tokenizer, words
+from grading.scenarios.engines import llm_beside
+from labs.harness.scripted_engine.ledger import Ledger, Served
+from labs.harness.scripted_engine.own_engine import exactly, tokenizer, words
 from nano_qwen3_serving import SamplingParams
 
 CHAT = "TODO 4: Chat"

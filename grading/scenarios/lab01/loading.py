@@ -5,7 +5,8 @@ from typing import Any
 
 from grading.judge.checks import check, expect, refusal, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import clear_prompts, exactly, is_a, spare_memory, tokens_of
+from grading.scenarios.engines import is_a, spare_memory, tokens_of
+from labs.harness.scripted_engine.own_engine import clear_prompts, exactly
 
 LOAD = "TODO 1: Load the model"
 

@@ -9,9 +9,13 @@ from typing import Any, get_args
 
 from grading.judge.checks import check, expect, ours, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import Ledger, llm_beside, llm_here, stdout_of, tokenizer, words
+from grading.scenarios.engines import llm_beside, stdout_of
 from labs.harness import loading
 from labs.harness.catalog import find_lab
+from labs.harness.scripted_engine.engines import scripted_llm
+from labs.harness.scripted_engine.ledger import Ledger
+from labs.harness.scripted_engine.own_engine import tokenizer, words
+from labs.harness.suite.expecting import Here
 from nano_qwen3_serving import CompletionOutput, RequestOutput
 from nano_qwen3_serving.outputs import FinishReason, RequestMetrics
 
@@ -160,7 +164,7 @@ def printed_here(salt: int) -> str:
     """What our program prints if the model says what the script says."""
     script = script_of(salt)
     ours_, lines = solution(), []
-    ours_.load_llm = lambda: llm_here(Ledger(random.Random(0), script))
+    ours_.load_llm = lambda: scripted_llm(Here(), Ledger(random.Random(0), script))
     ours_.print = lambda *said: lines.append(" ".join(map(str, said)))
     ours_.main()
     return "\n".join(lines)

@@ -7,9 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from grading.judge.checks import check, expect, shown
-from grading.sandbox.worker.parts import params_facts
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import Ledger, is_a, judges_llm, llm_here, tokenizer, words
+from grading.scenarios.engines import is_a
+from labs.harness.scripted_engine.engines import scripted_llm
+from labs.harness.scripted_engine.ledger import Ledger
+from labs.harness.scripted_engine.own_engine import own_llm, tokenizer, words
+from labs.harness.suite.beside import params_facts
+from labs.harness.suite.expecting import Here
 from nano_qwen3_serving import CompletionOutput, SamplingParams
 
 OPENINGS = [
@@ -43,14 +47,14 @@ def answers(prompts: Sequence[str], params: Sequence[SamplingParams], limit: int
     """What the course model generates with each, all in one batch; nothing depends on the batch."""
     if limit is not None:
         params = [replace(one, max_tokens=min(limit, one.max_tokens or limit)) for one in params]
-    return [output.outputs[0].token_ids for output in judges_llm("course", True).generate(prompts, params, use_tqdm=False)]
+    return [output.outputs[0].token_ids for output in own_llm("course", True).generate(prompts, params, use_tqdm=False)]
 
 
 def said(answer: str, params: SamplingParams, ends: bool = True) -> CompletionOutput:
     """What a caller sees of a model that says `answer`, and then ends, or never does."""
     tokens = tokenizer().encode(answer)
     ledger = Ledger(random.Random(0), lambda prompt, _: tokens if ends else tokens * 20)
-    [output] = llm_here(ledger).generate("?", params, use_tqdm=False)
+    [output] = scripted_llm(Here(), ledger).generate("?", params, use_tqdm=False)
     return output.outputs[0]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from grading.judge.checks import check, expect, kept, refusal, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import as_it_is, clear_prompts, exactly, judges_llm, some_prompts, text_of, tokens_of, words
+from grading.scenarios.engines import as_it_is, text_of, tokens_of
 from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, listener, stepwise
+from labs.harness.scripted_engine.own_engine import clear_prompts, exactly, own_llm, some_prompts, words
 from nano_qwen3_serving import RequestOutput
 
 COLLECT = "TODO 4: Process Async Results"
@@ -17,7 +18,7 @@ COLLECT = "TODO 4: Process Async Results"
 def saying(texts: list[str], request_id: str) -> Iterator[RequestOutput]:
     """Outputs with these texts, the last one finished; a real one's otherwise."""
     for place, text in enumerate(texts, start=1):
-        [output] = judges_llm().generate("?", exactly(place), use_tqdm=False)
+        [output] = own_llm().generate("?", exactly(place), use_tqdm=False)
         output.request_id, output.finished, output.outputs[0].text = request_id, place == len(texts), text
         if not output.finished:
             output.outputs[0].finish_reason = None

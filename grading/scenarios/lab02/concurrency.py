@@ -7,19 +7,12 @@ from typing import Any
 
 from grading.judge.checks import Wrong, check, expect, expect_nothing_replaced, ours, refusal, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import (
-    PatientLedger,
-    exactly,
-    expect_served,
-    some_prompts,
-    spare_memory,
-    stdout_of,
-    tokenizer,
-    words,
-)
+from grading.scenarios.engines import expect_served, spare_memory, stdout_of
 from grading.scenarios.lab02.collecting import saying
 from grading.scenarios.lab02.request_ids import ID, expect_ids, repeated
 from grading.scenarios.lab02.streams import Handed, engine_beside, expect_output, parts
+from labs.harness.scripted_engine.ledger import PatientLedger
+from labs.harness.scripted_engine.own_engine import exactly, some_prompts, tokenizer, words
 from nano_qwen3_serving import SamplingParams
 
 MANY = "TODO 5: Handle Multiple Concurrent Requests"

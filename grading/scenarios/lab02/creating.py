@@ -5,18 +5,10 @@ from typing import Any
 
 from grading.judge.checks import check, expect, ours, refusal, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import (
-    PatientLedger,
-    as_it_is,
-    clear_prompts,
-    exactly,
-    expect_served,
-    is_a,
-    some_prompts,
-    spare_memory,
-    tokens_of,
-)
+from grading.scenarios.engines import as_it_is, expect_served, is_a, spare_memory, tokens_of
 from grading.scenarios.lab02.streams import all_outputs, parts
+from labs.harness.scripted_engine.ledger import PatientLedger
+from labs.harness.scripted_engine.own_engine import clear_prompts, exactly, some_prompts
 
 CREATE = "TODO 1: Initialize AsyncLLMEngine"
 

@@ -5,13 +5,15 @@ from typing import Any
 
 from grading.judge.checks import expect, ours, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import SMALL, PatientLedger, as_it_is, components_of, exactly, is_a
+from grading.scenarios.engines import as_it_is, components_of, is_a
+from labs.harness.scripted_engine.ledger import PatientLedger
+from labs.harness.scripted_engine.own_engine import SMALL, exactly
 from nano_qwen3_serving import LLM, RequestOutput
 
 
 def parts(lab: Remote) -> Remote:
-    """What `grading/sandbox/worker/parts.py` has, there."""
-    return lab._peer.root.package("worker.parts")
+    """What `labs/harness/suite/beside.py` has, there."""
+    return lab._peer.root.package("labs.harness.suite.beside")
 
 
 def engine_beside(lab: Remote, ledger: PatientLedger | None = None, max_num_seqs: Any = 128) -> Remote:

@@ -5,8 +5,10 @@ from typing import Any
 
 from grading.judge.checks import check, expect, ours, shown
 from grading.sandbox.worker.peer import Remote
-from grading.scenarios.engines import PatientLedger, as_it_is, clear_prompts, exactly, some_prompts, tokenizer, tokens_of, words
+from grading.scenarios.engines import as_it_is, tokens_of
 from grading.scenarios.lab02.streams import Handed, all_outputs, engine_beside, expect_output, stepwise
+from labs.harness.scripted_engine.ledger import PatientLedger
+from labs.harness.scripted_engine.own_engine import clear_prompts, exactly, some_prompts, tokenizer, words
 from nano_qwen3_serving import SamplingParams
 
 SUBMIT = "TODO 3: Submit Async Request"

@@ -4,24 +4,10 @@ Derived from the results in `.progress.json`; keeps nothing of its own and print
 """
 
 from labs.harness import originals
-from labs.harness.catalog import Lab, all_labs
+from labs.harness.catalog import STATIONS, Lab, all_labs
 from labs.harness.learner import predictions
 from labs.harness.learner.hints import read_hints
 from labs.harness.learner.progress import Progress
-
-PATH = {
-    "caller": (1, 2),
-    "server": (13,),
-    "async engine": (12,),
-    "tokenizer": (),
-    "scheduler": (8, 9),
-    "block manager": (6, 10),
-    "network": (3,),
-    "paged attention": (7,),
-    "sampler": (4,),
-    "text": (11,),
-}
-"""What a request passes from call to token, and the labs that make it. No lab makes the tokenizer."""
 
 YOURS, PARTLY, OURS = "yours", "partly yours", "ours"
 
@@ -64,11 +50,10 @@ def whose(lab: Lab, progress: Progress) -> str:
 
 def path_line(progress: Progress) -> str:
     """`caller (01 yours, 02 ours) -> tokenizer -> …`: the path, with the labs that are here."""
-    present = {lab.number: lab for lab in all_labs(progress.path.parent)}
-    stations = []
-    for part, numbers in PATH.items():
-        marks = [f"{present[number].id} {whose(present[number], progress)}" for number in numbers if number in present]
-        stations.append(f"{part} ({', '.join(marks)})" if marks else part)
+    labs, stations = all_labs(progress.path.parent), []
+    for station in STATIONS:
+        marks = [f"{lab.id} {whose(lab, progress)}" for lab in labs if lab.station == station]
+        stations.append(f"{station} ({', '.join(marks)})" if marks else station)
     return " -> ".join(["call", *stations, "token"])
 
 

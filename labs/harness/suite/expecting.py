@@ -12,21 +12,36 @@ where the part is. It exchanges plain values and tensors with the part and judge
 An error is known by the name of its class, for the class itself is the learner's.
 """
 
+import asyncio
+import contextlib
 import importlib
+import io
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 
+from labs.harness.suite import beside
 from labs.harness.suite.operators import Log
 
 
 class Here:
     """The fixture `there` in the learner's own process, where everything is at hand.
 
-    The judge has another of the same methods, whose values live in the worker.
+    The judge has another with the same methods, whose values live in the worker.
+
+    Args:
+        patch: what undoes `put` after the test.
     """
+
+    def __init__(self, patch: pytest.MonkeyPatch | None = None) -> None:
+        self._patch = patch
+        self._runner: asyncio.Runner | None = None
+        self._ends = contextlib.ExitStack()
+
+    # values
 
     def hold(self, value: Any) -> Any:
         """The value as an object that the part can change."""
@@ -44,9 +59,25 @@ class Here:
         """An iterator over values: it can be read once."""
         return iter(values)
 
-    def lend(self, thing: Any, *names: str) -> Any:
-        """A function of the test's that the part may call, or an object of which it may use the attributes `names`."""
+    def is_a(self, kind: type, *values: Any) -> bool:
+        """Whether all of them are objects of a class of Python or the engine."""
+        return all(isinstance(value, kind) for value in values)
+
+    # functions and classes
+
+    def of(self, thing: Any) -> Any:
+        """A function, class or module of Python, the engine or `beside` there: `there.of(LLM)("course")` is an engine there."""
         return thing
+
+    def lend(self, thing: Any, *names: str) -> Any:
+        """A function of the test, or an object with methods of these `names`, that is used there and stays here."""
+        return thing
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Replace an attribute of a module there, until the test ends; a function, or a coroutine function, is lent."""
+        if self._patch is None:
+            raise TypeError("there.put() needs something that undoes it: Here(monkeypatch)")
+        self._patch.setattr(owner, name, value)
 
     def package(self, name: str) -> Any:
         """A module, such as `torch`, as the part would import it."""
@@ -61,6 +92,31 @@ class Here:
 
         It is asked about in the judge's worker, see `MEASURED_WITH` of `grading.sandbox.worker.bench`.
         """
+
+    # calls
+
+    def unawaited(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call returns, be it a coroutine or a stream: neither awaited nor read."""
+        return call(*arguments)
+
+    def awaited(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """What the coroutine comes to that a call returns. All of a test run on one event loop."""
+        self._runner = self._runner or self._ends.enter_context(asyncio.Runner())
+        return self._runner.run(beside.awaited(call, *arguments, **named))
+
+    def printed(self, run: Callable[[], Any]) -> str:
+        """What is printed there while `run` runs."""
+        with contextlib.redirect_stdout(io.StringIO()) as heard:
+            run()
+        return heard.getvalue()
+
+    def at_end(self, call: Callable[[], Any]) -> None:
+        """Have something called when the test has ended, such as an engine's `shutdown`."""
+        self._ends.callback(call)
+
+    def close(self) -> None:
+        """What is left to do when the test has ended."""
+        self._ends.close()
 
 
 def kinds_of(error: BaseException) -> list[str]:
@@ -81,7 +137,7 @@ def refusal(kind: str, call: Callable[[], Any], otherwise: str) -> str:
     __tracebackhide__ = True
     try:
         answer = call()
-    except Exception as error:
+    except BaseException as error:  # a cancellation is no Exception
         if kind in kinds_of(error):
             return getattr(error, "text", None) or str(error)
         raise

@@ -163,7 +163,7 @@ class LabRun:
         chosen = loading.choose(lab, self.impl, self.base)
         ours = self.stand_ins(lab, chosen, item)
         item.stash[_ON_OURS] = ours
-        only = lab.stand_ins.get(_number_of(item)) if ours else None
+        only = lab.todo(_number_of(item)).stand_ins or None if ours else None
         key = (lab.folder, str(chosen), ours, only)
         if key not in self.modules:
             self.modules[key] = self.load(lab, chosen, ours, only)
@@ -198,7 +198,7 @@ class LabRun:
         if not (lab.solution.is_file() or lab.sealed.is_file()):  # nothing can stand in
             return ()
         failed = {outcome.todo for outcome in self.outcomes[lab.folder].values() if not outcome.passed}
-        return tuple(todo for todo in lab.needs.get(_todo_of(marker)[0], ()) if todo in written.unwritten | failed)
+        return tuple(todo for todo in lab.todo(_todo_of(marker)[0]).needs if todo in written.unwritten | failed)
 
     def limit_of(self, item: pytest.Item) -> AbstractContextManager:
         """Ends a test of a lab that waits for ever."""
@@ -377,9 +377,11 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
-def there() -> Here:
+def there(monkeypatch: pytest.MonkeyPatch) -> Generator[Here, None, None]:
     """Where the part lives: in a lab's own run, here."""
-    return Here()
+    here = Here(monkeypatch)
+    yield here
+    here.close()
 
 
 @pytest.fixture

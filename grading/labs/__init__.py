@@ -1,0 +1,12 @@
+"""Each lab's second home, `labNN/`: what only those who make the lab or grade it see. Its first is `labs/labNN_name/`."""
+
+from pathlib import Path
+
+from labs.harness.catalog import Lab
+
+HOME = Path(__file__).parent
+
+
+def authors_folder(lab: Lab, home: Path = HOME) -> Path:
+    """The lab's folder in `home`: hidden tests, mutants, alternatives, concepts."""
+    return home / f"lab{lab.id}"

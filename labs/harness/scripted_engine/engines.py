@@ -1,0 +1,44 @@
+"""Engines beside the part under test, wherever it lives, whose tokens the test's ledger chooses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from labs.harness.scripted_engine.ledger import Ledger
+from labs.harness.scripted_engine.own_engine import SMALL
+from labs.harness.suite import beside
+from labs.harness.suite.expecting import Here
+from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine
+from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.engine import arg_utils
+
+POOL_BYTES = 16 << 20
+"""Of an engine that a part builds: more than the longest request that a model takes."""
+
+
+def components(there: Here, ledger: Ledger) -> Any:
+    """Parts for an engine there, its sampler the ledger's."""
+    return there.of(Components)(sampler=there.of(beside.asking_sampler)(there.lend(ledger.choose)))
+
+
+def scripted_llm(there: Here, ledger: Ledger) -> Any:
+    """An `LLM` there that says what the ledger chooses."""
+    return there.of(LLM)("course-draft", components=components(there, ledger), **SMALL)
+
+
+def scripted_async_engine(there: Here, ledger: Ledger | None = None, max_num_seqs: int = 128) -> Any:
+    """An `AsyncLLMEngine` there that says what the ledger chooses; without one, what the draft model says."""
+    args = there.of(AsyncEngineArgs)(model="course-draft", max_num_seqs=max_num_seqs, **SMALL)
+    parts = None if ledger is None else components(there, ledger)
+    engine = there.of(AsyncLLMEngine).from_engine_args(args, components=parts)
+    there.at_end(engine.shutdown)
+    return engine
+
+
+def spare_memory(there: Here) -> None:
+    """Whatever engine the part builds takes a small pool, unless it says how large."""
+    there.put(arg_utils, "DEFAULT_POOL_BYTES", POOL_BYTES)
+
+
+def facts_of(there: Here, outputs: Sequence[Any]) -> list[dict[str, Any]]:
+    """What outputs that lie there say, see `beside.outputs_facts`."""
+    return there.of(beside.outputs_facts)(list(outputs))

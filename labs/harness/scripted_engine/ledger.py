@@ -1,0 +1,127 @@
+"""Who chooses the tokens of an engine, and sees who shared its steps."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from labs.harness.scripted_engine.own_engine import tokenizer
+from labs.harness.suite.expecting import shown
+
+PAUSE = 0.2
+"""Seconds for which a step is held back."""
+
+
+@dataclass(eq=False)
+class Served:
+    """A request as the ledger saw it.
+
+    Attributes:
+        prompt: its tokens.
+        params: its sampling parameters, by name.
+        seed: what its draws are seeded with.
+        answer: the tokens that are decided on; when they are used up the text ends.
+        tokens: those it got so far.
+    """
+
+    prompt: list[int]
+    params: dict[str, Any]
+    seed: int
+    answer: list[int]
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def state(self) -> tuple[list[int], int, list[int]]:
+        """What a row shows of it, by which the ledger knows it again."""
+        return self.prompt, self.seed, self.tokens
+
+
+Script = Callable[[list[int], dict[str, Any]], list[int]]
+"""A request's prompt and parameters → its whole answer, as tokens."""
+
+
+class Ledger:
+    """Chooses the tokens of an engine, and notes all of its steps.
+
+    Args:
+        rng: from which random tokens are drawn where there is no script.
+
+    Attributes:
+        requests: in the order of their first tokens.
+        steps: the requests that shared each step.
+    """
+
+    def __init__(self, rng: random.Random, script: Script | None = None) -> None:
+        self._rng, self._script = rng, script
+        self.requests: list[Served] = []
+        self.steps: list[list[Served]] = []
+
+    def choose(self, rows: list[dict]) -> list[int]:
+        """One token for each row of a step, see `beside.row_facts`."""
+        step: list[Served] = []
+        for row in rows:
+            step.append(self._whose(row, step))
+        self.steps.append(step)
+        for served in step:
+            served.tokens.append(self._next_token(served))
+        return [served.tokens[-1] for served in step]
+
+    def _next_token(self, served: Served) -> int:
+        place = len(served.tokens)
+        return served.answer[place] if place < len(served.answer) else tokenizer().eos_token_id
+
+    def _whose(self, row: dict, taken: list[Served]) -> Served:
+        state = row["prompt"], row["seed"], row["output"]
+        known = (served for served in self.requests if served.state == state and served not in taken)
+        if row["output"] and (served := next(known, None)) is not None:
+            return served
+        params = row.get("params", {})
+        served = Served(row["prompt"], params, row["seed"], self._answer(row["prompt"], params), list(row["output"]))
+        self.requests.append(served)
+        return served
+
+    def _answer(self, prompt: list[int], params: dict[str, Any]) -> list[int]:
+        if self._script is not None:
+            return self._script(prompt, params)
+        return [self._rng.randrange(300, 2000) for _ in range(512)]
+
+
+class PatientLedger(Ledger):
+    """Holds steps back until `company` requests have shared one, so that nobody misses it because a machine is slow.
+
+    Args:
+        company: as many as could share a step.
+        seconds: for which it does so, altogether.
+    """
+
+    def __init__(self, rng: random.Random, company: int, script: Script | None = None, seconds: float = 4.0) -> None:
+        super().__init__(rng, script)
+        self._company, self._pauses = company, int(seconds / PAUSE)
+
+    def choose(self, rows: list[dict]) -> list[int]:
+        """Waits a while if there could be more rows, then chooses as every ledger."""
+        if len(rows) < self._company and self.most < self._company and self._pauses:
+            self._pauses -= 1
+            time.sleep(PAUSE)
+        return super().choose(rows)
+
+    @property
+    def most(self) -> int:
+        """As many requests shared one step."""
+        return max(map(len, self.steps), default=0)
+
+
+def assert_served(ledger: Ledger, outputs: Sequence[dict[str, Any]], prompts: Sequence[str]) -> None:
+    """Each output, as `facts_of` has it, is what the ledger chose for its prompt, and no request stands in two places."""
+    __tracebackhide__ = True
+    left = list(ledger.requests)
+    for place, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), start=1):
+        whose, tokens = output["prompt"], output["tokens"]
+        assert whose == prompt, f"the output of prompt {place}, {prompt!r}, says that it is of {shown(whose)}"
+        read = tokenizer().encode(prompt)
+        own = next((served for served in left if served.prompt == read and served.tokens == tokens), None)
+        if own is None:
+            raise AssertionError(f"prompt {place}, {prompt!r}, came back with {shown(output['text'])} ({len(tokens)} tokens); "
+                                 "that is not what this engine generated for it, or it stands there twice")
+        left.remove(own)

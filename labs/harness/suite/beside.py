@@ -1,0 +1,175 @@
+"""Parts of an engine, streams, and measures of time and threads that tests use where the part under test lives.
+
+They leave to the test what decides: which token, which output comes next. They carry questions and answers, and hold
+nothing that is expected: where labs are graded they run beside the submission.
+"""
+
+import asyncio
+import datetime
+import itertools
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import fields
+from types import FrameType, ModuleType
+from typing import Any
+
+CLOCKS = (time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns)
+
+
+def stop_the_clocks(module: ModuleType) -> None:
+    """From here on `module`, and whoever asks `time` or `datetime`, always sees the same time."""
+    now = datetime.datetime.now()
+
+    class Stopped(datetime.datetime):
+        now = classmethod(lambda cls, tz=None: now)  # type: ignore[assignment]
+        utcnow = classmethod(lambda cls: now)  # type: ignore[assignment]
+
+    stopped: list[tuple[Any, Any]] = [(clock, itertools.repeat(clock()).__next__) for clock in CLOCKS]
+    for home in (module, time, datetime):
+        for name, value in list(vars(home).items()):
+            for known, instead in (*stopped, (datetime.datetime, Stopped)):
+                if value is known:
+                    setattr(home, name, instead)
+
+
+class AskingSampler:
+    """Leaves the choice of every token to somebody else.
+
+    `ask(rows)` is told what `row_facts` says of each row, and returns a token for each.
+    """
+
+    def __init__(self, ask: Callable[[list], list[int]]) -> None:
+        self._ask = ask
+
+    def sample(self, logits: Any, rows: Sequence[Any]) -> tuple[list[int], list[None]]:
+        return self._ask([row_facts(row) for row in rows]), [None] * len(rows)
+
+
+def asking_sampler(ask: Callable[[list], list[int]]) -> Callable[[Any], AskingSampler]:
+    """What `Components(sampler=…)` takes."""
+    return lambda config: AskingSampler(ask)
+
+
+def row_facts(row: Any) -> dict:
+    """Prompt, output so far and seed of a `SamplingRow`; before its first token also its parameters, as far as they are plain."""
+    facts = {"prompt": row.prompt_token_ids, "output": row.output_token_ids, "seed": row.seed}
+    if not row.output_token_ids:
+        facts["params"] = params_facts(row.params)
+    return facts
+
+
+def params_facts(params: Any) -> dict:
+    """Every field of `SamplingParams`."""
+    return {field.name: getattr(params, field.name) for field in fields(params)}
+
+
+def outputs_facts(outputs: Sequence[Any]) -> list[dict]:
+    """Of each `RequestOutput` whose it is, and what its first completion says."""
+    return [{"request_id": output.request_id, "prompt": output.prompt, "prompt_token_ids": output.prompt_token_ids,
+             "finished": output.finished, "text": output.outputs[0].text, "tokens": output.outputs[0].token_ids,
+             "finish_reason": output.outputs[0].finish_reason} for output in outputs]
+
+
+async def handed_out(ask: Callable[[], Any]) -> AsyncGenerator[Any, None]:
+    """A stream: asks for each output when it is wanted. An exception that comes instead is raised, None is the end."""
+    while (output := ask()) is not None:
+        if isinstance(output, BaseException):
+            raise output
+        yield output
+
+
+def as_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function like any other that calls `function`, which may be an object of the test's."""
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return call
+
+
+def as_coroutine(function: Callable[..., Any]) -> Callable[..., Coroutine]:
+    """A coroutine function that calls `function`."""
+
+    async def call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return call
+
+
+async def awaited(function: Callable[..., Coroutine], *arguments: Any, **named: Any) -> Any:
+    """What a coroutine function comes to. Raises `TypeError` if what it returns cannot be awaited."""
+    return await function(*arguments, **named)
+
+
+async def all_at_once(streams: Sequence[AsyncGenerator[Any, None]]) -> list[list]:
+    """All outputs of every stream, read at the same time."""
+    return await asyncio.gather(*map(_all_of, streams))
+
+
+async def _all_of(stream: AsyncGenerator[Any, None]) -> list:
+    return [output async for output in stream]
+
+
+class Neighbour:
+    """Other work on the event loop while something is served.
+
+    Attributes:
+        turns: how often it got a turn.
+        sleeps: calls of time.sleep() on the event loop's thread meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.turns = self.sleeps = 0
+
+    async def beside(self, function: Callable[..., Coroutine], *arguments: Any) -> Any:
+        """What the coroutine function returns."""
+        working = asyncio.create_task(self._work())
+        sys.setprofile(self._watch)
+        try:
+            return await function(*arguments)
+        finally:
+            sys.setprofile(None)
+            working.cancel()
+
+    async def _work(self) -> None:
+        while True:
+            self.turns += 1
+            await asyncio.sleep(0.001)
+
+    def _watch(self, frame: FrameType, event: str, called: Any) -> None:
+        self.sleeps += event == "c_call" and called is time.sleep
+
+
+def called_by_threads(function: Callable[[], Any], file: str, threads: int, times: int) -> list[list]:
+    """What each of several threads got for its calls; between any two instructions of `file` another one may run."""
+    answers: list[list] = [[] for _ in range(threads)]
+    errors: list[BaseException] = []
+    start = threading.Barrier(threads)
+
+    def let_the_others_run(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename != file:
+            return None
+        frame.f_trace_opcodes = True
+        time.sleep(0)
+        return let_the_others_run
+
+    def call(mine: list) -> None:
+        start.wait()
+        sys.settrace(let_the_others_run)  # of this thread alone
+        try:
+            mine.extend(function() for _ in range(times))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            sys.settrace(None)
+
+    running = [threading.Thread(target=call, args=(mine,)) for mine in answers]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return answers
