@@ -18,8 +18,8 @@ NO_PART_OF_IT = {"tests", "alternatives", "cheats", ".backups"}
 STANDS_IN = {
     "Actor": "Worker", "Process": "Worker",
     "AskingSampler": "Sampler", "SamplerChecks": "Sampler",
-    "AttentionChecks": "AttentionBackend",
-    "AttentionThere": "AttentionBackend", "WholeBackend": "AttentionBackend", "BlockManagerChecks": "BlockManager", "WholeBlockManager": "BlockManager",
+    "AttentionChecks": "AttentionBackend", "AttentionThere": "AttentionBackend", "WholeBackend": "AttentionBackend",
+    "BlockManagerChecks": "BlockManager", "WholeBlockManager": "BlockManager",
     "DetokenizerChecks": "Detokenizer", "ModelChecks": "Model", "SchedulerChecks": "Scheduler",
 }
 """Class → the interface whose calls it takes, though it does not name it: a Protocol."""
