@@ -17,7 +17,7 @@ NO_PART_OF_IT = {"tests", "alternatives", "cheats", ".backups"}
 """Folders of tests, whose names are sentences, and of solutions that are wrong, other, or cheat."""
 STANDS_IN = {
     "Actor": "Worker", "Process": "Worker",
-    "AskingSampler": "Sampler", "HereSampler": "Sampler", "Wired": "Sampler", "SamplerChecks": "Sampler",
+    "AskingSampler": "Sampler", "Wired": "Sampler", "SamplerChecks": "Sampler",
     "AttentionChecks": "AttentionBackend", "Core": "AttentionBackend", "There": "AttentionBackend",
     "WholeBackend": "AttentionBackend", "BlockManagerChecks": "BlockManager", "WholeBlockManager": "BlockManager",
     "DetokenizerChecks": "Detokenizer", "ModelChecks": "Model", "SchedulerChecks": "Scheduler",
