@@ -158,14 +158,19 @@ def checks_of(lab: Lab) -> list[Check]:
     return scenarios_of(lab) if (HOME.parent / "scenarios" / f"lab{lab.id}").is_dir() else suite_of(lab)
 
 
+@functools.cache
+def tests_in(folder: Path) -> ModuleType:
+    """A lab's `test_lab.py`: what its tests are made of may be used by those of `hidden.py`, too."""
+    return loading.run_file(folder / "test_lab.py", f"_suite_of_{folder.name}")
+
+
 def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
     """The lab's checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
     Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
     Also for two of one name without their TODOs: reports, corrections and regrading know a check by that name.
     """
-    public = loading.run_file(lab.folder / "test_lab.py", f"_suite_of_lab{lab.id}")
-    tests = {name: (mark, test) for name, test in vars(public).items() if (mark := _mark(test, "todo")) is not None}
+    tests = {name: (mark, test) for name, test in vars(tests_in(lab.folder)).items() if (mark := _mark(test, "todo")) is not None}
     belongs = {name: [name] for name, (_, test) in tests.items() if _mark(test, "practice") is None}
     file = authors_folder(lab, home) / "hidden.py"
     more = {name: test for name, test in vars(loading.run_file(file, f"_hidden_of_lab{lab.id}")).items()

@@ -1,4 +1,4 @@
-"""Lab 03's one suite. Operators are compared with their formulas in float64, the network with transformers.
+"""Lab 03's one suite. All is compared with its formulas in float64, the network with transformers, too.
 
 All of it: pytest test_lab.py        One TODO: pytest test_lab.py -k todo_3
 
@@ -10,16 +10,19 @@ that use it count the roundings. Every mistake that a test here looks for is a h
 
 import functools
 import math
-import traceback
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from labs.harness.catalog import lab_at
 from labs.harness.mixed_engine.part import load_seam
+from labs.harness.suite.expecting import kinds_of, shown
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 from nano_qwen3_serving.components import Components
@@ -27,21 +30,24 @@ from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.execution.sampler import Sampler
 from nano_qwen3_serving.interfaces import AttentionMetadata
 from nano_qwen3_serving.model.checkpoint import BUNDLED
-from nano_qwen3_serving.testing.checkpoints import Shape, random_weight, write_random_checkpoint
+from nano_qwen3_serving.testing.checkpoints import (
+    ParameterShapes,
+    Shape,
+    attention_shapes,
+    layer_shapes,
+    mlp_shapes,
+    parameter_shapes,
+    random_weight,
+    write_random_checkpoint,
+)
 from nano_qwen3_serving.testing.oracle import Oracle
 
-BF16 = 2.0**-8  # the largest relative error of one rounding
-OPERATOR, NETWORK = 2e-5, 1e-4  # relative errors in float32
-
-SHAPES = {
-    "group 1": Shape(hidden_size=40, num_attention_heads=3, num_key_value_heads=3, head_dim=8, rope_theta=500.0),
-    "group 2": Shape(hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=20, attention_bias=True),
-    "group 4": Shape(hidden_size=32, num_attention_heads=8, num_key_value_heads=2, head_dim=12, rms_norm_eps=0.03,
-                     rope_theta=1e6, tie_word_embeddings=False),
-}
-"""query heads / KV heads; a head's size has nothing to do with hidden_size / num_heads"""
-
-every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+BF16, FLOAT16, FLOAT32 = 2.0**-8, 2.0**-11, 2.0**-24
+"""The largest relative errors of one rounding."""
+OPERATOR, NETWORK = 2e-5, 1e-4
+"""Relative errors in float32."""
+HEADS, COLUMNS, LOGITS = ("token", "head", "number"), ("token", "column"), ("request", "token id")
+"""What the dimensions of a result count."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,155 +60,238 @@ def plain_torch():
     torch.set_num_threads(threads)
 
 
-def config_of(shape: Shape) -> ModelConfig:
-    return ModelConfig(**asdict(shape))
+# Shapes, numbers and weights
 
 
-def noise(*size: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+class Noise:
+    """Normal random numbers, the same for the same rng."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.generator = torch.Generator().manual_seed(rng.randrange(2**60))
+
+    def __call__(self, *size: int) -> Tensor:
+        return torch.randn(size, generator=self.generator)
+
+    def tokens(self, length: int, config: ModelConfig) -> Tensor:
+        """Token ids of the network's vocabulary."""
+        return torch.randint(config.vocab_size, (length,), generator=self.generator)
 
 
-def filled(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """`module` with random weights, none of them special."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        parameter.copy_(random_weight(name, parameter.shape, generator))
-    return module.requires_grad_(False)
+def config_of(rng: random.Random, layers: int = 1, **changes: Any) -> ModelConfig:
+    """A small shape; a head's size has nothing to do with hidden_size / num_heads."""
+    usual = {
+        "vocab_size": rng.randrange(90, 130), "hidden_size": rng.choice([44, 52, 60]), "num_hidden_layers": layers,
+        "intermediate_size": rng.randrange(50, 100), "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 512, "rope_theta": rng.choice([500.0, 1e4, 1e6]), "tie_word_embeddings": False,
+    }
+    return ModelConfig(**{**usual, **changes})
 
 
-def in_bfloat16(module: torch.nn.Module) -> torch.nn.Module:
-    """`module` with its weights in bfloat16, as the loader would have filled it."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.bfloat16()
+GROUPS = ["group 1", "group 2", "group 4"]
+"""Query heads to a KV head."""
+every_shape = pytest.mark.parametrize("group", GROUPS)
+
+
+def shape_of(rng: random.Random, group: str, layers: int = 1) -> ModelConfig:
+    """A shape with so many query heads to a KV head."""
+    alone = rng.choice([3, 4])
+    changes: dict[str, Any] = {
+        "group 1": {"num_attention_heads": alone, "num_key_value_heads": alone, "head_dim": rng.choice([8, 10])},
+        "group 2": {"head_dim": rng.choice([18, 20, 22]), "attention_bias": True},
+        "group 4": {"num_attention_heads": 8, "head_dim": 12, "rms_norm_eps": 0.03},
+    }[group]
+    return config_of(rng, layers, **changes)
+
+
+def random_weights(sizes: ParameterShapes, noise: Noise, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """None of them special: they forgive nothing."""
+    return {name: random_weight(name, size, noise.generator).to(dtype) for name, size in sizes.items()}
+
+
+def filled(there, module, weights: dict[str, Tensor]):
+    """The module with copies of these weights, as a loader fills it, and without gradients."""
+    for name, weight in weights.items():
+        there.kept(module.get_parameter, name).data = weight.clone()
+    module.requires_grad_(False)
     return module
 
 
-HEADS, COLUMNS, LOGITS = ("token", "head", "number"), ("token", "column"), ("request", "token id")
-"""What the dimensions of a result count."""
+# Comparing, and asking so that what was given can be looked at
 
 
-def expect(condition: bool, message: str) -> None:
-    """Fails with the message alone: a traceback of this file would say no more."""
-    if not condition:
-        pytest.fail(message, pytrace=False)
-
-
-def check(
-    got, want: torch.Tensor, what: str, allowed: float | torch.Tensor = OPERATOR, dtype=torch.float32, axes: tuple[str, ...] = (),
+def near(
+    result: Any, truth: Tensor, what: str, allowed: float | Tensor = OPERATOR, dtype: torch.dtype = torch.float32,
+    axes: tuple[str, ...] = (),
 ) -> None:
-    """`got` has the shape of `want`, this dtype, and is near it.
+    """`result` has the shape of `truth`, this dtype, and is near it.
 
     `allowed` is relative to the largest number, or else a tensor: the absolute error of each number.
     """
-    expect(isinstance(got, torch.Tensor), f"{what}: expected a tensor, got {type(got).__name__}")
-    counted = f" [{', '.join(axes)}]" if axes else ""
-    expect(got.shape == want.shape, f"{what}: expected the shape {list(want.shape)}{counted}, got {list(got.shape)}")
-    expect(got.dtype == dtype, f"{what}: expected {dtype}, as it came in, got {got.dtype}")
-    limit = allowed if isinstance(allowed, torch.Tensor) else allowed * want.abs().max()
-    error = (got.double() - want).abs()
-    excess = torch.nan_to_num(error, nan=float("inf")) - limit
+    assert_tensor(result, what, tuple(truth.shape), dtype, axes)
+    truth = truth.double()
+    limit = allowed if isinstance(allowed, Tensor) else allowed * truth.abs().max()
+    excess = torch.nan_to_num((result.double() - truth).abs(), nan=math.inf, posinf=math.inf) - limit
     if excess.max() > 0:
         place = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
-        where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, place, strict=True)) if axes else list(place)
-        pytest.fail(f"{what}: at {where} expected {want[place]:.6g}, got {float(got[place]):.6g}", pytrace=False)
+        where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, place, strict=True)) if axes else str(list(place))
+        where = f"at {where} " if place else ""
+        raise AssertionError(f"{what}: {where}expected {truth[place]:.6g}, got {float(result[place]):.6g}")
 
 
-def run(function, names: str, *arguments):
-    """`function(*arguments)`, which must leave the first of them, of these names, as they are.
+def assert_tensor(result: Any, what: str, shape: tuple[int, ...], dtype: torch.dtype, axes: tuple[str, ...] = ()) -> None:
+    """It is a tensor of this shape and dtype."""
+    counted = f" [{', '.join(axes)}]" if axes else ""
+    assert isinstance(result, Tensor), f"{what}: expected a tensor, got {shown(result)}"
+    assert tuple(result.shape) == shape, f"{what}: expected the shape {list(shape)}{counted}, got {list(result.shape)}"
+    assert result.dtype == dtype, f"{what}: expected {dtype}, as it came in, got {result.dtype}"
 
-    What is compared with the result is computed afterwards, so it has to be the same numbers.
+
+def asked(there, call: Callable, names: str, *arguments: Any) -> Any:
+    """`call(*arguments)`. The first of the arguments, tensors of these names, must stay as they are."""
+    held = [there.hold(tensor.clone()) for tensor, _ in zip(arguments, names.split(), strict=False)]
+    answer = call(*held, *arguments[len(held) :])
+    for name, tensor, copy in zip(names.split(), arguments, held, strict=False):
+        now = there.look(copy)
+        unchanged = isinstance(now, Tensor) and now.dtype == tensor.dtype and torch.equal(now, tensor)
+        assert unchanged, f"{name} was changed in place; whoever gave it still needs it"
+    return answer
+
+
+def strided(there, tensor: Tensor, first: int, second: int):
+    """The same numbers where the part is, in a memory where these two dimensions are exchanged."""
+    return there.kept(there.hold(tensor.transpose(first, second).contiguous()).transpose, first, second)
+
+
+def assert_made_beside(there, call: Callable, *arguments: Tensor) -> None:
+    """`call` with tensors of the device "meta", which has shapes and no numbers: it may not bring others.
+
+    Where it wants to read numbers, which is slow on a GPU, but not wrong, the other way round: what is made without saying
+    where lies on "meta", and the tensors lie where numbers are.
     """
-    before = [argument.clone() for argument, _ in zip(arguments, names.split(), strict=False)]
-    got = function(*arguments)
-    for name, argument, copy in zip(names.split(), arguments, before, strict=False):
-        expect(torch.equal(argument, copy), f"{name} was changed in place; whoever gave it still needs it")
-    return got
-
-
-def run_elsewhere(function, *arguments: torch.Tensor) -> None:
-    """`function` with tensors of another device, "meta": it knows shapes and dtypes, and has no numbers."""
-    problem = ""
+    elsewhere = [there.kept(there.hold(tensor).to, "meta") for tensor in arguments]
     try:
-        got = function(*(argument.to("meta") for argument in arguments))
-    except RuntimeError as error:
+        device = there.kept(call, *elsewhere).device.type
+    except Exception as error:
+        if "RuntimeError" not in kinds_of(error):
+            raise
         if "meta tensor" in str(error):
-            return  # it wants to read numbers: slow on a GPU, but not wrong
+            assert_lies_where_it_came_in(there, call, *arguments)
+            return
         if "device" not in str(error):
             raise
-        home = str(Path(torch.__file__).parent)
-        line = [frame.line for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(home)][-1]
-        problem = f"a tensor was made on another device than that of what came in: {error}\n    {line}"
-    expect(not problem, problem)
-    expect(got.device.type == "meta", f"what came in lay on the device meta; what came out lies on {got.device}")
+        raise AssertionError(f"a tensor was made on another device than that of what came in: {error}") from error
+    assert device == "meta", f"what came in lay on the device meta; what came out lies on {shown(device)}"
 
 
-# The truth, in float64 and by the formulas
+def assert_lies_where_it_came_in(there, call: Callable, *arguments: Tensor) -> None:
+    """`call`, where every tensor that is made without a device lies on the device "meta": what comes out has numbers."""
+    torch_there, held, expected = there.of(torch), [there.hold(tensor) for tensor in arguments], call(*arguments)
+    torch_there.set_default_device("meta")
+    try:
+        result = there.kept(call, *held)
+        device = result.device.type
+    except Exception as error:
+        raise AssertionError(f"a tensor was made on another device than that of what came in: {error}") from error
+    finally:
+        torch_there.set_default_device(None)
+    assert device == "cpu", f"what came in lay on the CPU; what came out lies on {shown(device)}"
+    near(there.look(result), expected, "with another default device")
 
 
-def norm64(x, weight, eps):
-    x = x.double()
-    return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + eps) * weight.double()
+# Qwen3 by its formulas. Written for being right at a glance: nothing is fused
 
 
-def angles64(positions, head_dim, theta):
-    """[num_tokens, head_dim / 2]"""
-    angles = [[p * theta ** (-2 * i / head_dim) for i in range(head_dim // 2)] for p in positions.tolist()]
-    return torch.tensor(angles, dtype=torch.float64)
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm, at least in float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide / torch.sqrt((wide * wide).mean(dim=-1, keepdim=True) + eps) * weight.to(wide.dtype)).to(x.dtype)
 
 
-def turn64(x, positions, theta):
+def angles_of(positions: Tensor, head_dim: int, theta: float) -> Tensor:
+    """[num_tokens, head_dim / 2], float64"""
+    rows = [[place * theta ** (-2 * i / head_dim) for i in range(head_dim // 2)] for place in positions.tolist()]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def turn(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     """Pairs as complex numbers: turning is multiplying."""
     first, second = x.double().chunk(2, dim=-1)
-    angles = angles64(positions, x.shape[-1], theta)[:, None]
+    angles = angles_of(positions, x.shape[-1], theta)[:, None]
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([turned.real, turned.imag], dim=-1)
+    return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
 
 
-def product64(matrix, x):
-    out = x.double() @ matrix.weight.double().T
-    return out if matrix.bias is None else out + matrix.bias.double()
-
-
-def heads64(attention, x, positions, config):
-    """q, k, v, head by head."""
-    dim = config.head_dim
-
-    def cut(matrix, count):
-        flat = product64(matrix, x)
-        return torch.stack([flat[:, h * dim : (h + 1) * dim] for h in range(count)], dim=1)
-
-    def ready(matrix, count, norm):
-        return turn64(norm64(cut(matrix, count), norm.weight, config.rms_norm_eps), positions, config.rope_theta)
-
-    q = ready(attention.q_proj, config.num_attention_heads, attention.q_norm)
-    k = ready(attention.k_proj, config.num_key_value_heads, attention.k_norm)
-    return q, k, cut(attention.v_proj, config.num_key_value_heads)
-
-
-def attention64(q, k, v):
-    """One query of one head after the other."""
-    q, k, v = q.double(), k.double(), v.double()
-    out, group, before = torch.empty_like(q), q.shape[1] // k.shape[1], len(k) - len(q)
-    for token in range(len(q)):
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """In float64, one query after the other."""
+    group, before = q.shape[1] // k.shape[1], len(k) - len(q)
+    keys, values = (tensor.double()[:, [head // group for head in range(q.shape[1])]] for tensor in (k, v))
+    out = torch.empty(q.shape, dtype=torch.float64)
+    for token, query in enumerate(q.double()):
         seen = before + token + 1
-        for head in range(q.shape[1]):
-            keys, values = k[:seen, head // group], v[:seen, head // group]
-            weights = torch.softmax(keys @ q[token, head] / q.shape[2] ** 0.5, dim=0)
-            out[token, head] = weights @ values
-    return out
+        scores = (keys[:seen] * query).sum(dim=-1) / q.shape[2] ** 0.5  # [seen, heads]
+        out[token] = (torch.softmax(scores, dim=0)[:, :, None] * values[:seen]).sum(dim=0)
+    return out.to(q.dtype)
 
 
-def attend64(attention, x, positions, config):
-    """The whole attention layer, over one request from its beginning."""
-    return product64(attention.o_proj, attention64(*heads64(attention, x, positions, config)).flatten(1))
+class Network:
+    """Qwen3, or a part of it, with these weights, computed in one dtype.
+
+    Args:
+        weights: name → tensor, named from the part on: `q_proj.weight` of an attention layer.
+    """
+
+    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> None:
+        self.config, self.dtype = config, dtype
+        self.weights = {name: weight.to(dtype) for name, weight in weights.items()}
+
+    def normalised(self, x: Tensor, name: str) -> Tensor:
+        """x through the norm of this name."""
+        return norm(x.to(self.dtype), self.weights[f"{name}.weight"], self.config.rms_norm_eps)
+
+    def product(self, x: Tensor, name: str) -> Tensor:
+        """x times the matrix of this name, plus its bias if it has one."""
+        out = x.to(self.dtype) @ self.weights[f"{name}.weight"].T
+        return out + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else out
+
+    def cut(self, x: Tensor, name: str, count: int) -> Tensor:
+        """A product, head by head."""
+        flat, dim = self.product(x, name), self.config.head_dim
+        return torch.stack([flat[:, head * dim : (head + 1) * dim] for head in range(count)], dim=1)
+
+    def heads(self, x: Tensor, positions: Tensor, part: str = "") -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v"""
+        theta, count, kv_count = self.config.rope_theta, self.config.num_attention_heads, self.config.num_key_value_heads
+        q = turn(self.normalised(self.cut(x, f"{part}q_proj", count), f"{part}q_norm"), positions, theta)
+        k = turn(self.normalised(self.cut(x, f"{part}k_proj", kv_count), f"{part}k_norm"), positions, theta)
+        return q, k, self.cut(x, f"{part}v_proj", kv_count)
+
+    def attend(self, x: Tensor, positions: Tensor, part: str = "") -> Tensor:
+        """The attention layer, over one request from its beginning."""
+        return self.product(attention(*self.heads(x, positions, part)).flatten(1), f"{part}o_proj")
+
+    def mlp(self, x: Tensor, part: str = "") -> Tensor:
+        """The feed-forward network: SwiGLU."""
+        gate = self.product(x, f"{part}gate_proj")
+        return self.product(gate / (1 + torch.exp(-gate)) * self.product(x, f"{part}up_proj"), f"{part}down_proj")
+
+    def layer(self, x: Tensor, positions: Tensor, part: str = "") -> Tensor:
+        """A decoder layer, over one request from its beginning."""
+        h = x.to(self.dtype) + self.attend(self.normalised(x, f"{part}input_layernorm"), positions, f"{part}self_attn.")
+        return h + self.mlp(self.normalised(h, f"{part}post_attention_layernorm"), f"{part}mlp.")
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """The final norm, then the head."""
+        return self.product(self.normalised(hidden, "model.norm"), "lm_head")
+
+    def logits(self, token_ids: Tensor, first: int = 0) -> Tensor:
+        """After every token of one request, [num_tokens, vocab_size]; it begins at the position `first`."""
+        x = self.weights["model.embed_tokens.weight"][token_ids]
+        for i in range(self.config.num_hidden_layers):
+            x = self.layer(x, torch.arange(first, first + len(token_ids)), f"model.layers.{i}.")
+        return self.logits_of(x)
 
 
-def mlp64(mlp, x):
-    gate = product64(mlp.gate_proj, x)
-    return product64(mlp.down_proj, gate / (1 + torch.exp(-gate)) * product64(mlp.up_proj, x))
-
-
-# Requests in blocks of 4, as the engine lays them out
+# Requests in blocks of 4, as the engine lays them out, and attention over them
 
 BLOCK = 4
 
@@ -213,440 +302,720 @@ class Chunk:
 
     start: int
     end: int
-    table: tuple[int, ...]
+    table: Sequence[int]
+
+    def slots(self, positions: Iterable[int]) -> list[int]:
+        """Where these positions of the request lie."""
+        return [self.table[i // BLOCK] * BLOCK + i % BLOCK for i in positions]
 
 
-def lay_out(chunks: list[Chunk], padding: int = 0) -> tuple[torch.Tensor, AttentionMetadata]:
-    """Positions and metadata of a flat batch; chunks of one token come first. Padding goes to block 0."""
-    places = [i for c in chunks for i in range(c.start, c.end)] + [0] * padding
-    slots = [c.table[i // BLOCK] * BLOCK + i % BLOCK for c in chunks for i in range(c.start, c.end)] + [0] * padding
-    longest = max(len(c.table) for c in chunks)
-    return torch.tensor(places), AttentionMetadata(
-        query_lens=[c.end - c.start for c in chunks], seq_lens=[c.end for c in chunks],
-        block_tables=torch.tensor([[*c.table, *[0] * (longest - len(c.table))] for c in chunks]),
-        slot_mapping=torch.tensor(slots), num_decodes=sum(c.end - c.start == 1 for c in chunks), block_size=BLOCK,
-    )
+def tables(rng: random.Random, *lengths: int) -> list[list[int]]:
+    """Blocks for requests of these lengths, in no order."""
+    blocks = rng.sample(range(1, 40), sum(-(-length // BLOCK) for length in lengths))
+    return [[blocks.pop() for _ in range(-(-length // BLOCK))] for length in lengths]
 
 
-class WatchedCore(TorchPagedAttention):
-    """The engine's attention; notes who calls what. What it returns may lie in memory head by head instead of token by token."""
+class Step:
+    """What is computed at once: chunks of requests, those of one token first, then rows of padding, in block 0.
 
-    def __init__(self, config: ModelConfig, head_by_head: bool = False):
-        super().__init__(config, BLOCK, torch.float32, torch.device("cpu"))
-        self.calls, self.head_by_head = [], head_by_head
+    Args:
+        first: position of each request's first token.
+    """
 
-    def write(self, layer_cache, k, v, slots):
+    def __init__(self, chunks: list[Chunk], padding: int = 0, first: int = 0) -> None:
+        self.chunks, self.padding = chunks, padding
+        self.query_lens, self.seq_lens = [c.end - c.start for c in chunks], [c.end for c in chunks]
+        self.positions = torch.tensor([first + i for c in chunks for i in range(c.start, c.end)] + [0] * padding)
+        self.slots = [slot for c in chunks for slot in c.slots(range(c.start, c.end))] + [0] * padding
+        self.rows = [sum(self.query_lens[: i + 1]) - 1 for i in range(len(chunks))]
+
+    def tokens(self, texts: Iterable[Tensor]) -> Tensor:
+        """[num_tokens]; padding is token 0."""
+        parts = [text[chunk.start : chunk.end] for text, chunk in zip(texts, self.chunks, strict=True)]
+        return torch.cat([*parts, torch.zeros(self.padding, dtype=torch.long)])
+
+    def metadata(self, there):
+        """The engine's own object for it."""
+        longest = max(len(c.table) for c in self.chunks)
+        return there.of(AttentionMetadata)(
+            query_lens=list(self.query_lens), seq_lens=list(self.seq_lens), slot_mapping=torch.tensor(self.slots),
+            block_tables=torch.tensor([[*c.table, *[0] * (longest - len(c.table))] for c in self.chunks]),
+            num_decodes=sum(count == 1 for count in self.query_lens), block_size=BLOCK)
+
+
+class LayerCache:
+    """One layer's keys and values, by slot."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def read(self, slots: list[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of these slots, [num_slots, num_kv_heads, head_dim] each."""
+        keys, values = zip(*(self.rows[slot] for slot in slots), strict=True)
+        return torch.stack(keys), torch.stack(values)
+
+
+class Core:
+    """Attention over blocks, by its formula: notes who calls what, and looks at what it is given.
+
+    Args:
+        attend: what attends, one request at a time: `attention`, or the lab's.
+        head_by_head: how what it returns lies in memory, as the result of `causal_attention` often does; else token by token.
+    """
+
+    def __init__(
+        self, there, config: ModelConfig, attend: Callable = attention, dtype: torch.dtype = torch.float32,
+        head_by_head: bool = False,
+    ) -> None:
+        self.there, self.config, self.attend, self.dtype, self.head_by_head = there, config, attend, dtype, head_by_head
+        self.caches = [LayerCache() for _ in range(config.num_hidden_layers)]
+        self.calls: list[str] = []
+        self.step: Step  # set while one is computed
+        self.problem: Exception | None = None
+
+    def lent(self) -> tuple[Any, list]:
+        """The core and the layers' caches as the lab's part gets them."""
+        return self.there.lend(self, "write", "forward"), [self.there.lend(cache) for cache in self.caches]
+
+    def during(self, step: Step, call: Callable, *arguments: Any) -> Any:
+        """`call(*arguments)`, which computes this step. Raises what was wrong with the use of the core."""
+        self.step, self.calls, answer = step, [], None
+        try:
+            answer = call(*arguments)
+        except Exception as error:
+            if self.problem is None and "view size is not compatible" in str(error):
+                raise AssertionError("what a core returns may lie in memory in any order; view() refuses, reshape() and "
+                                     f"flatten() copy: {error}") from error
+            if self.problem is None:
+                raise
+        if self.problem is not None:
+            raise self.problem
+        return answer
+
+    def write(self, layer_cache: Any, k: Any, v: Any, slots: Any) -> None:
+        """What the part calls; see `_write`."""
+        self._noting(self._write, layer_cache, k, v, slots)
+
+    def forward(self, q: Any, layer_cache: Any, metadata: Any) -> Any:
+        """What the part calls; see `_forward`."""
+        out = self._noting(self._forward, q, layer_cache, metadata)
+        return strided(self.there, out, 0, 1) if self.head_by_head else out
+
+    def _noting(self, do: Callable, *arguments: Any) -> Any:
+        """What goes wrong in here reaches the test, whatever the part makes of it."""
+        try:
+            return do(*arguments)
+        except Exception as error:
+            self.problem = self.problem or error
+            raise
+
+    def _write(self, layer_cache: Any, k: Any, v: Any, slots: Any) -> None:
         self.calls.append("write")
-        super().write(layer_cache, k, v, slots)
+        assert isinstance(layer_cache, LayerCache), f"core.write got {shown(layer_cache)} instead of the layer's cache"
+        numbers = slots.tolist() if isinstance(slots, Tensor) else slots
+        expected = self.step.slots
+        assert numbers == expected, f"core.write got the slots {shown(numbers)}; metadata.slot_mapping is {shown(expected)}"
+        for name, tensor in (("k", k), ("v", v)):
+            size = (len(self.step.slots), self.config.num_key_value_heads, self.config.head_dim)
+            assert_tensor(tensor, f"{name} that core.write got", size, self.dtype, HEADS)
+        layer_cache.rows |= dict(zip(self.step.slots, zip(k.clone(), v.clone(), strict=True), strict=True))
 
-    def forward(self, q, layer_cache, metadata):
+    def _forward(self, q: Any, layer_cache: Any, metadata: Any) -> Tensor:
         self.calls.append("forward")
-        out = super().forward(q, layer_cache, metadata)
-        return out.transpose(0, 1).contiguous().transpose(0, 1) if self.head_by_head else out
+        assert isinstance(layer_cache, LayerCache), f"core.forward got {shown(layer_cache)} instead of the layer's cache"
+        whole = getattr(metadata, "seq_lens", None) == self.step.seq_lens
+        assert whole, f"core.forward got {shown(metadata)} instead of the metadata"
+        size = (len(self.step.slots), self.config.num_attention_heads, self.config.head_dim)
+        assert_tensor(q, "q that core.forward got", size, self.dtype, HEADS)
+        written = set(self.step.slots) <= set(layer_cache.rows)
+        assert written, "core.forward was called before core.write: a token sees its own key, too"
+        out, start = torch.zeros_like(q), 0
+        for chunk in self.step.chunks:
+            count = chunk.end - chunk.start
+            attended = self.attend(q[start : start + count], *layer_cache.read(chunk.slots(range(chunk.end))))
+            assert_tensor(attended, "attention", (count, *q.shape[1:]), self.dtype, HEADS)
+            out[start : start + count] = attended
+            start += count
+        return out
 
 
 # TODO 1: RMSNorm
 
 
-def norm_of(lab, weight, eps=1e-6):
-    norm = lab.RMSNorm(len(weight), eps)
-    norm.weight.data = torch.as_tensor(weight)
-    return norm
+OF_FIVE = ([2, 4, 4, 8], [1, 1, 7, 7], [1, 5, 5, 7], [1, 3, 3, 9], [5, 5, 5, 5])
+"""Rows whose root mean square is 5."""
+
+
+def row_of_five(rng: random.Random) -> list[int]:
+    """Four whole numbers whose root mean square is 5."""
+    row = [number * rng.choice([1, 1, -1]) for number in rng.choice(OF_FIVE)]
+    return rng.sample(row, 4)
+
+
+def norm_of(lab, there, weight: Tensor, eps: float = 1e-6):
+    """The lab's RMSNorm with this weight."""
+    return filled(there, lab.RMSNorm(len(weight), eps), {"weight": weight})
 
 
 @pytest.mark.todo(1, points=2)
-def test_todo_1_a_row_whose_root_mean_square_is_5_is_divided_by_5(lab):
+def test_todo_1_a_row_whose_root_mean_square_is_5_is_divided_by_5(lab, rng, there):
     x = torch.tensor([[2.0, 4.0, 4.0, 8.0], [0.0, 0.0, 0.0, 0.0], [-20.0, 40.0, -40.0, 80.0]])
-    want = torch.tensor([[0.4, 0.8, 0.8, 0.8], [0.0, 0.0, 0.0, 0.0], [-0.4, 0.8, -0.8, 0.8]])
-    check(run(norm_of(lab, [1.0, 1.0, 1.0, 0.5]), "x", x), want, "RMSNorm with the weight 1 1 1 0.5", axes=("row", "column"))
+    expected = torch.tensor([[0.4, 0.8, 0.8, 0.8], [0.0, 0.0, 0.0, 0.0], [-0.4, 0.8, -0.8, 0.8]])
+    result = asked(there, norm_of(lab, there, torch.tensor([1.0, 1.0, 1.0, 0.5])), "x", x)
+    near(result, expected, "RMSNorm with the weight 1 1 1 0.5", axes=("row", "column"))
+    times = rng.randrange(2, 20)
+    rows = [row_of_five(rng), [times * number for number in row_of_five(rng)]]
+    weight = torch.tensor([rng.choice([0.5, 1.0, 1.5, -2.0]) for _ in range(4)])
+    expected = torch.tensor(rows) / torch.tensor([[5.0], [5.0 * times]]) * weight
+    result = norm_of(lab, there, weight)(torch.tensor(rows, dtype=torch.float32))
+    near(result, expected, f"RMSNorm of {rows} with the weight {weight.tolist()}", axes=("row", "column"))
 
 
 @pytest.mark.todo(1, points=4)
-@pytest.mark.parametrize("size", [(1, 8), (5, 64), (3, 4, 20), (2, 3, 5, 7)], ids=str)
-@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["large rows", "rows as small as eps"])
-def test_todo_1_every_row_follows_the_formula(lab, size, scale):
-    x, weight = scale * noise(*size), 1 + 0.5 * noise(size[-1], seed=1)
-    for eps in (1e-6, 0.03):
-        what = f"x / sqrt(mean(x²) + {eps}) * weight, each row of {size} by itself"
-        check(run(norm_of(lab, weight, eps), "x", x), norm64(x, weight, eps), what)
-    turned = x.transpose(0, 1) if len(size) > 2 else x.T.contiguous().T  # the same numbers, not contiguous
-    check(norm_of(lab, weight)(turned), norm64(turned, weight, 1e-6), "an input that is not contiguous")
+@pytest.mark.parametrize("leading", [(1,), (5,), (3, 4), (2, 3, 5)], ids=str)
+@pytest.mark.parametrize("scale", ["large rows", "rows as small as eps"])
+def test_todo_1_every_row_follows_the_formula(lab, rng, there, leading, scale):
+    noise, size = Noise(rng), (*leading, rng.randrange(7, 65))
+    for eps in (1e-6, 0.03, rng.uniform(1e-4, 1e-2)) if scale == "rows as small as eps" else (1e-6,):
+        x = (rng.uniform(1, 30) if scale == "large rows" else eps**0.5 * rng.uniform(0.5, 2)) * noise(*size)
+        weight = 1 + 0.5 * noise(size[-1])
+        module, expected = norm_of(lab, there, weight, eps), norm(x.double(), weight, eps)
+        what = f"{scale}, x / sqrt(mean(x²) + {eps}) * weight, each row of {list(size)} by itself"
+        near(asked(there, module, "x", x), expected, what)
+        near(module(strided(there, x, 0, 1)), expected, f"{what}, not contiguous")
 
 
 @pytest.mark.todo(1, points=4)
-def test_todo_1_the_root_is_computed_in_float32_whatever_comes_in(lab):
+def test_todo_1_the_root_is_computed_in_float32_whatever_comes_in(lab, rng, there):
     x = torch.full((1, 4), 300.0, dtype=torch.float16)  # 300 * 300 is more than float16 can hold, 65504
-    got = norm_of(lab, torch.ones(4, dtype=torch.float16))(x)
-    check(got, torch.ones(1, 4), "a row of 300s in float16, divided by its root mean square", 1e-3, torch.float16)
-    x, weight = noise(512, 64).bfloat16(), (1 + 0.5 * noise(64, seed=1)).bfloat16()
-    want = norm64(x, weight, 1e-6)
-    # two roundings are allowed, of x / rms and of its product with the weight; ours has one, at the end
-    check(norm_of(lab, weight)(x), want, "bfloat16, the root in float32", 2.02 * BF16 * want.abs(), torch.bfloat16)
+    result = norm_of(lab, there, torch.ones(4, dtype=torch.float16))(x)
+    near(result, torch.ones(1, 4), "a row of 300s in float16, divided by its root mean square", 1e-3, torch.float16)
+    noise = Noise(rng)
+    large = torch.tensor([[rng.choice([1, -1]) * rng.uniform(290, 4000) for _ in range(12)] for _ in range(3)]).half()
+    for x, what in ((large, "float16, too small for the squares"), (noise(512, rng.randrange(48, 80)).bfloat16(), "bfloat16")):
+        weight = (1 + 0.5 * noise(x.shape[-1])).to(x.dtype)
+        expected = norm(x.double(), weight, 1e-6)
+        # two roundings are allowed, of x / rms and of its product with the weight; ours has one, at the end
+        allowed = 2.02 * (BF16 if x.dtype == torch.bfloat16 else FLOAT16) * expected.abs()
+        near(asked(there, norm_of(lab, there, weight), "x", x), expected, f"{what}, the root in float32", allowed, x.dtype)
 
 
 # TODO 2: rotary embedding
 
 
+def angles_off(positions: Tensor, head_dim: int, theta: float) -> Tensor:
+    """How far angles in float32 may be off, [num_tokens, 1, head_dim]: the power multiplies a rounding by log(theta)."""
+    off = (8 + 4 * math.log(theta)) * FLOAT32 * angles_of(positions, head_dim, theta) + 1e-6
+    return off.repeat(1, 2)[:, None]
+
+
+def of_both(x: Tensor) -> Tensor:
+    """|a| + |b| of each number's pair: an angle that is off by d moves it by at most d times that."""
+    first, second = x.double().abs().chunk(2, dim=-1)
+    return (first + second).repeat(1, 1, 2)
+
+
 @pytest.mark.todo(2, points=2)
-def test_todo_2_at_position_3_the_pairs_turn_by_3_and_by_three_tenths(lab):
+def test_todo_2_at_position_3_the_pairs_turn_by_3_and_by_three_tenths(lab, rng, there):
     x = torch.tensor([[[1.0, 1.0, 0.0, 0.0]], [[1.0, 1.0, 0.0, 0.0]]])
-    got = run(lab.RotaryEmbedding(4, theta=100.0), "x positions", x, torch.tensor([3, 0]))
-    want = torch.tensor([[[-0.98999, 0.95534, 0.14112, 0.29552]], [[1.0, 1.0, 0.0, 0.0]]])  # cos 3, cos 0.3, sin 3, sin 0.3
-    check(got, want, "head_dim 4, theta 100: 1 1 0 0 at the positions 3 and 0", axes=HEADS)
+    rotary = lab.RotaryEmbedding(4, theta=100.0)
+    expected = torch.tensor([[[-0.98999, 0.95534, 0.14112, 0.29552]], [[1.0, 1.0, 0.0, 0.0]]])  # cos 3, cos 0.3, sin 3, sin 0.3
+    result = asked(there, rotary, "x positions", x, torch.tensor([3, 0]))
+    near(result, expected, "head_dim 4, theta 100: 1 1 0 0 at the positions 3 and 0", axes=HEADS)
+    places = rng.sample([rng.randrange(1, 10), 10], 2)
+    expected = torch.tensor([[[math.cos(p), math.cos(p / 10), math.sin(p), math.sin(p / 10)]] for p in places])
+    result = rotary(x, torch.tensor(places))
+    near(result, expected, f"head_dim 4, theta 100: 1 1 0 0 at the positions {places}", axes=HEADS)
 
 
 @pytest.mark.todo(2, points=4)
-@pytest.mark.parametrize("theta", [100.0, 1e4, 1e6], ids=str)
-@pytest.mark.parametrize(("head_dim", "heads"), [(2, 1), (10, 3), (128, 2)], ids=str)
-def test_todo_2_every_pair_turns_by_its_own_angle(lab, head_dim, heads, theta):
-    positions = torch.tensor([0, 1, 2, 700, 31, 31, 40_000, 5])  # far, repeated, in no order
-    x = noise(len(positions), heads, head_dim)
-    # float32 angles are off by a few times 2**-24 of themselves; the power of theta multiplies that by log(theta)
-    angles = angles64(positions, head_dim, theta)
-    off = (4 + torch.log(torch.tensor(theta))) * 2.0**-23 * angles + 1e-6
-    allowed = (off.repeat(1, 2)[:, None] * x.abs().max() * 2).expand_as(x)
-    rotary = lab.RotaryEmbedding(head_dim, theta)
-    got = run(rotary, "x positions", x, positions)
-    check(got, turn64(x, positions, theta), f"positions {positions.tolist()}, theta {theta}", allowed, axes=HEADS)
-    skipped = noise(len(positions), heads, 2 * head_dim)[:, :, ::2]  # not contiguous
-    got = rotary(skipped, positions)
-    check(got, turn64(skipped, positions, theta), "an input that is not contiguous", allowed * 2, axes=HEADS)
+@pytest.mark.parametrize("theta", [100.0, 1e4, 1e6, "any"], ids=str)
+@pytest.mark.parametrize("head_dim, heads", [(2, 1), ("any", 3), (128, 2)], ids=str)
+def test_todo_2_every_pair_turns_by_its_own_angle(lab, rng, there, head_dim, heads, theta):
+    theta = rng.uniform(1e3, 1e5) if theta == "any" else theta
+    head_dim = 2 * rng.randrange(3, 12) if head_dim == "any" else head_dim
+    far = rng.sample(range(100, 40_000), 4)
+    rotary, noise, in_no_order = lab.RotaryEmbedding(head_dim, theta), Noise(rng), [*far, far[0], 0, 1, 1, 39_999]
+    for places in (list(range(6)), rng.sample(in_no_order, len(in_no_order))):
+        x, positions = noise(len(places), heads, head_dim), torch.tensor(places)
+        expected, allowed = turn(x.double(), positions, theta), angles_off(positions, head_dim, theta) * of_both(x)
+        what = f"positions {places}, head_dim {head_dim}, theta {theta:g}"
+        near(asked(there, rotary, "x positions", x, positions), expected, what, allowed, axes=HEADS)
+        near(rotary(strided(there, x, 1, 2), positions), expected, f"{what}, not contiguous", allowed, axes=HEADS)
 
 
 @pytest.mark.todo(2, points=1)
-def test_todo_2_angles_are_made_on_the_device_of_x(lab):
-    run_elsewhere(lab.RotaryEmbedding(8, theta=100.0), noise(3, 2, 8), torch.arange(3))
+def test_todo_2_angles_are_made_on_the_device_of_x(lab, rng, there):
+    assert_made_beside(there, lab.RotaryEmbedding(8, theta=100.0), Noise(rng)(3, 2, 8), torch.arange(3))
 
 
 @pytest.mark.todo(2, points=2)
-def test_todo_2_the_score_of_a_query_and_a_key_depends_on_their_distance_alone(lab):
-    rotary = lab.RotaryEmbedding(16, theta=10_000.0)
-    q, k = noise(1, 1, 16), noise(1, 1, 16, seed=1)
-
-    def score(query_position, key_position):
-        return float((rotary(q, torch.tensor([query_position])) * rotary(k, torch.tensor([key_position]))).sum())
-
-    want = score(7, 3)
-    for shift in (1, 50, 900):
-        got = score(7 + shift, 3 + shift)
-        expect(abs(got - want) <= 1e-2, f"positions 7 and 3 score {want:.4f}, {7 + shift} and {3 + shift} {got:.4f}")
-    expect(abs(score(3, 7) - want) > 1e-2, "whether the key is 4 before or 4 after the query makes no difference")
-    expect(abs(score(8, 3) - want) > 1e-2, "the distance makes no difference: are the positions used?")
+def test_todo_2_the_score_of_a_query_and_a_key_depends_on_their_distance_alone(lab, rng):
+    noise, theta, apart = Noise(rng), rng.uniform(1e3, 1e5), rng.randrange(1, 9)
+    q, k, rotary = noise(1, 1, 16), noise(1, 1, 16), lab.RotaryEmbedding(16, theta)
+    for distance in (apart, -apart, 0):
+        expected = (turn(q.double(), torch.tensor([distance]), theta) * k.double()).sum()
+        for shift in (10, rng.randrange(20, 60), rng.randrange(500, 1000)):
+            places = [shift + distance], [shift]
+            turned = [rotary(x, torch.tensor(place)) for x, place in zip((q, k), places, strict=True)]
+            for x in turned:
+                assert_tensor(x, "a turned head", (1, 1, 16), torch.float32, HEADS)
+            off = sum(angles_off(torch.tensor(place), 16, theta) for place in places)
+            score, allowed = (turned[0].double() * turned[1].double()).sum().float(), (off * of_both(q) * of_both(k)).sum()
+            near(score, expected, f"the score of a query at position {shift + distance} and a key at {shift}", allowed)
 
 
 @pytest.mark.todo(2, points=3)
-def test_todo_2_angles_are_exact_in_bfloat16_too(lab):
-    positions = torch.tensor([0, 257, 1001, 4097])  # bfloat16 knows 256, 1000 and 4096, but none of these three
-    x = noise(4, 3, 32).bfloat16()
-    got = lab.RotaryEmbedding(32, theta=10_000.0)(x, positions)
-    first, second = x.double().abs().chunk(2, dim=-1)
+def test_todo_2_angles_are_exact_in_bfloat16_too(lab, rng, there):
+    theta = rng.uniform(5e3, 5e4)
+    # bfloat16 knows 256, 1000 and 4096, but none of these
+    places = torch.tensor([0, 257, 2 * rng.randrange(300, 900) + 1, 4097, 2 * rng.randrange(2100, 2500) + 1])
+    x = Noise(rng)(len(places), 3, 32).bfloat16()
+    result = asked(there, lab.RotaryEmbedding(32, theta), "x positions", x, places)
     # three roundings at most: of cos and sin, of the products, of the sum (ours has one); angles in float32
-    allowed = ((3.05 * BF16 + 1e-3) * (first + second)).repeat(1, 1, 2)
-    check(got, turn64(x, positions, 10_000.0), "bfloat16 heads, angles in float32", allowed, torch.bfloat16, axes=HEADS)
+    allowed = (3.05 * BF16 + angles_off(places, 32, theta)) * of_both(x)
+    what = f"bfloat16 heads at the positions {places.tolist()}, angles in float32"
+    near(result, turn(x.double(), places, theta), what, allowed, torch.bfloat16, axes=HEADS)
 
 
 @pytest.mark.todo(2, points=2)
-def test_todo_2_a_call_knows_nothing_of_those_before_it(lab):
-    rotary, x = lab.RotaryEmbedding(32, theta=10_000.0), noise(4, 3, 32)
-    rotary(x.bfloat16(), torch.tensor([0, 1, 2, 3]))
-    held = torch.zeros(4, dtype=torch.long)  # engines keep one tensor for all steps, and write the positions into it
-    for positions in ([0, 1, 2, 3], [5, 6, 7, 8], [0, 9, 700, 3], [2000, 1, 1, 3]):  # as many tokens, the last one equal, ...
-        got = rotary(x, held.copy_(torch.tensor(positions)))
-        off = (4 + torch.log(torch.tensor(1e4))) * 2.0**-23 * angles64(torch.tensor(positions), 32, 1e4) + 1e-6
-        allowed = (off.repeat(1, 2)[:, None] * x.abs().max() * 2).expand_as(x)
-        what = f"float32, positions {positions}, after a call in bfloat16 and other positions"
-        check(got, turn64(x, torch.tensor(positions), 10_000.0), what, allowed, axes=HEADS)
+def test_todo_2_a_call_knows_nothing_of_those_before_it(lab, rng, there):
+    theta, noise = rng.uniform(5e3, 5e4), Noise(rng)
+    rotary, x, last = lab.RotaryEmbedding(32, theta), noise(4, 3, 32), rng.randrange(3, 40)
+    rotary(x.bfloat16(), torch.arange(4))
+    held = there.hold(torch.zeros(4, dtype=torch.long))  # engines keep one tensor for all steps, and write the positions into it
+    firsts = [0, 1, 2], rng.sample(range(50), 3), rng.sample(range(2000), 3), [rng.randrange(2000)] * 3
+    for places in [torch.tensor([*first, last]) for first in firsts]:  # as many tokens each time, and the same last one
+        what = f"float32, positions {places.tolist()}, after a call in bfloat16 and other positions"
+        expected, allowed = turn(x.double(), places, theta), angles_off(places, 32, theta) * of_both(x)
+        near(rotary(x, places), expected, what, allowed, axes=HEADS)
+        there.kept(held.copy_, places)
+        near(rotary(x, held), expected, f"{what}, in the tensor that held the positions before", allowed, axes=HEADS)
 
 
 # TODO 3: heads
 
 
+def attention_layer(lab, rng: random.Random, there, config: ModelConfig, dtype: torch.dtype = torch.float32):
+    """A layer without a core, the same by its formulas, and noise."""
+    noise = Noise(rng)
+    weights = random_weights(attention_shapes(config), noise, dtype)
+    return filled(there, lab.Attention(config, 0, None), weights), Network(config, weights), noise
+
+
+def three(answer: Any) -> tuple[Any, Any, Any]:
+    """q, k and v; there must be three."""
+    assert isinstance(answer, tuple | list) and len(answer) == 3, f"heads() returned {shown(answer)}; expected q, k and v"
+    return tuple(answer)
+
+
 @pytest.mark.todo(3, points=6)
 @every_shape
-def test_todo_3_q_k_and_v_follow_the_formula_head_by_head(lab, shape):
-    config = config_of(shape)
-    attention = filled(lab.Attention(config, 0, None))
-    x, positions = noise(7, config.hidden_size), torch.tensor([0, 1, 2, 90, 91, 3, 3])
-    got = run(attention.heads, "x positions", x, positions)
-    for name, mine, truth in zip("qkv", got, heads64(attention, x, positions, config), strict=True):
-        check(mine, truth, name, NETWORK, axes=HEADS)
+def test_todo_3_q_k_and_v_follow_the_formula_head_by_head(lab, rng, there, group):
+    config = shape_of(rng, group)
+    layer, truth, noise = attention_layer(lab, rng, there, config)
+    x, far = noise(7, config.hidden_size), rng.randrange(50, 150)
+    positions = torch.tensor([0, 1, 2, far, far + 1, 3, 3])
+    heads = three(asked(there, layer.heads, "x positions", x, positions))
+    of = f"{config.num_attention_heads} heads, {config.num_key_value_heads} KV heads, positions {positions.tolist()}"
+    for name, result, expected in zip("qkv", heads, truth.heads(x, positions), strict=True):
+        near(result, expected, f"{name}, {of}", NETWORK, axes=HEADS)
 
 
 @pytest.mark.todo(3, points=2)
-def test_todo_3_each_head_is_normalised_by_itself(lab):
-    config = config_of(Shape(hidden_size=8, num_attention_heads=2, num_key_value_heads=1, head_dim=4))
-    attention = filled(lab.Attention(config, 0, None))
-    attention.q_proj.weight.data = torch.eye(8)  # q before anything else is x itself
-    attention.q_norm.weight.data = torch.ones(4)
-    q, _, _ = attention.heads(torch.tensor([[2.0, 4.0, 4.0, 8.0, 6.0, 6.0, 6.0, 6.0]]), torch.tensor([0]))
-    expected = torch.tensor([[[0.4, 0.8, 0.8, 1.6], [1.0, 1.0, 1.0, 1.0]]])
-    check(q, expected, "the heads 2 4 4 8 and 6 6 6 6, normalised", axes=HEADS)
+def test_todo_3_each_head_is_normalised_by_itself(lab, rng, there):
+    config = config_of(rng, hidden_size=8, num_attention_heads=2, num_key_value_heads=2, head_dim=4)
+    weights = {f"{name}_proj.weight": torch.eye(8) for name in "qkv"}  # each is x itself
+    weights |= {"q_norm.weight": torch.ones(4), "k_norm.weight": torch.full((4,), 2.0)}
+    layer = filled(there, lab.Attention(config, 0, None), weights)
+    for row, constant in (([2, 4, 4, 8], 6), (row_of_five(rng), rng.randrange(2, 9))):
+        q, k, _ = three(layer.heads(torch.tensor([[*row, *[constant] * 4]], dtype=torch.float32), torch.tensor([0])))
+        expected = torch.tensor([[[number / 5 for number in row], [1.0] * 4]])
+        what = f"at position 0, the heads {row} and {[constant] * 4}, normalised"
+        near(q, expected, f"q: {what}", axes=HEADS)
+        near(k, 2 * expected, f"k: {what}, with a weight of 2", axes=HEADS)
 
 
 @pytest.mark.todo(3, points=2)
-def test_todo_3_values_are_projected_and_nothing_else(lab):
-    config = config_of(SHAPES["group 2"])
-    attention = filled(lab.Attention(config, 0, None))
-    x = noise(3, config.hidden_size)
-    _, _, v = attention.heads(x, torch.tensor([5, 6, 7]))
-    check(v, product64(attention.v_proj, x).view(3, 2, config.head_dim), "v, neither normalised nor turned", NETWORK, axes=HEADS)
-    _, _, doubled = attention.heads(2 * x, torch.tensor([0, 0, 0]))
-    bias = attention.v_proj.bias.double().view(2, config.head_dim)
-    check(doubled, 2 * (v.double() - bias) + bias, "v of 2x at other positions", NETWORK, axes=HEADS)
+def test_todo_3_values_are_projected_and_nothing_else(lab, rng, there):
+    for group in GROUPS:
+        config = shape_of(rng, group)
+        layer, truth, noise = attention_layer(lab, rng, there, config)
+        x, positions = noise(3, config.hidden_size), torch.tensor([rng.randrange(5, 50) for _ in range(3)])
+        for rows, where, what in ((x, positions, "v"), (2 * x, 0 * positions, "v of 2x, at position 0")):
+            expected = truth.cut(rows, "v_proj", config.num_key_value_heads)
+            near(three(layer.heads(rows, where))[2], expected, f"{what}, neither normalised nor turned", NETWORK, axes=HEADS)
 
 
 @pytest.mark.todo(3, points=2)
-def test_todo_3_a_token_has_the_same_heads_alone_and_in_any_company(lab):
-    config = config_of(SHAPES["group 4"])
-    attention = filled(lab.Attention(config, 0, None))
-    x, positions = noise(5, config.hidden_size), torch.tensor([9, 2, 44, 0, 2])
-    together = attention.heads(x, positions)
-    for row in range(5):
-        alone = attention.heads(x[row : row + 1], positions[row : row + 1])
-        for name, one, many in zip("qkv", alone, together, strict=True):
-            check(one, many[row : row + 1].double(), f"{name} of row {row} by itself", NETWORK, axes=HEADS)
+def test_todo_3_a_token_has_the_same_heads_alone_and_in_any_company(lab, rng, there):
+    config = shape_of(rng, rng.choice(GROUPS))
+    layer, truth, noise = attention_layer(lab, rng, there, config)
+    x, positions = noise(5, config.hidden_size), torch.tensor([rng.randrange(60) for _ in range(5)])
+    together = truth.heads(x, positions)
+    for rows in ([0], [1], [2], [3], [4], rng.sample(range(5), 3)):
+        for name, result, expected in zip("qkv", three(layer.heads(x[rows], positions[rows])), together, strict=True):
+            near(result, expected[rows], f"{name} of the rows {rows} of 5", NETWORK, axes=HEADS)
 
 
 @pytest.mark.todo(3, points=2)
-def test_todo_3_bfloat16_stays_bfloat16(lab):
-    config = config_of(SHAPES["group 2"])
-    attention = in_bfloat16(filled(lab.Attention(config, 0, None)))
-    x = noise(4, config.hidden_size).bfloat16()
-    positions = torch.tensor([0, 1, 2, 3])
-    truths = heads64(attention, x, positions, config)
+def test_todo_3_bfloat16_stays_bfloat16(lab, rng, there):
+    config = config_of(rng, head_dim=20, attention_bias=True)
+    layer, truth, noise = attention_layer(lab, rng, there, config, torch.bfloat16)
+    x, positions = noise(4, config.hidden_size).bfloat16(), torch.arange(4)
     # roundings: of the projection; of its norm twice; of the turn three times. Each is 2**-8 of a number
     # that is at most as large as the head's pair, so of sqrt(2) times the largest; the norm's scale one more
-    for name, got, truth in zip("qkv", attention.heads(x, positions), truths, strict=True):
-        check(got, truth, f"{name} in bfloat16", 7 * 1.42 * BF16, torch.bfloat16, axes=HEADS)
+    for name, result, expected in zip("qkv", three(layer.heads(x, positions)), truth.heads(x, positions), strict=True):
+        near(result, expected, f"{name} in bfloat16", 7 * 1.42 * BF16, torch.bfloat16, axes=HEADS)
 
 
 # TODO 4: attention
 
 
-def attention_inputs(num_queries, num_keys, num_heads, num_kv_heads, head_dim, scale=1.0):
-    q = noise(num_queries, num_heads, head_dim) * scale
-    return q, noise(num_keys, num_kv_heads, head_dim, seed=1) * scale, noise(num_keys, num_kv_heads, head_dim, seed=2)
+def queries(
+    noise: Noise, num_queries: int, num_keys: int, num_heads: int, num_kv_heads: int, head_dim: int, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v"""
+    sizes = ((num_queries, num_heads), (num_keys, num_kv_heads), (num_keys, num_kv_heads))
+    q, k, v = (noise(*size, head_dim) for size in sizes)
+    return scale * q, scale * k, v
 
 
 @pytest.mark.todo(4, points=2)
-def test_todo_4_three_tokens_by_hand(lab):
-    q = torch.tensor([2.0, 0.0, 0.0, 0.0]).repeat(3, 1, 1)
-    k = torch.zeros(3, 1, 4)
-    k[:, 0, 0] = torch.tensor([1.0, 2.0, 3.0]).log()  # scores: the logarithms of 1, 2, 3
-    v = torch.tensor([6.0, 12.0, 24.0]).view(3, 1, 1).repeat(1, 1, 4)
-    got = run(lab.causal_attention, "q k v", q, k, v)
-    want = torch.tensor([6.0, 10.0, 17.0]).view(3, 1, 1).repeat(1, 1, 4)  # 6; (6 + 2*12) / 3; (6 + 2*12 + 3*24) / 6
-    check(got, want, "weights 1; 1 2; 1 2 3 over the values 6 12 24", axes=HEADS)
+def test_todo_4_three_tokens_by_hand(lab, rng, there):
+    count = rng.randrange(3, 6)
+    drawn = [rng.randrange(1, 6) for _ in range(count)], [rng.randrange(1, 13) for _ in range(count)]
+    for weights, numbers in (([1, 2, 3], [6, 12, 24]), drawn):
+        q, k = torch.tensor([2.0, 0.0, 0.0, 0.0]).repeat(len(weights), 1, 1), torch.zeros(len(weights), 1, 4)
+        k[:, 0, 0] = torch.tensor(weights, dtype=torch.float32).log()  # scores: the logarithms of the weights
+        shares, values = torch.tensor(weights, dtype=torch.float64), torch.tensor(numbers, dtype=torch.float64)
+        # of 1, 2, 3 and 6, 12, 24: 6; (6 + 2*12) / 3 = 10; (6 + 2*12 + 3*24) / 6 = 17
+        expected = ((shares * values).cumsum(0) / shares.cumsum(0)).view(-1, 1, 1).repeat(1, 1, 4)
+        result = asked(there, lab.causal_attention, "q k v", q, k, values.float().view(-1, 1, 1).repeat(1, 1, 4))
+        near(result, expected, f"weights {weights}, as far as each token sees, over the values {numbers}", axes=HEADS)
 
 
 @pytest.mark.todo(4, points=2)
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(3, 3, 8), (4, 2, 20), (8, 2, 12), (4, 1, 2)], ids=str)
-def test_todo_4_attention_follows_the_formula_at_every_length(lab, num_heads, num_kv_heads, head_dim):
-    for length in (1, 2, 3, 4, 5, 15, 16, 17):
-        q, k, v = attention_inputs(length, length, num_heads, num_kv_heads, head_dim)
-        got = run(lab.causal_attention, "q k v", q, k, v)
-        check(got, attention64(q, k, v), f"{length} tokens, {num_heads} heads, {num_kv_heads} KV heads", axes=HEADS)
+@pytest.mark.parametrize("num_heads, num_kv_heads, head_dim", [(3, 3, 8), (4, 2, "any"), (8, 2, 12), (4, 1, 2)], ids=str)
+def test_todo_4_attention_follows_the_formula_at_every_length(lab, rng, there, num_heads, num_kv_heads, head_dim):
+    noise, head_dim = Noise(rng), 2 * rng.randrange(6, 12) if head_dim == "any" else head_dim
+    for length in (1, 2, 3, rng.randrange(4, 8), 15, 16, 17):
+        q, k, v = queries(noise, length, length, num_heads, num_kv_heads, head_dim)
+        result = asked(there, lab.causal_attention, "q k v", q, k, v)
+        near(result, attention(q.double(), k, v), f"{length} tokens, {num_heads} heads, {num_kv_heads} KV heads", axes=HEADS)
     fused = noise(6, num_heads + 2 * num_kv_heads, head_dim)  # views of one tensor, as a fused projection gives them
-    q, k, v = fused.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
-    got = run(lab.causal_attention, "q k v", q, k, v)
-    check(got, attention64(q, k, v), "inputs that are not contiguous", axes=HEADS)
+    parts = fused.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    held, starts = there.hold(fused.clone()), (0, num_heads, num_heads + num_kv_heads)
+    views = [there.kept(held.narrow, 1, start, part.shape[1]) for start, part in zip(starts, parts, strict=True)]
+    expected = attention(*(part.double() for part in parts))
+    near(lab.causal_attention(*views), expected, "q, k and v that are views of one tensor", axes=HEADS)
 
 
 @pytest.mark.todo(4, points=1)
-def test_todo_4_what_attention_makes_lies_on_the_device_of_q(lab):
-    run_elsewhere(lab.causal_attention, *attention_inputs(2, 5, 4, 2, 8))
+def test_todo_4_what_attention_makes_lies_on_the_device_of_q(lab, rng, there):
+    assert_made_beside(there, lab.causal_attention, *queries(Noise(rng), 2, 5, 4, 2, 8))
 
 
 @pytest.mark.todo(4, points=2)
 @pytest.mark.parametrize(
-    ("num_queries", "num_keys"),
-    [(1, 4), (1, 9), (2, 9), (4, 8), (8, 9), *((2, keys) for keys in (31, 32, 33, 63, 64, 65, 127, 128, 129, 257))], ids=str)
-def test_todo_4_queries_are_those_of_the_last_tokens(lab, num_queries, num_keys):
-    q, k, v = attention_inputs(num_queries, num_keys, 4, 2, 8)
+    "num_queries, num_keys",
+    [(1, 4), (1, 9), (2, 9), (4, 8), (8, 9), *((2, keys) for keys in (15, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257))], ids=str)
+def test_todo_4_queries_are_those_of_the_last_tokens(lab, rng, there, num_queries, num_keys):
+    q, k, v = queries(Noise(rng), num_queries, num_keys, 4, 2, 8)
     what = f"{num_queries} queries of {num_keys} tokens: the first of them sees {num_keys - num_queries + 1} keys"
-    check(run(lab.causal_attention, "q k v", q, k, v), attention64(q, k, v), what, axes=HEADS)
+    near(asked(there, lab.causal_attention, "q k v", q, k, v), attention(q.double(), k, v), what, axes=HEADS)
 
 
 @pytest.mark.todo(4, points=1)
-def test_todo_4_no_token_sees_the_future(lab):
-    q, k, v = attention_inputs(6, 6, 4, 2, 8)
-    before = run(lab.causal_attention, "q k v", q, k, v)
-    k[4:], v[4:] = 100.0, -1000.0
+def test_todo_4_no_token_sees_the_future(lab, rng, there):
+    q, k, v = queries(Noise(rng), 6, 6, 4, 2, 8)
+    known = rng.randrange(2, 5)
+    before = asked(there, lab.causal_attention, "q k v", q, k, v)
+    near(before[:1], v[:1].repeat_interleave(2, dim=1), "token 0 sees itself alone, so its output is its value", axes=HEADS)
+    k[known:], v[known:] = 100.0, -1000.0
     after = lab.causal_attention(q, k, v)
-    what = "the outputs of tokens 0 to 3, after keys and values 4 and 5 were changed"
-    check(after[:4], before[:4].double(), what, axes=HEADS)
-    what = "token 0 sees itself alone, so its output is its value"
-    check(before[:1], v[:1].double().repeat_interleave(2, dim=1), what, axes=HEADS)
+    what = f"the outputs of the first {known} tokens, after later keys and values were changed"
+    near(after[:known], before[:known], what, axes=HEADS)
 
 
 @pytest.mark.todo(4, points=2)
-@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (4, 2), (8, 2), (6, 3), (5, 1)], ids=str)
-def test_todo_4_neighbouring_query_heads_share_a_kv_head(lab, num_heads, num_kv_heads):
-    q, k, _ = attention_inputs(3, 3, num_heads, num_kv_heads, 4)
-    v = torch.arange(num_kv_heads).view(1, -1, 1).expand(3, -1, 4).float()  # KV head g holds the number g
-    got = lab.causal_attention(q, k, v)
-    expect(got.shape == q.shape, f"expected the shape of q, {list(q.shape)}, got {list(got.shape)}")
-    read = [round(float(value)) for value in got[2, :, 0]]
-    want = [head // (num_heads // num_kv_heads) for head in range(num_heads)]
-    expect(read == want, f"query heads 0 to {num_heads - 1} should read the KV heads {want}; they read {read}")
+@pytest.mark.parametrize("num_heads, num_kv_heads", [(2, 2), (4, 2), (8, 2), (6, 3), (5, 1)], ids=str)
+def test_todo_4_neighbouring_query_heads_share_a_kv_head(lab, rng, num_heads, num_kv_heads):
+    q, k, _ = queries(Noise(rng), 3, 3, num_heads, num_kv_heads, 4)
+    numbers = rng.sample(range(1, 20), num_kv_heads)
+    v = torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1).repeat(3, 1, 4)  # each KV head holds one number
+    expected = [numbers[head // (num_heads // num_kv_heads)] for head in range(num_heads)]
+    result = lab.causal_attention(q, k, v)
+    assert_tensor(result, f"{num_heads} heads, {num_kv_heads} KV heads", tuple(q.shape), torch.float32, HEADS)
+    read = [round(number, 3) for number in result[2, :, 0].tolist()]
+    assert read == expected, (
+        f"the KV heads hold {numbers}, so query heads 0 to {num_heads - 1} should read {expected}; they read {read}")
 
 
 @pytest.mark.todo(4, points=1)
 @pytest.mark.parametrize(
-    ("size", "dtype"), [(1e3, torch.float32), (1e5, torch.float32), (1e12, torch.float32), (2.0**16, torch.float16),
-                        (2.0**40, torch.bfloat16)], ids=str)
-def test_todo_4_the_future_has_no_weight_however_low_the_scores_are(lab, size, dtype):
-    q = torch.full((4, 2, 4), size**0.5, dtype=dtype)
-    k = torch.full((4, 1, 4), -(size**0.5), dtype=dtype)  # every score is -2 * size: the keys seen share the weight equally
-    v = torch.tensor([6.0, 12.0, 24.0, 48.0], dtype=dtype).view(4, 1, 1).repeat(1, 1, 4)
-    got = run(lab.causal_attention, "q k v", q, k, v)
-    want = torch.tensor([6.0, 9.0, 14.0, 22.5]).view(4, 1, 1).repeat(1, 2, 4)  # the means of the first one, two, three, four
-    allowed = OPERATOR if dtype == torch.float32 else 3 * BF16
-    what = (f"{dtype}, all scores are {-2 * size:g}, so a mask that is a number, such as -10000 or the smallest one of "
+    "size, dtype", [(1e3, torch.float32), (1e5, torch.float32), (1e12, torch.float32), (2.0**16, torch.float16),
+                    (2.0**40, torch.bfloat16)], ids=str)
+def test_todo_4_the_future_has_no_weight_however_low_the_scores_are(lab, rng, there, size, dtype):
+    count, score = rng.randrange(4, 8), size * rng.uniform(1, 2)
+    numbers = torch.tensor([float(rng.randrange(1, 50)) for _ in range(count)])
+    q, k = torch.full((count, 2, 4), score**0.5, dtype=dtype), torch.full((count, 1, 4), -(score**0.5), dtype=dtype)
+    expected = numbers.double().cumsum(0) / torch.arange(1, count + 1)  # all scores are the same: the mean of what is seen
+    result = asked(there, lab.causal_attention, "q k v", q, k, numbers.view(-1, 1, 1).repeat(1, 1, 4).to(dtype))
+    what = (f"{dtype}, all scores are {-2 * score:g}, so a mask that is a number, such as -10000 or the smallest one of "
             f"{dtype}, lets the future in")
-    check(got, want, what, allowed, dtype, axes=HEADS)
+    allowed = OPERATOR if dtype == torch.float32 else 3 * BF16
+    near(result, expected.view(-1, 1, 1).repeat(1, 2, 4), what, allowed, dtype, axes=HEADS)
 
 
 @pytest.mark.todo(4, points=1)
-def test_todo_4_a_query_sees_its_first_key_however_far_back(lab):
-    q, k, v = torch.zeros(1, 2, 4), torch.zeros(6000, 1, 4), torch.zeros(6000, 1, 4)
-    q[..., 0], k[0, 0, 0], v[0] = 40.0, 2.0, 7.0  # the first key scores 40, all others 0
-    got = run(lab.causal_attention, "q k v", q, k, v)
-    check(got, torch.full((1, 2, 4), 7.0), "6000 keys, and only the first one scores: its value is 7", axes=HEADS)
+def test_todo_4_a_query_sees_its_first_key_however_far_back(lab, rng, there):
+    count, value = rng.randrange(5000, 7000), float(rng.randrange(2, 20))
+    q, k, v = torch.zeros(1, 2, 4), torch.zeros(count, 1, 4), torch.zeros(count, 1, 4)
+    q[..., 0], k[0, 0, 0], v[0] = 40.0, 2.0, value  # the first key scores 40, all others 0
+    result = asked(there, lab.causal_attention, "q k v", q, k, v)
+    near(result, torch.full((1, 2, 4), value), f"{count} keys, and only the first one scores: its value is {value}", axes=HEADS)
 
 
 @pytest.mark.todo(4, points=1)
-def test_todo_4_scores_of_a_thousand(lab):
-    q, k, v = attention_inputs(5, 5, 4, 2, 8, scale=30.0)
-    got = run(lab.causal_attention, "q k v", q, k, v)
-    check(got, attention64(q, k, v), "scores of a thousand, whose exp is no float32", 1e-3, axes=HEADS)
+def test_todo_4_scores_of_a_thousand(lab, rng, there):
+    q, k, v = queries(Noise(rng), 5, 5, 4, 2, 8, scale=30.0)
+    q, k = q.sign() * (q.abs() + 20), k.sign() * (k.abs() + 20)  # none small, so that some score is of a thousand
+    k[0] = q[-1, ::2]  # and this one is for certain
+    # a score is a sum of products, off by a few roundings of their sizes; a weight is off by twice as much of itself
+    off = 2 * (8 + 4) * FLOAT32 * float((q.abs().amax((0, 1)) * k.abs().amax((0, 1))).sum()) / 8**0.5
+    allowed = ((math.expm1(off) + OPERATOR) * v.double().abs().max()).expand(q.shape)
+    result = asked(there, lab.causal_attention, "q k v", q, k, v)
+    near(result, attention(q.double(), k, v), "scores of a thousand, whose exp is no float32", allowed, axes=HEADS)
 
 
 @pytest.mark.todo(4, points=1)
-def test_todo_4_scores_and_weights_of_bfloat16_are_computed_in_float32(lab):
-    # One key scores 0 and forty score -8.03, which would be -8.0 in bfloat16, and their weights larger by 0.03.
-    q, k, v = torch.full((1, 1, 4), 1.0), torch.zeros(41, 1, 4), torch.ones(41, 1, 4)
-    k[:40, 0, 0], k[:40, 0, 1], v[40] = -16.0, -0.06, 0.0
-    check_bfloat16(lab, q, k, v, "one key scores 0, forty score -8.03")
-    q, k, v = attention_inputs(40, 300, 4, 2, 20)  # the root of 20 is no power of 2: a q that is scaled too early is rounded
-    check_bfloat16(lab, 3 * q, 3 * k, v, "scores up to 40, over 300 keys")
+def test_todo_4_scores_and_weights_of_bfloat16_are_computed_in_float32(lab, rng, there):
+    # One key scores 0 and the others about -8.03, which would be -8.0 in bfloat16, and their weights larger by 0.03.
+    others, more = rng.randrange(35, 50), rng.uniform(0.052, 0.06)
+    q, k, v = torch.ones(1, 2, 4), torch.zeros(others + 1, 1, 4), torch.ones(others + 1, 1, 4)
+    k[:others, 0, 0], k[:others, 0, 1], v[others] = -16.0, -more, 0.0
+    assert_as_near_as_can_be(lab, there, q, k, v, f"one key scores 0, {others} score -{8 + more / 2:.3f}")
+    q, k, v = queries(Noise(rng), 40, 300, 4, 2, 20, scale=3.0)  # the root of 20 is no power of 2: it rounds a q in bfloat16
+    assert_as_near_as_can_be(lab, there, q, k, v, "scores up to 40, over 300 keys")
 
 
-def check_bfloat16(lab, q, k, v, what: str) -> None:
-    """Attention of bfloat16 is as near as it can be whose scores and weights were not rounded.
+def assert_as_near_as_can_be(lab, there, q: Tensor, k: Tensor, v: Tensor, what: str) -> None:
+    """Attention of bfloat16 whose scores and weights were not rounded.
 
     Three roundings are allowed: of the weights, of their product with v, of the result (ours has the last).
     Each is 2**-8 of numbers that add up to weights @ |v|. A float32 score is off by less than 1e-3.
     """
-    q, k, v = (t.bfloat16() for t in (q, k, v))
-    allowed = (3.05 * BF16 + 1e-3) * attention64(q, k, v.abs())
-    got = run(lab.causal_attention, "q k v", q, k, v)
-    check(got, attention64(q, k, v), f"bfloat16, {what} (scores and weights in float32)", allowed, torch.bfloat16, axes=HEADS)
+    q, k, v = (tensor.bfloat16() for tensor in (q, k, v))
+    allowed = (3.05 * BF16 + 1e-3) * attention(q.double(), k, v.abs())
+    result, what = asked(there, lab.causal_attention, "q k v", q, k, v), f"bfloat16, {what} (scores and weights in float32)"
+    near(result, attention(q.double(), k, v), what, allowed, torch.bfloat16, axes=HEADS)
 
 
 @pytest.mark.todo(4, points=2)
 @every_shape
-def test_todo_4_the_layer_writes_then_attends_through_the_core_it_was_given(lab, shape):
-    config = config_of(shape)
-    core = WatchedCore(config, head_by_head=True)  # causal_attention's own result often is
-    attention = filled(lab.Attention(config, 0, core))
-    cache = core.make_cache(8)[0]
-    x = noise(6, config.hidden_size)
-    positions, metadata = lay_out([Chunk(0, 6, (5, 2))])
-    got = run(in_any_memory, "x positions", x, positions, attention, cache, metadata)
-    expect(core.calls == ["write", "forward"], f"expected one write, then one forward of the core; it saw {core.calls}")
-    _, k, v = heads64(attention, x, positions, config)
-    for name, written, truth in zip("kv", core.read(cache, metadata.slot_mapping.tolist()), (k, v), strict=True):
-        check(written, truth, f"{name} in the slots {metadata.slot_mapping.tolist()}", NETWORK, axes=HEADS)
-    check(got, attend64(attention, x, positions, config), "6 tokens in the blocks 5 and 2", NETWORK, axes=COLUMNS)
-
-
-def in_any_memory(x, positions, attention, cache, metadata):
-    """The attention layer, whose core gives numbers that do not lie in order."""
-    problem = ""
-    try:
-        return attention(x, positions, cache, metadata)
-    except RuntimeError as error:
-        if "view size is not compatible" not in str(error):
-            raise
-        problem = f"what a core returns may lie in memory in any order; view() refuses, reshape() and flatten() copy: {error}"
-    pytest.fail(problem, pytrace=False)
+def test_todo_4_the_layer_writes_then_attends_through_the_core_it_was_given(lab, rng, there, group):
+    config, noise, count = shape_of(rng, group), Noise(rng), rng.randrange(5, 8)
+    core, weights = Core(there, config, head_by_head=True), random_weights(attention_shapes(config), noise)
+    lent, (cache,) = core.lent()
+    layer, truth = filled(there, lab.Attention(config, 0, lent), weights), Network(config, weights)
+    x, step = noise(count, config.hidden_size), Step([Chunk(0, count, *tables(rng, count))])
+    result = core.during(step, asked, there, layer, "x positions", x, step.positions, cache, step.metadata(there))
+    assert core.calls == ["write", "forward"], f"expected one write, then one forward of the core; it saw {core.calls}"
+    for name, written, expected in zip("kv", core.caches[0].read(step.slots), truth.heads(x, step.positions)[1:], strict=True):
+        near(written, expected, f"{name} in the slots {step.slots}", NETWORK, axes=HEADS)
+    near(result, truth.attend(x, step.positions), f"{count} tokens in the slots {step.slots}", NETWORK, axes=COLUMNS)
 
 
 @pytest.mark.todo(4, points=2)
-@pytest.mark.parametrize("sizes", [(7,), (3, 4), (4, 3), (1,) * 7, (6, 1)], ids=str)
-def test_todo_4_a_request_computed_in_chunks_gives_what_it_gives_at_once(lab, sizes):
-    config = config_of(SHAPES["group 2"])
-    core = lab.DenseCore()
-    attention = filled(lab.Attention(config, 0, core))
-    cache, x, parts, start = core.make_cache(config, 7)[0], noise(7, config.hidden_size), [], 0
-    for size in sizes:
-        end = start + size
-        parts.append(attention(x[start:end], torch.arange(start, end), cache, lab.one_request(start, end)))
-        start = end
-    want = attend64(attention, x, torch.arange(7), config)
-    check(torch.cat(parts), want, f"7 tokens with the dense core, in chunks of {sizes}", NETWORK, axes=COLUMNS)
+@pytest.mark.parametrize("sizes", ["at once", "in two", "the last one alone", "one by one"])
+def test_todo_4_a_request_computed_in_chunks_gives_what_it_gives_at_once(lab, rng, there, sizes):
+    config, noise, length = shape_of(rng, rng.choice(GROUPS[1:])), Noise(rng), rng.randrange(7, 12)
+    weights, x = random_weights(attention_shapes(config), noise), noise(length, config.hidden_size)
+    expected = Network(config, weights).attend(x, torch.arange(length))
+    edges = {"at once": [length], "in two": [rng.randrange(2, length - 1), length], "the last one alone": [length - 1, length],
+             "one by one": [*range(1, length + 1)]}[sizes]
+    core, (table,) = Core(there, config, attend=lab.causal_attention), tables(rng, length)
+    lent, (cache,) = core.lent()
+    layer = filled(there, lab.Attention(config, 0, lent), weights)
+    for start, end in zip([0, *edges], edges, strict=False):
+        step = Step([Chunk(start, end, table)])
+        result = core.during(step, layer, x[start:end], step.positions, cache, step.metadata(there))
+        what = f"the tokens {start} to {end - 1} of {length}, in chunks that end before {edges}"
+        near(result, expected[start:end], what, NETWORK, axes=COLUMNS)
 
 
 # TODO 5: SwiGLU and the layer
 
 
 @pytest.mark.todo(5, points=2)
-def test_todo_5_swiglu_by_hand(lab):
-    mlp = filled(lab.MLP(config_of(Shape(hidden_size=4, intermediate_size=2))))
-    mlp.gate_proj.weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]])  # gate: the numbers 0 and 1 of x
-    mlp.up_proj.weight.data = torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1]])  # up: the numbers 2 and 3
-    mlp.down_proj.weight.data = torch.tensor([[1.0, 0], [0, 1], [0, 0], [1, 1]])
-    got = mlp(torch.tensor([[0.0, 2.0, 3.0, 5.0]]))
-    want = torch.tensor([[0.0, 8.80797, 0.0, 8.80797]])  # silu(0) * 3 = 0; silu(2) * 5 = 2 * 0.880797 * 5
-    check(got, want, "gate 0 2, up 3 5", axes=COLUMNS)
+def test_todo_5_swiglu_by_hand(lab, rng, there):
+    config = config_of(rng, hidden_size=4, intermediate_size=2)
+    matrices = {  # gate: the numbers 0 and 1 of x; up: the numbers 2 and 3
+        "gate_proj.weight": torch.eye(4)[:2], "up_proj.weight": torch.eye(4)[2:],
+        "down_proj.weight": torch.tensor([[1.0, 0], [0, 1], [0, 0], [1, 1]])}
+    mlp, drawn = filled(there, lab.MLP(config), matrices), [rng.choice([-3, -1, 1, 4]), rng.randrange(1, 9), rng.randrange(1, 9)]
+    for gate, *ups in ([2, 3, 5], drawn):
+        result = asked(there, mlp, "x", torch.tensor([[0, gate, *ups]], dtype=torch.float32))
+        down = gate / (1 + math.exp(-gate)) * ups[1]  # silu(0) * 3 = 0; silu(2) * 5 = 2 * 0.880797 * 5
+        near(result, torch.tensor([[0.0, down, 0.0, down]]), f"gate 0 {gate}, up {ups}", axes=COLUMNS)
     for dtype, large in ((torch.float32, 1000.0), (torch.bfloat16, 100.0), (torch.float16, 20.0)):
-        mlp = mlp.to(dtype)
-        got = mlp(torch.tensor([[-large, large, 3.0, 5.0]], dtype=dtype))
-        want = torch.tensor([[0.0, 5 * large, 0.0, 5 * large]])
+        mlp = filled(there, lab.MLP(config), {name: matrix.to(dtype) for name, matrix in matrices.items()})
         what = f"{dtype}, gate {-large:g} {large:g}, up 3 5: silu shuts the first and lets the second through; its exp is inf"
-        check(got, want, what, 1e-3, dtype, axes=COLUMNS)
+        result = mlp(torch.tensor([[-large, large, 3.0, 5.0]], dtype=dtype))
+        near(result, torch.tensor([[0.0, 5 * large, 0.0, 5 * large]]), what, 1e-3, dtype, axes=COLUMNS)
 
 
 @pytest.mark.todo(5, points=3)
 @pytest.mark.parametrize("num_tokens", [1, 5])
-def test_todo_5_swiglu_follows_the_formula(lab, num_tokens):
-    config = config_of(Shape(hidden_size=24, intermediate_size=70))
-    mlp = filled(lab.MLP(config))
-    x = noise(num_tokens, 24)
-    check(run(mlp, "x", x), mlp64(mlp, x), "down(silu(gate(x)) * up(x))", NETWORK, axes=COLUMNS)
-    expect(in_bfloat16(mlp)(x.bfloat16()).dtype == torch.bfloat16, "bfloat16 came in, another dtype came out")
+def test_todo_5_swiglu_follows_the_formula(lab, rng, there, num_tokens):
+    config, noise = config_of(rng), Noise(rng)
+    weights = random_weights(mlp_shapes(config), noise)
+    mlp, truth = filled(there, lab.MLP(config), weights), Network(config, weights)
+    for scale in (1, rng.uniform(20, 60)):
+        x = scale * noise(num_tokens, config.hidden_size)
+        what = f"down(silu(gate(x)) * up(x)) of {num_tokens} tokens"
+        near(asked(there, mlp, "x", x), truth.mlp(x), what, NETWORK, axes=COLUMNS)
+    rounded = filled(there, lab.MLP(config), {name: weight.bfloat16() for name, weight in weights.items()})
+    result = rounded(noise(num_tokens, config.hidden_size).bfloat16())
+    assert_tensor(result, "the MLP in bfloat16", (num_tokens, config.hidden_size), torch.bfloat16, COLUMNS)
+
+
+def decoder_layer(lab, there, config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Any, Core, Any]:
+    """A layer with these weights, its core, and its cache."""
+    core = Core(there, config)
+    lent, (cache,) = core.lent()
+    return filled(there, lab.DecoderLayer(config, 0, lent), weights), core, cache
 
 
 @pytest.mark.todo(5, points=5)
 @every_shape
-def test_todo_5_a_layer_adds_attention_then_the_mlp(lab, shape):
-    config = config_of(shape)
-    core = WatchedCore(config)
-    layer = filled(lab.DecoderLayer(config, 0, core))
-    x = 3 * noise(6, config.hidden_size)
-    positions, metadata = lay_out([Chunk(0, 6, (1, 2))])
-    got = run(layer, "x positions", x, positions, core.make_cache(4)[0], metadata)
-    eps = config.rms_norm_eps
-    h = x.double() + attend64(layer.self_attn, norm64(x, layer.input_layernorm.weight, eps), positions, config)
-    want = h + mlp64(layer.mlp, norm64(h, layer.post_attention_layernorm.weight, eps))
-    check(got, want, "h = x + attention(norm(x)), then h + mlp(norm(h))", NETWORK, axes=COLUMNS)
+def test_todo_5_a_layer_adds_attention_then_the_mlp(lab, rng, there, group):
+    config, noise, lengths = shape_of(rng, group), Noise(rng), [rng.randrange(3, 9), rng.randrange(3, 9)]
+    weights = random_weights(layer_shapes(config), noise)
+    layer, core, cache = decoder_layer(lab, there, config, weights)
+    texts, places = [3 * noise(length, config.hidden_size) for length in lengths], tables(rng, *lengths)
+    expected, cut = [Network(config, weights).layer(text, torch.arange(len(text))) for text in texts], lengths[0] - 1
+    for chunks in ([(0, 0, cut)], [(0, cut, cut + 1), (1, 0, lengths[1])]):  # all but a request's last token; that, and another
+        step = Step([Chunk(start, end, places[which]) for which, start, end in chunks])
+        x = torch.cat([texts[which][start:end] for which, start, end in chunks])
+        result = core.during(step, asked, there, layer, "x positions", x, step.positions, cache, step.metadata(there))
+        near(result, torch.cat([expected[which][start:end] for which, start, end in chunks]),
+             f"a step of {step.query_lens} tokens of its requests: h = x + attention(norm(x)), then h + mlp(norm(h))", NETWORK,
+             axes=COLUMNS)
 
 
 @pytest.mark.todo(5, points=2)
-def test_todo_5_what_comes_in_passes_a_layer_that_has_nothing_to_add(lab):
-    config = config_of(SHAPES["group 1"])
-    core = WatchedCore(config)
-    layer = filled(lab.DecoderLayer(config, 0, core))
-    layer.self_attn.o_proj.weight.data.zero_()
-    layer.mlp.down_proj.weight.data.zero_()
-    x = 5 * noise(3, config.hidden_size)
-    positions, metadata = lay_out([Chunk(0, 3, (1,))])
-    got = run(layer, "x positions", x, positions, core.make_cache(2)[0], metadata)
-    check(got, x.double(), "x, when attention and MLP both give zeros", axes=COLUMNS)
+def test_todo_5_what_comes_in_passes_a_layer_that_has_nothing_to_add(lab, rng, there):
+    config, noise = config_of(rng), Noise(rng)
+    weights = random_weights(layer_shapes(config), noise)
+    for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+        weights[name].zero_()
+    layer, core, cache = decoder_layer(lab, there, config, weights)
+    x, step = rng.uniform(3, 9) * noise(3, config.hidden_size), Step([Chunk(0, 3, *tables(rng, 3))])
+    result = core.during(step, asked, there, layer, "x positions", x, step.positions, cache, step.metadata(there))
+    near(result, x, "x, when attention and MLP both give zeros", axes=COLUMNS)
 
 
 # TODO 6: logits
+
+
+class Model:
+    """The lab's network, the same by its formulas, and the core between them.
+
+    Args:
+        dtype: of the weights.
+        attend: see `Core`.
+    """
+
+    def __init__(
+        self, lab, there, config: ModelConfig, noise: Noise, attend: Callable = attention, dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.there, self.core = there, Core(there, config, attend, dtype)
+        sizes = parameter_shapes(config) | {"lm_head.weight": (config.vocab_size, config.hidden_size)}
+        self.weights = random_weights(sizes, noise, dtype)
+        self.truth = Network(config, self.weights)
+        lent, self.cache = self.core.lent()
+        self.network = filled(there, lab.Qwen3ForCausalLM(config, lent), self.weights)
+
+    def last_logits(self, step: Step, texts: Iterable[Tensor]) -> Any:
+        """What it says of a step; what it was given must stay as it is."""
+        metadata = step.metadata(self.there)
+        logits = self.core.during(step, asked, self.there, self.network.last_logits, "token_ids positions", step.tokens(texts),
+                                  step.positions, self.cache, metadata)
+        lens = metadata.query_lens
+        assert lens == step.query_lens, f"metadata.query_lens was changed in place, {step.query_lens} to {shown(lens)}"
+        return logits
+
+    def hidden(self, step: Step, texts: Iterable[Tensor]) -> Any:
+        """What the engine asks it for."""
+        metadata = step.metadata(self.there)
+        return self.core.during(step, self.network, step.tokens(texts), step.positions, self.cache, metadata)
+
+
+@pytest.mark.todo(6, points=3)
+def test_todo_6_rows_are_normalised_then_given_to_the_head(lab, rng, there):
+    noise = Noise(rng)
+    for config in (config_of(rng), config_of(rng, rms_norm_eps=0.03)):
+        model, count = Model(lab, there, config, noise), rng.randrange(3, 7)
+        hidden = rng.uniform(2, 5) * noise(count, config.hidden_size)
+        expected, axes = model.truth.logits_of(hidden), ("row", "token id")
+        logits = asked(there, model.network.compute_logits, "hidden", hidden)
+        near(logits, expected, "lm_head(norm(hidden))", NETWORK, axes=axes)
+        row = rng.randrange(count)
+        near(model.network.compute_logits(hidden[[row]]), expected[[row]], f"row {row} by itself", NETWORK, axes=axes)
+
+
+@pytest.mark.todo(6, points=3)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_todo_6_logits_follow_the_last_token_of_each_request(lab, rng, there, padding):
+    config, noise = config_of(rng, layers=2), Noise(rng)
+    model, lengths = Model(lab, there, config, noise), [1, rng.randrange(7, 12), rng.randrange(3, 6), *[2] * rng.randrange(7, 12)]
+    texts, places, cut = [noise.tokens(length, config) for length in lengths], tables(rng, *lengths), rng.randrange(2, 5)
+    model.last_logits(Step([Chunk(0, cut, places[1])]), [texts[1]])
+    starts = [0, cut, *[0] * (len(lengths) - 2)]
+    step = Step([Chunk(*chunk) for chunk in zip(starts, lengths, places, strict=True)], padding)
+    assert_last(model, step, texts)
+    # as many requests and tokens, and others are the last rows
+    others = [noise.tokens(length, config) for length in (1, *reversed(step.query_lens[1:]))]
+    places = tables(rng, *map(len, others))
+    assert_last(model, Step([Chunk(0, len(text), table) for text, table in zip(others, places, strict=True)], padding), others)
+
+
+def assert_last(model: Model, step: Step, texts: list[Tensor]) -> None:
+    """The logits are those after each of these texts, which end with this step."""
+    expected = torch.stack([model.truth.logits(text)[-1] for text in texts])
+    what = f"query_lens {step.query_lens}, {step.padding} rows of padding: the logits of the rows {step.rows}"
+    near(model.last_logits(step, texts), expected, what, NETWORK, axes=LOGITS)
+
+
+@pytest.mark.todo(6, points=2)
+def test_todo_6_only_the_rows_that_are_returned_pass_the_head(lab, rng, there):
+    config, noise, count = config_of(rng, vocab_size=rng.choice([1009, 1013, 1019])), Noise(rng), rng.randrange(20, 40)
+    model, log = Model(lab, there, config, noise), there.operators()
+    step, text = Step([Chunk(0, count, *tables(rng, count))]), noise.tokens(count, config)
+    logits = model.core.during(step, log.watch, model.network.last_logits, step.tokens([text]), step.positions, model.cache,
+                               step.metadata(there))
+    assert_tensor(logits, "logits of one request", (1, config.vocab_size), torch.float32, LOGITS)
+    rows = rows_of_logits(log.events, config)
+    assert rows == 1, f"{rows} rows of logits were computed for one request of {count} tokens; one is needed"
+
+
+def rows_of_logits(events: Iterable[Any], config: ModelConfig) -> int:
+    """The most rows of one number for each token id that an operator made: more than were needed, or none."""
+    weight = config.vocab_size * config.hidden_size
+    made = [piece for event in events for piece in event.made if piece.floating and config.vocab_size in piece.shape
+            and piece.memory not in {operand.memory for operand in event.given}]
+    return max((math.prod(piece.shape) // config.vocab_size for piece in made if math.prod(piece.shape) != weight), default=0)
+
+
+SHAPES = {
+    "group 1": Shape(hidden_size=40, num_attention_heads=3, num_key_value_heads=3, head_dim=8, rope_theta=500.0),
+    "group 2": Shape(hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=20, attention_bias=True),
+    "group 4": Shape(hidden_size=32, num_attention_heads=8, num_key_value_heads=2, head_dim=12, rms_norm_eps=0.03,
+                     rope_theta=1e6, tie_word_embeddings=False),
+}
+"""Of checkpoints that transformers loads."""
 
 
 @pytest.fixture(scope="module")
@@ -661,122 +1030,41 @@ def oracles(tmp_path_factory):
     return make
 
 
-def same_weights(lab, shape: Shape, oracle: Oracle, core):
-    """The lab's network with the oracle's weights."""
-    network = lab.Qwen3ForCausalLM(config_of(shape), core)
-    network.load_state_dict(oracle.network.state_dict())
-    return network.requires_grad_(False)
-
-
-def some_tokens(length: int, seed: int = 0) -> torch.Tensor:
+def some_tokens(length: int, seed: int = 0) -> Tensor:
     return torch.randint(512, (length,), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.todo(6, points=3)
-def test_todo_6_rows_are_normalised_then_given_to_the_head(lab):
-    config = config_of(SHAPES["group 4"])
-    network = filled(lab.Qwen3ForCausalLM(config, None))
-    hidden = 3 * noise(5, config.hidden_size)
-    want = product64(network.lm_head, norm64(hidden, network.model.norm.weight, config.rms_norm_eps))
-    axes = ("row", "token id")
-    check(run(network.compute_logits, "hidden", hidden), want, "lm_head(norm(hidden))", NETWORK, axes=axes)
-    check(network.compute_logits(hidden[[3]]), want[[3]], "row 3 by itself", NETWORK, axes=axes)
-
-
-@pytest.mark.todo(6, points=3)
-@pytest.mark.parametrize("padding", [0, 3])
-def test_todo_6_logits_follow_the_last_token_of_each_request(lab, padding):
-    config = config_of(Shape(num_key_value_heads=1))
-    core = WatchedCore(config)
-    network = filled(lab.Qwen3ForCausalLM(config, core))
-    cache, a = core.make_cache(16), some_tokens(9)
-
-    def step(tokens, chunks, padding=0):
-        positions, metadata = lay_out(chunks, padding)
-        arguments = torch.cat([tokens, torch.zeros(padding, dtype=torch.long)]), positions, cache, metadata
-        counts = list(metadata.query_lens)
-        rows = [sum(counts[: i + 1]) - 1 for i in range(len(chunks))]
-        got = run(network.last_logits, "token_ids positions", *arguments)
-        expect(metadata.query_lens == counts, f"metadata.query_lens was changed in place, {counts} to {metadata.query_lens}")
-        truth = product64(network.lm_head, norm64(network(*arguments)[rows], network.model.norm.weight, 1e-6))
-        what = f"query_lens {counts}, {padding} rows of padding: the logits of the rows {rows}"
-        check(got, truth, what, NETWORK, axes=LOGITS)
-
-    ten = [Chunk(0, 1 + i % 3, (5 + i,)) for i in range(10)]
-    step(some_tokens(sum(c.end for c in ten), seed=3), sorted(ten, key=lambda c: c.end > 1), padding)
-    step(a[:3], [Chunk(0, 3, (1, 2, 4))])
-    others = torch.cat([some_tokens(1, seed=2), a[3:], some_tokens(3, seed=1)])
-    step(others, [Chunk(0, 1, (7,)), Chunk(3, 9, (1, 2, 4)), Chunk(0, 3, (3,))], padding)
-    step(some_tokens(10, seed=4), [Chunk(0, 1, (8,)), Chunk(0, 3, (9,)), Chunk(0, 6, (10, 11))], padding)  # as many of both
-
-
-@pytest.mark.todo(6, points=2)
-def test_todo_6_only_the_rows_that_are_returned_pass_the_head(lab):
-    config = config_of(Shape(num_hidden_layers=1))
-    core = lab.DenseCore()
-    network = filled(lab.Qwen3ForCausalLM(config, core))
-    with Products() as products:
-        got = network.last_logits(some_tokens(30), torch.arange(30), core.make_cache(config, 30), lab.one_request(0, 30))
-    expect(isinstance(got, torch.Tensor) and got.shape == (1, 512),
-           f"one request, 512 tokens in the vocabulary: expected the shape [1, 512], got {list(getattr(got, 'shape', []))}")
-    rows = products.numbers(512) // 512
-    expect(rows <= 1, f"{rows} rows of logits were computed for one request of 30 tokens; one was needed")
-
-
-class Products(TorchDispatchMode):
-    """Notes what matrix products give, whoever calls them and by which name."""
-
-    NAMES = ("mm", "addmm", "mv", "addmv", "bmm", "baddbmm", "dot", "linear", "einsum")
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in self.NAMES:
-            self.shapes.append(tuple(out.shape))
-        return out
-
-    def numbers(self, columns: int) -> int:
-        """Of all products with a dimension of this size."""
-        return sum(math.prod(shape) for shape in self.shapes if columns in shape)
-
-
+@pytest.mark.practice  # transformers is not there where labs are graded
 @pytest.mark.todo(6, points=4)
 @every_shape
-def test_todo_6_the_network_equals_transformers(lab, shape, oracles):
-    oracle, _ = oracles(shape)
-    core = lab.DenseCore()
-    network = same_weights(lab, shape, oracle, core)
+def test_todo_6_the_network_equals_transformers(lab, group, oracles):
+    shape = SHAPES[group]
+    (oracle, _), core, config = oracles(shape), lab.DenseCore(), ModelConfig(**asdict(shape))
+    network = lab.Qwen3ForCausalLM(config, core)
+    network.load_state_dict(oracle.network.state_dict())
+    network.requires_grad_(False)
     for length, first in ((1, 0), (2, 0), (17, 0), (40, 300)):
         tokens, positions = some_tokens(length), torch.arange(first, first + length)
-        cache = core.make_cache(config_of(shape), length)
-        got = network.last_logits(tokens, positions, cache, lab.one_request(0, length))
-        want = oracle.network(tokens[None], position_ids=positions[None]).logits[0, -1:].double()
-        check(got, want, f"logits after {length} tokens, positions from {first}", NETWORK, axes=LOGITS)
+        logits = network.last_logits(tokens, positions, core.make_cache(config, length), lab.one_request(0, length))
+        expected = oracle.network(tokens[None], position_ids=positions[None]).logits[0, -1:].double()
+        near(logits, expected, f"logits after {length} tokens, positions from {first}", NETWORK, axes=LOGITS)
 
 
 @pytest.mark.todo(6, points=2)
-def test_todo_6_bfloat16_is_as_near_as_transformers_in_bfloat16(lab, oracles):
-    shape = SHAPES["group 2"]
-    oracle, folder = oracles(shape)
-    core, config = lab.DenseCore(), config_of(shape)
-    network = in_bfloat16(same_weights(lab, shape, oracle, core))
-    rounded = Oracle(folder, torch.bfloat16)
-    got, theirs, truth = [], [], []
-    for length in (1, 5, 9, 16, 25, 33):
-        tokens = some_tokens(length, seed=length)
-        cache = core.make_cache(config, length, torch.bfloat16)
-        got.append(network.last_logits(tokens, torch.arange(length), cache, lab.one_request(0, length))[0])
-        theirs.append(rounded.logits(tokens.tolist())[-1].double())
-        truth.append(oracle.logits(tokens.tolist())[-1].double())
-    got, theirs, truth = torch.stack(got), torch.stack(theirs), torch.stack(truth)
-    # Two right programs round in different places, so neither is nearer; over 6 * 512 logits the root mean
-    # square of their errors differs little. Twice that of transformers leaves room for one that rounds more.
-    expect(got.dtype == torch.bfloat16, f"expected logits in torch.bfloat16, got {got.dtype}")
-    error, usual = ((t.double() - truth).square().mean().sqrt() for t in (got, theirs))
-    expect(error <= 2 * usual, f"root mean square error of the logits {error:.4f}; transformers' own in bfloat16 is {usual:.4f}")
+def test_todo_6_bfloat16_is_as_near_as_it_can_be(lab, rng, there):
+    config, noise = config_of(rng, layers=2, head_dim=20, attention_bias=True), Noise(rng)
+    model = Model(lab, there, config, noise, attend=lab.causal_attention, dtype=torch.bfloat16)
+    rounded, results, theirs, truth = Network(config, model.weights, torch.bfloat16), [], [], []
+    for length in (1, 4, 7, 10, 13, 16):
+        text = noise.tokens(length, config)
+        results.append(model.last_logits(Step([Chunk(0, length, *tables(rng, length))]), [text]))
+        assert_tensor(results[-1], "logits in bfloat16", (1, config.vocab_size), torch.bfloat16, LOGITS)
+        theirs.append(rounded.logits(text)[-1:])
+        truth.append(model.truth.logits(text)[-1:])
+    # Two right programs round in different places, so neither is nearer. The ratio of their errors was seen between
+    # 0.7 and 1.4, its logarithm spread by 0.15: five times as much is ten times that spread.
+    error, usual = (float((torch.cat(logits).double() - torch.cat(truth)).square().mean().sqrt()) for logits in (results, theirs))
+    assert error <= 5 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual"
 
 
 class DenseOverBlocks(TorchPagedAttention):
@@ -819,11 +1107,12 @@ def engine_with(lab, model: str, dense: bool, sampler: Sampler) -> LLM:
     )
 
 
+@pytest.mark.practice  # the engine keeps the network, which is the learner's, in its own process
 @pytest.mark.todo(6, points=3)
 @pytest.mark.parametrize("dense", [False, True], ids=["paged attention", "your attention over the engine's blocks"])
 @pytest.mark.parametrize("model", ["course", "random weights"])
 def test_todo_6_the_engine_with_your_network_equals_transformers(lab, model, dense, oracles):
-    lab.Qwen3ForCausalLM(config_of(Shape()), None).compute_logits(noise(1, 64))  # is it written?
+    lab.Qwen3ForCausalLM(ModelConfig(**asdict(Shape())), None).compute_logits(torch.zeros(1, 64))  # is it written?
     oracle, folder = oracles(SHAPES["group 2"]) if model == "random weights" else (course_oracle(), BUNDLED / "course")
     sampler = RecordingSampler()
     llm = engine_with(lab, str(folder), dense, sampler)
@@ -834,9 +1123,9 @@ def test_todo_6_the_engine_with_your_network_equals_transformers(lab, model, den
     outputs = [o.outputs[0].token_ids for o in llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)]
     for prompt, output in zip(prompts, outputs, strict=True):
         sequence = [*prompt, *output]
-        got = torch.stack([sampler.rows[tuple(sequence[:n])] for n in range(len(prompt), len(sequence))])
-        want = oracle.logits(sequence[:-1])[len(prompt) - 1 :].double()
-        check(got, want, f"logits in the engine, prompt of {len(prompt)} tokens", NETWORK, axes=("new token", "token id"))
+        logits = torch.stack([sampler.rows[tuple(sequence[:n])] for n in range(len(prompt), len(sequence))])
+        expected = oracle.logits(sequence[:-1])[len(prompt) - 1 :].double()
+        near(logits, expected, f"logits in the engine, prompt of {len(prompt)} tokens", NETWORK, axes=("new token", "token id"))
     oracle.compare(prompts, oracle.greedy(prompts, 6), outputs)
 
 

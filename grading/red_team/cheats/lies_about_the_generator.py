@@ -2,7 +2,7 @@
 
 lab = "04"
 base = "solution"
-worth = 83
+worth = 84
 todos = [5]
 """
 

@@ -10,6 +10,7 @@ import builtins
 import functools
 import importlib
 import inspect
+import reprlib
 import socket
 import traceback
 from collections.abc import Callable
@@ -273,7 +274,7 @@ def _message_of(error: BaseException) -> str:
 
 def _looks(value: Any) -> str:
     try:
-        return repr(value)[:MOST_TEXT]
+        return (reprlib.repr(value) if type(value) is list else repr(value))[:MOST_TEXT]  # thousands of rows take seconds
     except Exception as error:
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
 
