@@ -1062,9 +1062,9 @@ def test_todo_6_bfloat16_is_as_near_as_it_can_be(lab, rng, there):
         theirs.append(rounded.logits(text)[-1:])
         truth.append(model.truth.logits(text)[-1:])
     # Two right programs round in different places, so neither is nearer. The ratio of their errors was seen between
-    # 0.7 and 1.4, its logarithm spread by 0.15: five times as much is ten times that spread.
+    # 0.7 and 1.4, its logarithm spread by 0.15: three times as much is seven times that spread.
     error, usual = (float((torch.cat(logits).double() - torch.cat(truth)).square().mean().sqrt()) for logits in (results, theirs))
-    assert error <= 5 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual"
+    assert error <= 3 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual"
 
 
 class DenseOverBlocks(TorchPagedAttention):
