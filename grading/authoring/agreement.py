@@ -45,9 +45,9 @@ class Judgement:
 def cases_of(lab: Lab) -> list[KnownSubmission]:
     """All that a lab has: its right solutions, its starter, its mutants."""
     cases = [KnownSubmission("solution", "solution", lab.solution.read_text(encoding="utf-8"))]
-    cases += [KnownSubmission("alternative", one.name, one.text) for one in read_alternatives(lab)]
+    cases += [KnownSubmission("alternative", alternative.name, alternative.text) for alternative in read_alternatives(lab)]
     cases.append(KnownSubmission("starter", "starter", lab.starter.read_text(encoding="utf-8")))
-    return cases + [_of_mutant(one) for one in read_mutants(lab)]
+    return cases + [_of_mutant(mutant) for mutant in read_mutants(lab)]
 
 
 def _of_mutant(mutant: Mutant) -> KnownSubmission:
@@ -60,12 +60,12 @@ def findings(
     """One for each case, in order; `done` after each."""
     shares = [cases[start::jobs] for start in range(jobs)]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        found = {}
-        for one in pool.imap_unordered(_one_share, [(lab, share, settings) for share in shares if share]):
-            for finding in one:
-                found[finding.case.kind, finding.case.name] = finding
+        by_case = {}
+        for judgements in pool.imap_unordered(_one_share, [(lab, share, settings) for share in shares if share]):
+            for finding in judgements:
+                by_case[finding.case.kind, finding.case.name] = finding
                 done()
-    return [found[case.kind, case.name] for case in cases]
+    return [by_case[case.kind, case.name] for case in cases]
 
 
 def _one_share(job: tuple[Lab, Sequence[KnownSubmission], Settings]) -> list[Judgement]:

@@ -32,7 +32,7 @@ class Alternative:
 
 def read_alternatives(lab: Lab, home: Path = HOME) -> list[Alternative]:
     """The lab's alternatives, by name. Raises `LabError` if one does not say in its docstring how it is built."""
-    solution, found = lab.solution.read_text(encoding="utf-8"), []
+    solution, alternatives = lab.solution.read_text(encoding="utf-8"), []
     for path in sorted((authors_folder(lab, home) / "alternatives").glob("*.py")):
         try:
             difference = ast.parse(path.read_text(encoding="utf-8"))
@@ -40,8 +40,8 @@ def read_alternatives(lab: Lab, home: Path = HOME) -> list[Alternative]:
             raise LabError(f"{path} line {error.lineno}: {error.msg}.") from None
         if not ast.get_docstring(difference):
             raise LabError(f"{path}: its docstring says how it is built, and there is none.")
-        found.append(Alternative(lab.id, path.stem, composed(solution, difference)))
-    return found
+        alternatives.append(Alternative(lab.id, path.stem, composed(solution, difference)))
+    return alternatives
 
 
 def composed(solution: str, difference: ast.Module) -> str:

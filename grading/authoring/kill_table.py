@@ -67,9 +67,10 @@ def judge(
     by_id = {lab.id: lab for lab in labs}
     wanted = {mutant.lab for mutant in mutants}
     bases = [suite_runner.Job(lab, lab.solution.read_text(encoding="utf-8")) for lab in labs if lab.id in wanted]
-    found = suite_runner.run(bases, parallel, done)
-    limits = {job.lab.id: suite_runner.baseline(job.lab, result) for job, result in zip(bases, found, strict=True)}
-    results = suite_runner.run([job_of(one, by_id[one.lab], limits[one.lab], quick(one)) for one in mutants], parallel, done)
+    on_solutions = suite_runner.run(bases, parallel, done)
+    limits = {job.lab.id: suite_runner.baseline(job.lab, result) for job, result in zip(bases, on_solutions, strict=True)}
+    jobs = [job_of(mutant, by_id[mutant.lab], limits[mutant.lab], quick(mutant)) for mutant in mutants]
+    results = suite_runner.run(jobs, parallel, done)
     return [verdict(by_id[mutant.lab], mutant, result, limits[mutant.lab])
             for mutant, result in zip(mutants, results, strict=True)]
 
@@ -91,10 +92,10 @@ def verdict(lab: Lab, mutant: Mutant, result: suite_runner.Result, limit: float)
 
 def needing(lab: Lab, todo: int) -> set[int]:
     """The TODOs whose tests run on `todo`, directly or through others."""
-    found: set[int] = set()
-    while new := {later.number for later in lab.todos if {todo, *found} & set(later.needs)} - found:
-        found |= new
-    return found
+    needing_it: set[int] = set()
+    while new := {later.number for later in lab.todos if {todo, *needing_it} & set(later.needs)} - needing_it:
+        needing_it |= new
+    return needing_it
 
 
 def judge_alternatives(
@@ -102,7 +103,8 @@ def judge_alternatives(
 ) -> list[suite_runner.Result]:
     """The whole suite's result on every alternative, in order."""
     by_id = {lab.id: lab for lab in labs}
-    return suite_runner.run([suite_runner.Job(by_id[one.lab], one.text) for one in alternatives], parallel, done)
+    jobs = [suite_runner.Job(by_id[alternative.lab], alternative.text) for alternative in alternatives]
+    return suite_runner.run(jobs, parallel, done)
 
 
 # printing
@@ -111,15 +113,15 @@ def judge_alternatives(
 def print_table(console: Console, labs: Sequence[Lab], verdicts: Sequence[MutantVerdict]) -> None:
     """Every mutant with what caught it, then the counts, then the survivors with their stories."""
     for lab in labs:
-        own = [one for one in verdicts if one.mutant.lab == lab.id and not by_machine(one.mutant)]
+        own = [verdict for verdict in verdicts if verdict.mutant.lab == lab.id and not by_machine(verdict.mutant)]
         if own:
             console.print(_of_one_lab(lab, own))
     console.print(_counts(labs, verdicts))
-    for one in verdicts:
-        if one.spilled:
-            where = ", ".join(f"TODO {todo} ({', '.join(one.elsewhere[todo])})" for todo in one.spilled)
-            _say(console, f"Lab {one.mutant.lab} {one.mutant.name}: loses points elsewhere, at {where}")
-    survivors = [one.mutant for one in verdicts if not one.caught]
+    for verdict in verdicts:
+        if verdict.spilled:
+            where = ", ".join(f"TODO {todo} ({', '.join(verdict.elsewhere[todo])})" for todo in verdict.spilled)
+            _say(console, f"Lab {verdict.mutant.lab} {verdict.mutant.name}: loses points elsewhere, at {where}")
+    survivors = [verdict.mutant for verdict in verdicts if not verdict.caught]
     for mutant in survivors:
         _say(console, f"Lab {mutant.lab}, TODO {mutant.todo}, {mutant.kind}: {mutant.name} SURVIVES. {mutant.story.strip()}")
     if not survivors:
@@ -130,26 +132,26 @@ def _of_one_lab(lab: Lab, verdicts: Sequence[MutantVerdict]) -> Table:
     table = Table(title=f"Lab {lab.id}, {escape(lab.title)}", title_justify="left")
     for heading in ("TODO", "mutant", "kind", "caught by", "also failing"):
         table.add_column(heading, overflow="fold")
-    for one in sorted(verdicts, key=lambda one: (one.mutant.todo, one.mutant.name)):
-        also = ", ".join(f"TODO {todo}" for todo in one.elsewhere)
-        style = None if one.caught else "red"
-        table.add_row(str(one.mutant.todo), one.mutant.name, one.mutant.kind, escape(one.how), also, style=style)
+    for verdict in sorted(verdicts, key=lambda verdict: (verdict.mutant.todo, verdict.mutant.name)):
+        also = ", ".join(f"TODO {todo}" for todo in verdict.elsewhere)
+        style = None if verdict.caught else "red"
+        table.add_row(str(verdict.mutant.todo), verdict.mutant.name, verdict.mutant.kind, escape(verdict.how), also, style=style)
     return table
 
 
 def _counts(labs: Sequence[Lab], verdicts: Sequence[MutantVerdict]) -> Table:
     """Lab by kind: caught of all."""
-    kinds = [kind for kind in KINDS if any(one.mutant.kind == kind for one in verdicts)]
+    kinds = [kind for kind in KINDS if any(verdict.mutant.kind == kind for verdict in verdicts)]
     table = Table(title="caught by a test of their TODO", title_justify="left")
     for heading in ("lab", *kinds, "hung or crashed"):
         table.add_column(heading)
     for lab in labs:
-        own = [one for one in verdicts if one.mutant.lab == lab.id]
+        own = [verdict for verdict in verdicts if verdict.mutant.lab == lab.id]
         cells = []
         for kind in kinds:
-            of_kind = [one for one in own if one.mutant.kind == kind]
-            cells.append(f"{sum(one.caught for one in of_kind)} of {len(of_kind)}" if of_kind else "–")
-        table.add_row(lab.id, *cells, str(sum(bool(one.result.ended) for one in own)))
+            of_kind = [verdict for verdict in own if verdict.mutant.kind == kind]
+            cells.append(f"{sum(verdict.caught for verdict in of_kind)} of {len(of_kind)}" if of_kind else "–")
+        table.add_row(lab.id, *cells, str(sum(bool(verdict.result.ended) for verdict in own)))
     return table
 
 
@@ -161,9 +163,10 @@ def as_json(verdicts: Sequence[MutantVerdict]) -> list[dict]:
     """The verdicts as plain data."""
     return [
         {
-            "lab": one.mutant.lab, "name": one.mutant.name, "todo": one.mutant.todo, "kind": one.mutant.kind,
-            "story": one.mutant.story, "caught": one.caught, "caught_by": one.caught_by, "elsewhere": one.elsewhere,
-            "spilled": one.spilled, "ended": one.result.ended, "seconds": round(one.result.seconds, 2),
+            "lab": verdict.mutant.lab, "name": verdict.mutant.name, "todo": verdict.mutant.todo, "kind": verdict.mutant.kind,
+            "story": verdict.mutant.story, "caught": verdict.caught, "caught_by": verdict.caught_by,
+            "elsewhere": verdict.elsewhere, "spilled": verdict.spilled, "ended": verdict.result.ended,
+            "seconds": round(verdict.result.seconds, 2),
         }
-        for one in verdicts
+        for verdict in verdicts
     ]  # fmt: skip

@@ -32,9 +32,9 @@ HEADINGS = [
 _MARK = re.compile(r"^@pytest\.mark\.todo\((\d+), points=([\d.]+)\)$", re.MULTILINE)
 
 
-def expect(right: bool, otherwise: str) -> None:
-    """Raise `LabError` unless `right`."""
-    if not right:
+def expect(holds: bool, otherwise: str) -> None:
+    """Raise `LabError` unless it `holds`."""
+    if not holds:
         raise LabError(otherwise)
 
 
@@ -103,8 +103,8 @@ def readme_is_whole(lab: Lab) -> None:
 def hints_are_whole(lab: Lab) -> None:
     """As many as there should be for each TODO."""
     _expect_todos(lab, "hints.md", "##")
-    for todo, found in read_hints(lab).items():
-        expect(len(found) == HINTS_PER_TODO and all(found), f"hints.md: TODO {todo} has not {HINTS_PER_TODO} hints with a text")
+    for todo, hints in read_hints(lab).items():
+        expect(len(hints) == HINTS_PER_TODO and all(hints), f"hints.md: TODO {todo} has not {HINTS_PER_TODO} hints with a text")
 
 
 def questions_have_truths(lab: Lab) -> None:
@@ -154,14 +154,14 @@ def the_starter_fails_every_test(lab: Lab) -> None:
     """Each with its own TODO."""
     [result] = suite_runner.run([suite_runner.Job(lab, starter.generate(lab), seconds=600)])
     expect(bool(result.outcomes), f"the suite {result.ended} on the untouched starter:\n{result.said}")
-    wrong = [one["test"] for one in result.outcomes if one["passed"] or one["unwritten"] != one["todo"]]
+    wrong = [outcome["test"] for outcome in result.outcomes if outcome["passed"] or outcome["unwritten"] != outcome["todo"]]
     expect(not wrong, f"on the untouched starter these do not end with their own TodoError: {_listed(wrong)}")
 
 
 def the_judge_agrees(lab: Lab) -> None:
     """Solution and alternatives get everything, the starter nothing, each mutant loses points at its TODO and nowhere else."""
-    found = agreement.findings(lab, agreement.cases_of(lab), Settings(predictions=False))
-    wrong = [f"{one.case.kind} {one.case.name}: {one.wrong}" for one in found if one.wrong]
+    judgements = agreement.findings(lab, agreement.cases_of(lab), Settings(predictions=False))
+    wrong = [f"{judgement.case.kind} {judgement.case.name}: {judgement.wrong}" for judgement in judgements if judgement.wrong]
     expect(not wrong, "the judge says otherwise of\n" + "\n".join(wrong))
 
 
@@ -187,11 +187,11 @@ def without_chance(text: str) -> str:
 
 def mutants_are_there(lab: Lab) -> None:
     """For every TODO; no two the same; one that a single test catches."""
-    found = read_mutants(lab)
-    without = {todo.number for todo in lab.todos} - {mutant.todo for mutant in found}
+    mutants = read_mutants(lab)
+    without = {todo.number for todo in lab.todos} - {mutant.todo for mutant in mutants}
     expect(not without, f"TODO {_listed(sorted(without))} has no mutant")
-    expect(len({mutant.text for mutant in found}) == len(found), "two mutants are the same")
-    expect(any(mutant.only for mutant in found), "no mutant names, under only, the one test that catches it")
+    expect(len({mutant.text for mutant in mutants}) == len(mutants), "two mutants are the same")
+    expect(any(mutant.only for mutant in mutants), "no mutant names, under only, the one test that catches it")
 
 
 def mutants_are_caught(lab: Lab) -> None:
@@ -212,27 +212,28 @@ def a_guard_that_is_broken_is_noticed(lab: Lab) -> None:
 
 def alternatives_pass(lab: Lab) -> None:
     """At least one there is."""
-    found = read_alternatives(lab)
-    expect(bool(found), "there is no right solution that is built differently")
-    for one, result in zip(found, kill_table.judge_alternatives([lab], found), strict=True):
+    different = read_alternatives(lab)
+    expect(bool(different), "there is no right solution that is built differently")
+    for alternative, result in zip(different, kill_table.judge_alternatives([lab], different), strict=True):
         failing = [result.ended] if result.ended else result.failing()
-        expect(not failing and bool(result.outcomes), f"{one.name} is right, and is rejected: {_listed(failing)}")
+        expect(not failing and bool(result.outcomes), f"{alternative.name} is right, and is rejected: {_listed(failing)}")
 
 
 def symptoms_are_current(lab: Lab) -> None:
     """And every mutant in the table has an area."""
-    found = read_mutants(lab)
-    concepts = symptoms.concepts(lab, found)
-    without = [mutant.name for mutant in found if mutant.kind in symptoms.IN_TABLE and concepts[mutant.name].area is None]
+    mutants = read_mutants(lab)
+    concepts = symptoms.concepts(lab, mutants)
+    without = [mutant.name for mutant in mutants if mutant.kind in symptoms.IN_TABLE and concepts[mutant.name].area is None]
     expect(not without, f"concepts.toml names no area of {_listed(without)}")
     expect(symptoms.is_current(lab), "symptoms.json was not made from the mutants, concepts and tests that are there")
 
 
 def _expect_todos(lab: Lab, file: str, level: str) -> None:
     """The headings of the TODOs are those of lab.toml."""
-    found = re.findall(rf"^{level} (TODO \d+: .+)$", _text(lab.folder / file), re.MULTILINE)
+    headings = re.findall(rf"^{level} (TODO \d+: .+)$", _text(lab.folder / file), re.MULTILINE)
     wanted = [todo.heading for todo in lab.todos]
-    expect(found == wanted, f"{file} has the headings {_listed(found) or 'of no TODO'}; by lab.toml they are {_listed(wanted)}")
+    expect(headings == wanted,
+           f"{file} has the headings {_listed(headings) or 'of no TODO'}; by lab.toml they are {_listed(wanted)}")
 
 
 def _text(path: Path) -> str:

@@ -43,7 +43,7 @@ def machine_mutants(lab: Lab) -> dict[Key, Mutant]:
     """
     source = lab.solution.read_text(encoding="utf-8")
     seen = {ast.dump(ast.parse(source))}
-    found: dict[Key, Mutant] = {}
+    mutants: dict[Key, Mutant] = {}
     met: Counter[tuple[str, str]] = Counter()
     for name, line, todo, text in _mutations(source):
         key = (name, line, met[name, line])
@@ -57,8 +57,8 @@ def machine_mutants(lab: Lab) -> dict[Key, Mutant]:
         seen.add(meaning)
         now = _changed_line(source, text)
         story = f"{line}  became  {now}" if now else f"{line}  was changed"
-        found[key] = Mutant(lab.id, f"{name} {key[2]}", todo, "machine", story, text)
-    return found
+        mutants[key] = Mutant(lab.id, f"{name} {key[2]}", todo, "machine", story, text)
+    return mutants
 
 
 def equivalents(lab: Lab, mutants: dict[Key, Mutant], home: Path = HOME) -> dict[Key, str]:
@@ -75,7 +75,7 @@ def read_equivalents(lab: Lab, home: Path = HOME) -> dict[Key, str]:
     path = authors_folder(lab, home) / "mutants" / "equivalent.toml"
     if not path.is_file():
         return {}
-    source, found = lab.solution.read_text(encoding="utf-8"), {}
+    source, reasons = lab.solution.read_text(encoding="utf-8"), {}
     lines = [line.strip() for line in source.splitlines()]
     inside = {line for region in find_regions(source) for line in lines[region.begin : region.end - 1]}
     for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", []):
@@ -83,8 +83,8 @@ def read_equivalents(lab: Lab, home: Path = HOME) -> dict[Key, str]:
             raise LabError(f"{path}: an [[equivalent]] has operator, line, occurrence and reason; this one: {entry}.")
         if entry["line"] not in inside:
             raise LabError(f"{path}: stale: no line of a region reads {entry['line']!r}.")
-        found[entry["operator"], entry["line"], entry["occurrence"]] = entry["reason"]
-    return found
+        reasons[entry["operator"], entry["line"], entry["occurrence"]] = entry["reason"]
+    return reasons
 
 
 def _mutations(source: str) -> Iterator[tuple[str, str, int, str]]:

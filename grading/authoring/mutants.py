@@ -55,17 +55,17 @@ class Mutant:
 
 def read_mutants(lab: Lab, home: Path = HOME) -> list[Mutant]:
     """The lab's mutants, by name. Raises `LabError` naming the file, the mutant and what is wrong with it."""
-    solution, found = lab.solution.read_text(encoding="utf-8"), {}
+    solution, mutants = lab.solution.read_text(encoding="utf-8"), {}
     for path in _files(lab, home):
         for entry in _entries(path):
             try:
                 mutant = mutant_of(entry, lab.id, solution)
-                if mutant.name in found:
+                if mutant.name in mutants:
                     raise LabError("there is another mutant of that name.")
             except LabError as error:
                 raise LabError(f"{path}: {entry.get('name', 'a mutant without a name')}: {error}") from None
-            found[mutant.name] = mutant
-    return [found[name] for name in sorted(found)]
+            mutants[mutant.name] = mutant
+    return [mutants[name] for name in sorted(mutants)]
 
 
 def entries_of(lab: Lab, home: Path = HOME) -> dict[str, dict[str, Any]]:
@@ -157,12 +157,12 @@ def _replaced(text: str, replacement: dict[str, str]) -> str:
 def _with_function(text: str, name: str, new: str) -> str:
     """`text` with the function `name` (dotted), decorators and all, replaced by `new`, indented as the old one."""
     try:
-        found = definitions(ast.parse(text))
+        functions = definitions(ast.parse(text))
     except SyntaxError as error:
         raise LabError(f"line {error.lineno} of the mutated solution: {error.msg}.") from None
-    if name not in found:
+    if name not in functions:
         raise LabError(f"the solution has no function {name}.")
-    node = found[name]
+    node = functions[name]
     fresh = textwrap.indent(textwrap.dedent(new).strip("\n"), " " * node.col_offset)
     lines = text.splitlines()
     first, last = span(node)

@@ -77,11 +77,11 @@ def run(jobs: Sequence[Job], parallel: int | None = None, done: Callable[[], Non
                 running.append(_Run(index, job, Path(name) / str(index)))
             if not running:
                 return [results[index] for index in range(len(jobs))]
-            limit = max(0.0, min(one.deadline for one in running) - time.monotonic())
-            wait([one.process.sentinel for one in running], timeout=limit)
-            for one in [one for one in running if one.is_over()]:
-                running.remove(one)
-                results[one.index] = one.result()
+            limit = max(0.0, min(child.deadline for child in running) - time.monotonic())
+            wait([child.process.sentinel for child in running], timeout=limit)
+            for child in [child for child in running if child.is_over()]:
+                running.remove(child)
+                results[child.index] = child.result()
                 done()
 
 
@@ -92,8 +92,8 @@ def _stopped_at_exit() -> Iterator[list["_Run"]]:
     try:
         yield running
     finally:
-        for one in running:
-            one.kill()
+        for child in running:
+            child.kill()
 
 
 class _Run:
@@ -130,10 +130,10 @@ class _Run:
         if not hung and report.is_file() and self.process.exitcode in TESTS_RAN:
             outcomes = json.loads(report.read_text(encoding="utf-8")).get(self.job.lab.id, [])
             return Result(tuple(outcomes), seconds=seconds)
-        said = (self.folder / "said.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
+        printed = (self.folder / "said.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
         journal = self.folder / "journal.txt"
         during = journal.read_text(encoding="utf-8").splitlines()[-1:] if journal.is_file() else []
-        return Result((), "hung" if hung else "crashed", "".join(during), seconds, said)
+        return Result((), "hung" if hung else "crashed", "".join(during), seconds, printed)
 
 
 def _start(folder: str, tests: str, select: str, stop_first: bool) -> BaseProcess:
@@ -156,9 +156,9 @@ def _work(folder: str, tests: str, select: str, stop_first: bool) -> None:
     for name in [name for name in os.environ if name.startswith("PYTEST")]:
         del os.environ[name]
     os.chdir(PROJECT)
-    with open(Path(folder) / "said.txt", "w", encoding="utf-8") as said:
+    with open(Path(folder) / "said.txt", "w", encoding="utf-8") as printed:
         for stream in (1, 2):
-            os.dup2(said.fileno(), stream)
+            os.dup2(printed.fileno(), stream)
     import pytest
     import torch
 

@@ -67,15 +67,15 @@ class Concept:
 def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HOME) -> dict[str, Concept]:
     """Mutant -> its concept. Raises `LabError` for an entry that names no mutant of its TODO."""
     named = {mutant.name: mutant for mutant in mutants}
-    found = {name: Concept(mutant.todo, mutant.symptom.strip(), mutant.hint or 1) for name, mutant in named.items()}
+    concept_of = {name: Concept(mutant.todo, mutant.symptom.strip(), mutant.hint or 1) for name, mutant in named.items()}
     path = authors_folder(lab, home) / "concepts.toml"
-    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("concept", []) if path.is_file() else []
-    for entry in entries:
+    tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for entry in tables.get("concept", []):
         for name in entry["mutants"]:
             if name not in named or named[name].todo != entry["todo"]:
                 raise LabError(f"{path}: lab {lab.id} has no mutant {name} of TODO {entry['todo']}.")
-            found[name] = Concept(entry["todo"], entry["says"], entry["hint"])
-    return _with_areas(found, tomllib.loads(path.read_text(encoding="utf-8")).get("area", []) if path.is_file() else [], path)
+            concept_of[name] = Concept(entry["todo"], entry["says"], entry["hint"])
+    return _with_areas(concept_of, tables.get("area", []), path)
 
 
 def _with_areas(concept_of: dict[str, Concept], entries: Iterable[dict], path: Path) -> dict[str, Concept]:
@@ -93,9 +93,9 @@ def _with_areas(concept_of: dict[str, Concept], entries: Iterable[dict], path: P
 
 def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Symptom]:
     """The table: concepts, the different patterns of their mutants, and whether each can be told from the others."""
-    seen = [one for one in seen if one.fails]
-    patterns = [pattern_of(one.outcomes, one.mutant.todo) for one in seen]
-    named = [concept_of[one.mutant.name] for one in seen]
+    seen = [bug for bug in seen if bug.fails]
+    patterns = [pattern_of(bug.outcomes, bug.mutant.todo) for bug in seen]
+    named = [concept_of[bug.mutant.name] for bug in seen]
     return [symptom for todo in sorted({concept.todo for concept in named}) for symptom in _of_todo(todo, named, patterns)]
 
 
@@ -104,29 +104,29 @@ def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]
     own = [(concept, pattern) for concept, pattern in zip(concepts, patterns, strict=True) if concept.todo == todo]
     quiet: set[str] = set()
     for level in (Symptom, Area):
-        said = [nearest(_gathered(own[:index] + own[index + 1 :], quiet), pattern) for index, (_, pattern) in enumerate(own)]
+        diagnoses = [nearest(_gathered(own[:index] + own[index + 1 :], quiet), pattern) for index, (_, pattern) in enumerate(own)]
         answers = [
             (concept.says if level is Symptom else concept.area.says if concept.area else "", answer.says)
-            for (concept, _), answer in zip(own, said, strict=True) if isinstance(answer, level)]
+            for (concept, _), answer in zip(own, diagnoses, strict=True) if isinstance(answer, level)]
         quiet |= {says for pair in answers for says in pair if not _can_be_told(says, answers, ENOUGH[level])}
     return _gathered(own, quiet)
 
 
 def _gathered(own: Iterable[tuple[Concept, Pattern]], quiet: Collection[str]) -> list[Symptom]:
     """One symptom for each concept, with its different patterns."""
-    found: dict[Concept, list[Pattern]] = {}
+    patterns_of: dict[Concept, list[Pattern]] = {}
     for concept, pattern in own:
-        known = found.setdefault(concept, [])
+        known = patterns_of.setdefault(concept, [])
         known += [pattern] * (pattern not in known)
     return [
         Symptom(concept.todo, concept.says, concept.hint, tuple(known), concept.says not in quiet,
                 replace(concept.area, speaks=concept.area.says not in quiet) if concept.area else None)
-        for concept, known in found.items()]
+        for concept, known in patterns_of.items()]
 
 
 def _can_be_told(says: str, answers: Iterable[tuple[str, str]], enough: float) -> bool:
     """Whether enough of the answers about this are right: true of it, or said to be, with each mutant left out."""
-    about = [true == said for true, said in answers if says in (true, said)]
+    about = [true == answer for true, answer in answers if says in (true, answer)]
     return sum(about) >= enough * len(about)
 
 
@@ -171,7 +171,7 @@ def see(
     kept = [_kept(cache, job) for job in jobs]
     missing = [job for job, path in zip(jobs, kept, strict=True) if path is None or not path.is_file()]
     fresh = iter(suite_runner.run(missing, parallel, done))
-    found = []
+    seen = []
     for mutant, path in zip(mutants, kept, strict=True):
         if path is not None and path.is_file():
             outcomes = json.loads(path.read_text(encoding="utf-8"))
@@ -180,8 +180,8 @@ def see(
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(outcomes), encoding="utf-8")
-        found.append(Seen(mutant, tuple(map(Outcome.from_json, outcomes))))
-    return found
+        seen.append(Seen(mutant, tuple(map(Outcome.from_json, outcomes))))
+    return seen
 
 
 def _kept(cache: Path | None, job: suite_runner.Job) -> Path | None:
@@ -226,59 +226,59 @@ class Score:
         return often and self.wrong_kinds <= FALSE_OF_ALL * self.count
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+        return Score(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
-def scored(said: Symptom | Area | None, true: Iterable[Concept]) -> Score:
+def scored(diagnosis: Symptom | Area | None, true: Iterable[Concept]) -> Score:
     """One bug: what was said, and the concepts that are true of it."""
-    if said is None:
+    if diagnosis is None:
         return Score(silent=1)
-    if isinstance(said, Area):
-        right = any(concept.area is not None and concept.area.says == said.says for concept in true)
-        return Score(right_areas=right, wrong_areas=not right)
-    right = any(concept.says == said.says for concept in true)
-    return Score(right_kinds=right, wrong_kinds=not right)
+    if isinstance(diagnosis, Area):
+        is_right = any(concept.area is not None and concept.area.says == diagnosis.says for concept in true)
+        return Score(right_areas=is_right, wrong_areas=not is_right)
+    is_right = any(concept.says == diagnosis.says for concept in true)
+    return Score(right_kinds=is_right, wrong_kinds=not is_right)
 
 
 def without(seen: Sequence[Seen], name: str, concept_of: dict[str, Concept], todo: int) -> list[Symptom]:
     """The table of a TODO that is made of all mutants but one."""
-    return symptoms_of([one for one in seen if one.mutant.name != name and one.mutant.todo == todo], concept_of)
+    return symptoms_of([bug for bug in seen if bug.mutant.name != name and bug.mutant.todo == todo], concept_of)
 
 
 def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score:
     """Each mutant, diagnosed without itself."""
-    return family_left_out(seen, [(one, one.mutant.name) for one in seen], concept_of)
+    return family_left_out(seen, [(bug, bug.mutant.name) for bug in seen], concept_of)
 
 
 def family_left_out(seen: Sequence[Seen], bugs: Iterable[tuple[Seen, str]], concept_of: dict[str, Concept]) -> Score:
     """Wrong solutions that stem each from a mutant, diagnosed without that."""
     score = Score()
-    for one, name in bugs:
-        table = without(seen, name, concept_of, one.mutant.todo)
-        score += scored(match(table, one.outcomes, one.mutant.todo), [concept_of[name]])
+    for bug, name in bugs:
+        table = without(seen, name, concept_of, bug.mutant.todo)
+        score += scored(match(table, bug.outcomes, bug.mutant.todo), [concept_of[name]])
     return score
 
 
 def on_others(table: Sequence[Symptom], seen: Iterable[Seen], true: dict[str, list[Concept]]) -> Score:
     """Other wrong solutions, on the whole table; `true` has the concepts that are true of each, by its name."""
-    return sum((scored(match(table, one.outcomes, one.mutant.todo), true[one.mutant.name]) for one in seen), Score())
+    return sum((scored(match(table, bug.outcomes, bug.mutant.todo), true[bug.mutant.name]) for bug in seen), Score())
 
 
 def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path = HOME) -> dict[str, tuple[Mutant, set[str]]]:
     """Up to `most` solutions with two mutants of one TODO at once; their names, the solutions, the two names."""
     candidates = [pair for pair in itertools.combinations(mutants, 2) if pair[0].todo == pair[1].todo]
     random.Random(f"{seed}:{lab.id}").shuffle(candidates)
-    entries, found = entries_of(lab, home), dict[str, tuple[Mutant, set[str]]]()
+    entries, both_at_once = entries_of(lab, home), dict[str, tuple[Mutant, set[str]]]()
     for first, second in candidates:
-        if len(found) >= most:
+        if len(both_at_once) >= most:
             break
         try:
             both = mutant_of(entries[second.name], lab.id, first.text)
         except LabError:  # they change the same lines
             continue
         name = f"{first.name} and {second.name}"
-        found[name] = (replace(both, name=name), {first.name, second.name})
-    return found
+        both_at_once[name] = (replace(both, name=name), {first.name, second.name})
+    return both_at_once
 
 
 def carried_over(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str) -> list[tuple[Mutant, Mutant]]:
@@ -287,16 +287,16 @@ def carried_over(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str) -> l
     The control has our right functions there. It has to pass, or they do not fit after all.
     """
     solution = lab.solution.read_text(encoding="utf-8")
-    candidates = [(one, mutant) for one in read_alternatives(lab) for mutant in mutants]
+    candidates = [(alternative, mutant) for alternative in read_alternatives(lab) for mutant in mutants]
     random.Random(f"{seed}:{lab.id}").shuffle(candidates)
-    found: list[tuple[Mutant, Mutant]] = []
+    carried: list[tuple[Mutant, Mutant]] = []
     for alternative, mutant in candidates:
         names = _changed(solution, mutant.text)
-        if len(found) < most and names and _fits(alternative.text, solution, names):
+        if len(carried) < most and names and _fits(alternative.text, solution, names):
             wrong, control = (regions.put_back(alternative.text, text, names) for text in (mutant.text, solution))
             name = f"{mutant.name} in {alternative.name}"
-            found.append((replace(mutant, name=name, text=wrong), replace(mutant, name=name, text=control)))
-    return found
+            carried.append((replace(mutant, name=name, text=wrong), replace(mutant, name=name, text=control)))
+    return carried
 
 
 def _changed(solution: str, text: str) -> list[str]:
@@ -324,29 +324,29 @@ def score(
     What stems from a mutant in the table is diagnosed without that mutant; of two at once both are in the table, but
     never together.
     """
-    in_table = [one for one in seen if one.mutant.kind in IN_TABLE and one.fails]
-    blind = [one for one in seen if one.mutant.kind == "blind" and one.fails]
-    concept_of = concepts(lab, [one.mutant for one in seen])
+    in_table = [bug for bug in seen if bug.mutant.kind in IN_TABLE and bug.fails]
+    blind = [bug for bug in seen if bug.mutant.kind == "blind" and bug.fails]
+    concept_of = concepts(lab, [bug.mutant for bug in seen])
     table = symptoms_of(in_table, concept_of)
-    mutants = [one.mutant for one in in_table]
+    mutants = [bug.mutant for bug in in_table]
     both = pairs(lab, mutants, most, seed)
     of_both = {name: [concept_of[part] for part in parts] for name, (_, parts) in both.items()}
     carried = carried_over(lab, mutants, most, seed)
     controls = run([control for _, control in carried])
     passing = [control.outcomes and not control.fails for control in controls]
     fitting = [wrong for (wrong, _), fits in zip(carried, passing, strict=True) if fits]
-    of_carried = [(one, one.mutant.name.partition(" in ")[0]) for one in run(fitting) if one.fails]
+    of_carried = [(bug, bug.mutant.name.partition(" in ")[0]) for bug in run(fitting) if bug.fails]
     return {
         "left out": leave_one_out(in_table, concept_of),
-        "blind": on_others(table, blind, {one.mutant.name: [concept_of[one.mutant.name]] for one in blind}),
+        "blind": on_others(table, blind, {bug.mutant.name: [concept_of[bug.mutant.name]] for bug in blind}),
         "in alternatives": family_left_out(in_table, of_carried, concept_of),
-        "two at once": on_others(table, [one for one in run([mutant for mutant, _ in both.values()]) if one.fails], of_both),
+        "two at once": on_others(table, [bug for bug in run([mutant for mutant, _ in both.values()]) if bug.fails], of_both),
     }
 
 
 def single(scores: dict[str, dict[str, Score]]) -> Score:
     """Of all labs together, the bugs that are one mistake each: what is asked of the diagnosis is asked of these."""
-    return sum((found for kinds in scores.values() for kind, found in kinds.items() if kind in SINGLE), Score())
+    return sum((of_kind for kinds in scores.values() for kind, of_kind in kinds.items() if kind in SINGLE), Score())
 
 
 def score_table(scores: dict[str, dict[str, Score]]) -> Table:
@@ -356,13 +356,13 @@ def score_table(scores: dict[str, dict[str, Score]]) -> Table:
         table.add_column(heading, justify="left" if heading in ("lab", "bugs") else "right", no_wrap=heading == "bugs")
     totals: dict[str, Score] = {}
     for lab_id, kinds in scores.items():
-        for kind, found in kinds.items():
-            totals[kind] = totals.get(kind, Score()) + found
-            if found.count:
-                table.add_row(lab_id, kind, *_cells(found))
+        for kind, of_kind in kinds.items():
+            totals[kind] = totals.get(kind, Score()) + of_kind
+            if of_kind.count:
+                table.add_row(lab_id, kind, *_cells(of_kind))
     table.add_section()
-    for kind, found in totals.items():
-        table.add_row("all", kind, *_cells(found))
+    for kind, of_kind in totals.items():
+        table.add_row("all", kind, *_cells(of_kind))
     table.add_row("all", "single mistakes", *_cells(single(scores)))
     table.add_row("all", "all", *_cells(sum(totals.values(), Score())))
     return table

@@ -24,7 +24,7 @@ def _commands(
     """What instructors run."""
     if term is not None:
         arguments = sys.argv[1:]
-        at = next(i for i, one in enumerate(arguments) if one == "--term" or one.startswith("--term="))
+        at = next(i for i, argument in enumerate(arguments) if argument == "--term" or argument.startswith("--term="))
         raise typer.Exit(run_at(term, arguments[:at] + arguments[at + (1 if "=" in arguments[at] else 2) :], COURSE))
 
 

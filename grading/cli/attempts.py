@@ -26,16 +26,16 @@ def attempts(
     """Every hand-in of a student, with its points. A file that was overwritten since is still in the journal."""
     term, chosen = find_term(term_file), find_lab(lab)
     with open_journal(term, journal) as base:
-        mine = [one for one, _ in base.attempts() if (one.student, one.lab) == (student, chosen.id)]
+        mine = [attempt for attempt, _ in base.attempts() if (attempt.student, attempt.lab) == (student, chosen.id)]
         if not mine:
             raise ValueError(f"{journal or term.journal} has no hand-in of {student} in lab {chosen.id}")
         before: Mapping[str, bytes] | None = None
-        for number, one in enumerate(mine, 1):
-            report = base.standing(student, chosen.id, one.digest)
+        for number, attempt in enumerate(mine, 1):
+            report = base.standing(student, chosen.id, attempt.digest)
             score = f"{points(report.score)} of {points(report.max_score)} points" if report else "not graded yet"
             counts = ", which counts" if number == len(mine) else ""
-            _say(f"{number}. {one.submitted or 'at an unknown time'}: {score}{counts}; {one.digest[:12]}")
-            files = base.files(one.digest)
+            _say(f"{number}. {attempt.submitted or 'at an unknown time'}: {score}{counts}; {attempt.digest[:12]}")
+            files = base.files(attempt.digest)
             if diff and files is None:
                 _say("   its files are not in the journal, which an older version of the course made")
             elif diff and files is not None and before is not None:

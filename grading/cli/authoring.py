@@ -63,15 +63,15 @@ def mutants(
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise LabError(f"--kind is one of {', '.join(KINDS)}, not {', '.join(unknown)}.")
     labs = _labs(names)
-    found = []
+    chosen = []
     for lab in labs:
-        all_of_lab = [one for one in read_mutants(lab) if one.kind in kinds]
+        all_of_lab = [mutant for mutant in read_mutants(lab) if mutant.kind in kinds]
         if "machine" in kinds:
             made = by_machine.machine_mutants(lab)
             listed = by_machine.equivalents(lab, made)
-            all_of_lab += [one for key, one in made.items() if key not in listed]
-        found += some_of(all_of_lab, share, f"{seed}:{lab.id}")
-    _judge(labs, found, jobs, file, (lambda mutant: True) if quick else kill_table.by_machine)
+            all_of_lab += [mutant for key, mutant in made.items() if key not in listed]
+        chosen += some_of(all_of_lab, share, f"{seed}:{lab.id}")
+    _judge(labs, chosen, jobs, file, (lambda mutant: True) if quick else kill_table.by_machine)
 
 
 def machine_mutants(
@@ -87,13 +87,13 @@ def machine_mutants(
     made = by_machine.machine_mutants(lab)
     listed = by_machine.equivalents(lab, made)
     if show:
-        for (operator, line, occurrence), one in made.items():
-            print(f"TODO {one.todo}  {operator} {occurrence}  {one.story}"
+        for (operator, line, occurrence), mutant in made.items():
+            print(f"TODO {mutant.todo}  {operator} {occurrence}  {mutant.story}"
                   + ("  (equivalent)" * ((operator, line, occurrence) in listed)))
         return
     console.print(f"Lab {lab.id}: {len(made)} machine-made mutants, {len(listed)} of them listed as equivalent")
-    chosen = some_of([one for key, one in made.items() if key not in listed], share, f"{seed}:{lab.id}")
-    wrongly = [one for one in _verdicts([lab], [made[key] for key in listed], jobs) if one.caught]
+    chosen = some_of([mutant for key, mutant in made.items() if key not in listed], share, f"{seed}:{lab.id}")
+    wrongly = [verdict for verdict in _verdicts([lab], [made[key] for key in listed], jobs) if verdict.caught]
     for verdict in wrongly:
         console.print(f"listed as equivalent, but caught by {verdict.how}: {verdict.mutant.story}", markup=False, soft_wrap=True)
     _judge([lab], chosen, jobs, file, failed=bool(wrongly))
@@ -102,16 +102,16 @@ def machine_mutants(
 def alternatives(names: LabNames = None, jobs: Jobs = None) -> None:
     """Right solutions that are built differently: exit status 1 if a suite rejects one."""
     labs = _labs(names)
-    found = [one for lab in labs for one in read_alternatives(lab)]
-    with bar(len(found), "alternatives") as done:
-        results = kill_table.judge_alternatives(labs, found, jobs, done)
+    different = [alternative for lab in labs for alternative in read_alternatives(lab)]
+    with bar(len(different), "alternatives") as done:
+        results = kill_table.judge_alternatives(labs, different, jobs, done)
     rejected = False
-    for one, result in zip(found, results, strict=True):
+    for alternative, result in zip(different, results, strict=True):
         failing = result.failing()
         bad = bool(failing or result.ended or not result.outcomes)
         rejected |= bad
         says = f"REJECTED {result.ended} {', '.join(failing)}" if bad else f"passes all {len(result.outcomes)} tests"
-        console.print(f"Lab {one.lab}  {one.name}: {says}", markup=False, soft_wrap=True)
+        console.print(f"Lab {alternative.lab}  {alternative.name}: {says}", markup=False, soft_wrap=True)
     if rejected:
         raise typer.Exit(1)
 
@@ -134,15 +134,15 @@ def symptoms(
         print("\n".join(f"stale: {lab.folder / symptom_tables.FILE}" for lab in stale) or "every symptoms.json is up to date")
         raise typer.Exit(bool(stale))
     for lab in labs:
-        found = read_mutants(lab)
-        with bar(len(found), f"lab {lab.id}") as done:
-            seen = symptom_tables.see(lab, found, cache, jobs, done)
+        mutants = read_mutants(lab)
+        with bar(len(mutants), f"lab {lab.id}") as done:
+            seen = symptom_tables.see(lab, mutants, cache, jobs, done)
         if score:
             scores[lab.id] = symptom_tables.score(lab, seen, most, seed,
                                                   partial(symptom_tables.see, lab, cache=cache, parallel=jobs))
         else:
-            in_table = [one for one in seen if one.mutant.kind in symptom_tables.IN_TABLE]
-            print(f"wrote {symptom_tables.write_table(lab, in_table, symptom_tables.concepts(lab, found))}")
+            in_table = [bug for bug in seen if bug.mutant.kind in symptom_tables.IN_TABLE]
+            print(f"wrote {symptom_tables.write_table(lab, in_table, symptom_tables.concepts(lab, mutants))}")
     if score:
         console.print(symptom_tables.score_table(scores))
         raise typer.Exit(not symptom_tables.single(scores).is_enough)
@@ -177,23 +177,23 @@ def check_lab(
 
 
 def _judge(
-    labs: list[Lab], found: list[Mutant], jobs: int | None, file: Path | None,
+    labs: list[Lab], mutants: list[Mutant], jobs: int | None, file: Path | None,
     quick: Callable[[Mutant], bool] = kill_table.by_machine, failed: bool = False,
 ) -> None:  # fmt: skip
     """Run, print, write; exit status 1 if one survives or costs points where nothing needs it."""
-    verdicts = _verdicts(labs, found, jobs, quick)
+    verdicts = _verdicts(labs, mutants, jobs, quick)
     kill_table.print_table(console, labs, verdicts)
     if file:
         file.write_text(json.dumps(kill_table.as_json(verdicts), indent=1), encoding="utf-8")
-    if failed or not all(one.caught and not one.spilled for one in verdicts):
+    if failed or not all(verdict.caught and not verdict.spilled for verdict in verdicts):
         raise typer.Exit(1)
 
 
 def _verdicts(
-    labs: list[Lab], found: list[Mutant], jobs: int | None, quick: Callable[[Mutant], bool] = kill_table.by_machine
+    labs: list[Lab], mutants: list[Mutant], jobs: int | None, quick: Callable[[Mutant], bool] = kill_table.by_machine
 ) -> list[kill_table.MutantVerdict]:
-    with bar(len(found) + len({one.lab for one in found}), "runs") as done:
-        return kill_table.judge(labs, found, jobs, done, quick)
+    with bar(len(mutants) + len({mutant.lab for mutant in mutants}), "runs") as done:
+        return kill_table.judge(labs, mutants, jobs, done, quick)
 
 
 def _labs(names: list[str] | None) -> list[Lab]:

@@ -109,13 +109,13 @@ def regrade(
         cohort = _cohort(submissions_of(term, submissions), plan, term)
         cohort.lines = [line for line in cohort.lines if line.kind not in SAID_BY_BATCH]
         _only(students, cohort)
-        repeated = {one.attempt.student for one in cohort.handed_in} if again or todo is not None else set()
+        repeated = {hand_in.attempt.student for hand_in in cohort.handed_in} if again or todo is not None else set()
         total = to_regrade(base, plan, cohort, repeated)
         with (bar(total, "grading") as done, _crew(plan, jobs, ray, Memory(), total) as crew,
               _resumable(base, journal or term.journal)):
-            found = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done, repeated, todo)
-    _print_regraded(found, dry_run)
-    if any(line.kind == "error" for line in found.lines):
+            regraded = run_regrade(base, plan, cohort, crew, dry_run, allow_lower, done, repeated, todo)
+    _print_regraded(regraded, dry_run)
+    if any(line.kind == "error" for line in regraded.lines):
         raise typer.Exit(1)
 
 
@@ -153,8 +153,8 @@ def synthetic(
     made = making.make(chosen, count, seed)
     making.write(out, chosen, made)
     kinds: dict[str, int] = defaultdict(int)
-    for one in made:
-        kinds[one.kind.split()[0].rstrip(":")] += 1
+    for submission in made:
+        kinds[submission.kind.split()[0].rstrip(":")] += 1
     console.print(f"wrote {count} submissions: " + ", ".join(f"{kinds[kind]} {kind}s" for kind in sorted(kinds)), markup=False,
                   soft_wrap=True)
     console.print(f"python -m grading batch --term-file {out / 'term.toml'}", markup=False, soft_wrap=True)
@@ -180,10 +180,10 @@ def _only(students: Sequence[str] | None, cohort: Cohort) -> None:
     """Leaves these students' hand-ins and lines. Raises `ValueError` for one who handed in nothing."""
     if not students:
         return
-    there = {one.attempt.student for one in cohort.handed_in}
+    there = {hand_in.attempt.student for hand_in in cohort.handed_in}
     if strangers := [student for student in students if student not in there]:
         raise ValueError(f"--student {strangers[0]}: there is no submission of that name; there are {len(there)} others")
-    cohort.handed_in = [one for one in cohort.handed_in if one.attempt.student in students]
+    cohort.handed_in = [hand_in for hand_in in cohort.handed_in if hand_in.attempt.student in students]
     cohort.lines = [line for line in cohort.lines if not line.student or line.student in students]
 
 
@@ -199,23 +199,24 @@ def _can_be_late(term: Term, plan: Plan) -> None:
 
 def _strangers(term: Term, cohort: Cohort) -> list[Line]:
     """A line for each extension of a student who has no submission, where no roster says who there is: a slip, perhaps."""
-    known = {one.attempt.student for one in cohort.handed_in}
-    return [Line("extension", one.student, one.lab, "there is no such student among the submissions, and no roster")
-            for one in term.extensions if term.roster is None and one.student not in known]
+    known = {hand_in.attempt.student for hand_in in cohort.handed_in}
+    return [Line("extension", extension.student, extension.lab, "there is no such student among the submissions, and no roster")
+            for extension in term.extensions if term.roster is None and extension.student not in known]
 
 
 def _without_result(base: Journal, plan: Plan) -> list[Line]:
     """A line for each decision about a score that is not there."""
     there = {(last.student, last.lab) for last, _ in base.settled()}
-    return [Line("override", one.student, one.lab, "there is no result that could be overridden")
-            for one in base.overrides() if one.student and one.lab in plan.labs and (one.student, one.lab) not in there]
+    return [Line("override", override.student, override.lab, "there is no result that could be overridden")
+            for override in base.overrides()
+            if override.student and override.lab in plan.labs and (override.student, override.lab) not in there]
 
 
 def _cohort(submissions: Path, plan: Plan, term: Term) -> Cohort:
     """What was handed in; where the files' own times are taken, a line says of how many."""
-    said = read_times(term.times, lab_names(), term.zone) if term.times else None
-    cohort = read_cohort(submissions, list(plan.labs.values()), term.roster, said)
-    own = sum(one.attempt.source == "mtime" for one in cohort.handed_in)
+    times = read_times(term.times, lab_names(), term.zone) if term.times else None
+    cohort = read_cohort(submissions, list(plan.labs.values()), term.roster, times)
+    own = sum(hand_in.attempt.source == "mtime" for hand_in in cohort.handed_in)
     if own and (term.times or term.mtimes):
         cohort.say("time", f"{own} of {len(cohort.handed_in)} times of hand-in are the files' own")
     return cohort
@@ -295,19 +296,20 @@ def _line(line: Line) -> Text:
     return Text(plain(f"{line.kind}: " + (f"{whose}: " if whose else "") + line.text).replace("\n", " "))
 
 
-def _print_regraded(found: Regraded, dry: bool) -> None:
-    print_lines(found.lines)
+def _print_regraded(regraded: Regraded, dry: bool) -> None:
+    print_lines(regraded.lines)
     would = "would " if dry else ""
-    for title, changes in ((f"who {would}gain{'' if dry else 's'}", found.winners),
-                           (f"who {would}lose{'' if dry else 's'}", found.losers)):
+    for title, changes in ((f"who {would}gain{'' if dry else 's'}", regraded.winners),
+                           (f"who {would}lose{'' if dry else 's'}", regraded.losers)):
         if changes:
             console.print(change_table(changes, title))
-    same = len(found.changes) - len(found.winners) - len(found.losers)
-    console.print(f"{len(found.changes)} compared: {len(found.winners)} gain, {len(found.losers)} lose, {same} stay as they are.")
+    same = len(regraded.changes) - len(regraded.winners) - len(regraded.losers)
+    console.print(f"{len(regraded.changes)} compared: "
+                  f"{len(regraded.winners)} gain, {len(regraded.losers)} lose, {same} stay as they are.")
     if dry:
         console.print("Nothing was changed.")
-    elif found.held:
-        console.print(f"{found.held} lower results were kept and do not count; --allow-lower lets them.")
+    elif regraded.held:
+        console.print(f"{regraded.held} lower results were kept and do not count; --allow-lower lets them.")
 
 
 def _print_rules(base: Journal, zone: tzinfo | None) -> None:
@@ -319,5 +321,5 @@ def _print_rules(base: Journal, zone: tzinfo | None) -> None:
         console.print(Text(f"lab {lab} is due at {when.astimezone(zone or UTC):%Y-%m-%d %H:%M %Z}"
                            + (f"; {mine} students have a deadline of their own" if mine else "")
                            + (f"; late policy there: {own.words()}" if (own := terms.policies.get(lab)) else "")), soft_wrap=True)
-    for one in base.overrides():
-        console.print(_line(Line("override", one.student, one.lab, one.words())), soft_wrap=True)
+    for override in base.overrides():
+        console.print(_line(Line("override", override.student, override.lab, override.words())), soft_wrap=True)

@@ -39,41 +39,42 @@ def cheats(
 
     That is what its honest part is worth; at `none`, for those that need more to be stopped, all or the end of the judge.
     """
-    levels, chosen = isolation or levels_for_cheats(), [one for one in read_cheats() if only is None or only in one.name]
+    levels, chosen = isolation or levels_for_cheats(), [cheat for cheat in read_cheats() if only is None or only in cheat.name]
     if unknown := [level for level in levels if level not in LEVELS]:
         raise ValueError(f"there is no isolation level {unknown[0]!r}; there are {', '.join(LEVELS)}")
     if not chosen:
         raise ValueError(f"there is no cheat with {only!r} in its name")
-    found: dict[str, list[TrialResult]] = {}
+    by_level: dict[str, list[TrialResult]] = {}
     with bar(len(levels) * len(chosen), "cheats") as done:
         for level in levels:
-            found[level] = list(disposable.verdicts(chosen, done) if level == "none" else verdicts(chosen, level, done))
-    _print(Console(highlight=False), found)
-    if not all(one.right for level in levels for one in found[level]):
+            by_level[level] = list(disposable.verdicts(chosen, done) if level == "none" else verdicts(chosen, level, done))
+    _print(Console(highlight=False), by_level)
+    if not all(trial.right for level in levels for trial in by_level[level]):
         raise typer.Exit(1)
 
 
-def _print(console: Console, found: dict[str, list[TrialResult]]) -> None:
+def _print(console: Console, by_level: dict[str, list[TrialResult]]) -> None:
     table = Table(title="Cheats", title_justify="left")
-    for name in ("lab", "cheat", "worth", *found, "what the report says"):
+    for name in ("lab", "cheat", "worth", *by_level, "what the report says"):
         table.add_column(name, justify="left" if name in ("lab", "cheat", "what the report says") else "right")
-    for row in zip(*found.values(), strict=True):
-        scores = [Text("-" if one.report is None else points(one.report.score), style="" if one.right else "bold red")
-                  for one in row]
-        cheat, said = row[0].cheat, plain(_said(row), 90).replace("\n", " ")
-        table.add_row(cheat.lab, cheat.name, points(cheat.worth), *scores, Text(said))
+    for row in zip(*by_level.values(), strict=True):
+        scores = [Text("-" if trial.report is None else points(trial.report.score), style="" if trial.right else "bold red")
+                  for trial in row]
+        cheat, happened = row[0].cheat, plain(_said(row), 90).replace("\n", " ")
+        table.add_row(cheat.lab, cheat.name, points(cheat.worth), *scores, Text(happened))
     console.print(table)
-    wrong = [one for of_level in found.values() for one in of_level if not one.right]
-    for one in wrong:
-        console.print(Text(f"{one.cheat.name} at {one.level}: worth {one.cheat.worth}; {one.cheat.tries} {plain(one.happened)}"))
-    if any(one.report is None for of_level in found.values() for one in of_level):
+    wrong = [trial for of_level in by_level.values() for trial in of_level if not trial.right]
+    for trial in wrong:
+        cheat = trial.cheat
+        console.print(Text(f"{cheat.name} at {trial.level}: worth {cheat.worth}; {cheat.tries} {plain(trial.happened)}"))
+    if any(trial.report is None for of_level in by_level.values() for trial in of_level):
         console.print("-: there is no report, for the judge was ended or failed")
-    for level in found:
+    for level in by_level:
         for weakness in weaknesses(level):
             console.print(Text(f"{level}: {weakness}"))
-    console.print(f"{sum(map(len, found.values())) - len(wrong)} of {sum(map(len, found.values()))} as expected")
+    console.print(f"{sum(map(len, by_level.values())) - len(wrong)} of {sum(map(len, by_level.values()))} as expected")
 
 
 def _said(row: Sequence[TrialResult]) -> str:
     """The words of the first level at which it is wrong, or else of the first."""
-    return next((one for one in row if not one.right), row[0]).happened
+    return next((trial for trial in row if not trial.right), row[0]).happened

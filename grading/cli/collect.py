@@ -40,32 +40,32 @@ def collect(
     if term.roster is None or term.submissions is None:
         raise ValueError("to know whose each submission is, term.toml has to name a roster, [roster] file = …, "
                          "and the folder they go to, [submissions] folder = …")
-    found, lines = collected(download, form, chosen, term.roster, worksheet, term.zone)
-    for one in found:
-        _lay(term.submissions / one.owner / chosen.folder.name, one)
-    _keep(term.submissions / KEPT, chosen, form, found)
+    hand_ins, lines = collected(download, form, chosen, term.roster, worksheet, term.zone)
+    for hand_in in hand_ins:
+        _lay(term.submissions / hand_in.owner / chosen.folder.name, hand_in)
+    _keep(term.submissions / KEPT, chosen, form, hand_ins)
     print_lines(lines)
-    console.print(f"{len(found)} submissions of lab {chosen.id} are in {term.submissions}", markup=False, soft_wrap=True)
-    _note_times(term, chosen, {one.owner: one.part.submitted for one in found if one.part.submitted})
-    late = [one.owner for one in found if one.part.is_late]
+    console.print(f"{len(hand_ins)} submissions of lab {chosen.id} are in {term.submissions}", markup=False, soft_wrap=True)
+    _note_times(term, chosen, {hand_in.owner: hand_in.part.submitted for hand_in in hand_ins if hand_in.part.submitted})
+    late = [hand_in.owner for hand_in in hand_ins if hand_in.part.is_late]
     if late:
         console.print(f"late, as Canvas says, which does not say when: {', '.join(late)}", markup=False, soft_wrap=True)
 
 
-def _lay(folder: Path, one: Collected) -> None:
+def _lay(folder: Path, hand_in: Collected) -> None:
     """The graded files of a submission, in place of those of an earlier download; the journal has those."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*ALLOWED, NOTES):
         (folder / name).unlink(missing_ok=True)
-    for name, content in one.submission.files.items():
+    for name, content in hand_in.submission.files.items():
         (folder / name).write_bytes(content)
-    if not one.submission.files:
-        write_atomically(folder / NOTES, "\n".join(one.submission.notes) + "\n")
+    if not hand_in.submission.files:
+        write_atomically(folder / NOTES, "\n".join(hand_in.submission.notes) + "\n")
 
 
-def _keep(path: Path, lab: Lab, form: str, found: Sequence[Collected]) -> None:
+def _keep(path: Path, lab: Lab, form: str, hand_ins: Sequence[Collected]) -> None:
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    kept[lab.id] = {"form": form, "prefixes": {one.owner: one.part.prefix for one in found}}
+    kept[lab.id] = {"form": form, "prefixes": {hand_in.owner: hand_in.part.prefix for hand_in in hand_ins}}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(kept, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
 

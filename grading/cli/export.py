@@ -90,12 +90,12 @@ def _entries(
 ) -> list[Entry]:
     """What counts, by lab and student. Raises `ValueError` if there is nothing."""
     with open_journal(term, journal) as opened:
-        found = opened.latest(find_lab(lab).id if lab else None)
+        counting = opened.latest(find_lab(lab).id if lab else None)
     there = term.roster.students if term.roster else {}
     sections = sorted({row.get("section", "") for row in there.values()} - {""})
     if section is not None and section not in sections:
         raise ValueError(f"--section {section}: the roster has no such section; it has {', '.join(sections) or 'none'}")
-    entries = [entry for entry in found if student in (None, entry.report.student)
+    entries = [entry for entry in counting if student in (None, entry.report.student)
                and (section is None or there.get(entry.report.student, {}).get("section") == section)]
     if not entries:
         whose = f" of {student}" if student else f" of section {section}" if section else ""
@@ -107,8 +107,8 @@ def _table(entries: Sequence[Entry], term: Term, student: str | None, section: s
     """The CSV table; a roster's students without a result have a row, too, in each lab that is there."""
     labs, there = {entry.report.lab for entry in entries}, {(entry.report.student, entry.report.lab) for entry in entries}
     roster = term.roster.students if term.roster else {}
-    missing = [(one, lab) for lab in sorted(labs) for one, row in roster.items()
-               if (one, lab) not in there and student in (None, one) and section in (None, row.get("section"))]
+    missing = [(name, lab) for lab in sorted(labs) for name, row in roster.items()
+               if (name, lab) not in there and student in (None, name) and section in (None, row.get("section"))]
     return csv_table.table(entries, missing, roster)
 
 
@@ -210,16 +210,17 @@ def report(
     chosen, entries = find_lab(lab), _entries(find_term(term_file), journal, lab, section=section)
     if anonymous:
         entries = cohort_page.anonymous(entries)
-    found = cohort_page.clusters(entries)
+    clusters = cohort_page.clusters(entries)
     if (chosen.folder / FILE).is_file():
-        found = cohort_page.with_comments(found, read_table(chosen), cohort_page.checks_by_todo(entries))
-    found = cohort_page.marked(found, cohort_page.read_verified(verified or [], found))
-    _write(out, cohort_page.page(chosen.id, chosen.title, entries, found).encode("utf-8"))
+        clusters = cohort_page.with_comments(clusters, read_table(chosen), cohort_page.checks_by_todo(entries))
+    clusters = cohort_page.marked(clusters, cohort_page.read_verified(verified or [], clusters))
+    _write(out, cohort_page.page(chosen.id, chosen.title, entries, clusters).encode("utf-8"))
     if comments:
-        rows = [(student, todo, said) for student, todo, said in cohort_page.comments(found)]
+        rows = [(student, todo, comment) for student, todo, comment in cohort_page.comments(clusters)]
         _write(comments, csv_table.written([("student", "todo", "comment"), *rows]).encode("utf-8"))
-    waiting = [one for one in found if one.comment and not one.verified and len(one.students) >= cohort_page.VERIFIED_BY]
-    _tell("to verify", [f"cluster {one.id}, {len(one.students)} students: {one.comment}" for one in waiting])
+    waiting = [cluster for cluster in clusters
+               if cluster.comment and not cluster.verified and len(cluster.students) >= cohort_page.VERIFIED_BY]
+    _tell("to verify", [f"cluster {cluster.id}, {len(cluster.students)} students: {cluster.comment}" for cluster in waiting])
 
 
 def gradescope_zip_command(
@@ -279,12 +280,12 @@ def similarity_command(
     """
     chosen, folder = find_lab(lab), submissions_of(find_term(term_file), submissions)
     sources, unusable = similarity.read_sources(folder, chosen)
-    known = [*similarity.ours(chosen), *(one for other in against or [] for one in similarity.earlier(other, chosen))]
-    found = similarity.pairs([*sources, *known], chosen.starter.read_text(encoding="utf-8"), least)
+    known = [*similarity.ours(chosen), *(source for other in against or [] for source in similarity.earlier(other, chosen))]
+    pairs = similarity.pairs([*sources, *known], chosen.starter.read_text(encoding="utf-8"), least)
     table = Table(title=f"Lab {chosen.id}: {len(sources)} submissions; alike in {least:.0%} or more", title_justify="left")
     for name in ("one", "its share", "its lines", "other", "its share", "its lines"):
         table.add_column(name, justify="right" if "share" in name else "left")
-    for pair in found:
+    for pair in pairs:
         table.add_row(*map(Text, _cells(pair)))
     console.print(table)
     console.print("A high share is a reason to look at both, and no verdict.")
@@ -292,12 +293,12 @@ def similarity_command(
     _tell("not compared", [plain(line) for line in unusable])
     if out:
         _write(out,
-               csv_table.written([("one", "share", "lines", "other", "share", "lines"), *map(_cells, found)]).encode("utf-8"))
+               csv_table.written([("one", "share", "lines", "other", "share", "lines"), *map(_cells, pairs)]).encode("utf-8"))
 
 
 def _cells(pair: similarity.Pair) -> list[str]:
-    said = [" ".join(f"{first}-{last}" for first, last in lines) for lines in pair.lines]
-    return [plain(pair.one), f"{pair.shares[0]:.0%}", said[0], plain(pair.other), f"{pair.shares[1]:.0%}", said[1]]
+    ranges = [" ".join(f"{first}-{last}" for first, last in lines) for lines in pair.lines]
+    return [plain(pair.one), f"{pair.shares[0]:.0%}", ranges[0], plain(pair.other), f"{pair.shares[1]:.0%}", ranges[1]]
 
 
 def register(app: typer.Typer) -> None:

@@ -55,8 +55,8 @@ def agreement(
     for lab in [find_lab(name) for name in names] if names else all_labs():
         cases = [case for case in cases_of(lab) if only is None or only in case.name]
         with bar(len(cases), f"Lab {lab.id}") as done:
-            found = findings(lab, cases, settings, jobs, done)
-        for finding in found:
+            judgements = findings(lab, cases, settings, jobs, done)
+        for finding in judgements:
             if finding.wrong or show:
                 case = finding.case
                 console.print(Text(
@@ -64,9 +64,9 @@ def agreement(
                 for check in finding.report.checks:
                     if not check.passed and (show or finding.case.kind in ("solution", "alternative")):
                         console.print(Text(f"    TODO {check.todo} {words_for(check, as_student=False)}"))
-        kinds = Counter(finding.case.kind for finding in found)
-        agreeing = Counter(finding.case.kind for finding in found if not finding.wrong)
+        kinds = Counter(finding.case.kind for finding in judgements)
+        agreeing = Counter(finding.case.kind for finding in judgements if not finding.wrong)
         console.print(f"Lab {lab.id}: " + ", ".join(f"{kind} {agreeing[kind]}/{kinds[kind]}" for kind in kinds))
-        wrong += sum(bool(finding.wrong) for finding in found)
+        wrong += sum(bool(finding.wrong) for finding in judgements)
     if wrong:
         raise typer.Exit(1)

@@ -22,8 +22,8 @@ def release(
         raise ValueError('what is the term called? --term 2027S, or in term.toml: name = "2027S"')
     if tag:
         releases.tag(term)
-    facts = releases.release(term, out)
-    print(f"{out}: the student edition of {term}, {len(facts['labs'])} labs, version {facts['version']} of the course.")
+    edition = releases.release(term, out)
+    print(f"{out}: the student edition of {term}, {len(edition['labs'])} labs, version {edition['version']} of the course.")
     if tag:
         print(f"Tagged term/{term}. To grade as this term was given: python -m grading --term {term} grade 06 SUBMISSION")
 

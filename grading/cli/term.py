@@ -76,8 +76,8 @@ def labs_of(term: Term, names: str | None) -> list[Lab]:
     chosen = [name.strip() for name in names.split(",") if name.strip()] if names else list(term.labs)
     if not chosen:
         raise ValueError("which labs? --labs 06,07 names them, or [labs] in term.toml: 06 = { }")
-    found = {lab.id: lab for lab in map(find_lab, chosen)}
-    return [found[lab] for lab in sorted(found)]
+    by_id = {lab.id: lab for lab in map(find_lab, chosen)}
+    return [by_id[lab] for lab in sorted(by_id)]
 
 
 def submissions_of(term: Term, folder: Path | None) -> Path:

@@ -56,14 +56,14 @@ class Plan:
     settings: Settings
     versions: Mapping[str, dict[str, str]]
 
-    def unit(self, one: HandedIn) -> Unit:
+    def unit(self, hand_in: HandedIn) -> Unit:
         """What is graded, and a key of all that its result depends on: what has the same is not graded again."""
-        submission, lab, settings = one.submission, one.attempt.lab, self.settings
-        facts = [submission.student, lab, submission.digest, submission.notes,
-                 self.seed(submission.student, lab, submission.digest), self.versions[lab],
-                 settings.level, settings.predictions, asdict(settings.limits)]
-        facts += [settings.seconds] if settings.seconds is not None else []  # older journals' keys know no such limit
-        return Unit(lab, submission, hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
+        submission, lab, settings = hand_in.submission, hand_in.attempt.lab, self.settings
+        depends_on = [submission.student, lab, submission.digest, submission.notes,
+                      self.seed(submission.student, lab, submission.digest), self.versions[lab],
+                      settings.level, settings.predictions, asdict(settings.limits)]
+        depends_on += [settings.seconds] if settings.seconds is not None else []  # older journals' keys know no such limit
+        return Unit(lab, submission, hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest())
 
     def seed(self, student: str, lab: str, digest: str) -> str:
         """What the inputs of the checks of this student's file are drawn from."""
@@ -177,8 +177,8 @@ def run_batch(
         repeat: grade everything so many times, and say whose verdicts differ.
     """
     began = time.monotonic()
-    journal.hand_in(one.attempt for one in cohort.handed_in)
-    journal.keep({one.attempt.digest: one.submission.files for one in cohort.handed_in if one.submission.files})
+    journal.hand_in(hand_in.attempt for hand_in in cohort.handed_in)
+    journal.keep({hand_in.attempt.digest: hand_in.submission.files for hand_in in cohort.handed_in if hand_in.submission.files})
     units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in)}
     summary, runs = Summary(found=len(units), lines=cohort.lines), _Runs(journal, cohort.lines)
     runs.take_known(units)
@@ -259,37 +259,37 @@ def slow(report: Report, seconds: float) -> list[Line]:
     late = sum(check.message.startswith(OUT_OF_TIME) and not check.passed for check in report.checks)
     each, many = seconds / max(1, len(report.checks)), len(report.checks)
     if late:
-        said = f"{late} of {many} checks were not tried: it took too long"
+        text = f"{late} of {many} checks were not tried: it took too long"
     elif each >= SLOW_SECONDS and seconds >= SPARED_SECONDS:
-        said = (f"it took {seconds:.0f} s, {each:.1f} s for each of {many} checks; "
+        text = (f"it took {seconds:.0f} s, {each:.1f} s for each of {many} checks; "
                 "seconds_per_submission in term.toml limits that")
     else:
         return []
-    return [Line("slow", report.student, report.lab, said)]
+    return [Line("slow", report.student, report.lab, text)]
 
 
 def differing(reports: Sequence[Report]) -> list[Line]:
     """A line for each check that did not end the same way in all runs of one submission."""
-    found = []
+    lines = []
     for same in zip(*(report.checks for report in reports), strict=True):
         if len({check.earned for check in same}) > 1:
             passed = sum(check.passed for check in same)
             messages = ", ".join(sorted({shorter(check.message, 100) for check in same if not check.passed}))
-            found.append(Line("flaky", reports[0].student, reports[0].lab,
+            lines.append(Line("flaky", reports[0].student, reports[0].lab,
                               f"{same[0].name} (TODO {same[0].todo}) passed {passed} of {len(same)} times; else: {messages}"))
-    return found
+    return lines
 
 
 def _older(journal: Journal, cohort: Cohort) -> list[Line]:
     """A line for each student of whom something counts that is not there any more."""
     there: dict[tuple[str, str], set[str]] = {}
-    found = []
-    for one in cohort.handed_in:
-        there.setdefault((one.attempt.student, one.attempt.lab), set()).add(one.attempt.digest)
+    lines = []
+    for hand_in in cohort.handed_in:
+        there.setdefault((hand_in.attempt.student, hand_in.attempt.lab), set()).add(hand_in.attempt.digest)
     for (student, lab), digests in there.items():
         counts = journal.counting(student, lab)
         if counts is not None and counts.digest not in digests:
-            found.append(Line("older", student, lab,
+            lines.append(Line("older", student, lab,
                               f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
                               "if that is wrong, give the times in the file that term.toml names"))
-    return found
+    return lines

@@ -78,12 +78,12 @@ def collect(
         raise ValueError(f"--from is {', '.join(FORMS)}, not {form!r}")
     with _unpacked(download) as folder:
         people = _People(roster, _worksheet(worksheet, zone) if worksheet else {})
-        found, lines = _found(FORMS[form], folder, people, lab)
+        parts, lines = _found(FORMS[form], folder, people, lab)
         made = []
-        for owner, part in sorted(found.items()):
-            submission, said = _submission(owner, part, lab)
+        for owner, part in sorted(parts.items()):
+            submission, remarks = _submission(owner, part, lab)
             made.append(Collected(owner, part, submission))
-            lines += [Line("collected", owner, lab.id, one) for one in said]
+            lines += [Line("collected", owner, lab.id, remark) for remark in remarks]
         return made, lines
 
 
@@ -128,8 +128,8 @@ class _People:
     def by(self, value: str, *fields: str) -> str | None:
         """The one student who has this value in one of these fields of the roster; None if nobody has, or two have."""
         wanted = _same(value)
-        hits = [student for student, row in self.roster.students.items() if wanted and any(_same(row.get(one, "")) == wanted
-                                                                                          for one in fields)]
+        hits = [student for student, row in self.roster.students.items()
+                if wanted and any(_same(row.get(field, "")) == wanted for field in fields)]
         return hits[0] if len(hits) == 1 else None
 
 
@@ -139,17 +139,17 @@ def _same(text: str) -> str:
 
 def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
     """Moodle's participant number → who that is."""
-    found = {}
+    by_number = {}
     for where, row in table(path, ["Identifier"])[0]:
-        names = tuple(filter(None, (row.get(one) for one in ("email address", "id number", "username", "full name"))))
-        said = row.get("last modified (submission)", "")
+        names = tuple(filter(None, (row.get(field) for field in ("email address", "id number", "username", "full name"))))
+        modified = row.get("last modified (submission)", "")
         try:
-            when = stamp(moment(said, zone)) if said.strip("- ") else None
+            when = stamp(moment(modified, zone)) if modified.strip("- ") else None
         except ValueError as error:
             raise ValueError(f"{where}: {error}; download the worksheet with Moodle in English, and give term.toml the time_zone "
                              "that Moodle has") from None
-        found[_same(row["identifier"])] = _Person(names, when)
-    return found
+        by_number[_same(row["identifier"])] = _Person(names, when)
+    return by_number
 
 
 # the platforms
@@ -160,21 +160,21 @@ Found = tuple[dict[str, Part], list[Line]]
 def _found(read: Callable[[Path, _People, Lab], Found], folder: Path, people: _People, lab: Lab) -> Found:
     """What is in a folder; if that is only one other folder, what is in that."""
     inside = _inside(folder)
-    found: Found = {}, []
+    contents: Found = {}, []
     try:
-        found = read(folder, people, lab)
+        contents = read(folder, people, lab)
     except ValueError:
         if len(inside) != 1 or not inside[0].is_dir():
             raise
         return _found(read, inside[0], people, lab)
-    if not found[0] and len(inside) == 1 and inside[0].is_dir():
+    if not contents[0] and len(inside) == 1 and inside[0].is_dir():
         deeper = _found(read, inside[0], people, lab)
-        return deeper if deeper[0] else found
-    return found
+        return deeper if deeper[0] else contents
+    return contents
 
 
 def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
         named = _CANVAS.fullmatch(path.name)
@@ -183,14 +183,14 @@ def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
             why = f"the roster's lms_id has no {named['number']}" if named else "its name is not as Canvas makes them"
             lines.append(_nobodys(path.name, why, lab))
             continue
-        part = found.setdefault(owner, Part(named["prefix"]))
+        part = parts.setdefault(owner, Part(named["prefix"]))
         part.files[named["name"]] = path
         part.is_late |= bool(named["late"])
-    return found, lines
+    return parts, lines
 
 
 def _moodle(folder: Path, people: _People, lab: Lab) -> Found:
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
         named = _MOODLE.fullmatch(path.name)
@@ -202,9 +202,9 @@ def _moodle(folder: Path, people: _People, lab: Lab) -> Found:
             continue
         person = people.worksheet.get(named["number"])
         prefix = named["prefix"] + "_" * (not named["prefix"].endswith("_"))
-        part = found.setdefault(owner, Part(prefix, submitted=person.submitted if person else None))
+        part = parts.setdefault(owner, Part(prefix, submitted=person.submitted if person else None))
         part.files |= _below(path) if path.is_dir() else {named["name"]: path}
-    return found, lines
+    return parts, lines
 
 
 def _of_moodle(named: re.Match[str], people: _People) -> str | None:
@@ -219,30 +219,30 @@ def _gradescope(folder: Path, people: _People, lab: Lab) -> Found:
     import yaml  # transformers needs it
 
     try:
-        facts = yaml.safe_load((folder / METADATA).read_text(encoding="utf-8"))
-        known = {name: (one[":submitters"], one.get(":created_at")) for name, one in facts.items()}
+        metadata = yaml.safe_load((folder / METADATA).read_text(encoding="utf-8"))
+        known = {name: (entry[":submitters"], entry.get(":created_at")) for name, entry in metadata.items()}
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"that is no export of Gradescope: {METADATA} cannot be used ({error})") from None
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
         if path.name == METADATA:
             continue
         submitters, created = known.get(path.name, ([], None))
-        owners = [people.by(str(one.get(":email") or ""), "student", "email") or people.by(
-            str(one.get(":sid") or ""), "student", "sis_id", "lms_id") or people.by(str(one.get(":name") or ""), "name")
-            for one in submitters]
+        owners = [people.by(str(submitter.get(":email") or ""), "student", "email")
+                  or people.by(str(submitter.get(":sid") or ""), "student", "sis_id", "lms_id")
+                  or people.by(str(submitter.get(":name") or ""), "name") for submitter in submitters]
         if not owners or None in owners:
             lines.append(_nobodys(path.name, f"the roster has not everybody whom {METADATA} names", lab))
             continue
         when = stamp(moment(created.isoformat() + ("" if created.tzinfo else "Z"))) if isinstance(created, datetime) else None
         files = _below(path) if path.is_dir() else {path.name: path}
-        found["+".join(sorted(filter(None, owners)))] = Part(f"{path.name}_", files, when)
-    return found, lines
+        parts["+".join(sorted(filter(None, owners)))] = Part(f"{path.name}_", files, when)
+    return parts, lines
 
 
 def _github(folder: Path, people: _People, lab: Lab) -> Found:
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
         name = _same(path.name)
@@ -253,8 +253,8 @@ def _github(folder: Path, people: _People, lab: Lab) -> Found:
         if not path.is_dir() or len(owners) != 1:
             lines.append(_nobodys(path.name, "it does not end in the login of one student of the roster", lab))
         else:
-            found[owners[0]] = Part(f"{path.name}_", _below(path))
-    return found, lines
+            parts[owners[0]] = Part(f"{path.name}_", _below(path))
+    return parts, lines
 
 
 def _nobodys(name: str, why: str, lab: Lab) -> Line:
@@ -277,14 +277,14 @@ def _below(folder: Path) -> dict[str, Path]:
 
 def _submission(owner: str, part: Part, lab: Lab) -> tuple[Submission, list[str]]:
     """What is graded of it, and a sentence for each file that is taken though it is called otherwise."""
-    said = []
+    remarks = []
     with tempfile.TemporaryDirectory(prefix="collected-") as name:
         folder, archives = Path(name), []
         for inside, path in part.files.items():
             meant = _meant(Path(inside).name)
             target = folder / Path(inside).parent / meant
             if meant != Path(inside).name and not (set(part.files) & {target.relative_to(folder).as_posix()}):
-                said.append(f"{inside} is taken as {meant}")
+                remarks.append(f"{inside} is taken as {meant}")
             elif meant != Path(inside).name:
                 target = folder / inside
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -294,7 +294,7 @@ def _submission(owner: str, part: Part, lab: Lab) -> tuple[Submission, list[str]
                 target.touch()  # it is only named
             archives += [target] if target.name.endswith(ARCHIVES) else []
         alone = len(archives) == 1 and not any(Path(inside).name == "starter.py" for inside in _below(folder))
-        return read_submission(archives[0] if alone else folder, owner, lab.folder.name), said
+        return read_submission(archives[0] if alone else folder, owner, lab.folder.name), remarks
 
 
 def _meant(name: str) -> str:

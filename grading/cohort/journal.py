@@ -188,24 +188,24 @@ class Journal:
         file corrects its time, and of two times of files the earlier stands.
         """
         with self._transaction():
-            for one in attempts:
-                self._note(one)
+            for attempt in attempts:
+                self._note(attempt)
 
-    def _note(self, one: Attempt) -> None:
-        submitted, whose = one.submitted or "", (one.student, one.lab)
-        if self._do("SELECT id FROM attempts WHERE (student, lab, digest, submitted) = (?, ?, ?, ?)", *whose, one.digest,
+    def _note(self, attempt: Attempt) -> None:
+        submitted, whose = attempt.submitted or "", (attempt.student, attempt.lab)
+        if self._do("SELECT id FROM attempts WHERE (student, lab, digest, submitted) = (?, ?, ?, ?)", *whose, attempt.digest,
                     submitted):
             self._do("UPDATE attempts SET source = ? WHERE (student, lab, digest, submitted) = (?, ?, ?, ?) AND source = 'mtime'",
-                     one.source, *whose, one.digest, submitted)
+                     attempt.source, *whose, attempt.digest, submitted)
             return
         last = self._do(_LAST, *whose)
-        if not last or last[0][1] != one.digest:
-            self._do("INSERT INTO attempts (student, lab, digest, submitted, source) VALUES (?, ?, ?, ?, ?)", *whose, one.digest,
-                     submitted, one.source)
+        if not last or last[0][1] != attempt.digest:
+            self._do("INSERT INTO attempts (student, lab, digest, submitted, source) VALUES (?, ?, ?, ?, ?)", *whose,
+                     attempt.digest, submitted, attempt.source)
             return
         number, _, known, source = last[0]
-        if one.source == "times" or (source == "mtime" and submitted and submitted < known):
-            self._do("UPDATE attempts SET submitted = ?, source = ? WHERE id = ?", submitted, one.source, number)
+        if attempt.source == "times" or (source == "mtime" and submitted and submitted < known):
+            self._do("UPDATE attempts SET submitted = ?, source = ? WHERE id = ?", submitted, attempt.source, number)
 
     def keep(self, contents: Mapping[str, Mapping[str, bytes]]) -> None:
         """Keep what was handed in, digest → files by name, in one transaction."""
@@ -323,23 +323,23 @@ class Journal:
 
     def latest(self, lab_id: str | None = None) -> list[Entry]:
         """What counts, by lab and student: the latest hand-in of each. One that has no result yet is left out."""
-        found = []
+        entries = []
         for last, late in self.settled(lab_id):
             report = self.result(last.key)
             assert report is not None  # it stands
             report = deciding.given_to_all(report, last.overrides)
-            found.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
-                               last.overrides))
-        return found
+            entries.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
+                                 last.overrides))
+        return entries
 
     def settled(self, lab_id: str | None = None) -> list[tuple[Last, Late]]:
         """What counts and what lateness and the instructor did to it, as `latest` has it, without reading the reports."""
         last = self._last()
         late = _lateness(self.terms(), last)
-        for whose, one in last.items():
-            if (final := deciding.final_of(one.overrides)) is not None:
+        for whose, hand_in in last.items():
+            if (final := deciding.final_of(hand_in.overrides)) is not None:
                 late[whose] = replace(late[whose], score=final)
-        return [(one, late[whose]) for whose, one in last.items() if one.key and lab_id in (None, one.lab)]
+        return [(hand_in, late[whose]) for whose, hand_in in last.items() if hand_in.key and lab_id in (None, hand_in.lab)]
 
     def _last(self) -> dict[tuple[str, str], Last]:
         """(lab, student) → the latest hand-in."""
@@ -350,9 +350,9 @@ class Journal:
             last[lab, student] = Last(student, lab, submitted or None, key or "", score or 0.0,
                                       before.attempts + 1 if before else 1, before.overrides if before
                                       else deciding.decided_for(decided, student, lab))
-        for whose, one in last.items():
-            if one.overrides and one.key and (report := self.result(one.key)):
-                last[whose] = replace(one, score=deciding.score_with(report, one.overrides))
+        for whose, hand_in in last.items():
+            if hand_in.overrides and hand_in.key and (report := self.result(hand_in.key)):
+                last[whose] = replace(hand_in, score=deciding.score_with(report, hand_in.overrides))
         return last
 
     # statements
@@ -386,9 +386,9 @@ def _lateness(terms: Terms, last: Mapping[tuple[str, str], Last]) -> dict[tuple[
     labs_of = defaultdict(list)
     for lab, student in sorted(last):
         labs_of[student].append(lab)
-    found: dict[tuple[str, str], Late] = {}
+    late_of: dict[tuple[str, str], Late] = {}
     for student, labs in labs_of.items():
         own = [terms.policies.get(lab) for lab in labs]
-        given = [(terms.late(student, lab, last[lab, student].submitted), last[lab, student].score) for lab in labs]
-        found |= {(lab, student): late for lab, late in zip(labs, settle(terms.policy, given, own), strict=True)}
-    return found
+        handed_in = [(terms.late(student, lab, last[lab, student].submitted), last[lab, student].score) for lab in labs]
+        late_of |= {(lab, student): late for lab, late in zip(labs, settle(terms.policy, handed_in, own), strict=True)}
+    return late_of

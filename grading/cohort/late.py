@@ -43,12 +43,12 @@ class Policy:
 
     def words(self) -> str:
         """In a line for an instructor."""
-        said = [f"{self.grace / DAY:g} days of grace"] if self.grace else []
+        parts = [f"{self.grace / DAY:g} days of grace"] if self.grace else []
         if self.penalty:
-            said.append(f"{100 * self.penalty:g}% a day" + (f", {100 * self.most:g}% at most" if self.most < 1 else ""))
-        said += [f"{self.tokens} tokens"] if self.tokens else []
-        said += [f"nothing after {self.cutoff / DAY:g} days"] if self.cutoff is not None else []
-        return "; ".join(said) or "none"
+            parts.append(f"{100 * self.penalty:g}% a day" + (f", {100 * self.most:g}% at most" if self.most < 1 else ""))
+        parts += [f"{self.tokens} tokens"] if self.tokens else []
+        parts += [f"nothing after {self.cutoff / DAY:g} days"] if self.cutoff is not None else []
+        return "; ".join(parts) or "none"
 
     def facts(self) -> dict[str, Any]:
         """As journals keep it. Older courses do not know of a cutoff, and pass it over."""
@@ -62,24 +62,24 @@ class Policy:
         return ",".join(f"{name}={value}" for name, value in parts.items() if value)
 
 
-def _policy(facts: Mapping[str, Any]) -> Policy:
+def _policy(fields: Mapping[str, Any]) -> Policy:
     """What `Policy.facts` says."""
-    cutoff = timedelta(seconds=facts["cutoff"]) if "cutoff" in facts else None
-    return Policy(**_read(facts["policy"]), cutoff=cutoff)
+    cutoff = timedelta(seconds=fields["cutoff"]) if "cutoff" in fields else None
+    return Policy(**_read(fields["policy"]), cutoff=cutoff)
 
 
 def _read(written: str) -> dict[str, Any]:
     """What `Policy.written` says, by attribute."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for part in filter(None, written.split(",")):
         name, _, value = part.strip().partition("=")
         if name == "grace":
-            found[name] = timedelta(hours=float(value[:-1]) * _UNITS[value[-1]])
+            attributes[name] = timedelta(hours=float(value[:-1]) * _UNITS[value[-1]])
         elif name == "tokens":
-            found[name] = int(value)
+            attributes[name] = int(value)
         else:
-            found["most" if name == "max" else name] = float(value.partition("%")[0]) / 100
-    return found
+            attributes["most" if name == "max" else name] = float(value.partition("%")[0]) / 100
+    return attributes
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class Terms:
     @classmethod
     def from_json(cls, text: str) -> "Terms":
         """What `to_json` wrote."""
-        facts = json.loads(text)
-        due = {lab: moment(when) for lab, when in facts["due"].items()}
-        extended = {(student, lab): moment(when) for student, lab, when in facts["extended"]}
-        policies = {lab: _policy(own) for lab, own in facts.get("policies", {}).items()}
-        return cls(_policy(facts), due, extended, policies)
+        terms = json.loads(text)
+        due = {lab: moment(when) for lab, when in terms["due"].items()}
+        extended = {(student, lab): moment(when) for student, lab, when in terms["extended"]}
+        policies = {lab: _policy(own) for lab, own in terms.get("policies", {}).items()}
+        return cls(_policy(terms), due, extended, policies)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def settle(policy: Policy, labs: Sequence[tuple[timedelta, float]], own: Sequenc
         own: for each lab its policy, if that is another; all have the tokens of `policy`.
     """
     left, settled = policy.tokens, []
-    for (late, score), here in zip(labs, [one or policy for one in own] or [policy] * len(labs), strict=True):
+    for (late, score), here in zip(labs, [its_own or policy for its_own in own] or [policy] * len(labs), strict=True):
         days = max(0, -((here.grace - late) // DAY))  # days begun after the grace: rounded up
         paid = min(days, left)
         left -= paid

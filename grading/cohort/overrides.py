@@ -42,22 +42,22 @@ class Override:
 
 def to_json(overrides: Iterable[Override]) -> str:
     """As the journal keeps them."""
-    return json.dumps([asdict(one) for one in overrides], ensure_ascii=False, sort_keys=True)
+    return json.dumps([asdict(override) for override in overrides], ensure_ascii=False, sort_keys=True)
 
 
 def from_json(text: str) -> list[Override]:
     """What `to_json` wrote."""
-    return [Override(**facts) for facts in json.loads(text)]
+    return [Override(**fields) for fields in json.loads(text)]
 
 
 def decided_for(overrides: Iterable[Override], student: str, lab: str) -> tuple[Override, ...]:
     """Those that are about a student's result in a lab."""
-    return tuple(one for one in overrides if one.lab == lab and one.student in ("", student))
+    return tuple(override for override in overrides if override.lab == lab and override.student in ("", student))
 
 
 def given_to_all(report: Report, overrides: Sequence[Override]) -> Report:
     """A report in which the checks are passed whose points everybody gets."""
-    names = {one.check for one in overrides if one.check}
+    names = {override.check for override in overrides if override.check}
     checks = tuple(replace(check, earned=check.points, message="", printed="") if check.name in names else check
                    for check in report.checks)
     return replace(report, checks=checks) if names else report
@@ -65,7 +65,7 @@ def given_to_all(report: Report, overrides: Sequence[Override]) -> Report:
 
 def todos_with(report: Report, overrides: Sequence[Override]) -> list[TodoResult]:
     """A report's rows, one for each TODO, with the points that were set or given to all."""
-    set_to = {one.todo: one.points for one in overrides if one.points is not None}
+    set_to = {override.todo: override.points for override in overrides if override.points is not None}
     return [_worth(row, set_to[row.todo]) if row.todo in set_to else row
             for row in given_to_all(report, overrides).todos()]
 
@@ -79,9 +79,9 @@ def _worth(row: TodoResult, earned: float | None) -> TodoResult:
 def score_with(report: Report, overrides: Sequence[Override]) -> float:
     """Points before lateness is charged."""
     earned = sum(row.earned for row in todos_with(report, overrides))
-    return round(earned + sum(one.bonus for one in overrides if one.bonus is not None), 2)
+    return round(earned + sum(override.bonus for override in overrides if override.bonus is not None), 2)
 
 
 def final_of(overrides: Sequence[Override]) -> float | None:
     """The final score that was set; None if none was."""
-    return next((one.points for one in overrides if one.todo is None and one.points is not None), None)
+    return next((override.points for override in overrides if override.todo is None and override.points is not None), None)

@@ -48,8 +48,8 @@ class Change:
         """By TODO, in the order of the checks; those that are gone come last in their TODO."""
         old = {check.name: check for check in self.before.checks}
         new = {check.name: check for check in self.after.checks}
-        found = [_difference(old.get(name), new.get(name)) for name in dict.fromkeys([*new, *old])]
-        return sorted((one for one in found if one.points), key=lambda one: one.todo)
+        differences = [_difference(old.get(name), new.get(name)) for name in dict.fromkeys([*new, *old])]
+        return sorted((difference for difference in differences if difference.points), key=lambda difference: difference.todo)
 
 
 def _difference(old: CheckResult | None, new: CheckResult | None) -> Difference:
@@ -91,12 +91,12 @@ class Regraded:
     @property
     def winners(self) -> list[Change]:
         """Who gains points."""
-        return [one for one in self.changes if one.points > 0]
+        return [change for change in self.changes if change.points > 0]
 
     @property
     def losers(self) -> list[Change]:
         """Who loses points."""
-        return [one for one in self.changes if one.points < 0]
+        return [change for change in self.changes if change.points < 0]
 
 
 def run_regrade(
@@ -114,8 +114,8 @@ def run_regrade(
             known may be such a mixed one.
     """
     if todo is not None:
-        again = {one.attempt.student for one in cohort.handed_in}
-    before = {one.key: standing for one, standing in _comparable(journal, plan, cohort)}
+        again = {hand_in.attempt.student for hand_in in cohort.handed_in}
+    before = {unit.key: standing for unit, standing in _comparable(journal, plan, cohort)}
     units = {unit.key: unit for unit in map(plan.unit, cohort.handed_in) if unit.key in before}
     after, runs = _known(journal, units, again)
     with closing(schedule(runs_of(units, set(after)), crew)) as outcomes:
@@ -133,14 +133,14 @@ def run_regrade(
         _keep_the_rest(journal, before, after, runs, todo, dry)
     held = 0 if dry else sum(not journal.record(runs[key], report, allow_lower) for key, report in after.items())
     changes = [Change(before[key], report) for key, report in after.items()]
-    return Regraded(sorted(changes, key=lambda one: (one.after.lab, one.after.student)), cohort.lines, held)
+    return Regraded(sorted(changes, key=lambda change: (change.after.lab, change.after.student)), cohort.lines, held)
 
 
 def with_todo(before: Report, after: Report, todo: int) -> Report:
     """An earlier result in which one TODO's checks are those of a later one; a note says so."""
     checks = [check for check in before.checks if check.todo != todo] + [check for check in after.checks if check.todo == todo]
     note = f"TODO {todo} was graded again, with checks {after.versions.get('checks', '')}"
-    notes = tuple(one for one in before.notes if not one.startswith(f"TODO {todo} was graded again"))
+    notes = tuple(earlier for earlier in before.notes if not earlier.startswith(f"TODO {todo} was graded again"))
     return replace(before, checks=tuple(sorted(checks, key=lambda check: check.todo)), notes=(*notes, note))
 
 
@@ -166,21 +166,21 @@ def _known(
 
 def _comparable(journal: Journal, plan: Plan, cohort: Cohort) -> list[tuple]:
     """The units that have a result which stands; a line for each hand-in that has none."""
-    found = []
-    for one in cohort.handed_in:
-        attempt = one.attempt
+    comparable = []
+    for hand_in in cohort.handed_in:
+        attempt = hand_in.attempt
         if standing := journal.standing(attempt.student, attempt.lab, attempt.digest):
-            found.append((plan.unit(one), standing))
+            comparable.append((plan.unit(hand_in), standing))
         else:
             cohort.say("not graded yet", "it is not in the journal; python -m grading batch grades it", attempt.student,
                        attempt.lab)
-    return found
+    return comparable
 
 
 def to_regrade(journal: Journal, plan: Plan, cohort: Cohort, again: Collection[str] = ()) -> int:
     """Runs that `run_regrade` is going to make."""
-    units = {unit.key: unit for one in cohort.handed_in for unit in [plan.unit(one)]
-             if journal.standing(one.attempt.student, one.attempt.lab, one.attempt.digest)}
+    units = {unit.key: unit for hand_in in cohort.handed_in for unit in [plan.unit(hand_in)]
+             if journal.standing(hand_in.attempt.student, hand_in.attempt.lab, hand_in.attempt.digest)}
     return len(units) - len(_known(journal, units, again)[0])
 
 
@@ -191,9 +191,9 @@ def change_table(changes: Sequence[Change], title: str) -> Table:
         table.add_column(name, justify="right" if name in ("score", "TODO", "points") else "left", overflow="fold")
     for change in changes:
         whose = [plain(change.after.student), change.after.lab, f"{points(change.before.score)} → {points(change.after.score)}"]
-        for number, one in enumerate(change.differences):
+        for number, difference in enumerate(change.differences):
             first = whose if number == 0 else ["", "", ""]
-            said = plain(f"{one.check.replace('_', ' ')}: {one.reason}")
-            table.add_row(*map(Text, [*first, str(one.todo), f"{one.points:+g}", said]))
+            why = plain(f"{difference.check.replace('_', ' ')}: {difference.reason}")
+            table.add_row(*map(Text, [*first, str(difference.todo), f"{difference.points:+g}", why]))
     return table
 

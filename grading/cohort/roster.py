@@ -129,15 +129,15 @@ def table(path: Path, needed: Sequence[str]) -> tuple[list[tuple[str, dict[str, 
 
 def _separator(text: str) -> tuple[str, int]:
     """What stands between the cells, and how many lines come before the heading: Excel's `sep=;` is one."""
-    if said := re.match(r'"?sep=([,;\t])"?\r?\n', text):
-        return said[1], 1
+    if match := re.match(r'"?sep=([,;\t])"?\r?\n', text):
+        return match[1], 1
     outside = re.sub(r'"(?:[^"]|"")*"', "", text).partition("\n")[0]  # a comma in quotation marks separates nothing
     return max(",;\t", key=outside.count), 0
 
 
 def _odd(name: str, data: bytes) -> list[str]:
-    said = [f"{name} begins with a byte-order mark, which was passed over"] if data.startswith(b"\xef\xbb\xbf") else []
-    return said + ([f"{name} has lines that end in CRLF, which is read as a line's end"] if b"\r\n" in data else [])
+    remarks = [f"{name} begins with a byte-order mark, which was passed over"] if data.startswith(b"\xef\xbb\xbf") else []
+    return remarks + ([f"{name} has lines that end in CRLF, which is read as a line's end"] if b"\r\n" in data else [])
 
 
 def read_roster(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -> Roster:
@@ -157,7 +157,7 @@ def read_roster(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -
                          "name the column of the ids in term.toml, such as SIS Login ID")
     students: dict[str, dict[str, str]] = {}
     seen: dict[str, str] = {}
-    lines = [Line("roster", "", "", said) for said in odd]
+    lines = [Line("roster", "", "", remark) for remark in odd]
     for where, row in rows:
         if is_canvas and (row["student"] in NOBODY or not any(row.get(name) for name in ("student", "id", "sis login id"))):
             continue
@@ -210,14 +210,14 @@ def read_cohort(
     cohort = Cohort(lines=list(roster.lines if roster else ()))
     if roster and times:
         times = {(roster.called(name), lab): when for (name, lab), when in times.items()}
-    found = _by_student(folder, cohort, roster)
-    for student, entries in found.items():
+    by_student = _by_student(folder, cohort, roster)
+    for student, entries in by_student.items():
         for lab in labs:
             _hand_in(cohort, student, entries, lab, len(labs) > 1, times or {})
     if times is not None:
         _compare_times(cohort, times, {lab.id for lab in labs}, roster)
     if roster:
-        _compare(cohort, roster, found)
+        _compare(cohort, roster, by_student)
     return cohort
 
 
@@ -231,7 +231,7 @@ class _Entry:
 
 def _by_student(folder: Path, cohort: Cohort, roster: Roster | None) -> dict[str, list[_Entry]]:
     """Student → what is called by their id or their group's, in the order of the names."""
-    found: dict[str, list[_Entry]] = defaultdict(list)
+    by_student: dict[str, list[_Entry]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
         if path.name.startswith(".") or path.name == "__MACOSX":
@@ -242,19 +242,19 @@ def _by_student(folder: Path, cohort: Cohort, roster: Roster | None) -> dict[str
         elif ending or path.is_dir() or path.is_symlink():
             name = path.name if path.is_dir() else path.name.removesuffix(ending)
             for student in (roster.owners(name) if roster else []) or [name]:
-                found[student].append(_Entry(roster.called(name) if roster else name, path))
+                by_student[student].append(_Entry(roster.called(name) if roster else name, path))
         else:
             cohort.say("not a submission", f"{path.name} is no folder, archive or .py file")
-    if not found:
+    if not by_student:
         cohort.say("not a submission", f"{folder} has no submissions")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_student.items()))
 
 
 def _hand_in(
     cohort: Cohort, student: str, entries: Sequence[_Entry], lab: Lab, several: bool, times: Mapping[tuple[str, str], str]
 ) -> None:
     """What a student handed in for one lab, the earliest first."""
-    mine = _timed([one for one in entries if not _is_of_others(one.path, lab, several, student, cohort)], lab, times)
+    mine = _timed([entry for entry in entries if not _is_of_others(entry.path, lab, several, student, cohort)], lab, times)
     if len(mine) > 1:
         names = " and ".join(path.name for path, _, _ in mine)
         cohort.say("two submissions", f"{names} are all {student}'s; all are graded, and {mine[-1][0].name}, the latest, counts",
@@ -271,16 +271,16 @@ def _timed(entries: Sequence[_Entry], lab: Lab, times: Mapping[tuple[str, str], 
 
     Of several of one name the last has the time that the instructor's file says, and none is later.
     """
-    ordered = sorted(entries, key=lambda one: (_changed(one.path, lab), one.path.name))
-    last = {one.owner: one.path for one in ordered}
-    found = []
-    for one in ordered:
-        changed = stamp(datetime.fromtimestamp(_changed(one.path, lab), UTC))
-        said = times.get((one.owner, lab.id))
-        is_last = one.path is last[one.owner]
-        when = changed if said is None else said if is_last else min(changed, said)
-        found.append((one.path, when, "times" if said and is_last else "mtime"))
-    return sorted(found, key=lambda one: one[1])
+    ordered = sorted(entries, key=lambda entry: (_changed(entry.path, lab), entry.path.name))
+    last = {entry.owner: entry.path for entry in ordered}
+    timed = []
+    for entry in ordered:
+        changed = stamp(datetime.fromtimestamp(_changed(entry.path, lab), UTC))
+        noted = times.get((entry.owner, lab.id))
+        is_last = entry.path is last[entry.owner]
+        when = changed if noted is None else noted if is_last else min(changed, noted)
+        timed.append((entry.path, when, "times" if noted and is_last else "mtime"))
+    return sorted(timed, key=lambda row: row[1])
 
 
 def _is_of_others(path: Path, lab: Lab, several: bool, student: str, cohort: Cohort) -> bool:
@@ -303,7 +303,7 @@ def _changed(path: Path, lab: Lab) -> float:
     if path.is_symlink() or not path.is_dir():
         return os.lstat(path).st_mtime
     inside = path / lab.folder.name
-    times = [os.lstat(one).st_mtime for one in _graded(inside if inside.is_dir() else path)]
+    times = [os.lstat(graded).st_mtime for graded in _graded(inside if inside.is_dir() else path)]
     return max(times, default=os.lstat(path).st_mtime)
 
 
@@ -313,22 +313,22 @@ def _graded(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in names if name in ALLOWED)
 
 
-def _compare(cohort: Cohort, roster: Roster, found: Mapping[str, object]) -> None:
+def _compare(cohort: Cohort, roster: Roster, by_student: Mapping[str, object]) -> None:
     """Rows without submissions, and submissions without a row."""
     for student in roster.students:
-        if student not in found:
-            near = next((other for other in found if other.casefold() == student.casefold()), None)
+        if student not in by_student:
+            near = next((other for other in by_student if other.casefold() == student.casefold()), None)
             hint = f"; there is one called {near}" if near else ""
             cohort.say("no submission", f"{student} is in the roster and has handed in nothing{hint}", student)
-    for student in found:
+    for student in by_student:
         if student not in roster.students:
             cohort.say("not in roster", f"{student} has handed in and is not in the roster; it is graded nevertheless", student)
 
 
 def _compare_times(cohort: Cohort, times: Mapping[tuple[str, str], str], labs: set[str], roster: Roster | None) -> None:
     """Hand-ins without a time, and times without one."""
-    there = {(one.attempt.student, one.attempt.lab) for one in cohort.handed_in}
-    told = {(one.attempt.student, one.attempt.lab) for one in cohort.handed_in if one.attempt.source == "times"}
+    there = {(hand_in.attempt.student, hand_in.attempt.lab) for hand_in in cohort.handed_in}
+    told = {(hand_in.attempt.student, hand_in.attempt.lab) for hand_in in cohort.handed_in if hand_in.attempt.source == "times"}
     for student, lab in sorted(there - told):
         cohort.say("time", "the file of times has none for it; that of the files themselves was taken", student, lab)
     for name, lab in sorted(set(times) - there):

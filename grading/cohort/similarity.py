@@ -57,16 +57,18 @@ def read_sources(folder: Path, lab: Lab) -> tuple[list[Source], list[str]]:
     """The submissions in a folder, one entry for each, and what cannot be compared. Raises `ValueError` if there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder of submissions")
-    found = [read_submission(path, None, lab.folder.name) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    if not found:
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    submissions = [read_submission(path, None, lab.folder.name) for path in paths]
+    if not submissions:
         raise ValueError(f"there are no submissions in {folder}")
-    usable = [Source(one.student, _text(one)) for one in found if one.text() is not None]
-    return usable, [f"{one.student}: {'; '.join(one.notes)}" for one in found if one.text() is None]
+    usable = [Source(submission.student, _text(submission)) for submission in submissions if submission.text() is not None]
+    return usable, [f"{submission.student}: {'; '.join(submission.notes)}"
+                    for submission in submissions if submission.text() is None]
 
 
 def earlier(folder: Path, lab: Lab) -> list[Source]:
     """Another term's submissions: what this term's are compared with, and not each other."""
-    return [Source(f"{folder.name}/{one.name}", one.text, ours=True) for one in read_sources(folder, lab)[0]]
+    return [Source(f"{folder.name}/{source.name}", source.text, ours=True) for source in read_sources(folder, lab)[0]]
 
 
 def _text(submission: Submission) -> str:
@@ -75,21 +77,21 @@ def _text(submission: Submission) -> str:
 
 def ours(lab: Lab) -> list[Source]:
     """The solution, and the engine's own code for what the lab has people write: what `lab.toml` refuses to have imported."""
-    found = [Source("the solution", lab.solution.read_text(encoding="utf-8"), ours=True)]
+    sources = [Source("the solution", lab.solution.read_text(encoding="utf-8"), ours=True)]
     names = [*([lab.reference] if lab.reference else []), *lab.refuse]
     for name in dict.fromkeys(names):
         if name.split(".")[0] == "nano_qwen3_serving":
-            found += _of_engine(name)
-    return found
+            sources += _of_engine(name)
+    return sources
 
 
 def _of_engine(name: str) -> list[Source]:
     """A module's source, a function's, or those of all modules in a folder."""
     path = ENGINE.joinpath(*name.split(".")[1:])
     if path.is_dir():
-        paths = [one for one in sorted(path.rglob("*.py")) if one.name != "__init__.py"]
-        return [Source(".".join((name, *one.relative_to(path).with_suffix("").parts)), one.read_text(encoding="utf-8"), ours=True)
-                for one in paths]
+        paths = [module for module in sorted(path.rglob("*.py")) if module.name != "__init__.py"]
+        return [Source(".".join((name, *module.relative_to(path).with_suffix("").parts)),
+                       module.read_text(encoding="utf-8"), ours=True) for module in paths]
     if path.with_suffix(".py").is_file():
         return [Source(name, path.with_suffix(".py").read_text(encoding="utf-8"), ours=True)]
     text = path.parent.with_suffix(".py").read_text(encoding="utf-8")
@@ -102,41 +104,41 @@ def pairs(sources: Sequence[Source], starter: str, least: float = ALIKE) -> list
 
     Raises `ValueError` if copydetect is not installed.
     """
-    given = set(_print_of(Source("starter", starter), set()).hashes)
-    prints = [(source, _print_of(source, given)) for source in sources]
-    found = [_pair(*first, *second) for first, second in combinations(prints, 2) if not (first[0].ours and second[0].ours)]
-    return sorted((pair for pair in found if pair.share >= least), key=lambda pair: (-pair.share, pair.one, pair.other))
+    of_starter = set(_print_of(Source("starter", starter), set()).hashes)
+    prints = [(source, _print_of(source, of_starter)) for source in sources]
+    compared = [_pair(*first, *second) for first, second in combinations(prints, 2) if not (first[0].ours and second[0].ours)]
+    return sorted((pair for pair in compared if pair.share >= least), key=lambda pair: (-pair.share, pair.one, pair.other))
 
 
-def _print_of(source: Source, given: set[int]) -> Any:
+def _print_of(source: Source, of_starter: set[int]) -> Any:
     """A file's fingerprint: every piece of it, less those that everybody was given."""
     copydetect = _copydetect()
     made = copydetect.CodeFingerprint(source.name, LENGTH, 1, language="python", fp=io.StringIO(source.text))
-    made.hash_idx = {value: places for value, places in made.hash_idx.items() if value not in given}
+    made.hash_idx = {value: places for value, places in made.hash_idx.items() if value not in of_starter}
     made.hashes = set(made.hash_idx)
     made.token_coverage = copydetect.utils.get_token_coverage(made.hash_idx, LENGTH, len(made.filtered_code))
     return made
 
 
-def _pair(one: Source, its_print: Any, other: Source, others_print: Any) -> Pair:
+def _pair(source: Source, its_print: Any, other: Source, others_print: Any) -> Pair:
     _, shares, slices = _copydetect().compare_files(its_print, others_print)
-    parts = _lines(one.text, slices[0]), _lines(other.text, slices[1])
+    parts = _lines(source.text, slices[0]), _lines(other.text, slices[1])
     first, second = (min(1.0, float(share)) for share in shares)
-    share = second if one.ours else first if other.ours else max(first, second)
-    return Pair(one.name, other.name, (first, second), share, parts)
+    share = second if source.ours else first if other.ours else max(first, second)
+    return Pair(source.name, other.name, (first, second), share, parts)
 
 
 def _lines(text: str, slices: Iterable) -> tuple[tuple[int, int], ...]:
     """Ranges of characters as ranges of lines; those that touch are one."""
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     bounds = [list(map(int, part)) for part in slices]
     for begin, end in zip(*bounds, strict=True) if len(bounds) == 2 else ():
         first, last = 1 + text.count("\n", 0, begin), 1 + text.count("\n", 0, max(begin, end - 1))
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        if ranges and first <= ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
         else:
-            found.append((first, last))
-    return tuple(found)
+            ranges.append((first, last))
+    return tuple(ranges)
 
 
 def _copydetect() -> Any:
@@ -162,7 +164,7 @@ def same_predictions(folder: Path, lab: Lab) -> list[tuple[str, ...]]:
 def _attempts(content: bytes) -> list[str]:
     """Each attempt in a form that can be compared; nothing of a file that is none."""
     try:
-        found = json.loads(content)["attempts"]
-        return [json.dumps(attempt, sort_keys=True) for attempt in found if attempt.get("answers")]
+        attempts = json.loads(content)["attempts"]
+        return [json.dumps(attempt, sort_keys=True) for attempt in attempts if attempt.get("answers")]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return []

@@ -91,18 +91,20 @@ class Term:
 
     def terms(self) -> Terms:
         """What decides about lateness: the roster's sections and the extensions have become deadlines of students."""
-        due = {lab: one.all for lab, one in self.labs.items() if one.all is not None}
-        own = {(student, lab): one.sections[row["section"]] for lab, one in self.labs.items()
-               for student, row in (self.roster.students if self.roster else {}).items() if row.get("section") in one.sections}
-        extended = {(one.student, one.lab): self._extended(one, own.get((one.student, one.lab), due.get(one.lab)))
-                    for one in self.extensions}
-        return Terms(self.policy, due, own | extended, {lab: one.policy for lab, one in self.labs.items() if one.policy})
+        due = {lab: of_lab.all for lab, of_lab in self.labs.items() if of_lab.all is not None}
+        own = {(student, lab): of_lab.sections[row["section"]] for lab, of_lab in self.labs.items()
+               for student, row in (self.roster.students if self.roster else {}).items() if row.get("section") in of_lab.sections}
+        extended = {}
+        for extension in self.extensions:
+            whose = extension.student, extension.lab
+            extended[whose] = self._extended(extension, own.get(whose, due.get(extension.lab)))
+        return Terms(self.policy, due, own | extended, {lab: of_lab.policy for lab, of_lab in self.labs.items() if of_lab.policy})
 
-    def _extended(self, one: Extension, due: datetime | None) -> datetime:
-        if one.until is not None:
-            return one.until
-        assert due is not None and one.days is not None
-        local = due.astimezone(self.zone or UTC) + one.days * DAY  # by the wall clock
+    def _extended(self, extension: Extension, due: datetime | None) -> datetime:
+        if extension.until is not None:
+            return extension.until
+        assert due is not None and extension.days is not None
+        local = due.astimezone(self.zone or UTC) + extension.days * DAY  # by the wall clock
         return max(local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))  # it may show an hour twice, or never
 
 
@@ -120,16 +122,16 @@ def find_term(file: Path | None) -> Term:
 def read_term(file: Path) -> Term:
     """The term in a file. Raises `TermError` that names all that is wrong with it."""
     try:
-        facts = tomllib.loads(file.read_text(encoding="utf-8"))
+        entries = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise TermError(f"{file} cannot be read: {error.strerror}; python -m grading init writes one") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TermError(f"{file} is no TOML: {error}") from None
     wrong: list[str] = []
-    term = _Reader(file, wrong).term(Table(facts, "", wrong))
+    term = _Reader(file, wrong).term(Table(entries, "", wrong))
     if wrong:
         many = f"{len(wrong)} mistake{'s' if len(wrong) > 1 else ''}"
-        raise TermError(f"{file} has {many}:\n" + "\n".join(f"  {one}" for one in wrong))
+        raise TermError(f"{file} has {many}:\n" + "\n".join(f"  {mistake}" for mistake in wrong))
     return term
 
 
@@ -195,7 +197,7 @@ class _Reader:
 
     def _roster(self, table: Table) -> Roster | None:
         path, columns = self._there(table, "file"), table.table("columns")
-        self.roster_is_wrong = "file" in table.facts
+        self.roster_is_wrong = "file" in table.entries
         headings = {name: columns.take(name, str, None) for name in FIELDS}
         columns.end()
         table.end()
@@ -208,34 +210,34 @@ class _Reader:
             return None
 
     def _times(self, table: Table) -> tuple[Path | None, bool]:
-        if table.facts.get("times") == "mtime":
+        if table.entries.get("times") == "mtime":
             table.known.append("times")
             return None, True
         return self._path(table, "times", None), False
 
     def _labs(self, table: Table, policy: Policy) -> dict[str, Due]:
-        found: dict[str, Due] = {}
-        for key in table.facts:
+        labs: dict[str, Due] = {}
+        for key in table.entries:
             lab = table.table(key)
             if (id_ := self._lab(table, key, key)) is None:
                 continue
-            if id_ in found:
+            if id_ in labs:
                 table.say(key, f"lab {id_} is there twice")
             sections = lab.table("sections")
-            dates = {name: when for name in sections.facts if (when := self._moment(sections, name)) is not None}
+            dates = {name: when for name in sections.entries if (when := self._moment(sections, name)) is not None}
             own = lab.table("late")
-            found[id_] = Due(self._moment(lab, "due"), dates, self._policy(own, policy, of_term=False) if own.facts else None)
-            if found[id_].sections and found[id_].all is None and "due" not in lab.facts:
+            labs[id_] = Due(self._moment(lab, "due"), dates, self._policy(own, policy, of_term=False) if own.entries else None)
+            if labs[id_].sections and labs[id_].all is None and "due" not in lab.entries:
                 lab.say("sections", "give due, too: it holds for who is in none of them")
             self._sections(sections)
             lab.end()
-        return dict(sorted(found.items()))
+        return dict(sorted(labs.items()))
 
     def _sections(self, table: Table) -> None:
         if self.roster is None and self.roster_is_wrong:
             return
         there = {row.get("section", "") for row in self.roster.students.values()} - {""} if self.roster else set()
-        for name in table.facts:
+        for name in table.entries:
             if name not in there:
                 known = f"it has {', '.join(sorted(there))}" if there else "[roster.columns] names its column: section = …"
                 table.say(name, f"the roster has no section {name!r}; {known}")
@@ -281,12 +283,12 @@ class _Reader:
             default.most if most is None else most / 100, tokens, default.cutoff if cutoff is None else cutoff * DAY)
 
     def _extensions(self, top: Table, labs: Mapping[str, Due]) -> tuple[Extension, ...]:
-        found: dict[tuple[str, str], Extension] = {}
+        extensions: dict[tuple[str, str], Extension] = {}
         for table in top.tables("extensions"):
             student, lab = self._whose(table, labs)
             days, until = table.number("days", None, 0, 1000), self._moment(table, "until")
             table.end()
-            if ("days" in table.facts) == ("until" in table.facts):
+            if ("days" in table.entries) == ("until" in table.entries):
                 table.say("days", "give days or until, and not both")
             elif self.dates_are_wrong:
                 continue  # it has been said, and may be why there is no date here
@@ -294,23 +296,23 @@ class _Reader:
                 table.say("lab", f"lab {lab} has no due date to extend; [labs.{lab}] gives it: due = …")
             elif until and lab and (due := labs[lab].all) and until < due:
                 table.say("until", f"that is before the lab is due, {due}")
-            elif (student, lab) in found:
+            elif (student, lab) in extensions:
                 table.say("student", f"{student} has an extension for lab {lab} already; leave one of the two")
             elif student and lab and (days is not None or until is not None):
-                found[student, lab] = Extension(student, lab, days, until)
-        return tuple(found.values())
+                extensions[student, lab] = Extension(student, lab, days, until)
+        return tuple(extensions.values())
 
     def _overrides(self, top: Table, labs: Mapping[str, Due]) -> tuple[Override, ...]:
-        found: dict[object, Override] = {}
+        overrides: dict[object, Override] = {}
         for table in top.tables("overrides"):
-            one = self._given_to_all(table, labs) if "check" in table.facts else self._override(table, labs)
-            if one is None:
+            override = self._given_to_all(table, labs) if "check" in table.entries else self._override(table, labs)
+            if override is None:
                 continue
-            key = (one.student, one.lab, one.todo, one.check) if one.bonus is None else len(found)
-            if key in found:
-                table.say("student", f"{one.student or one.check} has been decided already; leave one of the two")
-            found[key] = one
-        return tuple(found.values())
+            key = (override.student, override.lab, override.todo, override.check) if override.bonus is None else len(overrides)
+            if key in overrides:
+                table.say("student", f"{override.student or override.check} has been decided already; leave one of the two")
+            overrides[key] = override
+        return tuple(overrides.values())
 
     def _override(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
         """What was decided about one student; None if something is wrong with it."""
@@ -319,7 +321,7 @@ class _Reader:
         comment, todo = self._comment(table), self._todo(table, lab)
         points, bonus = table.number("points", None, 0, 1000), table.number("bonus", None, -1000, 1000)
         table.end("check")
-        if ("points" in table.facts) == ("bonus" in table.facts):
+        if ("points" in table.entries) == ("bonus" in table.entries):
             table.say("points", "give points, which replace what was earned, or bonus, which is added; not both")
         elif bonus is not None and todo is not None:
             table.say("todo", "a bonus is for the whole lab; leave todo out")
@@ -330,7 +332,7 @@ class _Reader:
         before = len(self.wrong)
         lab = self._lab(table, "lab", table.take("lab", str, "", 'text such as "06"'))
         check, comment = table.take("check", str, ""), self._comment(table)
-        names = [one.name for one in checks_of(find_lab(lab))] if lab else []
+        names = [known_check.name for known_check in checks_of(find_lab(lab))] if lab else []
         if lab and check not in names:
             near = get_close_matches(check, names, 1)
             table.say("check", f"lab {lab} has no such check" + (f"; is {near[0]} meant?" if near else ""))
@@ -356,14 +358,14 @@ class _Reader:
     def _whose(self, table: Table, labs: Mapping[str, Due]) -> tuple[str, str]:
         """Student and lab, each empty if it is wrong."""
         student, name = table.take("student", str, ""), table.take("lab", str, "", 'text such as "06"')
-        if "student" not in table.facts or not student:
+        if "student" not in table.entries or not student:
             table.say("student", "say whose it is")
         elif self.roster and student not in self.roster.students:
             near = get_close_matches(student, self.roster.students, 1)
             table.say("student", "the roster has no such student" + (f"; is {near[0]} meant?" if near else ""))
             student = ""
         if not name:
-            if "lab" not in table.facts:
+            if "lab" not in table.entries:
                 table.say("lab", 'say for which lab, such as lab = "06"')
             return student, ""
         return student, self._lab(table, "lab", name) or ""

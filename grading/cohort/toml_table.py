@@ -13,20 +13,20 @@ from typing import Any
 class Table:
     """One table of the file. Keys are taken one by one, what is wrong with them is noted, and what is left is unknown."""
 
-    def __init__(self, facts: dict[str, Any], where: str, wrong: list[str]) -> None:
-        self.facts, self.where, self.wrong = facts, where, wrong
+    def __init__(self, entries: dict[str, Any], where: str, wrong: list[str]) -> None:
+        self.entries, self.where, self.wrong = entries, where, wrong
         self.known: list[str] = []
 
     def say(self, key: str, what: str) -> None:
         """Notes a mistake at a key."""
-        self.wrong.append(f"{self.where}{key}{_shown(self.facts[key]) if key in self.facts else ''}: {what}")
+        self.wrong.append(f"{self.where}{key}{_shown(self.entries[key]) if key in self.entries else ''}: {what}")
 
     def take(self, key: str, kinds: type | tuple[type, ...], default: Any = None, wanted: str = "") -> Any:
         """The value of a key; `default` if it is not there, or is of no such kind."""
         self.known.append(key)
-        value = self.facts.get(key, default)
+        value = self.entries.get(key, default)
         allowed = kinds if isinstance(kinds, tuple) else (kinds,)
-        if key in self.facts and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
+        if key in self.entries and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
             self.say(key, f"it has to be {wanted or _WORDS[allowed[-1]]}")
             return default
         return value
@@ -53,16 +53,16 @@ class Table:
 
     def tables(self, key: str) -> list["Table"]:
         """An array of tables."""
-        found = self.take(key, list, [], "an array of tables, [[" + key + "]]")
-        tables = [one for one in found if isinstance(one, dict)]
-        if len(tables) < len(found):
+        entries = self.take(key, list, [], "an array of tables, [[" + key + "]]")
+        tables = [entry for entry in entries if isinstance(entry, dict)]
+        if len(tables) < len(entries):
             self.say(key, f"it has to be an array of tables, [[{key}]]")
-        return [Table(one, f"{self.where}{key}, the {_nth(number)}: ", self.wrong) for number, one in enumerate(tables, 1)]
+        return [Table(table, f"{self.where}{key}, the {_nth(number)}: ", self.wrong) for number, table in enumerate(tables, 1)]
 
     def end(self, *more: str) -> None:
         """What was not asked for is a mistake; `more` keys there might be."""
         known = [*self.known, *more]
-        for key in self.facts:
+        for key in self.entries:
             if key not in known:
                 near = get_close_matches(key, known, 1)
                 hint = f"; is {near[0]} meant?" if near else f"; there are {', '.join(known)}"

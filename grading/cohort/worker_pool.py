@@ -99,14 +99,14 @@ def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[UnitOutcome, None
                 busy[worker], began[worker] = waiting.popleft(), time.monotonic()
                 worker.give(busy[worker].unit)
             for worker in crew.ready(list(busy)):
-                one = busy.pop(worker)
-                one.seconds = time.monotonic() - began.pop(worker)
-                if _answered(one, worker):
+                outcome = busy.pop(worker)
+                outcome.seconds = time.monotonic() - began.pop(worker)
+                if _answered(outcome, worker):
                     idle.append(worker)
-                if one.answer is None and len(one.crashes) < TRIES:
-                    waiting.append(one)
+                if outcome.answer is None and len(outcome.crashes) < TRIES:
+                    waiting.append(outcome)
                 else:
-                    yield one
+                    yield outcome
             for worker in [worker for worker in busy if time.monotonic() - began[worker] > crew.seconds]:
                 worker.stop(f"it had not ended after {crew.seconds:g} seconds")
     finally:
@@ -114,18 +114,18 @@ def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[UnitOutcome, None
             worker.stop()
 
 
-def _answered(one: UnitOutcome, worker: Worker) -> bool:
+def _answered(outcome: UnitOutcome, worker: Worker) -> bool:
     """Take what the worker has; whether it can go on."""
     try:
         answer = worker.take()
     except Crashed as crash:
         worker.stop()
-        one.crashes.append(str(crash))
+        outcome.crashes.append(str(crash))
         return False
     if isinstance(answer, Failed):
-        one.crashes.append(str(answer))
+        outcome.crashes.append(str(answer))
     else:
-        one.answer = answer
+        outcome.answer = answer
     return True
 
 
@@ -239,7 +239,7 @@ class Memory:
 def _share_of(pid: int) -> int:
     """Resident bytes of a process, of shared pages its share."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup") as facts:
-            return next(int(line.split()[1]) << 10 for line in facts if line.startswith("Pss:"))
+        with open(f"/proc/{pid}/smaps_rollup") as rollup:
+            return next(int(line.split()[1]) << 10 for line in rollup if line.startswith("Pss:"))
     except (OSError, StopIteration, ValueError):
         return resident_bytes(pid)

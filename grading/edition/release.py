@@ -44,11 +44,11 @@ def release(term: str, out: Path, course: Path = COURSE) -> dict:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".release-") as name:
         built = Path(name) / "edition"
-        facts = _build(term, course, built)
+        edition = _build(term, course, built)
         if out.exists():
             out.rmdir()
         built.rename(out)
-    return facts
+    return edition
 
 
 def _build(term: str, course: Path, built: Path) -> dict:
@@ -60,9 +60,9 @@ def _build(term: str, course: Path, built: Path) -> dict:
             target.write_text(_for_students(target.read_text(encoding="utf-8")), encoding="utf-8")
     labs = [_add_starter(lab, built) for lab in all_labs(course / "labs")]
     version = tomllib.loads((course / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    facts = {"term": term, "version": version, "commit": _commit(course), "labs": {lab.id: _pin(lab) for lab in labs},
-             "engine": digest_of(_contents(built / "reference_engine"))}
-    (built / "term.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    edition = {"term": term, "version": version, "commit": _commit(course), "labs": {lab.id: _pin(lab) for lab in labs},
+               "engine": digest_of(_contents(built / "reference_engine"))}
+    (built / "term.json").write_text(json.dumps(edition, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     readme = (TEMPLATES / "README.md.in").read_text(encoding="utf-8")
     table = "\n".join(["| lab | hours (estimated, not yet measured with learners) |", "| --- | --- |", *(
         f"| [{lab.id} {lab.title}](labs/{lab.folder.name}/README.md) | {lab.hours} |" for lab in labs)])
@@ -72,7 +72,7 @@ def _build(term: str, course: Path, built: Path) -> dict:
     (built / _WORKFLOW).parent.mkdir(parents=True)
     shutil.copy2(TEMPLATES / "practice.yml", built / _WORKFLOW)
     _test_labs_only(built / "pyproject.toml")
-    return facts
+    return edition
 
 
 def _files(course: Path) -> Iterator[Path]:
@@ -100,11 +100,11 @@ def _instead(line: re.Match) -> str:
 
 def _add_starter(lab: Lab, built: Path) -> Lab:
     """The starter, made anew, the copy that `labs reset` puts back, and what stands in for a TODO."""
-    given = lab_at(built / "labs" / lab.folder.name)
-    for path in (given.starter, given.untouched):
+    built_lab = lab_at(built / "labs" / lab.folder.name)
+    for path in (built_lab.starter, built_lab.untouched):
         path.write_text(starter_text(lab), encoding="utf-8", newline="\n")
-    given.sealed.write_text(seal(lab), encoding="utf-8", newline="\n")
-    return given
+    built_lab.sealed.write_text(seal(lab), encoding="utf-8", newline="\n")
+    return built_lab
 
 
 def _pin(lab: Lab) -> str:

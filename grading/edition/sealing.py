@@ -56,9 +56,9 @@ def _rename_locals(function: Function, taken: set[str]) -> None:
     """New names for variables that only this function has; parameters keep theirs, for callers may pass them by name."""
     nodes = list(ast.walk(function))
     kept = taken | set(dir(builtins)) | {name for node in nodes if not isinstance(node, ast.Name) for name in _names_of(node)}
-    found = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    assigned = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
     unused = (name for number in count() if (name := f"v{number}") not in kept)
-    names = {name: next(unused) for name in dict.fromkeys(found) if name not in kept}
+    names = {name: next(unused) for name in dict.fromkeys(assigned) if name not in kept}
     for node in nodes:
         if isinstance(node, ast.Name):
             node.id = names.get(node.id, node.id)

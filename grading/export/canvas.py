@@ -51,7 +51,7 @@ def fill(
             continue
         notes += changed(before, entry, number)
         sheet.put(row, column, grade(entry.final_score))
-        notes += [f"{plain(entry.report.student)}: a gradebook has no place for this: {said}" for said in decided(entry)]
+        notes += [f"{plain(entry.report.student)}: a gradebook has no place for this: {decision}" for decision in decided(entry)]
     notes += [f"no grade for {plain(sheet.value(row, keys[3][1]))}: the cell stays as it is" for row in rows if row not in placed]
     return Filled(sheet.data(), tuple(unplaced), tuple(notes))
 
@@ -70,5 +70,5 @@ def _wrong_points(sheet: Sheet, column: int, entries: Sequence[Entry]) -> list[s
     row = next((row for row in range(1, len(sheet)) if sheet.value(row, 0).strip() == "Points Possible"), None)
     there = None if row is None else number(sheet.value(row, column))
     most = {entry.report.max_score for entry in entries}
-    return [f"in Canvas the assignment is worth {points(there)} points, here {points(one)}" for one in sorted(most)
-            if there not in (None, one)]
+    return [f"in Canvas the assignment is worth {points(there)} points, here {points(here)}" for here in sorted(most)
+            if there not in (None, here)]

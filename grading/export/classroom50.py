@@ -36,22 +36,22 @@ class Place:
 def read_places(text: str) -> dict[str, Place]:
     """Student -> where their submission lies. Raises `ValueError` that names what is missing."""
     try:
-        facts = json.loads(text)
-        common = {name: facts[name] for name in ("classroom", "assignment", "assignment_type")}
-        submissions = facts["submissions"].items()
+        places = json.loads(text)
+        common = {name: places[name] for name in ("classroom", "assignment", "assignment_type")}
+        submissions = places["submissions"].items()
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"the file about Classroom 50 needs classroom, assignment, assignment_type and submissions: {error}") from None
     if common["assignment_type"] not in TYPES:
         raise ValueError(f"assignment_type is {' or '.join(TYPES)}, not {common['assignment_type']!r}")
-    found = {}
+    place_of = {}
     for student, links in submissions:
         if missing := [name for name in LINKS if not isinstance(links.get(name), str) or not links[name]]:
             raise ValueError(f"the submission of {student!r} has no {', '.join(missing)}")
         if not links["submission"].startswith("submit/"):
             raise ValueError(f"the submission of {student!r} is {links['submission']!r}; Classroom 50's tags begin with submit/")
-        found[student] = Place(**common, **{name: links[name] for name in LINKS})
-    return found
+        place_of[student] = Place(**common, **{name: links[name] for name in LINKS})
+    return place_of
 
 
 def result(entry: Entry, place: Place) -> str:
@@ -60,13 +60,13 @@ def result(entry: Entry, place: Place) -> str:
     if entry.submitted is None:
         raise ValueError(f"it is not known when {report.student} handed in, and Classroom 50 asks for it")
     tests = [_test(f"{name_of(line.todo)}, {line.number}: {line.title}", line.earned, line.points) for line in lines_of(report)]
-    tests += [{"test-name": said, "passed": True, "score": 0, "max-score": 0} for said in decided(entry)]
-    found = {
+    tests += [{"test-name": decision, "passed": True, "score": 0, "max-score": 0} for decision in decided(entry)]
+    content = {
         "schema": SCHEMA, "classroom": place.classroom, "assignment": place.assignment, "assignment_type": place.assignment_type,
         "owner": report.student, "submission": place.submission, "commit": place.commit, "release": place.release,
         "review": place.review, "datetime": _utc(entry.submitted), "score": _whole(entry.final_score),
         "max-score": _whole(report.max_score), "tests": tests}
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def _test(name: str, earned: float, points: float) -> dict:

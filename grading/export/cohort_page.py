@@ -59,16 +59,16 @@ class Cluster:
 
 def clusters(entries: Iterable[Entry]) -> list[Cluster]:
     """By TODO, the largest first. Predictions are in none: they fail by question, not by mistake."""
-    found: dict[tuple, set[str]] = defaultdict(set)
+    students_of: dict[tuple, set[str]] = defaultdict(set)
     for entry in entries:
         unusable = _is_unusable(entry)
         for todo, failed in _failed(entry).items():
             unwritten = all(check.unwritten for check in failed)
             failures = () if unwritten else tuple(sorted((check.name, wording(check.message)) for check in failed))
-            found[todo, failures, unusable].add(entry.report.student)
+            students_of[todo, failures, unusable].add(entry.report.student)
     made = [Cluster(_id(todo, failures), todo, failures, tuple(sorted(students)), not failures, unusable)
-            for (todo, failures, unusable), students in found.items()]
-    return sorted(made, key=lambda one: (one.todo, -len(one.students), one.id))
+            for (todo, failures, unusable), students in students_of.items()]
+    return sorted(made, key=lambda cluster: (cluster.todo, -len(cluster.students), cluster.id))
 
 
 def anonymous(entries: Iterable[Entry]) -> list[Entry]:
@@ -86,11 +86,11 @@ def _is_unusable(entry: Entry) -> bool:
 
 
 def _failed(entry: Entry) -> dict[int, list[CheckResult]]:
-    found = defaultdict(list)
+    by_todo = defaultdict(list)
     for check in entry.report.checks:
         if not check.passed and check.todo:
-            found[check.todo].append(check)
-    return found
+            by_todo[check.todo].append(check)
+    return by_todo
 
 
 def wording(message: str) -> str:
@@ -106,22 +106,22 @@ def _id(todo: int, failures: tuple[tuple[str, str], ...]) -> str:
 # comments
 
 
-def with_comments(found: Sequence[Cluster], symptoms: Sequence[Symptom], checks: Mapping[int, set[str]]) -> list[Cluster]:
+def with_comments(clusters: Sequence[Cluster], symptoms: Sequence[Symptom], checks: Mapping[int, set[str]]) -> list[Cluster]:
     """The clusters, with what the lab's symptoms say of them.
 
     Args:
         checks: TODO -> the names of all its checks.
     """
-    return [replace(one, comment=_comment(one, symptoms, checks.get(one.todo, set()))) for one in found]
+    return [replace(cluster, comment=_comment(cluster, symptoms, checks.get(cluster.todo, set()))) for cluster in clusters]
 
 
 def checks_by_todo(entries: Iterable[Entry]) -> dict[int, set[str]]:
     """The names of all checks that there are."""
-    found = defaultdict(set)
+    by_todo = defaultdict(set)
     for entry in entries:
         for check in entry.report.checks:
-            found[check.todo].add(check.name)
-    return found
+            by_todo[check.todo].add(check.name)
+    return by_todo
 
 
 def _comment(cluster: Cluster, symptoms: Sequence[Symptom], checks: set[str]) -> str:
@@ -147,16 +147,16 @@ def _check_like(test: str, checks: set[str]) -> str:
     return near[0][1] if alone and near[0][0] >= NAMED_ALIKE else ""
 
 
-def read_verified(marks: Iterable[str], found: Sequence[Cluster]) -> dict[str, tuple[str, ...]]:
+def read_verified(marks: Iterable[str], clusters: Sequence[Cluster]) -> dict[str, tuple[str, ...]]:
     """Cluster -> the students against whom its comment was verified, from `CLUSTER=ada,ben,cem`.
 
     Raises `ValueError` for what is no such mark, for an unknown cluster or one without a comment, for
     students who are not in it, and for fewer than three.
     """
-    known, verified = {one.id: one for one in found}, {}
+    known, verified = {cluster.id: cluster for cluster in clusters}, {}
     for mark in marks:
         name, equals, listed = mark.partition("=")
-        students = tuple(dict.fromkeys(one.strip() for one in listed.split(",") if one.strip()))
+        students = tuple(dict.fromkeys(student.strip() for student in listed.split(",") if student.strip()))
         if not equals or name not in known:
             raise ValueError(f"--verified is CLUSTER=student,student,student with a cluster of this lab, not {mark!r}; "
                              f"there are: {', '.join(known) or 'none'}")
@@ -171,14 +171,15 @@ def read_verified(marks: Iterable[str], found: Sequence[Cluster]) -> dict[str, t
     return verified
 
 
-def marked(found: Sequence[Cluster], verified: Mapping[str, tuple[str, ...]]) -> list[Cluster]:
+def marked(clusters: Sequence[Cluster], verified: Mapping[str, tuple[str, ...]]) -> list[Cluster]:
     """The clusters, and which of them were verified."""
-    return [replace(one, verified=verified.get(one.id, ())) for one in found]
+    return [replace(cluster, verified=verified.get(cluster.id, ())) for cluster in clusters]
 
 
-def comments(found: Iterable[Cluster]) -> list[tuple[str, int, str]]:
+def comments(clusters: Iterable[Cluster]) -> list[tuple[str, int, str]]:
     """What goes out: (student, TODO, comment), of verified clusters only."""
-    return sorted((student, one.todo, one.comment) for one in found if one.goes_out for student in one.students)
+    return sorted((student, cluster.todo, cluster.comment)
+                  for cluster in clusters if cluster.goes_out for student in cluster.students)
 
 
 # the page
@@ -200,17 +201,17 @@ def distribution(entries: Sequence[Entry]) -> list[Bin]:
     return [Bin(number * 100 // BINS, (number + 1) * 100 // BINS, places.count(number)) for number in range(BINS)]
 
 
-def page(lab_id: str, title: str, entries: Sequence[Entry], found: Sequence[Cluster]) -> str:
+def page(lab_id: str, title: str, entries: Sequence[Entry], clusters: Sequence[Cluster]) -> str:
     """The report, complete in itself. Raises `ValueError` if nobody was graded."""
     if not entries:
         raise ValueError(f"the journal has no results of lab {lab_id}")
     entries = sorted(entries, key=lambda entry: entry.report.student)
-    at = {(student, one.todo): one.id for one in found for student in one.students}
+    at = {(student, cluster.todo): cluster.id for cluster in clusters for student in cluster.students}
     scores = sorted(entry.final_score for entry in entries)
     bins = distribution(entries)
     return templates(Path(__file__).parent).get_template("cohort.html").render(
-        lab_id=lab_id, title=title, entries=entries, clusters=found, at=at, plain=plain, bins=bins, need=VERIFIED_BY,
-        most=max(one.count for one in bins), todos=sorted({row.todo for entry in entries for row in entry.todos()}),
+        lab_id=lab_id, title=title, entries=entries, clusters=clusters, at=at, plain=plain, bins=bins, need=VERIFIED_BY,
+        most=max(tenth.count for tenth in bins), todos=sorted({row.todo for entry in entries for row in entry.todos()}),
         rows={entry.report.student: {row.todo: row for row in entry.todos()} for entry in entries},
         low=scores[0], median=_median(scores), high=scores[-1], max_score=max(entry.report.max_score for entry in entries))
 

@@ -25,7 +25,7 @@ def results(entry: Entry, hidden: str = "after_published", seconds: float | None
     if hidden not in HIDDEN:
         raise ValueError(f"hidden checks are {' or '.join(HIDDEN)}, not {hidden!r}")
     report = entry.report
-    found = {
+    content = {
         "score": entry.final_score,
         "output": _output(entry),
         "output_format": "text",
@@ -37,8 +37,8 @@ def results(entry: Entry, hidden: str = "after_published", seconds: float | None
         "tests": [*(_test(line, hidden) for line in lines_of(report)), _receipt(entry)],
     }
     if seconds is not None:
-        found["execution_time"] = round(seconds, 1)
-    return json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        content["execution_time"] = round(seconds, 1)
+    return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def _test(line: Line, hidden: str) -> dict:
@@ -60,10 +60,9 @@ def _test(line: Line, hidden: str) -> dict:
 def _output(entry: Entry) -> str:
     """What stands above the tests."""
     report = entry.report
-    said = [f"Lab {report.lab}. Part of the checks are hidden: that every test shown here has passed is not yet the whole score."]
-    said += decided(entry)
-    said += [late] if (late := lateness(entry)) else []
-    return "\n".join([*said, *conditions(report, with_seed=False)])
+    lab = f"Lab {report.lab}. Part of the checks are hidden: that every test shown here has passed is not yet the whole score."
+    late = [words] if (words := lateness(entry)) else []
+    return "\n".join([lab, *decided(entry), *late, *conditions(report, with_seed=False)])
 
 
 def _receipt(entry: Entry) -> dict:

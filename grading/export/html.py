@@ -22,9 +22,9 @@ def page(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:
 
 def templates(*folders: Path) -> Environment:
     """Pages are made from the files here and in `folders`; what is put in is escaped."""
-    found = Environment(
+    environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, *folders]), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
-    found.filters["plainly"] = plain
-    found.globals.update(points=points, name_of=name_of, sign=SIGNS.__getitem__)
-    return found
+    environment.filters["plainly"] = plain
+    environment.globals.update(points=points, name_of=name_of, sign=SIGNS.__getitem__)
+    return environment

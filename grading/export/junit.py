@@ -27,8 +27,8 @@ def _suite(root: ElementTree.Element, entry: Entry, lines: Sequence[Line]) -> No
                                    failures=str(failed), skipped="0", tests=str(len(lines)))
     if entry.overrides:
         properties = ElementTree.SubElement(suite, "properties")
-        for said in decided(entry):
-            ElementTree.SubElement(properties, "property", name="override", value=said)
+        for decision in decided(entry):
+            ElementTree.SubElement(properties, "property", name="override", value=decision)
     for line in lines:
         where = f"lab{report.lab}.{f'todo_{line.todo}' if line.todo else 'predictions'}"
         case = ElementTree.SubElement(suite, "testcase", classname=where, name=f"{line.number} {line.title}")

@@ -40,20 +40,20 @@ class Line:
 def lines_of(report: Report, as_student: bool = True) -> list[Line]:
     """One for each check."""
     met: dict[int, int] = {}
-    found = []
+    lines = []
     for check in report.checks:
         met[check.todo] = met.get(check.todo, 0) + 1
-        found.append(_line(check, f"{check.todo}.{met[check.todo]}", as_student))
-    return found
+        lines.append(_line(check, f"{check.todo}.{met[check.todo]}", as_student))
+    return lines
 
 
 def _line(check: CheckResult, number: str, as_student: bool) -> Line:
     secret = as_student and check.hidden
-    facts = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)
+    common = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)
     if secret:
-        return Line(*facts, said="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
+        return Line(*common, said="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
     printed = "" if check.passed else plain(check.printed, MOST_TEXT)
-    return Line(*facts, said=_said(check, as_student), section=check.section, printed=printed)
+    return Line(*common, said=_said(check, as_student), section=check.section, printed=printed)
 
 
 def _title(check: CheckResult, secret: bool) -> str:
@@ -92,7 +92,7 @@ def lateness(entry: Entry) -> str:
 
 def decided(entry: Entry) -> list[str]:
     """What the instructor decided about a score, a sentence each, with the comment."""
-    return [plain(one.words()) for one in entry.overrides]
+    return [plain(override.words()) for override in entry.overrides]
 
 
 def conditions(report: Report, with_seed: bool) -> list[str]:
@@ -101,9 +101,9 @@ def conditions(report: Report, with_seed: bool) -> list[str]:
     Args:
         with_seed: for instructors, and for students once results are published.
     """
-    found = [f"Graded {CHECKED_AT.get(report.isolation, report.isolation)} (isolation level: {report.isolation})."]
-    found.append("Versions: " + ", ".join(f"{name} {value}" for name, value in sorted(report.versions.items())) + ".")
-    found.append(f"What was graded has the SHA-256 {report.digest}.")
+    sentences = [f"Graded {CHECKED_AT.get(report.isolation, report.isolation)} (isolation level: {report.isolation})."]
+    sentences.append("Versions: " + ", ".join(f"{name} {value}" for name, value in sorted(report.versions.items())) + ".")
+    sentences.append(f"What was graded has the SHA-256 {report.digest}.")
     if with_seed:
-        found.append(f"Seed of the inputs: {report.seed}.")
-    return [*found, *(plain(note) for note in report.notes)]
+        sentences.append(f"Seed of the inputs: {report.seed}.")
+    return [*sentences, *(plain(note) for note in report.notes)]

@@ -12,8 +12,8 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
     report = entry.report
     lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student),
              ""]
-    for said in decided(entry):
-        lines += [coded(said), ""]
+    for decision in decided(entry):
+        lines += [coded(decision), ""]
     lines += [late, ""] if (late := lateness(entry)) else []
     lines += ["| | points | state |", "| --- | ---: | --- |"]
     lines += [f"| {name_of(row.todo)} | {points(row.earned)}/{points(row.points)} | {row.state} |" for row in entry.todos()]
@@ -28,13 +28,13 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
 
 def _told(line: Line) -> list[str]:
     """One lost point's heading, what was said, what was printed."""
-    found = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "",
+    lines = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "",
              fenced(f"{line.number} {line.title}\n{line.said}")]
     if line.section:
-        found += ["", f"README: {coded(line.section)}"]
+        lines += ["", f"README: {coded(line.section)}"]
     if line.printed:
-        found += ["", "It printed:", "", fenced(line.printed)]
-    return found
+        lines += ["", "It printed:", "", fenced(line.printed)]
+    return lines
 
 
 def fenced(text: str) -> str:

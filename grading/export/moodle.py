@@ -51,7 +51,7 @@ def fill_worksheet(
     sheet = Sheet(data)
     if missing := [name for name in NEEDED if name not in sheet.heading]:
         raise ValueError(f"that is no grading worksheet of Moodle: it has no column {' and no '.join(missing)}")
-    column, said = sheet.heading.index("Grade"), sheet.column("Feedback comments")
+    column, comments = sheet.heading.index("Grade"), sheet.column("Feedback comments")
     keys = [(name, sheet.column(name)) for name in KEYS]
     rows = [row for row in range(1, len(sheet)) if sheet.value(row, keys[0][1]).strip()]
     placed, unplaced, notes = place(sheet, entries, keys, rows, names_in(roster, OF_ROSTER))
@@ -61,8 +61,8 @@ def fill_worksheet(
             continue
         notes += changed(sheet.value(row, column), entry, number) + _wrong_points(sheet, row, entry)
         sheet.put(row, column, grade(entry.final_score))
-        if said is not None:
-            sheet.put(row, said, str(harmless(feedback(entry))))
+        if comments is not None:
+            sheet.put(row, comments, str(harmless(feedback(entry))))
     notes += [f"no grade for {plain(sheet.value(row, keys[0][1]))}: the cell stays as it is" for row in rows if row not in placed]
     return Filled(sheet.data(), tuple(unplaced), tuple(notes))
 

@@ -79,10 +79,10 @@ def _rows(text: str, separator: str) -> Iterable[list[tuple[str, str]]]:
     cell = re.compile(rf'("(?:[^"]|"")*"[^{separator}\r\n]*|[^{separator}\r\n]*)({separator}|\r\n|\n|\r|\Z)')
     row: list[tuple[str, str]] = []
     at = 0
-    while (at < len(text) or row) and (found := cell.match(text, at)):  # it always does: a cell may be empty
-        row.append((found[1], found[2]))
-        at = found.end()
-        if found[2] != separator:
+    while (at < len(text) or row) and (match := cell.match(text, at)):  # it always does: a cell may be empty
+        row.append((match[1], match[2]))
+        at = match.end()
+        if match[2] != separator:
             yield row
             row = []
 
@@ -111,19 +111,19 @@ def place(
         there = [(name, column) for name, column in keys if column is not None]
         hits = {name: [row for row in rows if sheet.value(row, column).strip() == names(entry.report.student, name)]
                 for name, column in there}
-        name, found = next(((name, found) for name, found in hits.items() if found), ("", []))
+        name, matching = next(((name, matching) for name, matching in hits.items() if matching), ("", []))
         who = plain(entry.report.student)
-        if len(found) != 1:
-            why = f"{len(found)} rows have it as {name}" if found else f"no row has it as {', '.join(hits) or 'anything'}"
+        if len(matching) != 1:
+            why = f"{len(matching)} rows have it as {name}" if matching else f"no row has it as {', '.join(hits) or 'anything'}"
             unplaced.append(f"{who}: {why}")
             continue
-        if others := [key for key, rows_ in hits.items() if rows_ and rows_ != found]:
+        if others := [key for key, rows_ in hits.items() if rows_ and rows_ != matching]:
             notes.append(f"{who} was found by {name}; as {', '.join(others)} it stands in another row")
-        wanted.setdefault(found[0], []).append((entry, name))
+        wanted.setdefault(matching[0], []).append((entry, name))
     for row, claims in wanted.items():
         if len(claims) > 1:
-            said = " and ".join(f"{plain(entry.report.student)} (by {name})" for entry, name in claims)
-            unplaced.append(f"{said}: they come to one row, number {row + 1}, and none of them is entered")
+            claimants = " and ".join(f"{plain(entry.report.student)} (by {name})" for entry, name in claims)
+            unplaced.append(f"{claimants}: they come to one row, number {row + 1}, and none of them is entered")
     return {row: claims[0][0] for row, claims in wanted.items() if len(claims) == 1}, unplaced, notes
 
 

@@ -117,6 +117,6 @@ def _below(folder: Path, where: str) -> Iterator[tuple[str, Path]]:
 def requirements(index: str | None = None) -> str:
     """All that students have, in the versions that are installed here: their imports work there, and a score depends on them."""
     lines = [line for file in STUDENTS_HAVE for line in (HERE.parent / file).read_text(encoding="utf-8").splitlines()]
-    names = {found[0] for line in lines if (found := re.match(r"[\w.-]+", line)) and "==" in line}
+    names = {match[0] for line in lines if (match := re.match(r"[\w.-]+", line)) and "==" in line}
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(names)]
     return "\n".join([*([f"--extra-index-url {index}"] if index else []), *pinned]) + "\n"

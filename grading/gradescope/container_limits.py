@@ -86,8 +86,8 @@ class _One:
         (self.memory / "memory.limit_in_bytes").write_text(str(memory_bytes))
 
     def own_bytes(self) -> int:
-        facts = _facts(self.memory / "memory.stat")
-        return facts["total_rss"] + facts.get("total_shmem", 0)
+        counters = _facts(self.memory / "memory.stat")
+        return counters["total_rss"] + counters.get("total_shmem", 0)
 
     def cpu_seconds(self) -> float:
         return int((self.account / "cpuacct.usage").read_text()) / 1e9
@@ -116,8 +116,8 @@ class _Two:
         (self.folder / "memory.max").write_text(str(memory_bytes))
 
     def own_bytes(self) -> int:
-        facts = _facts(self.folder / "memory.stat")
-        return facts["anon"] + facts["shmem"]
+        counters = _facts(self.folder / "memory.stat")
+        return counters["anon"] + counters["shmem"]
 
     def cpu_seconds(self) -> float:
         return _facts(self.folder / "cpu.stat")["usage_usec"] / 1e6

@@ -36,8 +36,8 @@ def lay_out(archive: Path, submission: Path, root: Path) -> None:
     (root / "run_autograder").write_bytes((root / "source" / "run_autograder").read_bytes())
     (root / "run_autograder").chmod(0o755)
     (root / "submission").mkdir()
-    given = {"starter.py": submission} if submission.is_file() else {name: submission / name for name in ALLOWED}
-    for name, path in given.items():
+    handed_in = {"starter.py": submission} if submission.is_file() else {name: submission / name for name in ALLOWED}
+    for name, path in handed_in.items():
         if path.is_file():
             (root / "submission" / name).write_bytes(path.read_bytes())
     (root / "submission_metadata.json").write_text(json.dumps(METADATA), encoding="utf-8")

@@ -40,11 +40,11 @@ def read_metadata(path: Path, identity: str = "email") -> GradescopeHandIn:
     Raises:
         ValueError: if it does not say who handed in.
     """
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    users = [str(user.get(identity) or "") for user in facts.get("users", [])]
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    users = [str(user.get(identity) or "") for user in metadata.get("users", [])]
     if not users or not all(users):
         raise ValueError(f"{path.name} does not say the {identity} of everybody who handed in")
-    created = facts.get("created_at")
+    created = metadata.get("created_at")
     submitted = datetime.fromisoformat(created).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if created else None
     return GradescopeHandIn("+".join(sorted(users)), submitted)
 
