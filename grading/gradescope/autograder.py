@@ -96,8 +96,7 @@ def course_files(lab: Lab) -> Iterator[tuple[str, Path]]:
         yield path.relative_to(HERE.parent).as_posix(), path
     for path in (HERE / "labs/__init__.py", *judging_files(lab)):
         yield path.relative_to(HERE.parent).as_posix(), path
-    for folder in (HERE / "sandbox/worker", HERE / "scenarios"):
-        yield from _below(folder, folder.parent.relative_to(HERE.parent).as_posix())
+    yield from _below(HERE / "sandbox/worker", "grading/sandbox")
     for page in sorted([*HERE.glob("export/*.html"), *HERE.glob("export/*.css")]):
         yield f"grading/export/{page.name}", page
     yield "labs/__init__.py", LABS / "__init__.py"

@@ -245,8 +245,7 @@ def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
     """The judge, the lab's checks and what they use of the lab and of all labs, and the engine."""
     here = Path(__file__).parents[1]
     files = [here / f"{name}.py" for name in ("judge/predictions", "judge/checks", "judge/grader", "sandbox/runtime")]
-    files += sorted([*(here / "sandbox/worker").glob("*.py"), *(here / "scenarios" / f"lab{lab.id}").glob("*.py"),
-                     here / "judge/suite.py"])
+    files += sorted([*(here / "sandbox/worker").glob("*.py"), here / "judge/suite.py"])
     harness = Path(loading.__file__).parent
     files += [harness / "suite" / f"{name}.py" for name in ("beside", "expecting", "first_fault", "operators")]
     files += sorted((harness / "scripted_engine").glob("*.py"))

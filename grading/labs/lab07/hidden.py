@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
-from grading.judge.suite import hidden
+from grading.judge.suite import hidden, tests_in
 from grading.labs.lab07.engine import expect_same_tokens, generated, random_network
 from grading.labs.lab07.vast import VAST_BLOCK, VAST_HEADS, Vast, within_memory
-from labs.harness import loading
 from labs.harness.catalog import find_lab
 
-SUITE: Any = loading.run_file(find_lab("07").tests, "_suite_of_lab07_for_hidden")
+SUITE: Any = tests_in(find_lab("07").folder)
 
 
 def vast_pool(rng: random.Random, *spans: tuple[int, int], dtype: torch.dtype) -> Any:
