@@ -155,14 +155,14 @@ def the_projects_tests_pass(lab: Lab) -> None:
 def the_solution_passes(lab: Lab) -> None:
     """All tests, and none is skipped."""
     [result] = suite_runner.run([suite_runner.Job(lab, _text(lab.solution), seconds=600)])
-    expect(not result.ended, f"the suite {result.ended} on the solution in {result.during or 'no test'}:\n{result.said}")
+    expect(not result.ended, f"the suite {result.ended} on the solution in {result.during or 'no test'}:\n{result.printed}")
     expect(bool(result.outcomes) and not result.failing(), f"the solution fails {_listed(result.failing())}")
 
 
 def the_starter_fails_every_test(lab: Lab) -> None:
     """Each with its own TODO."""
     [result] = suite_runner.run([suite_runner.Job(lab, starter.generate(lab), seconds=600)])
-    expect(bool(result.outcomes), f"the suite {result.ended} on the untouched starter:\n{result.said}")
+    expect(bool(result.outcomes), f"the suite {result.ended} on the untouched starter:\n{result.printed}")
     wrong = [outcome["test"] for outcome in result.outcomes if outcome["passed"] or outcome["unwritten"] != outcome["todo"]]
     expect(not wrong, f"on the untouched starter these do not end with their own TodoError: {_listed(wrong)}")
 

@@ -51,7 +51,7 @@ class Result:
     during: str = ""
     """The test that ran then; empty if it was none."""
     seconds: float = 0.0
-    said: str = ""
+    printed: str = ""
     """The end of what it printed, where it did not get to its end."""
 
     def failing(self, todo: int | None = None) -> list[str]:
@@ -190,7 +190,7 @@ def baseline(lab: Lab, result: Result) -> float:
     Raises `LabError` unless every test passed: then a kill table would mean nothing.
     """
     if result.ended or not result.outcomes:
-        raise LabError(f"Lab {lab.id}: the suite {result.ended or 'ran no test'} on the solution itself:\n{result.said}")
+        raise LabError(f"Lab {lab.id}: the suite {result.ended or 'ran no test'} on the solution itself:\n{result.printed}")
     if failing := result.failing():
         raise LabError(
             f"Lab {lab.id}: the solution itself fails {', '.join(failing)}; before that is mended no mutant means anything.")

@@ -42,7 +42,7 @@ def results(entry: Entry, hidden: str = "after_published", seconds: float | None
 
 
 def _test(line: Line, hidden: str) -> dict:
-    section = f"\nREADME: {line.section}" if line.section and line.said else ""
+    section = f"\nREADME: {line.section}" if line.section and line.message else ""
     printed = f"\nIt printed:\n{line.printed}" if line.printed else ""
     return {
         "name": f"{name_of(line.todo)}: {line.title}",
@@ -50,7 +50,7 @@ def _test(line: Line, hidden: str) -> dict:
         "score": line.earned,
         "max_score": line.points,
         "status": "passed" if line.passed else "failed",
-        "output": line.said + section + printed,
+        "output": line.message + section + printed,
         "output_format": "text",
         "tags": [name_of(line.todo)],
         "visibility": hidden if line.hidden else "visible",

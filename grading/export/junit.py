@@ -33,8 +33,8 @@ def _suite(root: ElementTree.Element, entry: Entry, lines: Sequence[Line]) -> No
         where = f"lab{report.lab}.{f'todo_{line.todo}' if line.todo else 'predictions'}"
         case = ElementTree.SubElement(suite, "testcase", classname=where, name=f"{line.number} {line.title}")
         if not line.passed:
-            first = line.said.splitlines()[0] if line.said else "failed"
+            first = line.message.splitlines()[0] if line.message else "failed"
             section = f"\nREADME: {line.section}" if line.section else ""
-            ElementTree.SubElement(case, "failure", message=first).text = line.said + section
+            ElementTree.SubElement(case, "failure", message=first).text = line.message + section
         if line.printed:
             ElementTree.SubElement(case, "system-out").text = line.printed

@@ -20,7 +20,7 @@ class Line:
     Attributes:
         number: `2.1`, the first check of TODO 2.
         title: its name, or for a hidden check what it is about.
-        said: what was expected and what came; empty if it passed.
+        message: what was expected and what came; empty if it passed.
         section: of the lab's README; empty where it would tell what a hidden check does.
         printed: what the submission printed meanwhile; only of checks that are not hidden, or for instructors.
     """
@@ -32,7 +32,7 @@ class Line:
     points: float
     passed: bool
     hidden: bool
-    said: str = ""
+    message: str = ""
     section: str = ""
     printed: str = ""
 
@@ -51,9 +51,9 @@ def _line(check: CheckResult, number: str, as_student: bool) -> Line:
     secret = as_student and check.hidden
     common = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)
     if secret:
-        return Line(*common, said="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
+        return Line(*common, message="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
     printed = "" if check.passed else plain(check.printed, MOST_TEXT)
-    return Line(*common, said=_said(check, as_student), section=check.section, printed=printed)
+    return Line(*common, message=_said(check, as_student), section=check.section, printed=printed)
 
 
 def _title(check: CheckResult, secret: bool) -> str:

@@ -29,7 +29,7 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
 def _told(line: Line) -> list[str]:
     """One lost point's heading, what was said, what was printed."""
     lines = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "",
-             fenced(f"{line.number} {line.title}\n{line.said}")]
+             fenced(f"{line.number} {line.title}\n{line.message}")]
     if line.section:
         lines += ["", f"README: {coded(line.section)}"]
     if line.printed:

@@ -100,8 +100,8 @@ class Grader:
                     results += self._grade_todo(todo, text, results, seed, sandbox, done, until)
         if settings.predictions:
             results = [*predictions.judge(self.lab, submission.files.get("predictions.json")), *results]
-        said = tuple(map(sayable, notes))
-        return Report(student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), said)
+        sayable_notes = tuple(map(sayable, notes))
+        return Report(student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), sayable_notes)
 
     def _usable(self, submission: Submission) -> tuple[str, str]:
         """The text that is run, and why nothing of it can be; the latter is empty if it can."""
@@ -157,7 +157,7 @@ class Grader:
                     finally:
                         child.last_words()
                         printed += child.printed
-            expect(all(one == runs[0] for one in runs), check.repeats)
+            expect(all(run == runs[0] for run in runs), check.repeats)
         except Wrong as wrong:
             message = str(wrong)
         except Stopped as stopped:
@@ -176,8 +176,8 @@ class Grader:
             message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
         if message is not None:
             sandbox.look_for_room()
-        said = printed.decode("utf-8", errors="replace")[:PRINTED] if message is not None and not ours else ""
-        return _result(check, message, ours, unwritten, said), ended
+        output = printed.decode("utf-8", errors="replace")[:PRINTED] if message is not None and not ours else ""
+        return _result(check, message, ours, unwritten, output), ended
 
 
 def _lay(child: Child, text: str) -> None:
@@ -191,8 +191,8 @@ def _lay(child: Child, text: str) -> None:
 def our_functions(solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> dict[str, str]:
     """By name the text of our functions for `todos`, or of those of them in `only`."""
     made = regions.definitions(ast.parse(solution))
-    return {name: ast.unparse(made[name]) for todo, found in regions.functions_of(solution).items() if todo in todos
-            for name in found if only is None or name in only}
+    return {name: ast.unparse(made[name]) for todo, names in regions.functions_of(solution).items() if todo in todos
+            for name in names if only is None or name in only}
 
 
 def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> str:
@@ -213,17 +213,17 @@ def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str
 
 def sayable(text: str, most: int = MESSAGE) -> str:
     """Text that can be written as UTF-8, of at most `most` characters."""
-    said = text[:most].encode("utf-8", errors="replace").decode("utf-8")
-    return said if len(text) <= most else said[:-1] + "…"
+    writable = text[:most].encode("utf-8", errors="replace").decode("utf-8")
+    return writable if len(text) <= most else writable[:-1] + "…"
 
 
 def _result(
     check: Check, message: str | None, ours: tuple[int, ...] = (), unwritten: bool = False, printed: str = ""
 ) -> CheckResult:
     """Without a message it has passed. One that is empty is a message: its words may be the submission's."""
-    earned, said = (check.points, "") if message is None else (0, sayable(message).strip() or NOTHING_SAID)
+    earned, words = (check.points, "") if message is None else (0, sayable(message).strip() or NOTHING_SAID)
     return CheckResult(
-        check.todo, check.name, check.points, earned, check.hidden, said, check.section, check.concept, ours, unwritten, printed)
+        check.todo, check.name, check.points, earned, check.hidden, words, check.section, check.concept, ours, unwritten, printed)
 
 
 @contextmanager

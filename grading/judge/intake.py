@@ -119,7 +119,7 @@ class _Entry:
 
 def _checked(student: str, entries: list[_Entry]) -> Submission:
     files, notes, others = {}, [], []
-    for entry in sorted(entries, key=lambda one: (len(one.path.parts), str(one.path))):
+    for entry in sorted(entries, key=lambda entry: (len(entry.path.parts), str(entry.path))):
         name = entry.path.name
         if name not in ALLOWED:
             others.append(str(entry.path))
@@ -164,15 +164,15 @@ def _all_entries(path: Path) -> list[_Entry]:
 
 
 def _entries(path: Path) -> Iterator[_Entry]:
-    facts = os.lstat(path)
-    if stat.S_ISLNK(facts.st_mode):
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
         raise ValueError("it is a symbolic link")
-    if stat.S_ISDIR(facts.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         yield from _in_folder(path)
-    elif not stat.S_ISREG(facts.st_mode):
+    elif not stat.S_ISREG(status.st_mode):
         raise ValueError("it is neither a file nor a folder")
-    elif facts.st_size > MOST_UNPACKED:
-        raise ValueError(f"it has {facts.st_size >> 20} MiB; {MOST_UNPACKED >> 20} MiB are allowed")
+    elif status.st_size > MOST_UNPACKED:
+        raise ValueError(f"it has {status.st_size >> 20} MiB; {MOST_UNPACKED >> 20} MiB are allowed")
     elif path.suffix == ".py":
         yield _of_file(path, PurePosixPath("starter.py"))
     elif zipfile.is_zipfile(path):
@@ -197,15 +197,15 @@ def _in_folder(folder: Path) -> Iterator[_Entry]:
 
 
 def _of_file(path: Path, inside: PurePosixPath) -> _Entry:
-    facts = os.lstat(path)
-    if stat.S_ISLNK(facts.st_mode):
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
         return _Entry(inside, wrong="it is a symbolic link, and links are not followed")
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return _Entry(inside, wrong="it is no file")
     if inside.name not in ALLOWED:
         return _Entry(inside)
-    if facts.st_size > MOST_BYTES:
-        return _Entry(inside, wrong=_too_large(facts.st_size))
+    if status.st_size > MOST_BYTES:
+        return _Entry(inside, wrong=_too_large(status.st_size))
     return _Entry(inside, path.read_bytes())
 
 

@@ -18,16 +18,16 @@ def judge(lab: Lab, content: bytes | None) -> list[CheckResult]:
         attempts = predictions.read_attempts(content.decode("utf-8-sig"))[:MOST_ATTEMPTS]
     except (ValueError, RecursionError) as error:
         return [_result(0, f"predictions.json cannot be used: {error}")]
-    best = max((_share(lab, seed, given) for seed, given in attempts), default=0.0)
+    best = max((_share(lab, seed, answers) for seed, answers in attempts), default=0.0)
     earned = round(PREDICTION_POINTS * best, 1)
     return [_result(earned, "" if best == 1 else f"{best:.0%} of the answers of the best attempt are right")]
 
 
-def _share(lab: Lab, seed: int, given: dict[str, str | int]) -> float:
+def _share(lab: Lab, seed: int, answers: dict[str, str | int]) -> float:
     """The share of right answers, found out by running the reference engine."""
     case = predictions.make_case(lab, seed)
-    right = [question.id in given and given[question.id] == case.truth(question) for question in case.questions]
-    return sum(right) / len(right)
+    correct = [question.id in answers and answers[question.id] == case.truth(question) for question in case.questions]
+    return sum(correct) / len(correct)
 
 
 def _result(earned: float, message: str) -> CheckResult:

@@ -98,11 +98,11 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> "Report":
         """The report that `to_json` wrote."""
-        facts = json.loads(text)
+        fields = json.loads(text)
         for derived in ("score", "max_score"):
-            facts.pop(derived, None)
-        checks = tuple(CheckResult(**{**one, "on_ours": tuple(one["on_ours"])}) for one in facts.pop("checks"))
-        return cls(**{**facts, "checks": checks, "notes": tuple(facts["notes"])})
+            fields.pop(derived, None)
+        checks = tuple(CheckResult(**{**check, "on_ours": tuple(check["on_ours"])}) for check in fields.pop("checks"))
+        return cls(**{**fields, "checks": checks, "notes": tuple(fields["notes"])})
 
 
 def _row(todo: int, checks: list[CheckResult]) -> TodoResult:

@@ -145,9 +145,9 @@ class _Zeros(io.RawIOBase):
         self._left = size
 
     def read(self, count: int = -1) -> bytes:
-        given = min(self._left, count)
-        self._left -= given
-        return b"\0" * given
+        length = min(self._left, count)
+        self._left -= length
+        return b"\0" * length
 
 
 def oversized(lab: Lab, folder: Path) -> Path:

@@ -44,43 +44,43 @@ def read_cheats() -> list[Cheat]:
     """All of them, by name: files, and what only an archive or a folder can express."""
     written = [_read(path) for path in HERE.glob("*.py") if path.name != "__init__.py"]
     built = [_built(find_lab(LAB), build) for build in archives.BUILDERS]
-    return sorted([*written, *built], key=lambda one: one.name)
+    return sorted([*written, *built], key=lambda cheat: cheat.name)
 
 
 def _read(path: Path) -> Cheat:
     text = path.read_text(encoding="utf-8")
-    tries, facts = _heading(path, ast.get_docstring(ast.parse(text)) or "")
-    lab = find_lab(facts["lab"])
-    base = {"solution": lab.solution, "starter": lab.starter}.get(facts["base"])
+    tries, fields = _heading(path, ast.get_docstring(ast.parse(text)) or "")
+    lab = find_lab(fields["lab"])
+    base = {"solution": lab.solution, "starter": lab.starter}.get(fields["base"])
     if base is None:
-        raise LabError(f"{path.name}: base is solution or starter, not {facts['base']!r}.")
+        raise LabError(f"{path.name}: base is solution or starter, not {fields['base']!r}.")
     whole = composed(base.read_text(encoding="utf-8"), text)
-    return _cheat(path.stem, tries, facts, lambda folder: archives.write(folder, path.stem, whole.encode()))
+    return _cheat(path.stem, tries, fields, lambda folder: archives.write(folder, path.stem, whole.encode()))
 
 
 def _built(lab: Lab, build: archives.Builder) -> Cheat:
-    tries, facts = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
-    return _cheat(build.__name__, tries, facts, lambda folder: build(lab, folder))
+    tries, fields = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
+    return _cheat(build.__name__, tries, fields, lambda folder: build(lab, folder))
 
 
-def _cheat(name: str, tries: str, facts: dict, make: Callable[[Path], Path]) -> Cheat:
-    return Cheat(name, tries, facts["lab"], facts["worth"], tuple(facts["todos"]), facts["needs_isolation"], make)
+def _cheat(name: str, tries: str, fields: dict, make: Callable[[Path], Path]) -> Cheat:
+    return Cheat(name, tries, fields["lab"], fields["worth"], tuple(fields["todos"]), fields["needs_isolation"], make)
 
 
-def _heading(path: Path, said: str) -> tuple[str, dict]:
+def _heading(path: Path, docstring: str) -> tuple[str, dict]:
     """What it tries, and the facts below that, `lab` and `needs_isolation` among them."""
-    tries, _, rest = said.partition("\n\n")
+    tries, _, rest = docstring.partition("\n\n")
     try:
-        facts = {"needs_isolation": False, "lab": LAB} | tomllib.loads(rest)
+        fields = {"needs_isolation": False, "lab": LAB} | tomllib.loads(rest)
     except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(facts.get(key), kind)] + sorted(set(facts) - set(_KEYS))
+    wrong = [key for key, kind in _KEYS.items() if not isinstance(fields.get(key), kind)] + sorted(set(fields) - set(_KEYS))
     if not tries or wrong:
         raise LabError(
             f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73, todos = [4] and "
             "perhaps lab = '04' and needs_isolation = true; "
             f"see {', '.join(wrong)}.")
-    return " ".join(tries.split()), facts
+    return " ".join(tries.split()), fields
 
 
 def composed(base: str, cheat: str) -> str:

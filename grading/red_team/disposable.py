@@ -82,7 +82,7 @@ def inside(copy: Path) -> list[str]:
 
 def _judged(copy: Path, cheats: Sequence[Cheat], limits: Limits, besides: Sequence[int]) -> Iterator[dict[str, str]]:
     """What one judge says of the cheats, in order, as long as it lives."""
-    task = {"names": [one.name for one in cheats], "limits": asdict(limits), "besides": list(besides)}
+    task = {"names": [cheat.name for cheat in cheats], "limits": asdict(limits), "besides": list(besides)}
     command = [*inside(copy), sys.executable, "-m", "grading.red_team.disposable", json.dumps(task)]
     with (tempfile.TemporaryFile() as errors,
           subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as judge):
@@ -107,15 +107,15 @@ def _lines(judge: subprocess.Popen[bytes]) -> Iterator[bytes]:
 
 def main(task: str) -> None:
     """In the throwaway: a line for each verdict to what is stdout now; what is printed later goes to stderr."""
-    given = json.loads(task)
-    by_name = {one.name: one for one in read_cheats()}
-    chosen = [by_name[name] for name in given["names"]]
+    arguments = json.loads(task)
+    by_name = {cheat.name: cheat for cheat in read_cheats()}
+    chosen = [by_name[name] for name in arguments["names"]]
     with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
         os.dup2(2, 1)
         answers.write(READY + b"\n")
-        for one in trial.verdicts(chosen, "none", limits=Limits(**given["limits"]), besides=given["besides"]):
-            said = {"report": one.report.to_json() if one.report else "", "error": one.error}
-            answers.write(json.dumps(said).encode() + b"\n")
+        for result in trial.verdicts(chosen, "none", limits=Limits(**arguments["limits"]), besides=arguments["besides"]):
+            answer = {"report": result.report.to_json() if result.report else "", "error": result.error}
+            answers.write(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":

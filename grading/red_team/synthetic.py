@@ -51,7 +51,7 @@ def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None)
         cheats: by default the lab's.
     """
     rng = random.Random(f"{seed}/{lab.id}")
-    parts = _Parts(lab, cheats if cheats is not None else [one for one in read_cheats() if one.lab == lab.id])
+    parts = _Parts(lab, cheats if cheats is not None else [cheat for cheat in read_cheats() if cheat.lab == lab.id])
     width = max(3, len(str(count)))
     return [Made(f"s{number:0{width}}", *parts.draw(rng)) for number in range(1, count + 1)]
 
@@ -62,14 +62,14 @@ class _Parts:
     def __init__(self, lab: Lab, cheats: Sequence[Cheat]) -> None:
         self.solution, self.starter = lab.solution.read_text(encoding="utf-8"), lab.starter.read_text(encoding="utf-8")
         self.functions, self.cheats = functions_of(self.solution), cheats
-        self.mutants = [(one, set(definitions(ast.parse(one.text)))) for one in read_mutants(lab)]
+        self.mutants = [(mutant, set(definitions(ast.parse(mutant.text)))) for mutant in read_mutants(lab)]
 
     def draw(self, rng: random.Random) -> tuple[str, str] | tuple[str, str, Cheat]:
         """What it is, in words, and its text, or the cheat."""
         kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
         if kind == "mutant" and self.mutants:
-            one, _ = rng.choice(self.mutants)
-            return f"mutant {one.name}", one.text
+            mutant, _ = rng.choice(self.mutants)
+            return f"mutant {mutant.name}", mutant.text
         if kind == "cheat" and self.cheats:
             cheat = rng.choice(self.cheats)
             return f"cheat {cheat.name}", "", cheat
@@ -79,17 +79,17 @@ class _Parts:
 
     def _mixture(self, rng: random.Random) -> tuple[str, str]:
         """Each TODO's functions from the solution, a mutant of that TODO, or the starter."""
-        text, said = self.starter, []
+        text, parts = self.starter, []
         for todo, names in self.functions.items():
             source = rng.choices(("solution", "mutant", "starter"), (6, 2, 2))[0]
-            wrong = [one for one, there in self.mutants if one.todo == todo and there.issuperset(names)]
+            wrong = [mutant for mutant, there in self.mutants if mutant.todo == todo and there.issuperset(names)]
             if source == "mutant" and wrong:
-                one = rng.choice(wrong)
-                text, source = put_back(text, one.text, names), one.name
+                mutant = rng.choice(wrong)
+                text, source = put_back(text, mutant.text, names), mutant.name
             elif source != "starter":
                 text, source = put_back(text, self.solution, names), "solution"
-            said.append(f"TODO {todo} {source}")
-        return "mixture: " + ", ".join(said), text
+            parts.append(f"TODO {todo} {source}")
+        return "mixture: " + ", ".join(parts), text
 
 
 def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
@@ -102,20 +102,21 @@ def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
         raise ValueError(f"{folder} is not empty; synthetic submissions go into a folder of their own")
     home = folder / "submissions"
     home.mkdir(parents=True)
-    for number, one in enumerate(made, start=1):
-        if one.cheat:
-            _write_cheat(home, one.student, one.cheat)
+    for number, submission in enumerate(made, start=1):
+        if submission.cheat:
+            _write_cheat(home, submission.student, submission.cheat)
         elif number % ARCHIVES:
-            (home / one.student).mkdir()
-            (home / one.student / "starter.py").write_text(one.text, encoding="utf-8")
+            (home / submission.student).mkdir()
+            (home / submission.student / "starter.py").write_text(submission.text, encoding="utf-8")
         else:
-            with zipfile.ZipFile(home / f"{one.student}.zip", "w") as archive:
-                archive.writestr(zipfile.ZipInfo(f"{lab.folder.name}/starter.py"), one.text)
-    roster = [(one.student, f"Student {number}", f"{one.student}@example.org", f"sis-{number}", "AB"[number % 2])
-              for number, one in enumerate(made, 1)]
+            with zipfile.ZipFile(home / f"{submission.student}.zip", "w") as archive:
+                archive.writestr(zipfile.ZipInfo(f"{lab.folder.name}/starter.py"), submission.text)
+    roster = [(submission.student, f"Student {number}", f"{submission.student}@example.org", f"sis-{number}", "AB"[number % 2])
+              for number, submission in enumerate(made, 1)]
     write_atomically(folder / "roster.csv", _csv(("student", "name", "email", "sis_id", "section"), roster))
     write_atomically(folder / "term.toml", TERM.format(lab=lab.id))
-    write_atomically(folder / "truth.csv", _csv(("student", "kind"), [(one.student, one.kind) for one in made]))
+    truth = [(submission.student, submission.kind) for submission in made]
+    write_atomically(folder / "truth.csv", _csv(("student", "kind"), truth))
 
 
 def _write_cheat(home: Path, student: str, cheat: Cheat) -> None:

@@ -62,9 +62,9 @@ class TrialResult:
         """What most of the lost points say."""
         if self.report is None:
             return self.error
-        said = Counter(check.message for check in self.report.checks
-                       if not check.passed and not check.message.startswith("not tried"))
-        return said.most_common(1)[0][0] if said else "nothing"
+        messages = Counter(check.message for check in self.report.checks
+                           if not check.passed and not check.message.startswith("not tried"))
+        return messages.most_common(1)[0][0] if messages else "nothing"
 
 
 def verdicts(

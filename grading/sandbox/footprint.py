@@ -16,17 +16,17 @@ CLEARINGS = 10_000
 
 def processes_of(pid: int) -> list[int]:
     """A process and all that descend from it (on Linux; elsewhere itself)."""
-    found, pending = [], [pid]
+    pids, pending = [], [pid]
     while pending:
-        one = pending.pop()
-        found.append(one)
+        parent = pending.pop()
+        pids.append(parent)
         try:
-            for task in os.listdir(f"/proc/{one}/task"):
-                with open(f"/proc/{one}/task/{task}/children") as children:
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children") as children:
                     pending += [int(child) for child in children.read().split()]
         except OSError:
             continue
-    return found
+    return pids
 
 
 def threads_beside(pid: int) -> int:
@@ -40,8 +40,8 @@ def threads_beside(pid: int) -> int:
 def lives(pid: int) -> bool:
     """Whether a process still runs: one that has ended stays in the list until somebody asks how."""
     try:
-        with open(f"/proc/{pid}/stat") as facts:
-            return facts.read().rpartition(")")[2].split()[0] not in "ZX"
+        with open(f"/proc/{pid}/stat") as status:
+            return status.read().rpartition(")")[2].split()[0] not in "ZX"
     except (OSError, IndexError):
         return False
 
@@ -49,8 +49,8 @@ def lives(pid: int) -> bool:
 def resident_bytes(pid: int) -> int:
     """Memory that a process does not share with files, in bytes; 0 if it is gone."""
     try:
-        with open(f"/proc/{pid}/status") as facts:
-            lines = dict(line.split(":", 1) for line in facts)
+        with open(f"/proc/{pid}/status") as status:
+            lines = dict(line.split(":", 1) for line in status)
         return sum(int(lines[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
     except (OSError, KeyError, ValueError):
         return 0 if os.path.isdir("/proc/self") else _resident_by_ps(pid)
@@ -59,8 +59,8 @@ def resident_bytes(pid: int) -> int:
 def share_of_memory(pid: int) -> int | None:
     """The same, of pages that several processes share only its part; None where the kernel does not tell this user."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup") as facts:
-            lines = dict(line.split(":", 1) for line in facts if ":" in line and line.startswith("Pss_"))
+        with open(f"/proc/{pid}/smaps_rollup") as rollup:
+            lines = dict(line.split(":", 1) for line in rollup if ":" in line and line.startswith("Pss_"))
         return sum(int(lines[name].split()[0]) << 10 for name in ("Pss_Anon", "Pss_Shmem"))
     except (OSError, KeyError, ValueError):
         return None
@@ -82,8 +82,8 @@ def memory_of_worker(pids: Sequence[int]) -> int:
 
 
 def _resident_by_ps(pid: int) -> int:
-    said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return int(said) << 10 if said.isdigit() else 0
+    output = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return int(output) << 10 if output.isdigit() else 0
 
 
 def bytes_in(folder: Path, enough: int) -> int:

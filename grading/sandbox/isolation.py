@@ -66,16 +66,16 @@ def strongest_level() -> str:
 def confinement() -> tuple[int, bool]:
     """The version of Landlock that this machine has, or 0, and whether it filters system calls."""
     done = subprocess.run([sys.executable, "-I", "-S", confine.__file__], capture_output=True, text=True, timeout=60)
-    said = done.stdout.split()
-    return (int(said[0]), said[1] == "1") if done.returncode == 0 and len(said) == 2 else (0, False)
+    words = done.stdout.split()
+    return (int(words[0]), words[1] == "1") if done.returncode == 0 and len(words) == 2 else (0, False)
 
 
 def other_sites() -> list[str]:
     """Where else packages are installed on this machine: a worker sees none of them."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    found = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
-             for of in (version, "python3") for name in ("site", "dist")]
-    return [path for path in dict.fromkeys(found) if os.path.realpath(path) != os.path.realpath(SITE)]
+    folders = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
+               for of in (version, "python3") for name in ("site", "dist")]
+    return [path for path in dict.fromkeys(folders) if os.path.realpath(path) != os.path.realpath(SITE)]
 
 
 @functools.cache
@@ -86,9 +86,9 @@ def other_user() -> int | None:
     """
     if os.name != "posix" or os.geteuid() != 0:
         return None
-    given = [sys.executable, "-I", "-S", confine.__file__, str(NOBODY), os.__file__,
-             os.path.join(SITE, "torch", "__init__.py")]
-    return NOBODY if subprocess.run(given, capture_output=True, timeout=60).returncode == 0 else None
+    arguments = [sys.executable, "-I", "-S", confine.__file__, str(NOBODY), os.__file__,
+                 os.path.join(SITE, "torch", "__init__.py")]
+    return NOBODY if subprocess.run(arguments, capture_output=True, timeout=60).returncode == 0 else None
 
 
 def weaknesses(level: str) -> tuple[str, ...]:
@@ -96,11 +96,11 @@ def weaknesses(level: str) -> tuple[str, ...]:
     if level == "namespaces":
         return ()
     landlock, filters = confinement() if level == "limits" else (0, False)
-    said = [] if landlock else ["it could read files that are not its own"]
-    said += [] if filters else ["it could use the network"]
+    sentences = [] if landlock else ["it could read files that are not its own"]
+    sentences += [] if filters else ["it could use the network"]
     if level == "none" or (other_user() is None and not (filters or landlock >= 6)):
-        said.append("it could end or change other processes of the judge's user")
-    return tuple(said)
+        sentences.append("it could end or change other processes of the judge's user")
+    return tuple(sentences)
 
 
 def command(level: str, runtime: Path, folder: Path, libraries: Sequence[str], control: int) -> list[str]:
@@ -124,7 +124,7 @@ def _bwrap(runtime: Path, folder: Path, libraries: Sequence[str] | None) -> list
     options += ["--proc", "/proc", "--dev", "/dev"]
     pythons = dict.fromkeys([sys.base_prefix, sys.prefix, os.path.dirname(os.path.realpath(sys.executable)), SITE])
     for path in pythons:
-        if not any(Path(path).is_relative_to(one) for one in SYSTEM) and path not in ("/usr", "/usr/local"):
+        if not any(Path(path).is_relative_to(root) for root in SYSTEM) and path not in ("/usr", "/usr/local"):
             options += _bind_python(path)
     seen = [*SYSTEM, *pythons]
     options += [part for path in (*other_sites(), str(COURSE)) if os.path.isdir(path) and _lies_in(path, seen)
@@ -140,7 +140,8 @@ def _bwrap(runtime: Path, folder: Path, libraries: Sequence[str] | None) -> list
 
 def _lies_in(path: str, folders: Sequence[str]) -> bool:
     """Whether it would be seen in one of them, and does not have one of them in it, as a checkout may have its environment."""
-    return any(Path(path).is_relative_to(one) for one in folders) and not any(Path(one).is_relative_to(path) for one in folders)
+    seen = any(Path(path).is_relative_to(folder) for folder in folders)
+    return seen and not any(Path(folder).is_relative_to(path) for folder in folders)
 
 
 def _only(libraries: Sequence[str]) -> list[str]:

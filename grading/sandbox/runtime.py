@@ -53,8 +53,8 @@ def libraries() -> list[str]:
         if name not in needed:
             needed.add(name)
             with contextlib.suppress(metadata.PackageNotFoundError):
-                waiting += [found[0] for one in metadata.requires(name) or []
-                            if "extra ==" not in one and (found := re.match(r"[\w.-]+", one))]
+                waiting += [match[0] for requirement in metadata.requires(name) or []
+                            if "extra ==" not in requirement and (match := re.match(r"[\w.-]+", requirement))]
     there = metadata.packages_distributions().items()
     packages = {package for package, made_by in there if needed & set(map(canonical, made_by))}
     return sorted((packages | needed) - set(ANSWERS))  # needed, too: pillow's libraries lie in pillow.libs
@@ -85,11 +85,11 @@ def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
         shutil.copy(LABS / name / "__init__.py", folder / "labs" / name)
     for name in ("harness/todo.py", "harness/suite/beside.py", "harness/suite/operators.py"):
         shutil.copy(LABS / name, folder / "labs" / name)
-    given = folder / "labs" / lab.folder.name
-    given.mkdir()
+    lab_folder = folder / "labs" / lab.folder.name
+    lab_folder.mkdir()
     for path in lab.folder.glob("*.py"):
         if path.stem not in NOT_GIVEN:
-            shutil.copy(path, given / path.name)
+            shutil.copy(path, lab_folder / path.name)
 
 
 def _leave_out(package: Path, names: list[str]) -> None:
@@ -110,12 +110,12 @@ def _emptied(text: str, name: str | None = None) -> str:
     """A module without what its functions do, or without what the one of this name does."""
     tree = ast.parse(text)
     nodes = ast.walk(tree) if name is None else tree.body
-    found = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and name in (None, node.name)]
-    if name is not None and not found:
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and name in (None, node.name)]
+    if name is not None and not functions:
         raise ValueError(f"no function {name}, which lab.toml refuses")
     ours = _of_the_engine(tree)
-    for node in found:
-        node.decorator_list = [one for one in node.decorator_list if _root(one) not in ours]
+    for node in functions:
+        node.decorator_list = [decorator for decorator in node.decorator_list if _root(decorator) not in ours]
         node.body = ast.parse(f"raise NotImplementedError('{node.name}() is not there where submissions are graded')").body
     return ast.unparse(tree) + "\n"
 

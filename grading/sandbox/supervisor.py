@@ -120,10 +120,10 @@ class Sandbox:
             self._folder.chmod(0o755)
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_SECONDS)
-        given = command(self.level, self._runtime, self._folder, self._libraries, theirs.fileno())
+        arguments = command(self.level, self._runtime, self._folder, self._libraries, theirs.fileno())
         try:
             self._process = subprocess.Popen(
-                given, env=environment(), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                arguments, env=environment(), cwd=self._folder, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             self._control.close()
@@ -145,12 +145,12 @@ class Sandbox:
         for _ in range(TRIES):
             if self._process is None:
                 self._start()
-            given = {"folders": str(self._folder), "folder": str(self._new_folder()), "user": self._user,
-                     "unseen": [*other_sites(), str(COURSE)], "confined": None if self.level == "none" else confinement()}
+            for_child = {"folders": str(self._folder), "folder": str(self._new_folder()), "user": self._user,
+                         "unseen": [*other_sites(), str(COURSE)], "confined": None if self.level == "none" else confinement()}
             wire, theirs = socket.socketpair()
             printed, output = os.pipe()
             try:
-                self._order({"fork": {**asdict(self.limits), **given}}, [theirs.fileno(), output])
+                self._order({"fork": {**asdict(self.limits), **for_child}}, [theirs.fileno(), output])
                 return wire, printed
             except Stopped:
                 wire.close()
@@ -186,12 +186,12 @@ class Sandbox:
         return answer
 
     def _lost(self) -> Stopped:
-        said = b""
+        errors = b""
         if self._process is not None:
             _kill(self._process)
-            said = self._process.stderr.read()[-500:] if self._process.stderr else b""
+            errors = self._process.stderr.read()[-500:] if self._process.stderr else b""
         self._stop()
-        return Stopped("its process was lost" + (f": {said.decode(errors='replace')}" if said else ""), costly=True)
+        return Stopped("its process was lost" + (f": {errors.decode(errors='replace')}" if errors else ""), costly=True)
 
     def _end_child(self) -> int | None:
         """The status with which the child ended, if it is known."""

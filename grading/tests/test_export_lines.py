@@ -57,7 +57,7 @@ def test_control_sequences_and_marks_of_direction_do_not_get_through():
     nasty = CheckResult(1, "x", 1, 0, False, "\x1b[31mred\x1b[0m \x00 \u202edesrever \x9b31m \ud800", "s", "c", (), False,
                         "\x1b]0;title\x07")
     line = lines_of(entry_of(nasty).report)[0]
-    assert not [character for character in line.said + line.printed if ord(character) < 32 or character in "\u202e\x9b\ud800"]
+    assert not [character for character in line.message + line.printed if ord(character) < 32 or character in "\u202e\x9b\ud800"]
     for text in (junit.document([entry_of(nasty)]), markdown.summary(entry_of(nasty)), html.page(entry_of(nasty)),
                  gradescope.results(entry_of(nasty))):
         assert "\x1b" not in text and "\u202e" not in text

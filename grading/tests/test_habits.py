@@ -99,7 +99,7 @@ def practice() -> dict[str, suite_runner.Result]:
 @pytest.mark.parametrize("habit", HABITS, ids=str)
 def test_a_habit_costs_nothing_in_practice(practice, habit):
     result = practice[habit.name]
-    assert result.outcomes and not result.failing() and not result.ended, result.said
+    assert result.outcomes and not result.failing() and not result.ended, result.printed
 
 
 @pytest.fixture(scope="module", params=LEVELS)

@@ -237,7 +237,7 @@ def test_of_a_check_on_our_code_a_student_is_told_the_errors_class_and_our_own_w
         report = graded(grader, box, SAYS_OUR_CODE)
     on_ours = [check for check in report.checks if check.on_ours and not check.passed]
     assert on_ours and any("popitem" in check.message for check in on_ours), "an instructor sees all of it"
-    told = "\n".join([words_for(check, as_student=True) for check in on_ours] + [line.said for line in lines_of(report)])
+    told = "\n".join([words_for(check, as_student=True) for check in on_ours] + [line.message for line in lines_of(report)])
     assert "popitem" not in told and not re.search("[0-9a-f]{40}", told) and "failed with our TODO 1 in place of yours" in told
 
 

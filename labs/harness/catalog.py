@@ -130,24 +130,24 @@ def lab_at(folder: Path) -> Lab:
     named = _FOLDER.fullmatch(folder.name)
     if not named or not (folder / "lab.toml").is_file():
         raise LabError(f"{folder} is not a lab: a lab is a folder labNN_name with a lab.toml.")
-    facts = tomllib.loads((folder / "lab.toml").read_text(encoding="utf-8"))
-    if unknown := set(facts) - _KEYS:
+    table = tomllib.loads((folder / "lab.toml").read_text(encoding="utf-8"))
+    if unknown := set(table) - _KEYS:
         raise LabError(f"{folder.name}/lab.toml: unknown key {', '.join(sorted(unknown))}.")
-    if missing := [key for key in _REQUIRED if key not in facts]:
+    if missing := [key for key in _REQUIRED if key not in table]:
         raise LabError(f"{folder.name}/lab.toml: {', '.join(missing)} missing.")
-    if (station := facts.get("station")) not in (None, *STATIONS):
+    if (station := table.get("station")) not in (None, *STATIONS):
         raise LabError(f"{folder.name}/lab.toml: there is no station {station!r}; there are {', '.join(STATIONS)}.")
     return Lab(
         number=int(named[1]),
         folder=folder,
-        title=facts["title"],
-        hours=facts["hours"],
-        part=facts["part"],
-        todos=_todos(f"{folder.name}/lab.toml", facts["todo"]),
+        title=table["title"],
+        hours=table["hours"],
+        part=table["part"],
+        todos=_todos(f"{folder.name}/lab.toml", table["todo"]),
         station=station,
-        reference=facts.get("reference"),
-        allow=tuple(facts.get("allow", ())),
-        refuse=tuple(facts.get("refuse", ())),
+        reference=table.get("reference"),
+        allow=tuple(table.get("allow", ())),
+        refuse=tuple(table.get("refuse", ())),
     )
 
 
@@ -155,17 +155,17 @@ def _todos(where: str, tables: object) -> tuple[Todo, ...]:
     """The `[[todo]]` tables of a `lab.toml`, numbered. Raises `LabError` naming the first that is wrong."""
     if not isinstance(tables, list) or not tables:
         raise LabError(f"{where}: a [[todo]] for each TODO is missing.")
-    found = []
-    for number, facts in enumerate(tables, start=1):
-        if unknown := set(facts) - _KEYS_OF_TODO:
+    todos = []
+    for number, table in enumerate(tables, start=1):
+        if unknown := set(table) - _KEYS_OF_TODO:
             raise LabError(f"{where}: [[todo]] {number}: unknown key {', '.join(sorted(unknown))}.")
-        if missing := {"title", "points"} - set(facts):
+        if missing := {"title", "points"} - set(table):
             raise LabError(f"{where}: [[todo]] {number}: {', '.join(sorted(missing))} missing.")
-        needs = tuple(facts.get("needs", ()))
+        needs = tuple(table.get("needs", ()))
         if later := [other for other in needs if other not in range(1, number)]:
             raise LabError(f"{where}: [[todo]] {number} needs TODO {later[0]}, which is not before it.")
-        found.append(Todo(number, facts["title"], facts["points"], needs, tuple(facts.get("stand_ins", ()))))
-    return tuple(found)
+        todos.append(Todo(number, table["title"], table["points"], needs, tuple(table.get("stand_ins", ()))))
+    return tuple(todos)
 
 
 def find_lab(name: str, home: Path | None = None) -> Lab:

@@ -112,13 +112,13 @@ def check_write(folder: str) -> Finding:
 def check_disk(free_gb: float, installed: bool) -> Finding:
     """Installing needs the room; an installed course only a little."""
     needed = 0.2 if installed else DISK_GB
-    found = f"{free_gb:.1f} GB free"
+    free = f"{free_gb:.1f} GB free"
     if free_gb >= needed:
-        return Finding(OK, "disk", found)
+        return Finding(OK, "disk", free)
     return Finding(
         BLOCKS,
         "disk",
-        found,
+        free,
         f"free {needed - free_gb:.1f} GB: the course needs about {DISK_GB:.0f} GB, and 8 GB with a CUDA build of torch",
     )
 
@@ -139,21 +139,21 @@ def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
     findings = []
     for package, wanted in pins:
         try:
-            found = metadata.version(package)
+            version = metadata.version(package)
         except metadata.PackageNotFoundError:
             advice = "in the course's folder: pip install -r requirements.txt"
             if package in OPTIONAL:
-                found = f"not installed; only for {OPTIONAL[package]}"
+                version = f"not installed; only for {OPTIONAL[package]}"
                 advice = f"if you want that: pip install {package}=={wanted}"
             else:
-                found = "not installed"
-            findings.append(Finding(NOTE if package in OPTIONAL else BLOCKS, package, found, advice))
+                version = "not installed"
+            findings.append(Finding(NOTE if package in OPTIONAL else BLOCKS, package, version, advice))
             continue
-        if found.split("+")[0] == wanted:
-            findings.append(Finding(OK, package, found))
+        if version.split("+")[0] == wanted:
+            findings.append(Finding(OK, package, version))
         else:
             advice = f"if something fails: pip install {package}=={wanted}"
-            findings.append(Finding(NOTE, package, f"{found}; tested with {wanted}", advice))
+            findings.append(Finding(NOTE, package, f"{version}; tested with {wanted}", advice))
     return findings
 
 
@@ -164,11 +164,11 @@ def check_load() -> Finding:
         load = os.getloadavg()[0]
     except (AttributeError, OSError):  # Windows
         return Finding(OK, "cores", str(cores))
-    found = f"{cores}, load {load:.1f}"
+    state = f"{cores}, load {load:.1f}"
     if load <= cores or os.environ.get("OMP_NUM_THREADS") == "1":
-        return Finding(OK, "cores", found)
+        return Finding(OK, "cores", state)
     setting = "export OMP_NUM_THREADS=1 (bash) makes torch use one core, and is faster here"
-    return Finding(NOTE, "cores", f"{found}: more work than cores", setting)
+    return Finding(NOTE, "cores", f"{state}: more work than cores", setting)
 
 
 def check_engine() -> Finding:

@@ -44,7 +44,7 @@ def why_not(lab: Lab, name: str) -> str:
     """Why `name` may not be imported, and what may."""
     if name.split(".")[0] != ENGINE or _below(name, lab.refuse):
         return "Reading it is allowed, importing it is not: it does what this lab asks you to write."
-    allowed = ", ".join(one.removeprefix(f"{ENGINE}.") for one in (*COMMON, *lab.allow))
+    allowed = ", ".join(module.removeprefix(f"{ENGINE}.") for module in (*COMMON, *lab.allow))
     return (f"Reading it is allowed, importing it is not: of the engine this lab needs the names that {ENGINE} itself has "
             f"(LLM, SamplingParams, ...), and {allowed}.")
 

@@ -71,8 +71,8 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequ
     if chosen not in (lab.solution, lab.reference_file):
         refuse_imports(lab, tree, chosen.name)
         _refuse_neighbours(tree, chosen)
-    names = {name: todo for todo, found in originals.functions(lab).items() if todo in stand_ins
-             for name in found if only is None or name in only}
+    names = {name: todo for todo, functions in originals.functions(lab).items() if todo in stand_ins
+             for name in functions if only is None or name in only}
     if names:
         ours = originals.our_code(lab)
         if ours is None:
@@ -99,14 +99,14 @@ def _as_ours(code: CodeType, names: Mapping[str, int]) -> CodeType:
     name = code.co_qualname.replace(".<locals>", "")
     if name in names:
         return _moved(code, file_of_ours(names[name], name))
-    inner = [_as_ours(one, names) if isinstance(one, CodeType) else one for one in code.co_consts]
+    inner = [_as_ours(constant, names) if isinstance(constant, CodeType) else constant for constant in code.co_consts]
     return code.replace(co_consts=tuple(inner))
 
 
 def _moved(code: CodeType, file: str) -> CodeType:
     lines = [f"(ours: {file[1:-1]})\n"] * max(line or 0 for *_, line in code.co_lines())
     linecache.cache[file] = (1, None, max(lines, linecache.getlines(file), key=len), file)
-    inner = [_moved(one, file) if isinstance(one, CodeType) else one for one in code.co_consts]
+    inner = [_moved(constant, file) if isinstance(constant, CodeType) else constant for constant in code.co_consts]
     return code.replace(co_filename=file, co_consts=tuple(inner))
 
 
@@ -123,8 +123,8 @@ def is_ours(file: str) -> bool:
 def _while_loaded(error: BaseException, file: Path) -> str:
     """What a file that raises at module level has raised, and where."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
-    said = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    return f"{file.name} line {lines[-1] if lines else '?'}, while it is loaded: {said[-1] if said else type(error).__name__}"
+    report = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    return f"{file.name} line {lines[-1] if lines else '?'}, while it is loaded: {report[-1] if report else type(error).__name__}"
 
 
 def _refuse_neighbours(tree: ast.Module, file: Path) -> None:
@@ -132,7 +132,7 @@ def _refuse_neighbours(tree: ast.Module, file: Path) -> None:
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
         for name in _imported_by(node) if not getattr(node, "level", 0) else ():
             top = name.split(".")[0]
-            if any((file.parent / one).is_file() for one in (f"{top}.py", f"{top}/__init__.py")):
+            if any((file.parent / neighbour).is_file() for neighbour in (f"{top}.py", f"{top}/__init__.py")):
                 raise LabError(
                     f"{file.name} line {node.lineno} imports {top}, which lies beside it. Only {file.name} is handed in "
                     f"and tested: put what you need of {top} into {file.name}.")
@@ -153,11 +153,11 @@ def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
 
     Where nothing says which functions there should be, nothing is known to be lacking.
     """
-    found = {}
+    by_todo = {}
     for todo, names in originals.functions(lab).items():
         if absent := [name for name in names if not _has(module, name)]:
-            found[todo] = absent
-    return found
+            by_todo[todo] = absent
+    return by_todo
 
 
 def _has(module: ModuleType, name: str) -> bool:
@@ -189,18 +189,18 @@ def runs_when_loaded(file: Path) -> list[str]:
         tree = parse(file)
     except (LabError, OSError):
         return []
-    found = []
+    sentences = []
     for node in tree.body:
         guarded = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
         if guarded or isinstance(node, regions.Function | ast.ClassDef):
             continue
-        for call in (one for one in ast.walk(node) if isinstance(one, ast.Call)):
+        for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
             what = ast.unparse(call.func)
             if what in ("main", "run_lab", "asyncio.run") or what.split(".")[0] in _ENGINES:
-                found.append(
+                sentences.append(
                     f"Line {call.lineno} of {file.name} runs {what}() whenever the file is loaded, and where you hand it in that "
                     'can cost every point: there is no whole engine. Put it under: if __name__ == "__main__":')
-    return found
+    return sentences
 
 
 def refuse_imports(lab: Lab, tree: ast.AST, name: str) -> None:

@@ -65,23 +65,23 @@ def find_regions(source: str) -> list[Region]:
 
 def functions_of(source: str) -> dict[int, list[str]]:
     """TODO -> the dotted names of the functions a learner fills in for it."""
-    found: dict[int, list[str]] = {}
+    functions: dict[int, list[str]] = {}
     for region in find_regions(source):
-        names = found.setdefault(region.todo, [])
+        names = functions.setdefault(region.todo, [])
         if region.where not in names:
             names.append(region.where)
-    return dict(sorted(found.items()))
+    return dict(sorted(functions.items()))
 
 
 def functions_of_starter(source: str) -> dict[int, list[str]]:
     """What `functions_of` says of a solution, from the starter that was made of it."""
-    found: dict[int, list[str]] = {}
+    functions: dict[int, list[str]] = {}
     for name, function in definitions(ast.parse(source)).items():
         inner = {id(part) for other in definitions(function).values() for part in ast.walk(other)}
         for node in ast.walk(function):
-            if (todo := _unwritten(node)) is not None and id(node) not in inner and name not in found.setdefault(todo, []):
-                found[todo].append(name)
-    return dict(sorted(found.items()))
+            if (todo := _unwritten(node)) is not None and id(node) not in inner and name not in functions.setdefault(todo, []):
+                functions[todo].append(name)
+    return dict(sorted(functions.items()))
 
 
 def make_starter(source: str, lab_id: str) -> str:
@@ -97,12 +97,12 @@ def make_starter(source: str, lab_id: str) -> str:
 
 def definitions(tree: ast.AST, prefix: str = "") -> dict[str, Function]:
     """Every function in `tree` by its dotted name, methods and nested functions too."""
-    found: dict[str, Function] = {}
+    functions: dict[str, Function] = {}
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, Function):
-            found[prefix + node.name] = node
-        found |= definitions(node, f"{prefix}{node.name}." if isinstance(node, Function | ast.ClassDef) else prefix)
-    return found
+            functions[prefix + node.name] = node
+        functions |= definitions(node, f"{prefix}{node.name}." if isinstance(node, Function | ast.ClassDef) else prefix)
+    return functions
 
 
 def is_generator(function: Function) -> bool:
@@ -153,30 +153,30 @@ def meaning(tree: ast.AST, without: Iterable[str] = ()) -> list[str]:
 
     Written without recursion, because a submission's trees may be deep.
     """
-    cut, said = set(without), []
+    cut, words = set(without), []
     pending: list[tuple[Any, str]] = [(tree, "")]
     while pending:
         node, prefix = pending.pop()
         if isinstance(node, Function | ast.ClassDef):
             if prefix + node.name in cut:
-                said.append(f"left aside: {prefix}{node.name}")
+                words.append(f"left aside: {prefix}{node.name}")
                 continue
             prefix += f"{node.name}."
         if isinstance(node, ast.AST):
-            said.append(type(node).__name__)
+            words.append(type(node).__name__)
             pending += [(value, prefix) for _, value in ast.iter_fields(node)]
         elif isinstance(node, list):
-            kept = [one for one in node if getattr(one, "module", "") != "labs.harness.todo"]
-            said.append(f"{len(kept)} of")
-            pending += [(one, prefix) for one in kept]
+            kept = [child for child in node if getattr(child, "module", "") != "labs.harness.todo"]
+            words.append(f"{len(kept)} of")
+            pending += [(child, prefix) for child in kept]
         else:
-            said.append(f"{type(node).__name__} {node:x}" if isinstance(node, int) else repr(node))  # decimals have a limit
-    return said
+            words.append(f"{type(node).__name__} {node:x}" if isinstance(node, int) else repr(node))  # decimals have a limit
+    return words
 
 
-def _mean_the_same(one: str, other: str, names: Iterable[str]) -> bool:
+def _mean_the_same(text: str, other: str, names: Iterable[str]) -> bool:
     """Whether two texts define the functions `names` alike."""
-    first, second = definitions(ast.parse(one)), definitions(ast.parse(other))
+    first, second = definitions(ast.parse(text)), definitions(ast.parse(other))
     return all(name in first and meaning(first[name]) == meaning(second[name]) for name in names)
 
 
@@ -209,7 +209,7 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
 
 def with_our_functions(work: str, solution: str, todos: Iterable[int], only: Sequence[str] | None = None) -> str:
     """`work` as text, with our functions for `todos`, or those in `only`. Comments and the lines' numbers are lost."""
-    names = [name for todo, found in functions_of(solution).items() if todo in todos for name in found
+    names = [name for todo, functions in functions_of(solution).items() if todo in todos for name in functions
              if only is None or name in only]
     return ast.unparse(with_stand_ins(ast.parse(work), ast.parse(solution), names)) + "\n"
 
@@ -272,8 +272,8 @@ def extent(node: Function, lines: list[str]) -> tuple[int, int]:
 def _announcement(lines: list[str], begin: int) -> tuple[int, str]:
     """The TODO number and goal from the comment lines right above line `begin`."""
     for line in reversed(lines[: begin - 1]):
-        if found := _ANNOUNCED.match(line):
-            return int(found[1]), found[2]
+        if match := _ANNOUNCED.match(line):
+            return int(match[1]), match[2]
         if not line.strip().startswith("#"):
             break
     raise LabError(f"line {begin}: no comment '# TODO n: goal' stands above this region.")
@@ -318,10 +318,10 @@ def _imports_todo_error(source: str) -> bool:
 
 def _importing_todo_error(source: str) -> str:
     """`source` with `TodoError` among what it imports."""
-    found = _IMPORT.search(source)
-    if found:
-        names = sorted({"TodoError", *re.split(r",\s*", found[1])}, key=lambda name: (name.islower(), name))
-        return source[: found.start()] + "from labs.harness.todo import " + ", ".join(names) + source[found.end() :]
+    match = _IMPORT.search(source)
+    if match:
+        names = sorted({"TodoError", *re.split(r",\s*", match[1])}, key=lambda name: (name.islower(), name))
+        return source[: match.start()] + "from labs.harness.todo import " + ", ".join(names) + source[match.end() :]
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     first_code = [node for node in ast.parse(source).body if not isinstance(node, ast.Expr)]
     lines = lines_of(source)

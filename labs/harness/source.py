@@ -66,8 +66,8 @@ def decoded(content: bytes, name: str) -> Source:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        said, line = encoding.upper().removesuffix("-SIG"), _line(content, error.start)
-        raise LabError(f"{name} line {line} is not text in {said} (byte {error.start}). Save the file as UTF-8.") from None
+        shown, line = encoding.upper().removesuffix("-SIG"), _line(content, error.start)
+        raise LabError(f"{name} line {line} is not text in {shown} (byte {error.start}). Save the file as UTF-8.") from None
     end = _LINE_END.search(text)
     return Source(_LINE_END.sub("\n", text), encoding, end[0] if end else "\n")
 
@@ -80,14 +80,15 @@ def _encoding(content: bytes, name: str) -> str:
     """What a byte order mark or the first two lines say, by Python's rules."""
     marked = content.startswith(codecs.BOM_UTF8)
     try:
-        found, _ = tokenize.detect_encoding(io.BytesIO(content.replace(b"\r", b"\n")).readline)
-        known = codecs.lookup(found).name
+        declared, _ = tokenize.detect_encoding(io.BytesIO(content.replace(b"\r", b"\n")).readline)
+        known = codecs.lookup(declared).name
     except SyntaxError as error:
         if re.search(r"coding[:=]", content[:400].decode("latin-1")):
             raise LabError(f"{name}: its coding line is wrong ({error.msg}). Save it as UTF-8 and delete that line.") from None
         return "utf-8"  # the bytes are not, and decoding says where
     if known not in _ENCODINGS:
-        raise LabError(f"{name} says that it is text in {found}, which is not read here. Save it as UTF-8 and delete that line.")
+        raise LabError(
+            f"{name} says that it is text in {declared}, which is not read here. Save it as UTF-8 and delete that line.")
     return "utf-8-sig" if marked else known
 
 

@@ -22,9 +22,9 @@ class TodoError(NotImplementedError):
 
     def __init__(self, message: str, lab: str = ""):
         super().__init__(message)
-        found = _NUMBERED.match(message)
-        self.number: int | None = int(found[1]) if found else None
-        self.goal = found[2] if found else message
+        match = _NUMBERED.match(message)
+        self.number: int | None = int(match[1]) if match else None
+        self.goal = match[2] if match else message
         self.lab = lab
 
     def __str__(self) -> str:

@@ -128,7 +128,7 @@ def test_right_solutions_that_are_built_differently_pass(lab_id: str):
     alternatives = read_alternatives(LABS[lab_id])
     results = kill_table.judge_alternatives([LABS[lab_id]], alternatives)
     for one, result in zip(alternatives, results, strict=True):
-        assert result.outcomes and not result.ended, f"{one.name} {result.ended} in {result.during}:\n{result.said}"
+        assert result.outcomes and not result.ended, f"{one.name} {result.ended} in {result.during}:\n{result.printed}"
         assert result.failing() == [], f"{one.name} is right, and is rejected"
 
 

@@ -100,14 +100,14 @@ def what_there_is() -> tuple[int, bool]:
     if sys.platform != "linux":
         return 0, False
     landlock = max(0, _libc().syscall(LANDLOCK_CREATE_RULESET, None, 0, GET_VERSION))
-    found = []
+    usable = []
     for version, filters in ((landlock, False), (0, platform.machine() in ARCHITECTURES)):
         try:
             Confinement(version, filters, ["/"], ["/"], []).enter()
-            found.append(version or filters)
+            usable.append(version or filters)
         except OSError:
-            found.append(0)
-    return found[0], bool(found[1])
+            usable.append(0)
+    return usable[0], bool(usable[1])
 
 
 def ends_with_its_parent() -> None:
@@ -174,8 +174,8 @@ def _rules(version: int, readable: Iterable[str], writable: Iterable[str], hidde
     """The descriptor of a set of rules."""
     libc = _libc()
     files = (1 << max(count for since, count in ACCESS_BY_VERSION if version >= since)) - 1
-    facts = struct.pack("QQQ", files, TCP, SIGNALS_AND_SOCKETS)[: 24 if version >= 6 else 16 if version >= 4 else 8]
-    rules = _checked(libc.syscall(LANDLOCK_CREATE_RULESET, facts, len(facts), 0), "Landlock")
+    attributes = struct.pack("QQQ", files, TCP, SIGNALS_AND_SOCKETS)[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    rules = _checked(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0), "Landlock")
     for path, access in [*_below(readable, hidden, READ), *((path, WRITE) for path in writable)]:
         _allow(libc, rules, path, access & files)
     return rules
@@ -186,7 +186,7 @@ def _below(paths: Iterable[str], hidden: set[str], access: int) -> Iterator[tupl
     for path in map(os.path.realpath, paths):
         if path in hidden:
             continue
-        if os.path.isdir(path) and any(one.startswith(path + os.sep) for one in hidden):
+        if os.path.isdir(path) and any(hidden_path.startswith(path + os.sep) for hidden_path in hidden):
             yield path, READ_DIR
             yield from _below((os.path.join(path, name) for name in os.listdir(path)), hidden, access)
         else:
@@ -209,8 +209,8 @@ def _allow(libc: ctypes.CDLL, rules: int, path: str, access: int) -> None:
 def _filter_calls() -> None:
     libc, program = _libc(), _program(*ARCHITECTURES[platform.machine()])
     kept = ctypes.create_string_buffer(program)
-    facts = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(kept))
-    _checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, facts, 0, 0), "seccomp")
+    sock_fprog = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(kept))
+    _checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, sock_fprog, 0, 0), "seccomp")
 
 
 def _program(column: int, architecture: int, fcntl: int) -> bytes:

@@ -182,12 +182,12 @@ def _end_all(child: int | None) -> dict:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
-            pid, found = os.waitpid(-1, os.WNOHANG)
+            pid, ended = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             left = False
             break
         if pid == child:
-            status = found
+            status = ended
         if pid == 0:
             time.sleep(0.001)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -202,16 +202,16 @@ def _descendants(child: int | None) -> list[int]:
         with contextlib.suppress(OSError):
             os.killpg(child, signal.SIGKILL)
         return [child]
-    found, pending = [], [os.getpid()]
+    descendants, pending = [], [os.getpid()]
     while pending:
         with contextlib.suppress(OSError):
-            one = pending.pop()
-            for task in os.listdir(f"/proc/{one}/task"):
-                with open(f"/proc/{one}/task/{task}/children") as listed:
+            parent = pending.pop()
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children") as listed:
                     children = [int(pid) for pid in listed.read().split()]
-                found += children
+                descendants += children
                 pending += children
-    return found
+    return descendants
 
 
 if __name__ == "__main__":

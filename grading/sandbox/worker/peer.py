@@ -214,8 +214,8 @@ class Peer:
     def _recipe(self, value: Any) -> dict:
         """How the other end makes a dataclass of the package."""
         tensors: dict = {}
-        given = {one.name: getattr(value, one.name) for one in fields(value) if one.init}
-        node = encode(given, tensors, self._export)
+        attributes = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        node = encode(attributes, tensors, self._export)
         if tensors:
             raise Garbled(f"{type(value).__name__} has tensors in it")
         return {"make": f"{type(value).__module__}:{type(value).__qualname__}", "of": node}
@@ -229,8 +229,8 @@ class Peer:
             return target.inner if isinstance(target, Exported) else target
         if "make" in node and self._trusting:
             module, _, name = node["make"].partition(":")
-            given = decode(node["of"], {}, self._import)
-            return getattr(importlib.import_module(module), name)(**given)
+            attributes = decode(node["of"], {}, self._import)
+            return getattr(importlib.import_module(module), name)(**attributes)
         if set(node) == {"object", "kind", "looks"} and [type(node[key]) for key in ("object", "kind", "looks")] == [
                 int, str, str]:
             return Remote(self, node["object"], node["kind"][:80], node["looks"][:MOST_TEXT])
@@ -279,20 +279,20 @@ def _looks(value: Any) -> str:
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
 
 
-def _raised(facts: Any) -> Exception:
+def _raised(message: Any) -> Exception:
     """The exception that a message tells of, as a builtin where a stranger may not choose."""
-    given = facts if isinstance(facts, dict) else {}
-    kinds, text, line = given.get("kinds"), given.get("text"), given.get("line")
-    if not isinstance(text, str) or not isinstance(kinds, list) or not kinds or not all(isinstance(one, str) for one in kinds):
+    error = message if isinstance(message, dict) else {}
+    kinds, text, line = error.get("kinds"), error.get("text"), error.get("line")
+    if not isinstance(text, str) or not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) for kind in kinds):
         raise Garbled("an error of no kind")
     kinds = [kind[:80] for kind in kinds[:20]]
     bases = [getattr(builtins, kind, None) for kind in kinds]
-    base: type = next((one for one in bases if isinstance(one, type) and issubclass(one, Exception)), Exception)
-    said = kinds, text[:MOST_TEXT], line if type(line) is int else None
+    builtin: type = next((base for base in bases if isinstance(base, type) and issubclass(base, Exception)), Exception)
+    arguments = kinds, text[:MOST_TEXT], line if type(line) is int else None
     try:
-        return _raised_as(base)(*said)
+        return _raised_as(builtin)(*arguments)
     except TypeError:  # the builtin's own arguments are others
-        return Raised(*said)
+        return Raised(*arguments)
 
 
 _ENDS_A_LOOP = (StopIteration, StopAsyncIteration)

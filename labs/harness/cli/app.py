@@ -130,14 +130,14 @@ def predict(
     if show:
         _show_questions(case)
         return
-    given = _ask(case) if answers is None else predictions.parse_answers(answers, case.questions)
-    right = _compare(case, given)
+    answered = _ask(case) if answers is None else predictions.parse_answers(answers, case.questions)
+    correct = _compare(case, answered)
     if counted:
-        progress.record_predictions(lab.id, seed=seed, right=right, of=len(case.questions))
-        predictions.save_attempt(lab, seed, given)
+        progress.record_predictions(lab.id, seed=seed, right=correct, of=len(case.questions))
+        predictions.save_attempt(lab, seed, answered)
     if counted or learner is not None:
         progress.save()
-    _close_predictions(lab, right, len(case.questions), counted, progress)
+    _close_predictions(lab, correct, len(case.questions), counted, progress)
 
 
 @app.command()
@@ -232,41 +232,41 @@ def _show_questions(case: predictions.PredictionCase) -> None:
 
 def _ask(case: predictions.PredictionCase) -> dict[str, str | int]:
     """Ask each question until its answer can be meant; an empty answer leaves it out."""
-    given = {}
+    answers = {}
     for number, question in enumerate(case.questions, start=1):
         console.print(f"\n[bold]{number} of {len(case.questions)}[/bold]  {escape(question.text)}")
         while answer := Prompt.ask("  " + " / ".join(question.choices or ("a number",)), default="", show_default=False):
             try:
-                given[question.id] = question.read(answer)
+                answers[question.id] = question.read(answer)
                 break
             except LabError as error:
                 console.print(f"  [yellow]{escape(str(error))}[/yellow]")
-    return given
+    return answers
 
 
-def _compare(case: predictions.PredictionCase, given: dict[str, str | int]) -> int:
+def _compare(case: predictions.PredictionCase, answers: dict[str, str | int]) -> int:
     """Print each answer beside the truth; return how many are right."""
     console.print("\nRunning the reference engine ...")
-    right = 0
+    correct = 0
     for question in case.questions:
         truth = case.truth(question)
-        answer = given.get(question.id)
-        right += answer == truth
+        answer = answers.get(question.id)
+        correct += answer == truth
         if answer == truth:
             console.print(f"  [green]right[/green]  {question.id}: {truth}")
         else:
-            said = "no answer" if answer is None else f"you said {answer}"
-            console.print(f"  [red]wrong[/red]  {question.id}: {said}, the engine {truth}. {escape(question.why)}")
-    return right
+            yours = "no answer" if answer is None else f"you said {answer}"
+            console.print(f"  [red]wrong[/red]  {question.id}: {yours}, the engine {truth}. {escape(question.why)}")
+    return correct
 
 
-def _close_predictions(lab: Lab, right: int, of: int, counted: bool, progress: Progress) -> None:
+def _close_predictions(lab: Lab, correct: int, of: int, counted: bool, progress: Progress) -> None:
     points = points_text(results.prediction_points(progress.predictions(lab.id)))
-    console.print(f"\n{right} of {of} right.", end=" ")
+    console.print(f"\n{correct} of {of} right.", end=" ")
     if counted:
         console.print(f"Your best attempt is worth {points} of {results.PREDICTION_POINTS} points.", end=" ")
     else:
         console.print("This attempt does not count: you had already seen its numbers.", end=" ")
-    if right < of:
+    if correct < of:
         console.print(f"With new numbers: python -m labs predict {lab.id} --again", end="")
     console.print()

@@ -73,21 +73,21 @@ def bench(
 
     engine = engine_of(use or [], base=base)
     with told(engine):
-        found = run(engine, workload, repeats, seed, model=model, device=device, dtype=dtype)
-    for line in found.verdict.in_words():
-        console.print(line, style=None if found.verdict.is_right else "red")
+        measured = run(engine, workload, repeats, seed, model=model, device=device, dtype=dtype)
+    for line in measured.verdict.in_words():
+        console.print(line, style=None if measured.verdict.is_right else "red")
     table = Table(title=f"{workload}, medians of {repeats}", title_justify="left")
     for heading in ("", "with your parts", "reference", "ratio", "from", "to"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, (yours, reference) in found.medians().items():
-        ratios = found.ratios(name)
+    for name, (yours, reference) in measured.medians().items():
+        ratios = measured.ratios(name)
         cells = [f"{ratio:.2f}" for ratio in (median(ratios), ratios[0], ratios[-1])] if ratios else []
         table.add_row(name.replace("_", " "), f"{yours:.3f}", f"{reference:.3f}", *cells)
     Console(highlight=False).print(table)
-    for field, share in found.shares.items():
+    for field, share in measured.shares.items():
         console.print(f"{share:.0%} of the time was spent in your {field.replace('_', ' ')}.")
     console.print("\n".join(engine.in_words()), style="dim")
-    if not found.verdict.is_right:
+    if not measured.verdict.is_right:
         raise typer.Exit(1)
 
 
@@ -113,14 +113,14 @@ def compare(
     engine = engine_of(uses, base=base)
     scenario = make_scenario(seed, model, shares_prefixes=not any("block_manager" in part.fields for part in engine.parts))
     with told(engine):
-        found = run(engine, scenario)
+        comparison = run(engine, scenario)
     console.print("\n".join(engine.in_words()[:len(engine.parts)]) + f", against the reference.\n{describe(scenario)}\n")
-    console.print("\n".join(tell(found)))
-    if found.first is None and found.error is None:
+    console.print("\n".join(tell(comparison)))
+    if comparison.first is None and comparison.error is None:
         console.print("Functions that the engine does not use were not compared: pytest test_lab.py tests them.")
-    if found.error is not None:
-        console.print(f"\nStep {found.steps} fails.\n{blame(found.error, engine) or found.error}")
-    if found.error is not None or (found.first and not found.first.rounding):
+    if comparison.error is not None:
+        console.print(f"\nStep {comparison.steps} fails.\n{blame(comparison.error, engine) or comparison.error}")
+    if comparison.error is not None or (comparison.first and not comparison.first.rounding):
         raise typer.Exit(1)
 
 
@@ -140,12 +140,12 @@ def report(
 
     engine = engine_of(use if use is not None else [f"mine:{lab.id}" for lab in finished_labs()], base=base)
     with told(engine):
-        found = make_report(engine, model=model, size=size, seed=seed, say=console.print)
-    for path in write_report(found, out, html):
+        made = make_report(engine, model=model, size=size, seed=seed, say=console.print)
+    for path in write_report(made, out, html):
         console.print(f"The page is in {path}")
-    for line in found.verdict.in_words():
-        console.print(line, style=None if found.verdict.is_right else "red")
-    if not found.verdict.is_right:
+    for line in made.verdict.in_words():
+        console.print(line, style=None if made.verdict.is_right else "red")
+    if not made.verdict.is_right:
         raise typer.Exit(1)
 
 
@@ -165,12 +165,12 @@ def told(engine: Engine) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         cause = error.__cause__ if isinstance(error, Stopped) and error.__cause__ else error
         sys.stdout.flush()
-        if found := blame(cause, engine):
+        if blamed := blame(cause, engine):
             after = f"\n{error}." if cause is not error else ""
             before = earlier(cause, engine)
-            print(f"\n{after}\n{found}" + (f"\n\n{GOT_OVER} Before that:\n{before}" if before else ""), file=sys.stderr)
+            print(f"\n{after}\n{blamed}" + (f"\n\n{GOT_OVER} Before that:\n{before}" if before else ""), file=sys.stderr)
             raise typer.Exit(1) from None
-        if any(isinstance(one, EngineError) for one in causes(cause)):
+        if any(isinstance(link, EngineError) for link in causes(cause)):
             if cause is not error:  # while a text was made: no mistake of the caller's
                 print(f"\n\n{error}: {cause}\nWhere it comes from: {engine.compare_command()}", file=sys.stderr)
                 raise typer.Exit(1) from None

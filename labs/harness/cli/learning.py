@@ -124,12 +124,12 @@ def diagnose(
     if message := diagnosis.same_everywhere(outcomes):
         console.print(f"Lab {lab.id}: every test fails with the same message:\n  {message}")
         return
-    found = diagnosis.diagnose(table, outcomes)
+    diagnoses = diagnosis.diagnose(table, outcomes)
     progress = Progress(labs_home())
     for number in sorted({outcome.todo for outcome in outcomes}):
         telling = diagnosis.most_telling(outcomes, number)
-        for line in diagnosis.in_words(lab, number, outcomes, found.get(number), telling):
+        for line in diagnosis.in_words(lab, number, outcomes, diagnoses.get(number), telling):
             console.print(line)
-        if number in found:
+        if number in diagnoses:
             progress.record_diagnosis(lab.id, number)
     progress.save()

@@ -42,8 +42,8 @@ def solution_text(lab: Lab, todo: int | None = None) -> str:
     text = _unmarked(ours)
     if todo is None:
         return text
-    found, lines = regions.definitions(ast.parse(text)), source.lines_of(text)
-    spans = [regions.span(found[name]) for name in _functions(lab, todo)]
+    functions, lines = regions.definitions(ast.parse(text)), source.lines_of(text)
+    spans = [regions.span(functions[name]) for name in _functions(lab, todo)]
     return "\n\n\n".join("\n".join(lines[first - 1 : last]) for first, last in spans) + "\n"
 
 
@@ -74,9 +74,9 @@ def _with_functions(lab: Lab, text: str, names: list[str]) -> bytes:
         raise LabError(f"{lab.starter}: {error}") from None
 
 
-def _same(one: bytes, other: bytes) -> bool:
+def _same(content: bytes, other: bytes) -> bool:
     """Whether two files differ in their line ends at most."""
-    return one.replace(b"\r\n", b"\n") == other.replace(b"\r\n", b"\n")
+    return content.replace(b"\r\n", b"\n") == other.replace(b"\r\n", b"\n")
 
 
 def _solution(lab: Lab) -> str:

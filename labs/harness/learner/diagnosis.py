@@ -73,11 +73,11 @@ class Symptom:
 
 def pattern_of(outcomes: Iterable[Outcome], todo: int) -> Pattern:
     """How the tests of `todo` failed; empty if none did."""
-    found: dict[str, set[str]] = {}
+    wordings_of: dict[str, set[str]] = {}
     for outcome in outcomes:
         if outcome.todo == todo and not outcome.passed:
-            found.setdefault(outcome.test, set()).add(_digest(outcome.message))
-    return {test: sorted(wordings) for test, wordings in sorted(found.items())}
+            wordings_of.setdefault(outcome.test, set()).add(_digest(outcome.message))
+    return {test: sorted(wordings) for test, wordings in sorted(wordings_of.items())}
 
 
 def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Symptom | Area | None:
@@ -105,16 +105,16 @@ def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | Area | N
 def _agreed(near: Sequence[tuple[float, Symptom | Area]], share: float) -> Symptom | Area | None:
     """What has this share of all votes; a run's vote counts the more the more alike it is."""
     votes: Counter[str] = Counter()
-    for alike, one in near:
-        votes[one.says] += alike**SHARPNESS  # type: ignore[assignment]  # a count may be a fraction
+    for alike, symptom in near:
+        votes[symptom.says] += alike**SHARPNESS  # type: ignore[assignment]  # a count may be a fraction
     says, most = max(votes.items(), key=lambda pair: pair[1], default=("", 0.0))
     agreed = most > 0 and most >= share * sum(votes.values())
-    return next(one for _, one in near if one.says == says) if agreed else None
+    return next(symptom for _, symptom in near if symptom.says == says) if agreed else None
 
 
-def likeness(one: Pattern, other: Pattern) -> float:
+def likeness(pattern: Pattern, other: Pattern) -> float:
     """From 0, nothing in common, to 1, the same: of the failing tests and their messages, the share that both have."""
-    first, second = _parts(one), _parts(other)
+    first, second = _parts(pattern), _parts(other)
     return len(first & second) / len(first | second) if first | second else 0.0
 
 
@@ -129,8 +129,8 @@ def _digest(message: str) -> str:
 
 def diagnose(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome]) -> dict[int, Symptom | Area]:
     """TODO -> its kind of mistake or area, for those of which one can be told."""
-    found = {todo: match(symptoms, outcomes, todo) for todo in sorted({outcome.todo for outcome in outcomes})}
-    return {todo: said for todo, said in found.items() if said is not None}
+    matches = {todo: match(symptoms, outcomes, todo) for todo in sorted({outcome.todo for outcome in outcomes})}
+    return {todo: matched for todo, matched in matches.items() if matched is not None}
 
 
 def most_telling(outcomes: Sequence[Outcome], todo: int) -> Outcome | None:
@@ -139,7 +139,7 @@ def most_telling(outcomes: Sequence[Outcome], todo: int) -> Outcome | None:
     A message with hardly any words explains nothing; it is taken only if there is no other.
     """
     failed = [outcome for outcome in outcomes if outcome.todo == todo and not outcome.passed and outcome.message]
-    return min(failed, key=lambda one: len(re.findall(r"[^\W\d_]{2,}", one.message)) < _EXPLAINS, default=None)
+    return min(failed, key=lambda failure: len(re.findall(r"[^\W\d_]{2,}", failure.message)) < _EXPLAINS, default=None)
 
 
 # the file
@@ -187,8 +187,8 @@ def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
             raise LabError(message) from None
         if not report.is_file():
             raise LabError(f"The tests did not finish.\n{(run.stdout + run.stderr)[-1000:]}")
-        found = json.loads(report.read_text(encoding="utf-8")).get(lab.id, [])
-    return [Outcome.from_json(facts) for facts in found]
+        rows = json.loads(report.read_text(encoding="utf-8")).get(lab.id, [])
+    return [Outcome.from_json(row) for row in rows]
 
 
 def same_everywhere(outcomes: Sequence[Outcome]) -> str | None:
@@ -199,7 +199,7 @@ def same_everywhere(outcomes: Sequence[Outcome]) -> str | None:
 
 
 def in_words(
-    lab: Lab, todo: int, outcomes: Sequence[Outcome], said: Symptom | Area | None, telling: Outcome | None = None
+    lab: Lab, todo: int, outcomes: Sequence[Outcome], diagnosis: Symptom | Area | None, telling: Outcome | None = None
 ) -> list[str]:
     """What is said of one TODO: a kind, an area and the failure that explains most, or that alone."""
     own = [outcome for outcome in outcomes if outcome.todo == todo]
@@ -210,11 +210,11 @@ def in_words(
     if any(outcome.unwritten == todo for outcome in own):
         return [f"{begin} not started, or not finished."]
     message = [f"  {telling.test}:", f"  {telling.message}"] if telling is not None else []
-    if said is None:
+    if diagnosis is None:
         more = " The message that explains most:" if message else ""
         return [f"{begin} {fail}, but not like a known mistake.{more}", *message,
                 f"  Hints: python -m labs hint {lab.id} {todo}"]
-    lines = [f"{begin} {fail}. Probably:", f"  {said.says}"]
-    if isinstance(said, Area) and message:
+    lines = [f"{begin} {fail}. Probably:", f"  {diagnosis.says}"]
+    if isinstance(diagnosis, Area) and message:
         lines += ["  The message that explains most of it:", *message]
-    return [*lines, f"  Hint {said.hint} fits; all hints: python -m labs hint {lab.id} {todo} --all"]
+    return [*lines, f"  Hint {diagnosis.hint} fits; all hints: python -m labs hint {lab.id} {todo} --all"]

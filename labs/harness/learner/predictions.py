@@ -71,7 +71,7 @@ def make_case(lab: Lab, seed: int) -> PredictionCase:
     truths = _load(lab)
     numbers = truths.case(random.Random(seed))
     asked = tomllib.loads((lab.folder / _QUESTIONS).read_text(encoding="utf-8"))["question"]
-    return PredictionCase(seed, numbers, [_question(facts, numbers) for facts in asked], truths)
+    return PredictionCase(seed, numbers, [_question(entry, numbers) for entry in asked], truths)
 
 
 def seed_of(name: str, lab: Lab, attempt: int) -> int:
@@ -111,29 +111,29 @@ def save_attempt(lab: Lab, seed: int, answers: dict[str, str | int]) -> None:
 
 def read_attempts(text: str) -> list[tuple[int, dict[str, str | int]]]:
     """Seed and answers of each attempt in a `predictions.json`. Raises `ValueError` that says what is wrong with it."""
-    facts = json.loads(text)
-    attempts = facts.get("attempts") if isinstance(facts, dict) else None
+    content = json.loads(text)
+    attempts = content.get("attempts") if isinstance(content, dict) else None
     if not isinstance(attempts, list):
         raise ValueError('it has no list of "attempts"')
-    found = []
+    checked = []
     for attempt in attempts:
         seed, answers = (attempt.get("seed"), attempt.get("answers")) if isinstance(attempt, dict) else (None, None)
         if type(seed) is not int or not isinstance(answers, dict) or not all(type(a) in (int, str) for a in answers.values()):
             raise ValueError("an attempt has a whole number as its seed, and answers that are numbers or words")
-        found.append((seed, answers))
-    return found
+        checked.append((seed, answers))
+    return checked
 
 
-def _question(facts: dict, numbers: dict) -> Question:
-    kind = facts.get("kind", "int")
+def _question(entry: dict, numbers: dict) -> Question:
+    kind = entry.get("kind", "int")
     if kind not in KINDS:
-        raise LabError(f"{_QUESTIONS}: question {facts['id']!r} has kind {kind!r}; there are {', '.join(KINDS)}.")
+        raise LabError(f"{_QUESTIONS}: question {entry['id']!r} has kind {kind!r}; there are {', '.join(KINDS)}.")
     return Question(
-        id=facts["id"],
-        text=" ".join(facts["ask"].format(**numbers).split()),
+        id=entry["id"],
+        text=" ".join(entry["ask"].format(**numbers).split()),
         kind=kind,
-        choices=tuple(choice.format(**numbers) for choice in facts.get("choices", ())),
-        why=" ".join(facts["why"].format(**numbers).split()),
+        choices=tuple(choice.format(**numbers) for choice in entry.get("choices", ())),
+        why=" ".join(entry["why"].format(**numbers).split()),
     )
 
 

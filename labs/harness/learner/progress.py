@@ -32,17 +32,17 @@ class Progress:
     def __init__(self, home: Path):
         self.path = home / FILE
         self._changes: list[Callable[[dict], None]] = []
-        self._facts, self.complaint = _read(self.path)
+        self._content, self.complaint = _read(self.path)
         """What is known, and what is to be said of a file that could not be read, or only in part; else None."""
 
     @property
     def name(self) -> str | None:
         """The word that seeds this learner's numbers."""
-        return self._facts.get("name")
+        return self._content.get("name")
 
     @name.setter
     def name(self, name: str) -> None:
-        self._change(lambda facts: facts.update(name=name))
+        self._change(lambda content: content.update(name=name))
 
     def todos(self, lab_id: str) -> dict[int, dict]:
         """TODO -> {"points", "of", "state"} of its last run."""
@@ -51,15 +51,15 @@ class Progress:
     def record_todo(self, lab_id: str, todo: int, *, points: float, of: float, state: str) -> None:
         """What the last run of a TODO's tests came to; replaces what was known of it."""
         row = {"points": points, "of": of, "state": state}
-        self._change(lambda facts: _part(facts, lab_id, "todos", {}).update({str(todo): row}))
+        self._change(lambda content: _part(content, lab_id, "todos", {}).update({str(todo): row}))
 
     def forget_todos(self, lab_id: str, todos: Iterable[int]) -> None:
         """Their functions are unwritten again: neither a result nor our solution stands there."""
 
-        def change(facts: dict) -> None:
+        def change(content: dict) -> None:
             for todo in todos:
-                _part(facts, lab_id, "todos", {}).pop(str(todo), None)
-            ours = _part(facts, lab_id, "solutions", [])
+                _part(content, lab_id, "todos", {}).pop(str(todo), None)
+            ours = _part(content, lab_id, "solutions", [])
             ours[:] = [todo for todo in ours if todo not in todos]
 
         todos = set(todos)
@@ -72,8 +72,8 @@ class Progress:
     def record_hint(self, lab_id: str, todo: int, used: int) -> None:
         """The first `used` hints were shown; fewer than before changes nothing."""
 
-        def change(facts: dict) -> None:
-            hints = _part(facts, lab_id, "hints", {})
+        def change(content: dict) -> None:
+            hints = _part(content, lab_id, "hints", {})
             hints[str(todo)] = max(used, hints.get(str(todo), 0))
 
         self._change(change)
@@ -85,8 +85,8 @@ class Progress:
     def record_diagnosis(self, lab_id: str, todo: int) -> None:
         """One more diagnosis of the TODO was shown."""
 
-        def change(facts: dict) -> None:
-            diagnoses = _part(facts, lab_id, "diagnoses", {})
+        def change(content: dict) -> None:
+            diagnoses = _part(content, lab_id, "diagnoses", {})
             diagnoses[str(todo)] = diagnoses.get(str(todo), 0) + 1
 
         self._change(change)
@@ -98,8 +98,8 @@ class Progress:
     def record_solution(self, lab_id: str, todos: Iterable[int]) -> None:
         """Our solution was written into these TODOs."""
 
-        def change(facts: dict) -> None:
-            ours = _part(facts, lab_id, "solutions", [])
+        def change(content: dict) -> None:
+            ours = _part(content, lab_id, "solutions", [])
             ours[:] = sorted({*ours, *todos})
 
         todos = list(todos)
@@ -112,35 +112,35 @@ class Progress:
     def record_predictions(self, lab_id: str, *, seed: int, right: int, of: int) -> None:
         """One more attempt at the questions drawn from `seed`: `right` answers of `of`."""
         attempt = {"seed": seed, "right": right, "of": of}
-        self._change(lambda facts: _part(facts, lab_id, "predictions", []).append(attempt))
+        self._change(lambda content: _part(content, lab_id, "predictions", []).append(attempt))
 
     def save(self) -> None:
         """Write the file, whole or not at all. Where that is impossible a line on stderr says so, and work goes on."""
         try:
             with files.writing(str(self.path)), _locked(self.path.parent / LOCK):
-                facts, complaint = _read(self.path)
+                content, complaint = _read(self.path)
                 if complaint:
                     (self.path.parent / DAMAGED).write_bytes(self.path.read_bytes())
                 for change in self._changes:
-                    change(facts)
-                files.replace(self.path, json.dumps(facts, indent=1, sort_keys=True).encode())
+                    change(content)
+                files.replace(self.path, json.dumps(content, indent=1, sort_keys=True).encode())
         except LabError as error:
             print(f"labs: {str(error).removesuffix(' Nothing was changed.')} This run is not remembered.", file=sys.stderr)
             return
-        self._facts, self._changes = facts, []
+        self._content, self._changes = content, []
 
     def _change(self, change: Callable[[dict], None]) -> None:
         """Make a change now, and once more on what the file then holds, when it is saved."""
-        change(self._facts)
+        change(self._content)
         self._changes.append(change)
 
     def _lab(self, lab_id: str, key: str, default: dict | list) -> Any:
-        return self._facts.get("labs", {}).get(lab_id, {}).get(key, default)
+        return self._content.get("labs", {}).get(lab_id, {}).get(key, default)
 
 
-def _part(facts: dict, lab_id: str, key: str, empty: dict | list) -> Any:
-    """What `facts` has of a lab under `key`, made if it is not there."""
-    return facts.setdefault("labs", {}).setdefault(lab_id, {}).setdefault(key, empty)
+def _part(content: dict, lab_id: str, key: str, empty: dict | list) -> Any:
+    """What `content` has of a lab under `key`, made if it is not there."""
+    return content.setdefault("labs", {}).setdefault(lab_id, {}).setdefault(key, empty)
 
 
 def _read(path: Path) -> tuple[dict, str | None]:
@@ -150,23 +150,23 @@ def _read(path: Path) -> tuple[dict, str | None]:
     except OSError:
         return {}, None
     try:
-        facts = json.loads(text)
+        content = json.loads(text)
     except ValueError:
-        facts = None
-    sound = _sound(facts) if isinstance(facts, dict) else {}
-    if sound == facts:
+        content = None
+    sound = _sound(content) if isinstance(content, dict) else {}
+    if sound == content:
         return sound, None
     how = "cannot be read in full; the rest" if sound else "cannot be read; it"
     return sound, f"{path} {how} is treated as missing. With the next result the file is kept as {DAMAGED}."
 
 
-def _sound(facts: dict) -> dict:
-    """`facts` without what has another shape than what is written here; other versions' keys stay."""
-    sound = {key: value for key, value in facts.items() if key not in ("name", "labs")}
-    if isinstance(facts.get("name"), str):
-        sound["name"] = facts["name"]
-    labs = facts.get("labs", {})
-    if "labs" in facts and isinstance(labs, dict):
+def _sound(content: dict) -> dict:
+    """`content` without what has another shape than what is written here; other versions' keys stay."""
+    sound = {key: value for key, value in content.items() if key not in ("name", "labs")}
+    if isinstance(content.get("name"), str):
+        sound["name"] = content["name"]
+    labs = content.get("labs", {})
+    if "labs" in content and isinstance(labs, dict):
         sound["labs"] = {
             lab_id: {key: _SHAPES.get(key, lambda value: value)(value) for key, value in lab.items() if _kind(key, value)}
             for lab_id, lab in labs.items()

@@ -43,9 +43,9 @@ class Outcome:
     """How the error's message begins: its first line, cut to `MESSAGE_LENGTH`."""
 
     @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> "Outcome":
+    def from_json(cls, fields: dict[str, Any]) -> "Outcome":
         """An outcome that the plugin wrote with `--lab-json`."""
-        return cls(**{**facts, "on_ours": tuple(facts["on_ours"])})
+        return cls(**{**fields, "on_ours": tuple(fields["on_ours"])})
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def summarise(lab: Lab, outcomes: Iterable[Outcome], tests: Tests | None = None)
     tested = sorted({outcome.todo for outcome in outcomes})
     rows = []
     for todo in tested:
-        own = [one for one in outcomes if one.todo == todo]
+        own = [outcome for outcome in outcomes if outcome.todo == todo]
         every = (tests or {}).get(todo, {})
         missing = sum(cases for _, cases in every.values()) - len(own)
         rows.append(_row_in_part(todo, own, every, missing) if missing > 0 else _row(todo, own, tested))
@@ -73,9 +73,9 @@ def summarise(lab: Lab, outcomes: Iterable[Outcome], tests: Tests | None = None)
 
 
 def _row_in_part(todo: int, outcomes: list[Outcome], every: dict[str, tuple[float, int]], missing: int) -> Row:
-    earned = sum(every[one.test][0] / every[one.test][1] for one in outcomes if one.passed and one.test in every)
-    passed = sum(one.passed for one in outcomes)
-    state = f"{passed} of {len(outcomes)} tests pass, {missing} not run"
+    passed = [outcome for outcome in outcomes if outcome.passed]
+    earned = sum(every[outcome.test][0] / every[outcome.test][1] for outcome in passed if outcome.test in every)
+    state = f"{len(passed)} of {len(outcomes)} tests pass, {missing} not run"
     return Row(todo, round(earned, 1), sum(points for points, _ in every.values()), IN_PART, state)
 
 

@@ -59,13 +59,13 @@ def update(home: Path, newer: Path) -> tuple[list[FileChange], Path | None]:
     return changes, kept
 
 
-def plan(home: Path, given: Path) -> list[FileChange]:
+def plan(home: Path, version: Path) -> list[FileChange]:
     """What `update` would write."""
-    newer = given / "labs" if all_labs(given / "labs") else given
+    newer = version / "labs" if all_labs(version / "labs") else version
     if not all_labs(newer):
-        raise LabError(f"{given} is not a version of this course: it has no folder of labs.")
+        raise LabError(f"{version} is not a version of this course: it has no folder of labs.")
     if newer.resolve() == home.resolve():
-        raise LabError(f"{given} is this version itself. Unpack the newer one beside it, and name that folder.")
+        raise LabError(f"{version} is this version itself. Unpack the newer one beside it, and name that folder.")
     whole = (newer.parent / "pyproject.toml").is_file() and (home.parent / "pyproject.toml").is_file()
     here, there = (home.parent, newer.parent) if whole else (home, newer)
     starters = {lab.starter for lab in all_labs(newer)}
@@ -152,8 +152,8 @@ def _notes(
         before, now = ast.unparse(mine[name].args), ast.unparse(theirs[name].args)
         if before != now:
             notes.append(f"{name}({before}) is {name}({now}) in the newer version: look at it")
-    given = [name for name in mine if name in old and name in theirs and name not in _regions(old)]
-    for name in given:
+    provided = [name for name in mine if name in old and name in theirs and name not in _regions(old)]
+    for name in provided:
         if not _same(mine[name], old[name]) and not any(_holds(name, other) for other in [*written, *added]):
             notes.append(f"you had changed {name}; it is now the newer version's, and yours is in the archive")
     return notes
@@ -169,8 +169,8 @@ def _regions(functions: dict[str, Function]) -> set[str]:
     return {name for name in holding if not any(other.startswith(f"{name}.") for other in holding)}
 
 
-def _same(one: Function, other: Function | None) -> bool:
-    return other is not None and ast.dump(one) == ast.dump(other)
+def _same(function: Function, other: Function | None) -> bool:
+    return other is not None and ast.dump(function) == ast.dump(other)
 
 
 # what the learner added to the file
@@ -179,22 +179,22 @@ def _same(one: Function, other: Function | None) -> bool:
 def _with_additions(merged: str, work: str, base: str) -> tuple[str, list[tuple[str, ast.stmt]]]:
     """`merged` with the statements and methods that stand in `work` and not in `base`; and these by name."""
     lines, work_lines = lines_of(merged), lines_of(work)
-    found: list[tuple[str, ast.stmt]] = []
+    additions: list[tuple[str, ast.stmt]] = []
     tree = ast.parse(merged)
     into = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     inserts: list[tuple[int, list[str]]] = []
     for node in _added(ast.parse(work).body, ast.parse(base).body, tree.body):
-        found.append((_name(node), node))
+        additions.append((_name(node), node))
         inserts.append((_place(tree, node), ["", *([""] * _is_definition(node)), *_text(node, work_lines)]))
     old = {node.name: node for node in ast.parse(base).body if isinstance(node, ast.ClassDef)}
     for node in ast.parse(work).body:
         if isinstance(node, ast.ClassDef) and node.name in old and node.name in into:
             for inner in _added(node.body, old[node.name].body, into[node.name].body):
-                found.append((f"{node.name}.{_name(inner)}", inner))
+                additions.append((f"{node.name}.{_name(inner)}", inner))
                 inserts.append((into[node.name].end_lineno or 0, ["", *_text(inner, work_lines)]))
     for line, text in sorted(inserts, key=lambda insert: -insert[0]):
         lines[line:line] = text
-    return "\n".join(lines) + "\n", found
+    return "\n".join(lines) + "\n", additions
 
 
 def _added(work: list[ast.stmt], base: list[ast.stmt], merged: list[ast.stmt]) -> list[ast.stmt]:
@@ -228,11 +228,12 @@ def _text(node: ast.stmt, lines: list[str]) -> list[str]:
 
 def _place(tree: ast.Module, node: ast.stmt) -> int:
     """After which line of `tree` an added statement goes: definitions before `__main__`, others after the imports."""
-    imports = [one for one in tree.body if isinstance(one, ast.Import | ast.ImportFrom) or _is_docstring(one)]
-    mains = [one for one in tree.body if isinstance(one, ast.If) and "__main__" in ast.unparse(one.test)]
+    imports = [statement for statement in tree.body
+               if isinstance(statement, ast.Import | ast.ImportFrom) or _is_docstring(statement)]
+    mains = [statement for statement in tree.body if isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)]
     if not _is_definition(node):
         return imports[-1].end_lineno or 0 if imports else 0
-    before = [one for one in tree.body if not mains or one.lineno < mains[0].lineno]
+    before = [statement for statement in tree.body if not mains or statement.lineno < mains[0].lineno]
     return before[-1].end_lineno or 0 if before else 0
 
 
@@ -241,11 +242,11 @@ def _place(tree: ast.Module, node: ast.stmt) -> int:
 
 def _files(folder: Path) -> list[Path]:
     """The course's files in a folder: nothing hidden, nothing built, no environments, no links."""
-    found = []
+    paths = []
     for name, folders, names in os.walk(folder):
-        folders[:] = sorted(one for one in folders if _is_copied(Path(name) / one))
-        found += [Path(name) / one for one in sorted(names) if not one.startswith(".") and not one.endswith(".pyc")]
-    return [path for path in found if path.is_file() and not path.is_symlink()]
+        folders[:] = sorted(inner for inner in folders if _is_copied(Path(name) / inner))
+        paths += [Path(name) / file for file in sorted(names) if not file.startswith(".") and not file.endswith(".pyc")]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
 def _is_copied(folder: Path) -> bool:

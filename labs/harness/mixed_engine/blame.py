@@ -59,18 +59,18 @@ class Blame:
 def blame(error: BaseException, engine: Engine) -> Blame | None:
     """Whose part `error` is about; None if it is about none."""
     chain = list(causes(error))
-    for one in reversed(chain):
-        if found := _from_frames(one, engine.parts):
-            return found
-    for one in reversed(chain):
-        if isinstance(one, BrokenPromise):
-            return _from_promise(one)
-    nobodys = any(isinstance(one, CALLERS_ERRORS) for one in chain) or isinstance(error, KeyboardInterrupt)
+    for cause in reversed(chain):
+        if blamed := _from_frames(cause, engine.parts):
+            return blamed
+    for cause in reversed(chain):
+        if isinstance(cause, BrokenPromise):
+            return _from_promise(cause)
+    nobodys = any(isinstance(cause, CALLERS_ERRORS) for cause in chain) or isinstance(error, KeyboardInterrupt)
     if engine.watch.suspect is not None and not nobodys:
         return _from_promise(engine.watch.suspect)
-    for one in reversed(chain):
-        if found := _from_seam(one, engine.parts):
-            return found
+    for cause in reversed(chain):
+        if blamed := _from_seam(cause, engine.parts):
+            return blamed
     if nobodys:
         return None
     last = _last_call(chain[-1], engine)
@@ -82,18 +82,18 @@ def earlier(error: BaseException, engine: Engine) -> Blame | None:
     first = engine.watch.first_error
     if first is None or first in causes(error):
         return None
-    found = blame(first, engine)
-    return None if found == blame(error, engine) else found
+    blamed = blame(first, engine)
+    return None if blamed == blame(error, engine) else blamed
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """`error`, then what it was raised from or during, to the first of all."""
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 def _from_frames(error: BaseException, parts: Sequence[Part]) -> Blame | None:
@@ -164,7 +164,7 @@ def find_method(part: Part, method: str, owner: str) -> tuple[str, int | None]:
     """
     name = {"call": "forward", "__call__": "forward"}.get(method, method)
     there = _definitions(part)
-    alike = [found for found in there if found.rpartition(".")[2] == name]
+    alike = [function for function in there if function.rpartition(".")[2] == name]
     if f"{owner}.{name}" in there:
         alike = [f"{owner}.{name}"]
     return (alike[0], there[alike[0]].lineno) if len(alike) == 1 else (name, None)
@@ -175,7 +175,7 @@ def todos_called(part: Part, function: str) -> tuple[int, ...]:
     there = _definitions(part)
     body = there.get(function)
     named = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(body)} if body else set()
-    todos = {part.todo_of(found) for found in there if found != function and found.rpartition(".")[2] in named}
+    todos = {part.todo_of(other) for other in there if other != function and other.rpartition(".")[2] in named}
     return tuple(sorted(todo for todo in todos if todo is not None))
 
 

@@ -73,35 +73,36 @@ def compare(engine: Engine, scenario: Scenario, garbage: float | None = None) ->
     Args:
         garbage: what stands on the side of `engine` in slots that nobody wrote; by default what its attention has to bear.
     """
-    found = Comparison()
+    comparison = Comparison()
     garbage = garbage if garbage is not None else NAN if _makes(engine, "attention") else LARGE
     try:
         yours = Side(scenario, engine.components, garbage)
     except Exception as error:
-        found.error = error
-        return found
+        comparison.error = error
+        return comparison
     reference = Side(scenario, Components())
     own_sampler = _makes(engine, "sampler")
-    while found.steps < MAX_STEPS and reference.has_work(found.steps):
-        theirs = reference.step(found.steps)
+    while comparison.steps < MAX_STEPS and reference.has_work(comparison.steps):
+        theirs = reference.step(comparison.steps)
         try:
-            yours.advance(found.steps)
+            yours.advance(comparison.steps)
         except Exception as error:
-            found.error = error
-            return found
+            comparison.error = error
+            return comparison
         if engine.watch.first_error:  # the engine tried each request alone and got over it
-            found.error = engine.watch.first_error
-            return found
+            comparison.error = engine.watch.first_error
+            return comparison
         mine = yours.look()
-        new = [_with_suspect(one, engine) for one in differences(found.steps, mine, theirs, own_sampler)]
-        found.differences += [one for one in new if one.kind not in {other.kind for other in found.differences}]
-        found.steps += 1
-        found.tokens += sum(map(len, theirs.record["sampled"].values()))
-        found.preemptions += len(theirs.record["preempted"])
-        found.positions += sum(layers[0][0].shape[0] for layers in theirs.kv.values())
-        if any(one.kind in PARTING for one in new):
+        new = [_with_suspect(difference, engine) for difference in differences(comparison.steps, mine, theirs, own_sampler)]
+        known = {difference.kind for difference in comparison.differences}
+        comparison.differences += [difference for difference in new if difference.kind not in known]
+        comparison.steps += 1
+        comparison.tokens += sum(map(len, theirs.record["sampled"].values()))
+        comparison.preemptions += len(theirs.record["preempted"])
+        comparison.positions += sum(layers[0][0].shape[0] for layers in theirs.kv.values())
+        if any(difference.kind in PARTING for difference in new):
             break
-    return found
+    return comparison
 
 
 def _makes(engine: Engine, field: str) -> bool:
@@ -114,7 +115,7 @@ def differences(step: int, mine: Snapshot, theirs: Snapshot, own_sampler: bool) 
 
     Where the sampler is not the learner's, tokens that differ although logits agree differ by rounding.
     """
-    found = {
+    texts = {
         SCHEDULE: _schedule(mine, theirs),
         BLOCKS: _blocks(mine, theirs),
         SLOTS: _slots(mine),
@@ -122,11 +123,11 @@ def differences(step: int, mine: Snapshot, theirs: Snapshot, own_sampler: bool) 
         LOGITS: _logits(mine, theirs),
         LOGPROBS: _logprobs(mine, theirs),
     }
-    for kind, text in found.items():
+    for kind, text in texts.items():
         if text:
             yield Difference(step, kind, text)
     if text := _tokens(mine, theirs):
-        yield Difference(step, TOKEN, text, rounding=not own_sampler and not any(found.values()))
+        yield Difference(step, TOKEN, text, rounding=not own_sampler and not any(texts.values()))
 
 
 def _with_suspect(difference: Difference, engine: Engine) -> Difference:
@@ -171,9 +172,9 @@ def _blocks(mine: Snapshot, theirs: Snapshot) -> str | None:
     return f"free blocks: yours {yours}, reference {reference}" if yours != reference else None
 
 
-def _share(side: Snapshot, one: str, other: str) -> bool:
+def _share(side: Snapshot, name: str, other: str) -> bool:
     """Whether two requests share blocks on this side, because they begin alike."""
-    return one != other and bool(set(side.tables.get(one, ())) & set(side.tables.get(other, ())))
+    return name != other and bool(set(side.tables.get(name, ())) & set(side.tables.get(other, ())))
 
 
 def _slots(mine: Snapshot) -> str | None:
@@ -181,10 +182,10 @@ def _slots(mine: Snapshot) -> str | None:
     for name, chunk in mine.chunks.items():
         size = mine.block_size
         expected = slots_by_table(chunk.block_table, range(chunk.start, chunk.end), size)
-        for position, yours, right in zip(range(chunk.start, chunk.end), mine.slots[name], expected, strict=True):
-            if yours != right:
+        for position, yours, slot in zip(range(chunk.start, chunk.end), mine.slots[name], expected, strict=True):
+            if yours != slot:
                 where = f"request {name}, position {position}"
-                return f"{where}: yours slot {yours}, by its table {chunk.block_table} slot {right}"
+                return f"{where}: yours slot {yours}, by its table {chunk.block_table} slot {slot}"
     return None
 
 
@@ -250,12 +251,12 @@ def _one_logprobs(yours: dict[int, Any], reference: dict[int, Any]) -> str | Non
     """What differs between two answers to `logprobs=n`."""
     if set(yours) != set(reference):
         return f"yours has log-probabilities of the tokens {sorted(yours)}, reference of {sorted(reference)}"
-    for token, found in reference.items():
+    for token, theirs in reference.items():
         mine = yours[token]
-        if not abs(mine.logprob - found.logprob) <= TOLERANCE or mine.rank != found.rank:
+        if not abs(mine.logprob - theirs.logprob) <= TOLERANCE or mine.rank != theirs.rank:
             return (
                 f"log-probability of token {token}: yours {mine.logprob:.4f} at rank {mine.rank}, "
-                f"reference {found.logprob:.4f} at rank {found.rank}")
+                f"reference {theirs.logprob:.4f} at rank {theirs.rank}")
     return None
 
 
@@ -275,19 +276,19 @@ def conclusion(first: Difference) -> list[str]:
     return []
 
 
-def tell(found: Comparison) -> list[str]:
+def tell(comparison: Comparison) -> list[str]:
     """A comparison in lines of text: the first difference, what came of it, or how much was the same."""
     same = (
-        f"{found.steps} steps, {found.tokens} tokens, preemptions: {found.preemptions}, "
-        f"keys and values of {found.positions} positions")
-    first = found.first
+        f"{comparison.steps} steps, {comparison.tokens} tokens, preemptions: {comparison.preemptions}, "
+        f"keys and values of {comparison.positions} positions")
+    first = comparison.first
     if first is None:
-        return [f"Nothing differs: {same}." if found.error is None else f"Until it stopped nothing differed: {same}."]
+        return [f"Nothing differs: {same}." if comparison.error is None else f"Until it stopped nothing differed: {same}."]
     if first.rounding:
         verdict = "Up to there all agreed but for rounding: these two tokens are as good. No mistake."
         return [f"{first}", verdict, f"Compared: {same}."]
     lines = [f"First difference, in the {first.kind}: {first}", *conclusion(first)]
-    for later in found.differences[1:]:
+    for later in comparison.differences[1:]:
         since = f"; first wrong {first.kind} in step {first.step}" if later.step > first.step else ""
         lines.append(f"Then in the {later.kind}: {later}{since}")
     return lines

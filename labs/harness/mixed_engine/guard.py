@@ -267,12 +267,12 @@ class SamplerChecks(Checks):
         if not isinstance(logprobs, list) or len(logprobs) != len(rows):
             kind = f"log-probabilities or None for each row ({len(rows)} now)"
             return f"must return a list with {kind}; returned {shown(logprobs)}"
-        for i, (row, token, found) in enumerate(zip(rows, tokens, logprobs, strict=True)):
-            if (row.params.logprobs is not None) != isinstance(found, dict):
+        for i, (row, token, answer) in enumerate(zip(rows, tokens, logprobs, strict=True)):
+            if (row.params.logprobs is not None) != isinstance(answer, dict):
                 asked = f"asked for {row.params.logprobs}" if row.params.logprobs is not None else "asked for none"
-                return f"row {i} {asked} log-probabilities and got {shown(found)}"
-            if found is not None and token not in found:
-                return f"the log-probabilities of row {i} lack its own token, {token}; they have {shown(list(found))}"
+                return f"row {i} {asked} log-probabilities and got {shown(answer)}"
+            if answer is not None and token not in answer:
+                return f"the log-probabilities of row {i} lack its own token, {token}; they have {shown(list(answer))}"
         return None
 
 

@@ -164,13 +164,13 @@ class Side:
         held = {block for r in self.engine.scheduler.running for block in self.engine.block_manager.block_table(r.request_id)}
         running = {r.request_id for r in self.engine.scheduler.running}
         now = {name: (table, seen.computed[name]) for name, table in seen.tables.items()}
-        for table, computed in (found for name, found in (self.tables | now).items() if name not in running):
+        for table, computed in (pair for name, pair in (self.tables | now).items() if name not in running):
             kept = computed // cache.block_size if self.scenario.engine_args["enable_prefix_caching"] else 0
             for block in set(table[kept:]) - held:
                 for tensor in self._cached():
                     if tensor.shape[0] == cache.num_blocks:
                         tensor[block] = float(self.garbage or 0)
-        self.tables = {name: found for name, found in now.items() if name in running}
+        self.tables = {name: pair for name, pair in now.items() if name in running}
 
     def _cached(self) -> list[Tensor]:
         """The tensors of the KV cache that are to be spoiled."""
@@ -204,8 +204,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from tensors_in(one)
+        for part in value:
+            yield from tensors_in(part)
 
 
 class Tapped:

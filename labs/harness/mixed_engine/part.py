@@ -74,10 +74,10 @@ def load_seam(lab: Lab) -> ModuleType:
 
 def seam_fields(lab: Lab, seam: ModuleType) -> tuple[str, ...]:
     """The fields of `Components` that `seam` has a function for. Raises `LabError` if there is none."""
-    found = tuple(name for name in FIELDS if callable(getattr(seam, name, None)))
-    if not found:
+    fields = tuple(name for name in FIELDS if callable(getattr(seam, name, None)))
+    if not fields:
         raise LabError(f"{lab.folder.name}/seam.py has no function named as a field of Components: {', '.join(FIELDS)}.")
-    return found
+    return fields
 
 
 def labs_with_seam(home: Path | None = None) -> list[Lab]:

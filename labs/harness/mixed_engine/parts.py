@@ -164,11 +164,11 @@ def _pairs(use: str, home: Path | None) -> list[tuple[str, Lab]]:
     if not colon or not impl or not names:
         raise LabError(f"--use {use}: write whose and which labs, such as mine:03,06, solution:07 or my_file.py:06.")
     if names.strip() == "all":
-        if not (found := labs_with_seam(home)):
+        if not (labs := labs_with_seam(home)):
             raise LabError(f"--use {use}: no lab here makes a part of the engine.")
-        if impl == MINE and not (found := [lab for lab in found if is_begun(lab)]):
+        if impl == MINE and not (labs := [lab for lab in labs if is_begun(lab)]):
             raise LabError(f"--use {use}: you have not written anything yet in a lab that makes a part of the engine.")
-        return [(impl, lab) for lab in found]
+        return [(impl, lab) for lab in labs]
     return [(impl, find_lab(name, home)) for name in re.split(r"\s*,\s*", names.strip())]
 
 

@@ -65,7 +65,7 @@ def _tokens(yours: Sequence[RequestOutput], reference: Remembering) -> str | Non
     """The first request whose tokens differ by more than rounding, and the first such token."""
     for number, (mine, theirs) in enumerate(zip(yours, list(reference.outputs), strict=True)):
         pairs = zip(mine.outputs[0].token_ids, theirs.outputs[0].token_ids, strict=False)
-        apart = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+        apart = next((i for i, (token, other) in enumerate(pairs) if token != other), None)
         if apart is not None and not _as_good(reference, theirs, apart, mine.outputs[0].token_ids[apart]):
             return f"from request {number}, token {apart} on"
     return None
@@ -75,9 +75,9 @@ def _as_good(reference: LLM, output: RequestOutput, at: int, token: int) -> bool
     """Whether the reference finds `token` as likely as its own at this place, but for rounding."""
     known = [*(output.prompt_token_ids or ()), *output.outputs[0].token_ids[:at]]
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, logprobs=20)
-    found = LLM.generate(reference, {"prompt_token_ids": known}, params, use_tqdm=False)[0].outputs[0]
-    logprobs = found.logprobs[0] if found.logprobs else {}
-    return token in logprobs and max(one.logprob for one in logprobs.values()) - logprobs[token].logprob < AS_GOOD
+    completion = LLM.generate(reference, {"prompt_token_ids": known}, params, use_tqdm=False)[0].outputs[0]
+    logprobs = completion.logprobs[0] if completion.logprobs else {}
+    return token in logprobs and max(candidate.logprob for candidate in logprobs.values()) - logprobs[token].logprob < AS_GOOD
 
 
 def _blocks(engine: Engine, llm: LLM) -> str | None:
