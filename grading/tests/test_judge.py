@@ -14,7 +14,7 @@ from rich.console import Console
 from grading.export.lines import lines_of
 from grading.judge import grader as grader_module
 from grading.judge import predictions
-from grading.judge.checks import Check, Wrong, expect, hold, look, same
+from grading.judge.checks import Check, Wrong, expect, hold, look
 from grading.judge.grader import MESSAGE, NOTHING_SAID, Grader, Settings, grader_of, with_ours
 from grading.judge.intake import Submission
 from grading.judge.report import Report
@@ -25,6 +25,7 @@ from grading.sandbox.supervisor import Sandbox, SetupError
 from grading.sandbox.worker.peer import Remote
 from labs.harness.catalog import find_lab
 from labs.harness.regions import put_back
+from labs.harness.suite.expecting import same
 
 LAB = find_lab("06")
 SOLUTION = LAB.solution.read_text(encoding="utf-8")

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grading.judge.checks import expect, hold, shown
+from grading.judge.checks import expect, hold
 from grading.sandbox.worker.peer import Remote, kept
 from labs.harness.catalog import find_lab
 from labs.harness.mixed_engine.part import load_seam
+from labs.harness.suite.expecting import shown
 from labs.harness.suite.first_fault import FirstFault, first_fault
 from nano_qwen3_serving.config import ModelConfig
 
