@@ -180,7 +180,7 @@ def see(
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(outcomes), encoding="utf-8")
-        found.append(Seen(mutant, tuple(Outcome(**(facts | {"on_ours": tuple(facts["on_ours"])})) for facts in outcomes)))
+        found.append(Seen(mutant, tuple(map(Outcome.from_json, outcomes))))
     return found
 
 

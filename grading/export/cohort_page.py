@@ -18,14 +18,13 @@ from grading.export.html import templates
 from grading.judge.report import CheckResult
 from grading.judge.show import plain
 from labs.harness.learner.diagnosis import Symptom
+from labs.harness.learner.results import VARYING
 
 VERIFIED_BY = 3
 """Students of a cluster against whom a comment is verified before it goes to all of them."""
 BINS = 10
 NAMED_ALIKE = 0.6
 """The share of words from which on a test of a lab and a check are taken to be about the same."""
-_VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|0x[0-9a-fA-F]+|-?\d+(\.\d+)?(e[-+]?\d+)?""")
-"""What differs from student to student in a message: quoted text, lists, numbers."""
 _WORDING = 160
 
 
@@ -96,7 +95,7 @@ def _failed(entry: Entry) -> dict[int, list[CheckResult]]:
 
 def wording(message: str) -> str:
     """A message without what differs from student to student."""
-    return _VARYING.sub("…", plain(" ".join(message.split()), 2 * _WORDING))[:_WORDING]
+    return VARYING.sub("…", plain(" ".join(message.split()), 2 * _WORDING))[:_WORDING]
 
 
 def _id(todo: int, failures: tuple[tuple[str, str], ...]) -> str:

@@ -2,25 +2,18 @@
 
 import hashlib
 import io
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from nano_qwen3_serving.observe.files import write_atomically
 
 
 def write(path: Path, data: bytes) -> None:
     """Bytes as a file that only its owner reads; it is there completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, data)
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:

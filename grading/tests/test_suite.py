@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +16,14 @@ import torch
 from grading.judge import suite
 from grading.judge.checks import Wrong, ours
 from grading.judge.suite import checks_of, suite_of
-from grading.labs import HOME
+from grading.labs import HOME, authors_folder
+from grading.sandbox.worker.bench import Bench
 from grading.tests.test_peer import pair
 from labs.harness.catalog import Todo, all_labs, find_lab
+from labs.harness.suite import beside
 from labs.harness.suite.expecting import Here, kind_of, kinds_of, refusal, same
 from labs.harness.suite.first_fault import first_fault
+from nano_qwen3_serving import SamplingParams
 
 ONE_SUITE = [lab for lab in all_labs() if not (HOME.parent / "scenarios" / f"lab{lab.id}").is_dir()]
 
@@ -134,12 +139,75 @@ def test_values_live_where_the_part_lives():
     assert same([1, (2.0, "x")], [1, (2.0, "x")]) and not same([1], [True]) and not same((1,), [1])
 
 
+PART = """
+from nano_qwen3_serving import SamplingParams
+
+def word(): return "its own"
+def main(): print(word())
+def params(): return SamplingParams(max_tokens=3)
+async def half(number): return number // 2
+async def halves(*numbers): return [await half(number) for number in numbers]
+async def stream():
+    yield 1
+    yield 2
+"""
+
+
+@pytest.fixture(params=["here", "in a worker"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Here]]:
+    """A part and what a test knows of the place where it lives."""
+    if request.param == "here":
+        part, there = ModuleType("part"), Here(monkeypatch)
+        exec(PART, vars(part))
+        yield part, there
+        there.close()
+    else:
+        monkeypatch.setattr(sys, "stdout", sys.stdout)  # this worker is a thread, and the test's part of one process
+        monkeypatch.setitem(sys.modules, "starter", None)
+        with pair(root=Bench("part.py")) as peer:
+            part = peer.root.load(PART)
+            yield part, suite.OverTheWire(part)
+
+
+def test_a_part_is_asked_alike_wherever_it_lives(place: tuple[Any, Here]):
+    lab, there = place
+    assert there.printed(lab.main) == "its own\n" and there.of(max)(3, 4) == 4
+    assert there.is_a(SamplingParams, lab.params(), lab.params()) and not there.is_a(SamplingParams, lab.params(), 3)
+    assert there.awaited(beside.read, there.unawaited(lab.stream)) == [1, 2]
+    assert there.awaited(lab.halves, 6, 8) == [3, 4]
+    with pytest.raises(TypeError, match="await"):
+        there.awaited(lab.word)
+
+
+def test_what_a_test_puts_in_a_parts_place_is_called_there(place: tuple[Any, Here]):
+    lab, there = place
+
+    async def half(number: int) -> float:
+        return number / 2
+
+    there.put(lab, "word", lambda: "the test's")
+    there.put(lab, "half", half)
+    assert there.printed(lab.main) == "the test's\n" and there.awaited(lab.halves, 5) == [2.5]
+
+
+def test_what_was_put_is_taken_away_and_what_runs_ended_when_a_test_has_ended():
+    part, ended = SimpleNamespace(word="its own"), []
+    with pytest.MonkeyPatch.context() as patch:
+        there = Here(patch)
+        there.at_end(lambda: ended.append(part.word))
+        there.put(part, "word", "the test's")
+        there.close()
+    assert ended == ["the test's"] and part.word == "its own"
+    with pytest.raises(TypeError, match="undoes"):
+        Here().put(part, "word", "for ever")
+
+
 @pytest.mark.parametrize("lab", ONE_SUITE, ids=lambda lab: lab.id)
 def test_every_assertion_of_a_lab_that_the_judge_runs_says_what_came(lab: Any):
     """Without pytest's rewriting a bare `assert` says nothing."""
     import ast
 
-    files = [path for path in (lab.tests, HOME / f"lab{lab.id}" / "hidden.py") if path.is_file()]
+    files = [path for path in (lab.tests, authors_folder(lab) / "hidden.py") if path.is_file()]
     bare = [f"{path.name}:{node.lineno}" for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Assert) and node.msg is None]
     assert not bare

@@ -288,7 +288,7 @@ def make_table(workshop, toy) -> None:
     for code, says in WRONG.items():
         (toy / "wrong.py").write_text(fresh.replace(stub, code))
         outcomes, _ = workshop.outcomes("lab07_toy/test_lab.py", "--impl", "lab07_toy/wrong.py", "-k", "todo_1")
-        pattern = pattern_of([Outcome(**facts) for facts in outcomes["07"]], 1)
+        pattern = pattern_of([Outcome.from_json(facts) for facts in outcomes["07"]], 1)
         entries.append({"todo": 1, "says": says, "hint": 2, "patterns": [pattern], "speaks": True})
     (toy / "symptoms.json").write_text(json.dumps({"made_from": "", "symptoms": entries}))
     (toy / "starter.py").write_text(fresh.replace(stub, "return 2 * number + 1"))

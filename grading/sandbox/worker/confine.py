@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import signal
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,10 +18,25 @@ from collections.abc import Iterable, Iterator
 ACCESS_BY_VERSION = ((1, 13), (2, 14), (3, 15), (5, 16))
 """From which version of Landlock how many kinds of access to files there are."""
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14
+REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
 READ = EXECUTE | READ_FILE | READ_DIR
-WRITE = READ | WRITE_FILE | TRUNCATE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8  # remove and make files and folders, no devices or links
+WRITE = READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG  # no devices, no links
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
 TCP, SIGNALS_AND_SOCKETS = 0b11, 0b11
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446  # system calls, of every architecture
+GET_VERSION, PATH_BENEATH = 1, 1
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
+"""Of prctl(2)."""
+SECCOMP_MODE_FILTER = 2
+CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH = 0x20080522, 1 << 2
+LOAD_WORD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+"""Instructions of the kernel's packet filter."""
+REFUSE_WITH_EPERM, ALLOW = 0x00050001, 0x7FFF0000
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
+"""Where in what a filter is shown of a call they stand, in bytes."""
+X32_CALLS = 0x40000000
+"""Calls of another numbering begin there; x86_64 takes them, too."""
+F_SETOWN, F_SETOWN_EX = 8, 15
 
 NEVER, OWN, OWN_OR_NONE = "never", "own", "own or none"
 CALLS: dict[str, tuple[int | None, int | None, str]] = {  # x86_64, aarch64, whether it may be called for this process itself
@@ -68,9 +84,9 @@ class Confinement:
         """Give up, for this process and those that come from it, all other files, other processes, and the network."""
         libc = _libc()
         if self._rules is not None or self._filters:
-            _checked(libc.prctl(38, 1, 0, 0, 0), "no new privileges")
+            _checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
         if self._rules is not None:
-            _checked(libc.syscall(446, self._rules, 0), "Landlock")
+            _checked(libc.syscall(LANDLOCK_RESTRICT_SELF, self._rules, 0), "Landlock")
             os.close(self._rules)
         if self._filters:
             _filter_calls()
@@ -83,7 +99,7 @@ def what_there_is() -> tuple[int, bool]:
     """
     if sys.platform != "linux":
         return 0, False
-    landlock = max(0, _libc().syscall(444, None, 0, 1))
+    landlock = max(0, _libc().syscall(LANDLOCK_CREATE_RULESET, None, 0, GET_VERSION))
     found = []
     for version, filters in ((landlock, False), (0, platform.machine() in ARCHITECTURES)):
         try:
@@ -97,7 +113,7 @@ def what_there_is() -> tuple[int, bool]:
 def ends_with_its_parent() -> None:
     """On Linux: this process is killed when the one that started it is gone."""
     if sys.platform == "linux":
-        _libc().prctl(1, 9, 0, 0, 0)
+        _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def without_rights() -> None:
@@ -114,14 +130,13 @@ def become(user: int, must_read: Iterable[str]) -> None:
         OSError: one of `must_read` cannot be read even so.
     """
     libc, paths = _libc(), list(must_read)
-    _checked(libc.prctl(8, 1, 0, 0, 0), "keep capabilities")
+    _checked(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep capabilities")
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    reading = 1 << 2  # CAP_DAC_READ_SEARCH
-    for kept in (0, reading):
+    for kept in (0, CAP_DAC_READ_SEARCH):
         with contextlib.suppress(OSError):
-            _set_capabilities(libc, effective=kept, permitted=reading)  # without the right to it, this changes nothing
+            _set_capabilities(libc, effective=kept, permitted=CAP_DAC_READ_SEARCH)  # without the right to it, nothing changes
         if all(map(_opens, paths)):
             break
     else:
@@ -138,7 +153,7 @@ def _opens(path: str) -> bool:
 
 
 def _set_capabilities(libc: ctypes.CDLL, effective: int, permitted: int) -> None:
-    header, both = struct.pack("Ii", 0x20080522, 0), struct.pack("6I", effective, permitted, 0, 0, 0, 0)
+    header, both = struct.pack("Ii", CAPABILITY_VERSION_3, 0), struct.pack("6I", effective, permitted, 0, 0, 0, 0)
     _checked(libc.capset(header, both), "capabilities")
 
 
@@ -160,7 +175,7 @@ def _rules(version: int, readable: Iterable[str], writable: Iterable[str], hidde
     libc = _libc()
     files = (1 << max(count for since, count in ACCESS_BY_VERSION if version >= since)) - 1
     facts = struct.pack("QQQ", files, TCP, SIGNALS_AND_SOCKETS)[: 24 if version >= 6 else 16 if version >= 4 else 8]
-    rules = _checked(libc.syscall(444, facts, len(facts), 0), "Landlock")
+    rules = _checked(libc.syscall(LANDLOCK_CREATE_RULESET, facts, len(facts), 0), "Landlock")
     for path, access in [*_below(readable, hidden, READ), *((path, WRITE) for path in writable)]:
         _allow(libc, rules, path, access & files)
     return rules
@@ -184,7 +199,7 @@ def _allow(libc: ctypes.CDLL, rules: int, path: str, access: int) -> None:
     except OSError:
         return
     rule = struct.pack("=Qi", access if os.path.isdir(path) else access & OF_A_FILE, opened)
-    _checked(libc.syscall(445, rules, 1, rule, 0), f"Landlock, {path}")
+    _checked(libc.syscall(LANDLOCK_ADD_RULE, rules, PATH_BENEATH, rule, 0), f"Landlock, {path}")
     os.close(opened)
 
 
@@ -195,17 +210,18 @@ def _filter_calls() -> None:
     libc, program = _libc(), _program(*ARCHITECTURES[platform.machine()])
     kept = ctypes.create_string_buffer(program)
     facts = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(kept))
-    _checked(libc.prctl(22, 2, facts, 0, 0), "seccomp")
+    _checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, facts, 0, 0), "seccomp")
 
 
 def _program(column: int, architecture: int, fcntl: int) -> bytes:
     """Instructions of the kernel's packet filter: a refused call gets EPERM."""
-    refused, allowed, own = _do(0x06, 0x00050001), _do(0x06, 0x7FFF0000), os.getpid()
-    lines = [_load(4), _do(0x15, architecture, 1, 0), refused, _load(0), _do(0x35, 0x40000000, 0, 1), refused]
+    refused, allowed, own = _do(RETURN, REFUSE_WITH_EPERM), _do(RETURN, ALLOW), os.getpid()
+    lines = [_load(ARCHITECTURE), _do(JUMP_IF_EQUAL, architecture, 1, 0), refused]
+    lines += [_load(NUMBER), _do(JUMP_IF_AT_LEAST, X32_CALLS, 0, 1), refused]
     for x86_64, aarch64, when in CALLS.values():
         lines += _for_call((x86_64, aarch64)[column], when, own, refused, allowed)
-    # F_SETOWN, F_SETOWN_EX
-    lines += [_do(0x15, fcntl, 0, 5), _load(24), _do(0x15, 8, 1, 0), _do(0x15, 15, 0, 1), refused, allowed]
+    lines += [_do(JUMP_IF_EQUAL, fcntl, 0, 5), _load(SECOND_ARGUMENT), _do(JUMP_IF_EQUAL, F_SETOWN, 1, 0),
+              _do(JUMP_IF_EQUAL, F_SETOWN_EX, 0, 1), refused, allowed]
     return b"".join([*lines, allowed])
 
 
@@ -213,14 +229,15 @@ def _for_call(number: int | None, when: str, own: int, refused: bytes, allowed: 
     if number is None:  # a call that this processor's kernel does not have
         return []
     if when == NEVER:
-        return [_do(0x15, number, 0, 1), refused]
+        return [_do(JUMP_IF_EQUAL, number, 0, 1), refused]
     none = own if when == OWN else 0
-    return [_do(0x15, number, 0, 5), _load(16), _do(0x15, own, 2, 0), _do(0x15, none, 1, 0), refused, allowed]
+    return [_do(JUMP_IF_EQUAL, number, 0, 5), _load(FIRST_ARGUMENT), _do(JUMP_IF_EQUAL, own, 2, 0),
+            _do(JUMP_IF_EQUAL, none, 1, 0), refused, allowed]
 
 
 def _load(offset: int) -> bytes:
-    """Four bytes of the call: 0 its number, 4 the architecture, 16 and 24 the first arguments."""
-    return _do(0x20, offset)
+    """Four bytes of what is shown of the call."""
+    return _do(LOAD_WORD, offset)
 
 
 def _do(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:

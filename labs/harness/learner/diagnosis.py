@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labs.harness.catalog import Lab, LabError
-from labs.harness.learner.results import Outcome
+from labs.harness.learner.results import VARYING, Outcome
 
 FILE = "symptoms.json"
 NEAREST = 5
@@ -36,8 +36,6 @@ ALIKE, FAINT = 1.0, 0.05
 """How alike the nearest has to be for a kind, or an area, to be named."""
 SECONDS = 300
 
-_VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|-?\d+(\.\d+)?(e[-+]?\d+)?""")
-"""What differs from run to run in a message: quoted text, lists, numbers."""
 _WORDING = 70
 _EXPLAINS = 5
 """Words that a message needs to explain something."""
@@ -125,7 +123,7 @@ def _parts(pattern: Pattern) -> set[tuple[str, ...]]:
 
 
 def _digest(message: str) -> str:
-    wording = _VARYING.sub("#", message)[:_WORDING]
+    wording = VARYING.sub("#", message)[:_WORDING]
     return hashlib.sha256(wording.encode()).hexdigest()[:8]
 
 
@@ -190,7 +188,7 @@ def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
         if not report.is_file():
             raise LabError(f"The tests did not finish.\n{(run.stdout + run.stderr)[-1000:]}")
         found = json.loads(report.read_text(encoding="utf-8")).get(lab.id, [])
-    return [Outcome(**(facts | {"on_ours": tuple(facts["on_ours"])})) for facts in found]
+    return [Outcome.from_json(facts) for facts in found]
 
 
 def same_everywhere(outcomes: Sequence[Outcome]) -> str | None:

@@ -3,8 +3,10 @@
 Knows nothing of pytest and prints nothing.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from labs.harness.catalog import Lab
 
@@ -12,6 +14,8 @@ TOTAL_POINTS = 100
 PREDICTION_POINTS = 15
 MESSAGE_LENGTH = 400
 """Characters of an error's message that are kept."""
+VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|0x[0-9a-fA-F]+|-?\d+(\.\d+)?(e[-+]?\d+)?""")
+"""What differs from one message of a kind to the next: quoted text, lists, numbers."""
 
 SOLVED, PARTLY, FAILING, NOT_STARTED, BLOCKED = "solved", "partly", "failing", "not started", "blocked"
 IN_PART = "tested in part"
@@ -37,6 +41,11 @@ class Outcome:
     """The TODOs for which our code stood in."""
     message: str = ""
     """How the error's message begins: its first line, cut to `MESSAGE_LENGTH`."""
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> "Outcome":
+        """An outcome that the plugin wrote with `--lab-json`."""
+        return cls(**{**facts, "on_ours": tuple(facts["on_ours"])})
 
 
 @dataclass(frozen=True)

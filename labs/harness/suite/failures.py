@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from labs.harness.catalog import LabError
+from labs.harness.learner.results import VARYING
 from labs.harness.loading import is_ours
 from labs.harness.suite.patience import WaitsForEver
 from labs.harness.suite.telling import Failure
@@ -19,8 +20,6 @@ from labs.harness.todo import TodoError
 WIDTH = 300
 """Characters of a line that are told."""
 _LINES = 8
-_VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|0x[0-9a-f]+|-?\d+(\.\d+)?(e[-+]?\d+)?""")
-"""What differs from case to case in a message: quoted text, lists, numbers."""
 
 
 def failure_of(error: BaseException, todo: int, test: str, case: str, own: Path | None, suite: Path) -> Failure:
@@ -44,7 +43,7 @@ def failure_of(error: BaseException, todo: int, test: str, case: str, own: Path 
         lines += _place_in(culprit, own)
     elif not plain or not said or said[0].startswith("assert "):
         lines += _statement(error, suite)
-    kind = f"{todo} {_VARYING.sub('#', said[0] if said else '')}"
+    kind = f"{todo} {VARYING.sub('#', said[0] if said else '')}"
     if culprit is not None and not isinstance(culprit, AssertionError):
         kind = f"{type(culprit).__name__} {_frames_in(culprit, own)[-1]}"
     return Failure(todo, test, case, kind, tuple(lines))

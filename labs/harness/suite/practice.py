@@ -38,7 +38,7 @@ def _run(lab: Lab) -> tuple[list[Row], str]:
         if status not in (0, 1) or not report.is_file():
             return [], f"pytest ended with status {status}"
         found = json.loads(report.read_text(encoding="utf-8")).get(lab.id, [])
-    return summarise(lab, [Outcome(**{**one, "on_ours": tuple(one["on_ours"])}) for one in found]), ""
+    return summarise(lab, [Outcome.from_json(facts) for facts in found]), ""
 
 
 @contextmanager

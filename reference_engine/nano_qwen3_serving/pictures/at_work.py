@@ -7,7 +7,6 @@ Every letter and every block in it is from a run on the course's model.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from nano_qwen3_serving.engine.arg_utils import EngineArgs
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
+from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.pictures.card import FAINT, POINTS, WIDTH, Card, wrapped
 from nano_qwen3_serving.pictures.film import Film, colour_of
@@ -180,9 +180,7 @@ def _held(step: Mapping[str, Any], block: int) -> tuple[str, float]:
 
 def main(path: str) -> None:
     """Writes the film to a file, whole or not at all."""
-    new = Path(f"{path}.new")
-    new.write_text(film(run()).svg() + "\n", encoding="utf-8")
-    os.replace(new, path)
+    write_atomically(Path(path), film(run()).svg() + "\n", mode=0o644)
 
 
 if __name__ == "__main__":
