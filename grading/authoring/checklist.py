@@ -59,7 +59,7 @@ CHECKLIST = (
         proofs.mutants_are_there),
     Step(
         "every mutant is caught by a test of its TODO",
-        "python -m grading mutants NN",
+        "write a test of that TODO which fails on it; python -m grading mutants NN shows what catches each",
         proofs.mutants_are_caught, runs=True),
     Step(
         "a deleted test is noticed",
@@ -96,16 +96,20 @@ CHECKLIST = (
         proofs.the_program_prints_what_the_readme_shows, runs=True),
     Step(
         "a notebook leads to the lab",
-        "notebooks/NN_name.ipynb; pytest notebooks/tests -k NN has its rules",
+        "notebooks/NN_name.ipynb has a link to the lab's README in its first cell",
         proofs.notebook_is_there),
     Step(
         "README.md and labs/README.md list the lab",
-        "add it to their tables",
+        "add a row: | [NN its title](labNN_name/README.md) | hours | what comes before it | what one writes |",
         proofs.tables_list_it),
     Step(
         "nothing is left to fill in",
         f"replace what stands behind each {proofs.UNFINISHED}",
         proofs.nothing_is_left_to_fill_in),
+    Step(
+        "the project's own tests of it pass",
+        "pytest labs/tests grading/labs notebooks/tests -k NN; what a notebook must have is in CONTRIBUTING.md",
+        proofs.the_projects_tests_pass, runs=True),
 )
 
 

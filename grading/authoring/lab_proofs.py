@@ -140,6 +140,15 @@ def nothing_is_left_to_fill_in(lab: Lab) -> None:
             expect(UNFINISHED not in _text(path), f"{path.relative_to(PROJECT)} still has a {UNFINISHED}")
 
 
+def the_projects_tests_pass(lab: Lab) -> None:
+    """The author's own, those of the notebook, and those of mutants and areas."""
+    files = ["labs/tests/test_mutants.py", "labs/tests/test_diagnosis.py", f"grading/labs/lab{lab.id}", "notebooks/tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", *files, "-k", lab.id, "-m", "not proof"]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, encoding="utf-8", timeout=1800, check=False)
+    failed = re.findall(r"^(?:FAILED|ERROR) (.+)$", run.stdout, re.MULTILINE)
+    expect(run.returncode == 0, "\n".join(failed) or run.stdout[-2000:] + run.stderr[-2000:])
+
+
 # what runs
 
 
@@ -211,9 +220,9 @@ def a_guard_that_is_broken_is_noticed(lab: Lab) -> None:
 
 
 def alternatives_pass(lab: Lab) -> None:
-    """At least one there is."""
+    """Two or more."""
     different = read_alternatives(lab)
-    expect(bool(different), "there is no right solution that is built differently")
+    expect(len(different) >= 2, f"there are {len(different)} right solutions that are built differently; two are asked")
     for alternative, result in zip(different, kill_table.judge_alternatives([lab], different), strict=True):
         failing = [result.ended] if result.ended else result.failing()
         expect(not failing and bool(result.outcomes), f"{alternative.name} is right, and is rejected: {_listed(failing)}")
@@ -225,6 +234,10 @@ def symptoms_are_current(lab: Lab) -> None:
     concepts = symptoms.concepts(lab, mutants)
     without = [mutant.name for mutant in mutants if mutant.kind in symptoms.IN_TABLE and concepts[mutant.name].area is None]
     expect(not without, f"concepts.toml names no area of {_listed(without)}")
+    for todo in lab.todos:
+        areas = [concepts[mutant.name].area for mutant in mutants if mutant.todo == todo.number]
+        whole = areas[0].says if len(areas) > 1 and areas[0] and len(set(areas)) == 1 else ""
+        expect(not whole, f"concepts.toml: an area has every mutant of TODO {todo.number}, which says nothing; split it: {whole}")
     expect(symptoms.is_current(lab), "symptoms.json was not made from the mutants, concepts and tests that are there")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from grading.authoring import starter
 from grading.authoring.lab_proofs import PROJECT
 from labs.harness.catalog import LabError, lab_at
+from nano_qwen3_serving.pictures.journey import ALT
 
 TEMPLATE = Path(__file__).parent / "template"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -47,7 +48,8 @@ def _files(values: dict[str, str]) -> Iterator[tuple[Path, str]]:
 def _notebook(values: dict[str, str]) -> str:
     text = (f"# {values['id']} · {values['title']}\n\n**✎ The question that this notebook answers.**\n\n"
             f"In [Lab {values['id']}](../labs/{values['folder']}/README.md) you write the part yourself.")
-    cell = {"cell_type": "markdown", "id": "question", "metadata": {}, "source": [text]}
+    cells = [{"cell_type": "markdown", "id": name, "metadata": {}, "source": [source]}
+             for name, source in (("question", text), ("map", f"![{ALT}](data:,)"))]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    whole = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    whole = {"cells": cells, "metadata": {"kernelspec": kernel, "way": []}, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"

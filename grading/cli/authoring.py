@@ -156,7 +156,7 @@ def new_lab(
     """Write both homes of a lab and its notebook, with every file that a lab needs."""
     for path in new_labs.write(number, name, title):
         print(f"wrote {path}")
-    print(f"Replace what stands behind each {UNFINISHED}. What comes next: python -m grading check-lab {number:02d}")
+    print(f"Replace what stands behind each {UNFINISHED}. What comes next: python -m grading check-lab {number:02d} --quick")
 
 
 def check_lab(
@@ -174,6 +174,8 @@ def check_lab(
 
     if not walk(lab, show, [step for step in CHECKLIST if not (quick and step.runs)]):
         raise typer.Exit(1)
+    what_next = "now without --quick" if quick else "all of it is proved; now do it yourself, from its README"
+    console.print(f"\nLab {lab.id}: {what_next}.")
 
 
 def _judge(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nano_qwen3_serving
 from grading.export.gradescope import HIDDEN
-from grading.labs import authors_folder
+from grading.labs import judging_files
 from labs.harness.catalog import Lab
 
 HERE = Path(__file__).parents[1]
@@ -94,11 +94,9 @@ def course_files(lab: Lab) -> Iterator[tuple[str, Path]]:
     """Path in `course/`, and the file: no other lab, no mutants, no alternatives, no tests of the engine."""
     for path in sorted([*HERE.glob("*.py"), *(path for room in ROOMS for path in HERE.joinpath(room).glob("*.py"))]):
         yield path.relative_to(HERE.parent).as_posix(), path
-    for path in (HERE / "labs/__init__.py", authors_folder(lab) / "hidden.py"):
-        if path.is_file():
-            yield path.relative_to(HERE.parent).as_posix(), path
-    for folder in (HERE / "sandbox/worker", HERE / "scenarios"):
-        yield from _below(folder, folder.parent.relative_to(HERE.parent).as_posix())
+    for path in (HERE / "labs/__init__.py", *judging_files(lab)):
+        yield path.relative_to(HERE.parent).as_posix(), path
+    yield from _below(HERE / "sandbox/worker", "grading/sandbox")
     for page in sorted([*HERE.glob("export/*.html"), *HERE.glob("export/*.css")]):
         yield f"grading/export/{page.name}", page
     yield "labs/__init__.py", LABS / "__init__.py"

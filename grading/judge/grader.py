@@ -21,7 +21,7 @@ from grading.judge.intake import Submission
 from grading.judge.report import CheckResult, Report, digest_of
 from grading.judge.seeds import PUBLIC_SECRET, rng_for, seed_for
 from grading.judge.suite import checks_of
-from grading.labs import authors_folder
+from grading.labs import judging_files
 from grading.sandbox.isolation import LEVELS, Limits, strongest_level
 from grading.sandbox.runtime import PACKAGE, make_runtime
 from grading.sandbox.supervisor import Child, Sandbox, SetupError, Stopped
@@ -245,13 +245,12 @@ def _what_judges(lab: Lab) -> Iterator[tuple[str, bytes]]:
     """The judge, the lab's checks and what they use of the lab and of all labs, and the engine."""
     here = Path(__file__).parents[1]
     files = [here / f"{name}.py" for name in ("judge/predictions", "judge/checks", "judge/grader", "sandbox/runtime")]
-    files += sorted([*(here / "sandbox/worker").glob("*.py"), *(here / "scenarios" / f"lab{lab.id}").glob("*.py"),
-                     here / "judge/suite.py"])
+    files += sorted([*(here / "sandbox/worker").glob("*.py"), here / "judge/suite.py"])
     harness = Path(loading.__file__).parent
     files += [harness / "suite" / f"{name}.py" for name in ("beside", "expecting", "first_fault", "operators")]
     files += sorted((harness / "scripted_engine").glob("*.py"))
-    files += [path for path in (authors_folder(lab) / "hidden.py", lab.solution, lab.tests, lab.seam, lab.folder / "lab.toml",
-                                lab.folder / "predict.py", lab.folder / "predict.toml") if path.is_file()]
+    files += [*judging_files(lab), *sorted(path for path in lab.folder.glob("*.py") if path != lab.starter)]
+    files += [path for path in (lab.folder / "lab.toml", lab.folder / "predict.toml") if path.is_file()]
     engine = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".cpp", ".h")]
     for path in [*files, *sorted(engine)]:
         yield path.relative_to(here if path.is_relative_to(here) else path.parents[1]).as_posix(), path.read_bytes()

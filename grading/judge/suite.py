@@ -34,7 +34,7 @@ from typing import Any
 
 import pytest
 
-from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, operators_seen, ours, scenarios_of
+from grading.judge.checks import Check, Wrong, expect_nothing_replaced, hold, look, operators_seen, ours
 from grading.labs import HOME, authors_folder
 from grading.sandbox.worker.peer import Exported, Raised, Remote, kept
 from labs.harness import loading
@@ -147,15 +147,10 @@ def hidden(*of: str, concept: str, repeats: str = "") -> Callable:
     """Makes a function a hidden test that belongs to the tests `of` of the lab, of one TODO; see `Hidden`."""
 
     def mark(run: Callable[..., Any]) -> Callable[..., Any]:
-        run.hidden = Hidden(of, concept, repeats)  # type: ignore[attr-defined]  # a function takes any attribute; `suite_of` looks for it
+        run.hidden = Hidden(of, concept, repeats)  # type: ignore[attr-defined]  # a function takes any attribute; `checks_of` looks for it
         return run
 
     return mark
-
-
-def checks_of(lab: Lab) -> list[Check]:
-    """What the judge asks of a lab, TODO by TODO: its one suite, or its scenarios where there still are two suites."""
-    return scenarios_of(lab) if (HOME.parent / "scenarios" / f"lab{lab.id}").is_dir() else suite_of(lab)
 
 
 @functools.cache
@@ -164,8 +159,8 @@ def tests_in(folder: Path) -> ModuleType:
     return loading.run_file(folder / "test_lab.py", f"_suite_of_{folder.name}")
 
 
-def suite_of(lab: Lab, home: Path = HOME) -> list[Check]:
-    """The lab's checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
+def checks_of(lab: Lab, home: Path = HOME) -> list[Check]:
+    """What the judge asks of a lab: checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
     Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
     Also for two of one name without their TODOs: reports, corrections and regrading know a check by that name.

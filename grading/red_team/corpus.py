@@ -13,7 +13,8 @@ from labs.harness.regions import Function, definitions, with_stand_ins
 HERE = Path(__file__).parent / "cheats"
 LAB = "06"
 """Of cheats that name none."""
-_KEYS = {"lab": str, "base": str, "worth": int, "todos": list, "needs_isolation": bool}
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "lab": str, "base": str, "worth": (int, float), "todos": list, "needs_isolation": bool}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Cheat:
     name: str
     tries: str
     lab: str
-    worth: int
+    worth: float
     todos: tuple[int, ...]
     needs_isolation: bool
     make: Callable[[Path], Path]

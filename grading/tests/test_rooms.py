@@ -12,7 +12,7 @@ HOUSES = {
     "labs.harness": PROJECT / "labs" / "harness",
     "grading": PROJECT / "grading",
 }
-NO_ROOMS = {"tests", "cheats", "scenarios", "results", *(f"lab{number:02d}" for number in range(100))}
+NO_ROOMS = {"tests", "cheats", "results", *(f"lab{number:02d}" for number in range(100))}
 """Folders of what is graded, of checks and of tests: nothing else imports them."""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,8 +17,8 @@ import torch
 
 from grading.judge import suite
 from grading.judge.checks import Wrong, ours
-from grading.judge.suite import checks_of, suite_of
-from grading.labs import HOME, authors_folder
+from grading.judge.suite import checks_of
+from grading.labs import authors_folder
 from grading.sandbox.worker.bench import Bench
 from grading.tests.test_peer import pair
 from labs.harness.catalog import Todo, all_labs, find_lab
@@ -25,7 +27,7 @@ from labs.harness.suite.expecting import Here, kind_of, kinds_of, refusal, same
 from labs.harness.suite.first_fault import first_fault
 from nano_qwen3_serving import SamplingParams
 
-ONE_SUITE = [lab for lab in all_labs() if not (HOME.parent / "scenarios" / f"lab{lab.id}").is_dir()]
+EVERY_LAB = pytest.mark.parametrize("lab", all_labs(), ids=lambda lab: lab.id)
 
 TESTS = '''
 import pytest
@@ -62,7 +64,7 @@ def toy(tmp_path: Path) -> Any:
 
 
 def test_a_test_is_a_check_and_a_hidden_one_shares_the_points_of_those_it_belongs_to(toy: Any):
-    checks = {check.name: check for check in suite_of(toy, toy.folder)}
+    checks = {check.name: check for check in checks_of(toy, toy.folder)}
     assert {name: (check.todo, check.points, check.hidden) for name, check in checks.items()} == {
         "takes_all_cases": (1, 2, False), "goes_on": (1, 4, True), "asserts": (2, 5, False)}
     assert checks["goes_on"].concept == "the rest of it"
@@ -73,17 +75,17 @@ def test_a_test_is_a_check_and_a_hidden_one_shares_the_points_of_those_it_belong
 def test_a_test_that_only_practice_runs_needs_a_hidden_one(toy: Any):
     (toy.folder / "lab42" / "hidden.py").unlink()
     with pytest.raises(ValueError, match="test_todo_1_looks_into_the_process is left out"):
-        suite_of(toy, toy.folder)
+        checks_of(toy, toy.folder)
 
 
 def test_no_two_tests_have_one_name_but_for_their_todo(toy: Any):
     (toy.folder / "lab42" / "hidden.py").write_text(HIDDEN.replace("def test_todo_1_goes_on", "def test_todo_1_asserts"))
     with pytest.raises(ValueError, match="two tests are named asserts but for their TODO"):
-        suite_of(toy, toy.folder)
+        checks_of(toy, toy.folder)
 
 
 def test_all_cases_of_a_test_are_run_with_one_generator(toy: Any):
-    check, lab = suite_of(toy, toy.folder)[0], SimpleNamespace(seen=[])
+    check, lab = checks_of(toy, toy.folder)[0], SimpleNamespace(seen=[])
     check.run(lab, random.Random(7))
     numbers = random.Random(7)
     assert sorted(case[:3] for case in lab.seen) == [(1, 2, "x"), (1, 2, "y"), (3, 4, "x"), (3, 4, "y")]
@@ -92,7 +94,7 @@ def test_all_cases_of_a_test_are_run_with_one_generator(toy: Any):
 
 def test_what_a_test_asserts_is_told_as_wrong(toy: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(suite, "look", lambda held: held)
-    check = suite_of(toy, toy.folder)[-1]
+    check = checks_of(toy, toy.folder)[-1]
     check.run(SimpleNamespace(value=1), random.Random())
     with pytest.raises(Wrong, match="1 was expected, 2 came"):
         check.run(SimpleNamespace(value=2), random.Random())
@@ -113,7 +115,7 @@ def test_a_hidden_test_that_repeats_is_told_which_run_it_is_and_returns_what_has
 def test_todo_2_repeats(lab, which):
     return lab.value, which
 """)
-    check = suite_of(toy, toy.folder)[-1]
+    check = checks_of(toy, toy.folder)[-1]
     assert check.name == "repeats" and check.repeats == "another process gave another value"
     assert [check.run(SimpleNamespace(value=5), random.Random(), which) for which in (0, 1)] == [[(5, 0)], [(5, 1)]]
 
@@ -202,7 +204,7 @@ def test_what_was_put_is_taken_away_and_what_runs_ended_when_a_test_has_ended():
         Here().put(part, "word", "for ever")
 
 
-@pytest.mark.parametrize("lab", ONE_SUITE, ids=lambda lab: lab.id)
+@EVERY_LAB
 def test_every_assertion_of_a_lab_that_the_judge_runs_says_what_came(lab: Any):
     """Without pytest's rewriting a bare `assert` says nothing."""
     import ast
@@ -235,3 +237,27 @@ def test_what_a_part_raises_first_in_an_engine_is_raised_at_the_end():
             with contextlib.suppress(ValueError):
                 fault.call(part, number)
     assert calls == [1]
+
+
+@EVERY_LAB
+def test_each_todo_is_worth_what_lab_toml_says(lab: Any):
+    points: Counter = Counter()
+    for check in checks_of(lab):
+        points[check.todo] += check.points
+    assert points == {todo.number: todo.points for todo in lab.todos}
+
+
+@EVERY_LAB
+def test_each_check_is_about_a_section_of_the_readme(lab: Any):
+    headings = re.findall(r"^#+ (.+)$", (lab.folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for check in checks_of(lab):
+        assert check.section in headings, f"{check.name}: there is no section {check.section!r}"
+        assert f"TODO {check.todo}" in check.section, f"{check.name} is of TODO {check.todo} and about {check.section!r}"
+
+
+@EVERY_LAB
+def test_names_are_unique_and_concepts_are_a_few_words(lab: Any):
+    checks = checks_of(lab)
+    assert len({check.name for check in checks}) == len(checks)
+    for check in checks:
+        assert 1 <= len(check.concept.split()) <= 16 and not check.concept.endswith("."), check.concept

@@ -263,7 +263,8 @@ def test_todo_3_changes_neither_the_prompt_nor_any_parameter(lab, rng, there):
     assert there.is_a(SamplingParams, used), f"the engine should get the caller's parameters; it got {shown(used)}"
     used, expected = there.of(beside.params_facts)(used), beside.params_facts(params)
     differ = {name: value for name, value in used.items() if value != expected[name]}
-    assert not differ, f"the engine should get the caller's parameters,\n{params}\nand of them {differ} was not the caller's"
+    assert not differ, (
+        f"the engine should get the caller's parameters, {({name: expected[name] for name in differ})}; it got {differ}")
 
 
 @pytest.mark.todo(3, points=4)
@@ -272,9 +273,9 @@ def test_todo_3_hands_on_prompt_parameters_and_id_unchanged(lab, rng, there):
     for known in clear_prompts(rng, 2):
         prompt, count, request_id = known["prompt"], rng.randrange(2, 6), some_id(rng)
         last = last_of(there, submitted(lab, there, engine, prompt, exactly(count), request_id))
-        whose, of, tokens, expected = last["request_id"], last["prompt"], last["tokens"], known["course-draft"][:count]
+        whose, answered, tokens, expected = last["request_id"], last["prompt"], last["tokens"], known["course-draft"][:count]
         assert whose == request_id, f"the caller chose the id {request_id!r}; the output carries {shown(whose)}"
-        assert of == prompt, f"the output should be for the prompt {prompt!r}; it is for {shown(of)}"
+        assert answered == prompt, f"the output should be for the prompt {prompt!r}; it is for {shown(answered)}"
         assert tokens == expected, (
             f"for {prompt!r} with max_tokens={count} the engine generates the tokens {expected}; yours has {tokens}")
         reason = last["finish_reason"]

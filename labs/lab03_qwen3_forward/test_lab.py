@@ -583,14 +583,18 @@ def test_todo_2_a_call_knows_nothing_of_those_before_it(lab, rng, there):
     theta, noise = rng.uniform(5e3, 5e4), Noise(rng)
     rotary, x, last = lab.RotaryEmbedding(32, theta), noise(4, 3, 32), rng.randrange(3, 40)
     rotary(x.bfloat16(), torch.arange(4))
-    held = there.hold(torch.zeros(4, dtype=torch.long))  # engines keep one tensor for all steps, and write the positions into it
     firsts = [0, 1, 2], rng.sample(range(50), 3), rng.sample(range(2000), 3), [rng.randrange(2000)] * 3
-    for places in [torch.tensor([*first, last]) for first in firsts]:  # as many tokens each time, and the same last one
+    steps = [torch.tensor([*first, last]) for first in firsts]  # as many tokens each time, and the same last one
+    for places in steps:
         what = f"float32, positions {places.tolist()}, after a call in bfloat16 and other positions"
-        expected, allowed = turn(x.double(), places, theta), angles_off(places, 32, theta) * of_both(x)
-        near(rotary(x, places), expected, what, allowed, axes=HEADS)
+        allowed = angles_off(places, 32, theta) * of_both(x)
+        near(rotary(x, places), turn(x.double(), places, theta), what, allowed, axes=HEADS)
+    held = there.hold(torch.zeros(4, dtype=torch.long))  # engines keep one tensor for all steps, and write the positions into it
+    for places in steps:
         there.kept(held.copy_, places)
-        near(rotary(x, held), expected, f"{what}, in the tensor that held the positions before", allowed, axes=HEADS)
+        what = f"the same tensor in each call, which holds the positions {places.tolist()} now"
+        allowed = angles_off(places, 32, theta) * of_both(x)
+        near(rotary(x, held), turn(x.double(), places, theta), what, allowed, axes=HEADS)
 
 
 # TODO 3: heads
@@ -1062,9 +1066,9 @@ def test_todo_6_bfloat16_is_as_near_as_it_can_be(lab, rng, there):
         theirs.append(rounded.logits(text)[-1:])
         truth.append(model.truth.logits(text)[-1:])
     # Two right programs round in different places, so neither is nearer. The ratio of their errors was seen between
-    # 0.7 and 1.4, its logarithm spread by 0.15: five times as much is ten times that spread.
+    # 0.7 and 1.4, its logarithm spread by 0.15: three times as much is seven times that spread.
     error, usual = (float((torch.cat(logits).double() - torch.cat(truth)).square().mean().sqrt()) for logits in (results, theirs))
-    assert error <= 5 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual"
+    assert error <= 3 * usual, f"root mean square error of the logits {error:.4f}; in bfloat16 {usual:.4f} is usual"
 
 
 class DenseOverBlocks(TorchPagedAttention):

@@ -226,9 +226,11 @@ def test_todo_2_divides_in_float32_whatever_comes_in(lab, rng, dtype):
     # four hundred by more than a quarter of that, 1e-4 and more; float32 stays under EXACT and CANCELLED.
     temperatures = [rng.uniform(0.55, 0.95), rng.uniform(1.05, 1.9)]
     logits = random_logits(rng, 2, 200).to(dtype)
-    assert_logits(asked(lab, "apply_temperature", logits, rows_with(temperatures)), divided(logits, temperatures),
-                  f"{dtype} logits, divided by the temperatures {shown(temperatures)}. If just the later digits differ: make the "
-                  "logits float32 first, then divide")
+    for own in (temperatures, temperatures[:1], [temperatures[1]] * 2):  # also where all rows have one temperature
+        rows = logits[: len(own)]
+        assert_logits(asked(lab, "apply_temperature", rows, rows_with(own)), divided(rows, own),
+                      f"{dtype} logits, divided by the temperatures {shown(own)}. If just the later digits differ: make the "
+                      "logits float32 first, then divide")
 
 
 @pytest.mark.todo(2, points=1)

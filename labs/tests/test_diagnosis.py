@@ -242,26 +242,6 @@ def test_the_table_is_current(lab):
         assert entry.hint in (1, 2, 3) and "\n" not in entry.says
 
 
-@pytest.mark.share(2)
-@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
-def test_no_area_is_a_whole_todo(lab):
-    found = symptoms.concepts(lab, read_mutants(lab)).values()
-    for area in {one.area for one in found} - {None}:
-        assert {one.todo for one in found if one.todo == area.todo and one.area != area}, area.says
-
-
-@pytest.mark.share(2)
-@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.id)
-def test_every_mutant_in_the_table_has_an_area_and_a_todo_with_many_has_several(lab):
-    everything = read_mutants(lab)
-    found = symptoms.concepts(lab, everything)
-    mutants = [mutant for mutant in everything if mutant.kind in symptoms.IN_TABLE]
-    assert not [mutant.name for mutant in mutants if found[mutant.name].area is None], "a new mutant needs an area"
-    for todo in {mutant.todo for mutant in mutants}:
-        own = [found[mutant.name].area for mutant in mutants if mutant.todo == todo]
-        assert len(own) <= 8 or len(set(own)) > 1, f"TODO {todo} has {len(own)} mutants in one area"
-
-
 def test_what_a_table_was_made_from_shows(tmp_path, toy):
     lab, folder = lab_at(toy), tmp_path / "lab07" / "mutants"
     folder.mkdir(parents=True)

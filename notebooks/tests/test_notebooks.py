@@ -85,7 +85,7 @@ def test_it_names_no_folder_of_whoever_ran_it(path: Path) -> None:
 def test_the_reader_guesses_before_it_measures(path: Path) -> None:
     code = [cell["source"] for cell in cells(path)]
     guesses = [i for i, source in enumerate(code) if source.startswith("guess")]
-    assert guesses
+    assert guesses, "there is no cell `guess = None  # unit` before a measurement"
     for i in guesses:
         assert re.match(r"guess = None  # \S", code[i]), "a guess is committed as None, with a word on its unit"
         assert any(re.search(r"beside\([^)]*\bguess\b", source) for source in code[i + 1 : i + 4])
@@ -103,7 +103,8 @@ def test_whoever_only_reads_is_not_reproached_for_not_guessing(path: Path) -> No
 @each
 def test_every_picture_says_what_to_see_and_has_a_text_alternative(path: Path) -> None:
     shown = pictures(path)
-    assert len(shown) == sum(".says(" in cell["source"] for cell in cells(path)) > 0
+    assert shown, "there is no picture; nano_qwen3_serving.pictures draws them"
+    assert len(shown) == sum(".says(" in cell["source"] for cell in cells(path)), "a picture says what to see: .says(…)"
     for _, alternative, text in shown:
         assert alternative == text
         assert len(alternative.split(". ")) >= 2, "what it is, and what to see"
@@ -123,7 +124,9 @@ def test_every_picture_is_an_svg_for_light_and_dark_pages_with_no_script(path: P
 
 @each
 def test_one_film_moves_by_itself_and_stands_still_for_whoever_asked_for_that(path: Path) -> None:
-    (film,) = [svg for svg, *_ in pictures(path) if "@keyframes" in svg]
+    films = [svg for svg, *_ in pictures(path) if "@keyframes" in svg]
+    assert len(films) == 1, f"a notebook has one film, made of a run's records; this one has {len(films)}"
+    film = films[0]
     assert "prefers-reduced-motion" in film
     assert film.count("@keyframes") >= 5
     (source,) = [cell["source"] for cell in cells(path) if "_film(" in cell["source"]]
@@ -133,7 +136,9 @@ def test_one_film_moves_by_itself_and_stands_still_for_whoever_asked_for_that(pa
 @each
 def test_it_opens_with_a_question_and_a_map_before_any_import(path: Path) -> None:
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    first = next(i for i, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "code")
+    kinds = [cell["cell_type"] for cell in notebook["cells"]]
+    assert "code" in kinds, "nothing is run in this notebook"
+    first = kinds.index("code")
     opening = ["".join(cell["source"]) for cell in notebook["cells"][:first]]
     question = opening[0].split("\n\n")[1]
     assert question.startswith("**")
@@ -165,10 +170,11 @@ def test_drawing_the_map_anew_changes_the_map_and_nothing_else(tmp_path: Path) -
 def test_it_is_an_essay_with_a_little_code(path: Path) -> None:
     prose = [cell["source"] for cell in cells(path, "markdown") if not cell["source"].startswith("![")]
     words = sum(len(text.split()) for text in prose)
-    assert words >= 1_500
-    assert words >= 20 * len(code_lines(path))
-    assert sum(text.count("> **In vLLM**") + text.count("> **On a GPU**") for text in prose) >= 2
-    assert "**References.**" in prose[-1]
+    assert words >= 1_500, f"{words} words are no essay: 1,500"
+    assert words >= 20 * len(code_lines(path)), f"{len(code_lines(path))} lines of code want twenty words each; there are {words}"
+    boxes = sum(text.count("> **In vLLM**") + text.count("> **On a GPU**") for text in prose)
+    assert boxes >= 2, f"two boxes `> **In vLLM**` or `> **On a GPU**` say what real engines do; there are {boxes}"
+    assert "**References.**" in prose[-1], "the last text ends with **References.**"
 
 
 @each
@@ -191,5 +197,5 @@ def test_it_points_to_its_lab(path: Path) -> None:
     lab = f"../labs/lab{path.stem}/README.md"
     assert texts[0].startswith(f"# {path.stem[:2]} ")
     assert lab in texts[0]
-    assert "Now you" in texts[-1]
+    assert "Now you" in texts[-1], "the last text says Now you, and leads to the lab"
     assert lab in texts[-1]

@@ -17,9 +17,9 @@ NO_PART_OF_IT = {"tests", "alternatives", "cheats", ".backups"}
 """Folders of tests, whose names are sentences, and of solutions that are wrong, other, or cheat."""
 STANDS_IN = {
     "Actor": "Worker", "Process": "Worker",
-    "AskingSampler": "Sampler", "Wired": "Sampler", "SamplerChecks": "Sampler",
-    "AttentionChecks": "AttentionBackend", "Core": "AttentionBackend", "There": "AttentionBackend",
-    "WholeBackend": "AttentionBackend", "BlockManagerChecks": "BlockManager", "WholeBlockManager": "BlockManager",
+    "AskingSampler": "Sampler", "SamplerChecks": "Sampler",
+    "AttentionChecks": "AttentionBackend", "AttentionThere": "AttentionBackend", "WholeBackend": "AttentionBackend",
+    "BlockManagerChecks": "BlockManager", "WholeBlockManager": "BlockManager",
     "DetokenizerChecks": "Detokenizer", "ModelChecks": "Model", "SchedulerChecks": "Scheduler",
 }
 """Class → the interface whose calls it takes, though it does not name it: a Protocol."""

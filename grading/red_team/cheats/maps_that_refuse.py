@@ -2,7 +2,7 @@
 
 lab = "07"
 base = "solution"
-worth = 81
+worth = 82.5
 todos = [2, 3, 4, 5]
 """
 

@@ -2,7 +2,7 @@
 
 lab = "05"
 base = "solution"
-worth = 77
+worth = 78
 todos = [5]
 """
 

@@ -14,6 +14,7 @@ An error is known by the name of its class, for the class itself is the learner'
 
 import asyncio
 import contextlib
+import copy
 import importlib
 import io
 import reprlib
@@ -44,8 +45,8 @@ class Here:
     # values
 
     def hold(self, value: Any) -> Any:
-        """The value as an object that the part can change."""
-        return value
+        """A copy of the value, as an object that the part can change."""
+        return copy.deepcopy(value)
 
     def look(self, held: Any) -> Any:
         """What is held, as it is now."""

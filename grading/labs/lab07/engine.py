@@ -1,4 +1,4 @@
-"""Lab 07's last checks: an engine of the judge that has the submission's attention in place of its own.
+"""An engine of the judge's that has a submission's attention in place of its own, and what it generates.
 
 The caches stay where the submission is; queries, keys, values and results cross, and the judge compares logits.
 """
@@ -18,36 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grading.judge.checks import expect, hold, kept, shown
-from grading.sandbox.worker.peer import Remote
-from grading.scenarios.lab07.pool import expect_tensor, module_there, numbers
-from labs.harness import loading
+from grading.judge.checks import expect, hold, shown
+from grading.sandbox.worker.peer import Remote, kept
 from labs.harness.catalog import find_lab
+from labs.harness.mixed_engine.part import load_seam
 from labs.harness.suite.first_fault import FirstFault, first_fault
 from nano_qwen3_serving.config import ModelConfig
 
 
-def part(lab: Remote, config: ModelConfig, size: int = 4, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Remote:
-    """The submission's `PagedAttention`."""
-    return lab.PagedAttention(config, size, dtype, kept(module_there(lab, "torch").device, device))
-
-
-def item(lab: Remote, container: Remote, index: int) -> Remote:
-    """container[index], there."""
-    return kept(module_there(lab, "operator").getitem, container, index)
-
-
-def pairs_of(lab: Remote, cache: Remote) -> list[Remote]:
-    """The layers' pairs of keys and values, there."""
-    return [item(lab, cache, layer) for layer in range(len(cache))]
-
-
-def metadata_there(lab: Remote, **facts: Any) -> Remote:
-    """The engine's `AttentionMetadata`, made there."""
-    return module_there(lab, "nano_qwen3_serving.interfaces").AttentionMetadata(**facts)
-
-
-class There:
+class AttentionThere:
     """A `PagedAttention` for an engine of the judge: its caches stay there, and a step's metadata go there once.
 
     Args:
@@ -55,10 +34,11 @@ class There:
     """
 
     def __init__(
-        self, lab: Remote, fault: FirstFault, config: ModelConfig, size: int, dtype: torch.dtype, device: torch.device
+        self, lab: Remote, fault: FirstFault, config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._lab, self._fault, self._layers = lab, fault, config.num_hidden_layers
-        self._part = part(lab, config, size, dtype, device.type)
+        self._package = lab._peer.root.package
+        self._part = lab.PagedAttention(config, block_size, dtype, kept(self._package("torch").device, device.type))
         self._slots: tuple = (None, None)
         self._metadata: tuple = (None, None)
 
@@ -67,9 +47,9 @@ class There:
         return self._part.bytes_per_block
 
     def make_cache(self, num_blocks: int) -> list[Remote]:
-        pairs = pairs_of(self._lab, kept(self._part.make_cache, num_blocks))
-        expect(len(pairs) == self._layers, f"{self._layers} layers, and make_cache made {len(pairs)} pairs of keys and values")
-        return pairs
+        cache, item = kept(self._part.make_cache, num_blocks), self._package("operator").getitem
+        expect(len(cache) == self._layers, f"{self._layers} layers, and make_cache made {len(cache)} pairs of keys and values")
+        return [kept(item, cache, layer) for layer in range(self._layers)]
 
     def slots(self, block_table: Sequence[int], positions: range) -> list[int]:
         return self._fault.call(self._slots_of, block_table, positions)
@@ -81,7 +61,8 @@ class There:
         return self._fault.call(self._forward, q, layer_cache, metadata)
 
     def _slots_of(self, block_table: Sequence[int], positions: range) -> list[int]:
-        slots = numbers(self._part.slots(block_table, positions))
+        slots = self._part.slots(block_table, positions)
+        slots = slots.tolist() if isinstance(slots, Tensor) else list(slots) if isinstance(slots, tuple) else slots
         expect(isinstance(slots, list) and len(slots) == len(positions),
                f"slots of {positions} in the engine: {shown(slots)} came")
         return slots
@@ -93,17 +74,12 @@ class There:
 
     def _forward(self, q: Tensor, layer_cache: Remote, metadata: Any) -> Tensor:
         if metadata is not self._metadata[0]:
-            self._metadata = metadata, metadata_there(self._lab, **{**vars(metadata), "slot_mapping": self._slots[1]})
-        got = self._part.forward(q, layer_cache, self._metadata[1])
-        expect_tensor(got, q.shape, "forward in the engine")
-        expect(got.dtype == q.dtype, f"forward in the engine: q is {q.dtype}, so the result is too; got {got.dtype}")
-        return got
-
-
-@functools.cache
-def seam() -> Any:
-    """How the engine uses the part: the lab's own `seam.py`."""
-    return loading.run_file(find_lab("07").seam, "_lab07_seam_of_the_judge")
+            fields = {**vars(metadata), "slot_mapping": self._slots[1]}
+            self._metadata = metadata, self._package("nano_qwen3_serving.interfaces").AttentionMetadata(**fields)
+        rows = self._part.forward(q, layer_cache, self._metadata[1])
+        expect(isinstance(rows, Tensor) and rows.shape == q.shape and rows.dtype == q.dtype,
+               f"forward in the engine: q is {shown(q)}, and so is the result; {shown(rows)} came")
+        return rows
 
 
 def keeps_logits() -> Any:
@@ -114,8 +90,8 @@ def keeps_logits() -> Any:
         rows: dict[tuple[int, ...], Tensor]
 
         def sample(self, logits: Tensor, rows: Sequence[Any]) -> Any:
-            for row, one in zip(rows, logits, strict=True):
-                self.rows[(*row.prompt_token_ids, *row.output_token_ids)] = one.clone()
+            for row, numbers in zip(rows, logits, strict=True):
+                self.rows[(*row.prompt_token_ids, *row.output_token_ids)] = numbers.clone()
             return super().sample(logits, rows)
 
     sampler = KeepsLogits()
@@ -135,30 +111,28 @@ def generated(
     greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
     with first_fault() as fault:
         if lab is not None:
-            classes = SimpleNamespace(PagedAttention=functools.partial(There, lab, fault))
-            components = components.using(attention=functools.partial(seam().attention, classes))
+            classes = SimpleNamespace(PagedAttention=functools.partial(AttentionThere, lab, fault))
+            components = components.using(attention=functools.partial(load_seam(find_lab("07")).attention, classes))
         llm = LLM(model, components=components, dtype="float32", device="cpu", cpu_kernels=False, check_invariants=True,
-                  max_num_seqs=4, num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **arguments)
+                  num_gpu_blocks_override=512 // arguments.get("block_size", 16) + 8, **{"max_num_seqs": 4, **arguments})
         return llm.generate(prompts, greedy, use_tqdm=False), sampler.rows
 
 
-IN_THE_ENGINE = "See 'All right alone, wrong in the engine' in the README."
-
-
-def expect_same_tokens(found: tuple[list[Any], dict], right: tuple[list[Any], dict], how: str) -> None:
+def expect_same_tokens(mine: tuple[list[Any], dict], engines: tuple[list[Any], dict], how: str) -> None:
     """The same logits to one part in ten thousand, and the same tokens, but for a tie that such logits leave open."""
-    for mine, theirs in zip(found[0], right[0], strict=True):
-        want, got = theirs.outputs[0].token_ids, mine.outputs[0].token_ids
-        before = tuple(theirs.prompt_token_ids)
-        for count, (token, other) in enumerate(zip(want, got, strict=True)):
-            where = f"{how}: prompt of {len(theirs.prompt_token_ids)} tokens, logits after {count} generated"
-            reference, row = right[1][before], found[1][before]
-            expect(bool(row.isfinite().all()), f"{where}: NaN or infinity, with your attention in all layers. {IN_THE_ENGINE}")
-            error = ((row - reference).abs().max() / reference.abs().max()).item()
+    for output, expected in zip(mine[0], engines[0], strict=True):
+        tokens, expected_tokens = output.outputs[0].token_ids, expected.outputs[0].token_ids
+        before = tuple(expected.prompt_token_ids)
+        for count, (token, expected_token) in enumerate(zip(tokens, expected_tokens, strict=True)):
+            where = f"{how}: prompt of {len(expected.prompt_token_ids)} tokens, logits after {count} generated"
+            logits, reference = mine[1][before], engines[1][before]
+            expect(bool(logits.isfinite().all()), f"{where}: NaN or infinity, with your attention in all layers")
+            error = ((logits - reference).abs().max() / reference.abs().max()).item()
             expect(error < 1e-4, (
                 f"{where}: off by {error:.1e} of the largest; float32 in another order explains 1e-4 at most. With your "
-                f"attention the engine generated {got}, with its own {want}. {IN_THE_ENGINE}"))
-            if token != other:
+                f"attention the engine generated {tokens}, with its own {expected_tokens}. "
+                "See 'All right alone, wrong in the engine' in the README."))
+            if token != expected_token:
                 break
             before += (token,)
 
