@@ -108,7 +108,7 @@ def test_a_submission_cannot_catch_what_a_test_asserts_in_what_it_handed_out():
         peer.root.swallows(ours(fails))
 
 
-def test_a_hidden_test_that_repeats_is_told_which_run_it_is_and_returns_what_has_to_be_the_same(toy: Any):
+def test_a_hidden_test_that_repeats_is_told_which_run_it_is(toy: Any):
     with (toy.folder / "lab42" / "hidden.py").open("a") as file:
         file.write("""
 @hidden("test_todo_2_asserts", concept="at any time", repeats="another process gave another value")

@@ -250,7 +250,7 @@ def test_without_a_file_there_are_defaults_and_a_term_toml_in_the_folder_is_foun
 # init
 
 
-def test_init_writes_a_valid_file_with_a_comment_at_every_key_and_a_secret_that_only_its_owner_reads(home, monkeypatch):
+def test_init_writes_a_valid_commented_file_and_a_secret_that_only_its_owner_reads(home, monkeypatch):
     folder = home / "course"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -70,7 +70,7 @@ IN_AREAS = [
 ]
 
 
-def test_where_kinds_of_one_area_are_alike_the_area_is_named_and_a_kind_where_a_run_fails_just_as_it_does():
+def test_alike_kinds_are_told_by_their_area_and_a_kind_where_a_run_fails_just_as_it():
     assert match(IN_AREAS, failing("a"), 1) == BORDERS
     assert match(IN_AREAS, failing("a", "c"), 1) == IN_AREAS[1]
     assert match(IN_AREAS, failing("a", "c", "x"), 1) == BORDERS, "a kind has to fail just the same"

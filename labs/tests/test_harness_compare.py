@@ -271,7 +271,7 @@ def test_what_nobody_wrote_and_what_was_freed_does_not_matter(with_part):
     assert found.first is None and found.steps == 0 and "NaN" in str(found.error)
 
 
-def test_blocks_are_spoiled_when_their_request_is_gone_and_kept_ones_only_where_they_are_not_full():
+def test_blocks_of_requests_that_are_gone_are_spoiled_but_full_ones_that_are_kept():
     for shares in (False, True):
         scenario = lockstep.make_scenario(model="course-draft", shares_prefixes=shares)
         side = lockstep.Side(scenario, engine_of([]).components, garbage=fd.LARGE)

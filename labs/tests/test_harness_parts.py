@@ -385,7 +385,7 @@ async def test_with_a_failing_part_every_stream_ends(home: Path):
     assert errors and {blame(error, found).todo for error in errors} == {2}
 
 
-def test_of_two_broken_parts_the_one_that_stopped_the_engine_is_blamed_and_the_other_told_after(home: Path):
+def test_of_two_broken_parts_the_one_that_stopped_the_engine_is_blamed_first(home: Path):
     """The sampler fails for a whole batch, which the engine gets over; then a table is too short."""
     write(home, "lab04_toy", SAMPLER, ("return pick(logits), ", "assert len(rows) == 1, 'only one'; return pick(logits), "))
     write(home, "lab06_toy", BLOCKS, ("return -(-num_tokens // block_size)", "return -(-min(num_tokens, 16) // block_size)"))

@@ -167,7 +167,7 @@ def request_of(**params):
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
-def test_no_end_of_sequence_is_generated_before_min_tokens_whether_it_would_end_the_text_or_not(ignore_eos: bool) -> None:
+def test_no_end_of_sequence_is_generated_before_min_tokens(ignore_eos: bool) -> None:
     request = request_of(min_tokens=3, ignore_eos=ignore_eos, stop_token_ids=[7])
     ends = set(llm().llm_engine.config.model.eos_token_ids)
     assert ends and forbidden_tokens(sampling_row(request)) == ends | {7}

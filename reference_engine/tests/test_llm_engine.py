@@ -404,7 +404,7 @@ def test_block_tables_grow_a_block_at_a_time_and_only_when_one_is_full():
     assert all(b - a in (0, 1) for a, b in pairwise(sizes))
 
 
-def test_a_scheduler_that_schedules_nothing_while_requests_wait_is_named_instead_of_stepping_for_ever(make_llm):
+def test_a_scheduler_that_schedules_nothing_while_requests_wait_is_named(make_llm):
     class Idle(Scheduler):
         def schedule(self):
             return ScheduledBatch([])

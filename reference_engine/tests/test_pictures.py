@@ -226,7 +226,7 @@ def test_waiting_is_drawn_from_arrival_to_first_token_and_from_token_to_token() 
     assert [text.get_text() for text in picture.figure.axes[0].texts] == ["30", "10", "28"]
 
 
-def test_each_pair_has_a_point_for_each_position_on_a_circle_of_radius_1_and_each_distance_a_line() -> None:
+def test_each_pair_has_a_point_for_each_position_and_each_distance_a_line() -> None:
     products = {0: {20: 3.0, 21: 3.0}, 4: {20: 1.0, 21: 1.5}}
     picture = rotary_pairs({"fast": [(1, 0), (0, 1)], "slow": [(1, 0), (0.98, 0.2), (0.92, 0.39)]}, products)
     fast, slow, lines = picture.figure.axes
@@ -512,7 +512,7 @@ STEPS_OF_A_POOL: list[dict[str, Any]] = [
 ]
 
 
-def test_in_the_film_of_a_pool_requests_go_from_waiting_to_running_to_done_and_blocks_change_hands() -> None:
+def test_in_the_film_of_a_pool_requests_wait_run_and_end_and_blocks_change_hands() -> None:
     film = pool_film(STEPS_OF_A_POOL, num_blocks=5, names=["A", "B"])
     a, b = shapes(film)[:2]
     assert values(film, a, "transform") == ["translate(0px,28px)", "translate(0px,28px)", "translate(0px,56px)"]
@@ -546,7 +546,7 @@ def test_in_the_film_of_rows_each_goes_to_its_slot_one_after_the_other() -> None
     assert starts == [1, 2, 3, 5]
 
 
-def test_in_the_film_of_a_cache_a_token_is_computed_once_and_kept_and_without_one_again_and_again() -> None:
+def test_in_the_film_of_a_cache_a_token_is_computed_once_and_without_one_in_every_step() -> None:
     assert with_and_without_cache("What is a KV cache?", 3) == ([6, 1, 1], [6, 7, 8])
     film = cache_film([2, 1, 1], [2, 3, 4])
     told = [(text.text, values(film, text) if text.get("style") else ["1"] * 3) for text in shapes(film, "text")]
@@ -622,7 +622,7 @@ def test_what_is_turned_by_hand_is_the_labs_example() -> None:
     assert turned[1].tolist() == pytest.approx([-0.99, 0.96, 0.14, 0.30], abs=5e-3)
 
 
-def test_a_token_is_followed_through_all_parts_and_says_itself_first_and_what_the_engine_says_last() -> None:
+def test_a_token_is_followed_through_all_parts_to_what_the_engine_says() -> None:
     watched = WatchedEngine()
     way = stations(watched, "How does a model")
     assert [station.name for station in way[:4]] == ["embedding", "layer 0: attention", "layer 0: MLP", "layer 1: attention"]

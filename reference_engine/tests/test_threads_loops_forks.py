@@ -65,7 +65,7 @@ def test_a_result_is_submitted_in_one_event_loop_and_fetched_in_others():
         asyncio.run(llm.submit_request("hello", PARAMS))
 
 
-def test_a_result_that_was_not_ready_when_the_engine_was_shut_down_is_an_error_and_never_a_wait():
+def test_a_result_that_was_not_ready_at_shutdown_is_an_error_and_never_a_wait():
     gate = StepGate()
     llm, _ = async_llm(on_forward=lambda contexts: gate())
     name = asyncio.run(llm.submit_request("hello", SamplingParams(temperature=0, max_tokens=50)))
@@ -201,7 +201,7 @@ def test_a_forked_child_is_told_at_once_that_the_engine_stayed_behind(call, held
 
 
 @needs_fork
-def test_an_async_llm_that_was_started_before_a_fork_says_so_and_one_that_was_not_starts_in_the_child():
+def test_an_async_llm_started_before_a_fork_says_so_and_another_starts_in_the_child():
     started, _ = async_llm()
     asyncio.run(started.generate("hi", PARAMS))
     unused, _ = async_llm()
