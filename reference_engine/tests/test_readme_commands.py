@@ -117,11 +117,12 @@ def test_commands_are_found_wherever_they_stand() -> None:
 
 EVERY_LAB, LEARNING, PARTS = (f"labs/tests/test_{name}.py" for name in ("every_lab", "harness_learning", "harness_parts"))
 MUTANTS, DIAGNOSIS, STARTERS = (f"labs/tests/test_{name}.py" for name in ("mutants", "diagnosis", "harness_commands"))
-RELEASE, TERMINAL = "grading/tests/test_release.py", "reference_engine/tests/test_command_line.py"
+NEW_LAB, RELEASE = "grading/tests/test_new_lab.py", "grading/tests/test_release.py"
+TERMINAL = "reference_engine/tests/test_command_line.py"
 
 PROOFS = {
     r"make demo": "test_make_demo_prints_what_the_readme_shows",
-    r"make (test|quick|prove|check|notebooks)|bash \.ci/run|pytest( labs/tests\S*)?":
+    r"make (test|quick|prove|check|notebooks)|bash \.ci/run|pytest( labs/tests.*)?":
         "test_make_and_ci_start_what_pages_say",
     r"cd .+|jupyter lab .+|pip install.*|python3 -m venv .+|source .+":
         "test_files_and_folders_are_where_pages_say",
@@ -165,6 +166,8 @@ PROOFS = {
     r"python -m grading attempts .+":
         "grading/tests/test_downloads.py::test_attempts_are_listed_and_compared_though_the_file_is_gone attempts --lab --diff",
     r"python -m grading starter.*": f"{STARTERS}::test_starters_are_made_checked_and_never_lost grading starter --check",
+    r"python -m grading new-lab .+": f"{NEW_LAB}::test_a_new_lab_lacks_nothing_that_a_program_can_write_but_its_symptoms new-lab",
+    r"python -m grading check-lab .+": f"{NEW_LAB}::test_a_new_lab_goes_all_the_way check-lab",
     # for minutes: the tests call what the commands call
     r"python -m grading mutants .+": f"{MUTANTS}::test_a_mutant_is_caught_by_a_test_of_its_todo mutants",
     r"python -m grading alternatives .+": f"{MUTANTS}::test_right_solutions_that_are_built_differently_pass alternatives",
@@ -362,7 +365,7 @@ WRITTEN = {"predictions.json", "labs/.progress.json", "labs/.backups/", ".github
            *(f"broken/{number}.py" for number in range(1, 6))}
 """Files that pages name and that a command makes, or that other people's checkpoints have."""
 OF_AN_EDITION = {"ours.sealed", "untouched.py"}
-EXAMPLES = re.compile(r"labNN|\.\./train\.py")
+EXAMPLES = re.compile(r"labNN|NN_name|\.\./train\.py")
 
 
 def named_and_absent(root: Path) -> set[str]:
