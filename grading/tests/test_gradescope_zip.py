@@ -20,6 +20,8 @@ from grading.gradescope import autograder, container_limits, dry_run, run
 from grading.judge.seeds import seed_for
 from labs.harness.catalog import find_lab
 
+pytestmark = pytest.mark.slow
+
 SECRET = "a secret of the term 0123456789"
 LAB = find_lab("06")
 MOST_BYTES = 600 << 20

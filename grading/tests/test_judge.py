@@ -27,6 +27,8 @@ from labs.harness.catalog import find_lab
 from labs.harness.regions import put_back
 from labs.harness.suite.expecting import same
 
+pytestmark = pytest.mark.slow
+
 LAB = find_lab("06")
 SOLUTION = LAB.solution.read_text(encoding="utf-8")
 

@@ -15,6 +15,8 @@ from grading.authoring.checklist import CHECKLIST, Step, walk
 from grading.authoring.lab_proofs import UNFINISHED
 from labs.harness.catalog import Lab, LabError, find_lab, lab_at
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 NOT_COPIED = (".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".progress.json", ".backups", ".hypothesis")
 

@@ -15,6 +15,8 @@ from labs.harness.learner.diagnosis import Area, Symptom, diagnose, likeness, ma
 from labs.harness.learner.progress import Progress
 from labs.harness.learner.results import Outcome
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LABS = all_labs(PROJECT / "labs")
 

@@ -21,6 +21,8 @@ from labs.harness.learner.progress import DAMAGED, FILE, Progress
 from labs.harness.learner.update import merged_starter, update
 from labs.harness.suite import watch
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 STUB = 'raise TodoError("TODO {}: {}", lab="07")'
 STUBS = {1: STUB.format(1, "return twice the number"), 3: STUB.format(3, "double twice")}

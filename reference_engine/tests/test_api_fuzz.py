@@ -13,6 +13,8 @@ from nano_qwen3_serving.scheduling.block_manager import BlockManager
 from nano_qwen3_serving.testing.api_fuzz import ApiFuzzFailure, api_fuzz_command, run_api_fuzz
 from nano_qwen3_serving.testing.api_fuzz.calls import CALLS, make_call
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_five_hundred_calls_end_in_a_result_or_in_an_error_of_ours_and_nobody_else_notices(seed: int) -> None:

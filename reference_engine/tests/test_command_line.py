@@ -17,6 +17,8 @@ from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
 from nano_qwen3_serving.observe.terminal import is_terminal, prepare_streams
 from nano_qwen3_serving.observe.trace import Recorder
 
+pytestmark = pytest.mark.slow
+
 runner = CliRunner()
 
 

@@ -22,6 +22,8 @@ from nano_qwen3_serving.testing.fuzz.episode import make_episode
 from nano_qwen3_serving.testing.fuzz.grammars import ByteGrammar, ByteGrammarCompiler
 from nano_qwen3_serving.testing.fuzz.shrink import shrink
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(5)
 WITHIN = 500  #: requests in which a planted bug must be found
 

@@ -22,6 +22,8 @@ from nano_qwen3_serving.request import Request
 from nano_qwen3_serving.testing.checkpoints import Shape
 from nano_qwen3_serving.testing.oracle import Oracle
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 OUTPUT = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, detokenize=False)
 LENGTHS = [1, 2, 3, 15, 16, 17, 31, 64, 90]

@@ -32,6 +32,8 @@ from labs.harness.learner.hints import read_hints
 from labs.harness.learner.predictions import make_case
 from labs.harness.regions import make_starter
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LABS = all_labs(PROJECT / "labs")
 MADE = (".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".progress.json", ".backups", ".hypothesis", "predictions.json")
