@@ -21,7 +21,7 @@ from grading.cohort.journal import Journal, Last
 from grading.cohort.late import Late
 from grading.cohort.ray_cluster import cluster
 from grading.cohort.regrade import Regraded, change_table, run_regrade, to_regrade
-from grading.cohort.roster import Cohort, Line, read_cohort, read_times
+from grading.cohort.roster import Cohort, Remark, read_cohort, read_times
 from grading.cohort.term import Term, find_term
 from grading.cohort.worker_pool import Crew, Memory, processes
 from grading.judge.seeds import PUBLIC_SECRET
@@ -137,7 +137,7 @@ def status(journal: JournalFile = None, term_file: TermFile = None) -> None:
         console.print(overview)
         for attempt, graded in attempts:
             if not graded:
-                console.print(_line(Line(
+                console.print(_line(Remark(
                     "to be graded", attempt.student, attempt.lab, f"handed in at {attempt.submitted or 'an unknown time'}")))
         _print_rules(base, term.zone)
 
@@ -197,17 +197,17 @@ def _can_be_late(term: Term, plan: Plan) -> None:
             "those of the files themselves, which a download or a copy changes")
 
 
-def _strangers(term: Term, cohort: Cohort) -> list[Line]:
+def _strangers(term: Term, cohort: Cohort) -> list[Remark]:
     """A line for each extension of a student who has no submission, where no roster says who there is: a slip, perhaps."""
     known = {hand_in.attempt.student for hand_in in cohort.handed_in}
-    return [Line("extension", extension.student, extension.lab, "there is no such student among the submissions, and no roster")
+    return [Remark("extension", extension.student, extension.lab, "there is no such student among the submissions, and no roster")
             for extension in term.extensions if term.roster is None and extension.student not in known]
 
 
-def _without_result(base: Journal, plan: Plan) -> list[Line]:
+def _without_result(base: Journal, plan: Plan) -> list[Remark]:
     """A line for each decision about a score that is not there."""
     there = {(last.student, last.lab) for last, _ in base.settled()}
-    return [Line("override", override.student, override.lab, "there is no result that could be overridden")
+    return [Remark("override", override.student, override.lab, "there is no result that could be overridden")
             for override in base.overrides()
             if override.student and override.lab in plan.labs and (override.student, override.lab) not in there]
 
@@ -279,9 +279,9 @@ def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_sec
                       soft_wrap=True)
 
 
-def print_lines(lines: Sequence[Line]) -> None:
+def print_lines(lines: Sequence[Remark]) -> None:
     """Print lines by kind, those that want something done first."""
-    kinds: dict[str, list[Line]] = defaultdict(list)
+    kinds: dict[str, list[Remark]] = defaultdict(list)
     for line in lines:
         kinds[line.kind].append(line)
     for kind in sorted(kinds, key=lambda kind: (FIRST.index(kind) if kind in FIRST else len(FIRST), kind)):
@@ -291,7 +291,7 @@ def print_lines(lines: Sequence[Line]) -> None:
             console.print(f"{kind}: and {len(kinds[kind]) - SHOWN} more; --json FILE has all", markup=False)
 
 
-def _line(line: Line) -> Text:
+def _line(line: Remark) -> Text:
     whose = " ".join(filter(None, [line.student, f"lab {line.lab}" if line.lab else ""]))
     return Text(plain(f"{line.kind}: " + (f"{whose}: " if whose else "") + line.text).replace("\n", " "))
 
@@ -322,4 +322,4 @@ def _print_rules(base: Journal, zone: tzinfo | None) -> None:
                            + (f"; {mine} students have a deadline of their own" if mine else "")
                            + (f"; late policy there: {own.words()}" if (own := terms.policies.get(lab)) else "")), soft_wrap=True)
     for override in base.overrides():
-        console.print(_line(Line("override", override.student, override.lab, override.words())), soft_wrap=True)
+        console.print(_line(Remark("override", override.student, override.lab, override.words())), soft_wrap=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from grading.cohort.journal import Journal
-from grading.cohort.roster import Cohort, HandedIn, Line
+from grading.cohort.roster import Cohort, HandedIn, Remark
 from grading.cohort.worker_pool import Crew, UnitOutcome, schedule
 from grading.judge.checks import shorter
 from grading.judge.grader import OUT_OF_TIME, Grader, Settings, grader_of, versions
@@ -151,7 +151,7 @@ class Summary:
     known: int = 0
     graded: int = 0
     failed: int = 0
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Remark] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
 
@@ -216,7 +216,7 @@ class _Runs:
         reports: key → what is known of it, each run's report.
     """
 
-    def __init__(self, journal: Journal, lines: list[Line]) -> None:
+    def __init__(self, journal: Journal, lines: list[Remark]) -> None:
         self.journal, self.lines = journal, lines
         self.reports: dict[str, list[Report]] = {}
 
@@ -229,11 +229,11 @@ class _Runs:
         unit = outcome.unit
         why = "; ".join(outcome.crashes)
         if outcome.answer is None:
-            self.lines.append(Line("error", unit.submission.student, unit.lab,
+            self.lines.append(Remark("error", unit.submission.student, unit.lab,
                                    f"not graded: {why}; the same command tries again"))
             return
         if outcome.crashes:
-            self.lines.append(Line("crash", unit.submission.student, unit.lab, f"{why}; graded at the second try"))
+            self.lines.append(Remark("crash", unit.submission.student, unit.lab, f"{why}; graded at the second try"))
         self.lines += slow(outcome.answer, outcome.seconds)
         self._take(unit.key, outcome.answer)
 
@@ -246,15 +246,15 @@ class _Runs:
         before = self.journal.standing(report.student, report.lab, report.digest)
         if not self.journal.record(run or key, report):
             assert before is not None  # what is refused is lower than it
-            self.lines.append(Line("lower", report.student, report.lab,
+            self.lines.append(Remark("lower", report.student, report.lab,
                                    f"{report.score:g} now, but {before.score:g}, given earlier, stands; "
                                    "python -m grading regrade --allow-lower changes that"))
         elif before and before.score < report.score:
-            self.lines.append(Line("raised", report.student, report.lab,
+            self.lines.append(Remark("raised", report.student, report.lab,
                                    f"{report.score:g} now; {before.score:g} was given earlier"))
 
 
-def slow(report: Report, seconds: float) -> list[Line]:
+def slow(report: Report, seconds: float) -> list[Remark]:
     """A line about a submission whose checks took long, or did not all begin because of that."""
     late = sum(check.message.startswith(OUT_OF_TIME) and not check.passed for check in report.checks)
     each, many = seconds / max(1, len(report.checks)), len(report.checks)
@@ -265,22 +265,22 @@ def slow(report: Report, seconds: float) -> list[Line]:
                 "seconds_per_submission in term.toml limits that")
     else:
         return []
-    return [Line("slow", report.student, report.lab, text)]
+    return [Remark("slow", report.student, report.lab, text)]
 
 
-def differing(reports: Sequence[Report]) -> list[Line]:
+def differing(reports: Sequence[Report]) -> list[Remark]:
     """A line for each check that did not end the same way in all runs of one submission."""
     lines = []
     for same in zip(*(report.checks for report in reports), strict=True):
         if len({check.earned for check in same}) > 1:
             passed = sum(check.passed for check in same)
             messages = ", ".join(sorted({shorter(check.message, 100) for check in same if not check.passed}))
-            lines.append(Line("flaky", reports[0].student, reports[0].lab,
+            lines.append(Remark("flaky", reports[0].student, reports[0].lab,
                               f"{same[0].name} (TODO {same[0].todo}) passed {passed} of {len(same)} times; else: {messages}"))
     return lines
 
 
-def _older(journal: Journal, cohort: Cohort) -> list[Line]:
+def _older(journal: Journal, cohort: Cohort) -> list[Remark]:
     """A line for each student of whom something counts that is not there any more."""
     there: dict[tuple[str, str], set[str]] = {}
     lines = []
@@ -289,7 +289,7 @@ def _older(journal: Journal, cohort: Cohort) -> list[Line]:
     for (student, lab), digests in there.items():
         counts = journal.counting(student, lab)
         if counts is not None and counts.digest not in digests:
-            lines.append(Line("older", student, lab,
+            lines.append(Remark("older", student, lab,
                               f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
                               "if that is wrong, give the times in the file that term.toml names"))
     return lines

@@ -20,7 +20,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from grading.cohort.late import moment, stamp
-from grading.cohort.roster import Line, Roster, table
+from grading.cohort.roster import Remark, Roster, table
 from grading.judge.intake import ALLOWED, Submission, read_submission
 from labs.harness.catalog import Lab
 
@@ -63,7 +63,7 @@ class Collected:
 
 def collect(
     download: Path, form: str, lab: Lab, roster: Roster, worksheet: Path | None = None, zone: tzinfo | None = None
-) -> tuple[list[Collected], list[Line]]:
+) -> tuple[list[Collected], list[Remark]]:
     """The submissions of a download, by owner, and a line for each thing in it that is nobody's or is taken for something else.
 
     Args:
@@ -83,7 +83,7 @@ def collect(
         for owner, part in sorted(parts.items()):
             submission, remarks = _submission(owner, part, lab)
             made.append(Collected(owner, part, submission))
-            lines += [Line("collected", owner, lab.id, remark) for remark in remarks]
+            lines += [Remark("collected", owner, lab.id, remark) for remark in remarks]
         return made, lines
 
 
@@ -154,7 +154,7 @@ def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
 
 # the platforms
 
-Found = tuple[dict[str, Part], list[Line]]
+Found = tuple[dict[str, Part], list[Remark]]
 
 
 def _found(read: Callable[[Path, _People, Lab], Found], folder: Path, people: _People, lab: Lab) -> Found:
@@ -257,8 +257,8 @@ def _github(folder: Path, people: _People, lab: Lab) -> Found:
     return parts, lines
 
 
-def _nobodys(name: str, why: str, lab: Lab) -> Line:
-    return Line("not collected", "", lab.id, f"{name}: {why}")
+def _nobodys(name: str, why: str, lab: Lab) -> Remark:
+    return Remark("not collected", "", lab.id, f"{name}: {why}")
 
 
 FORMS: dict[str, Callable[[Path, _People, Lab], Found]] = {

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from grading.cohort.batch import Plan, Unit, runs_of
 from grading.cohort.journal import Journal
-from grading.cohort.roster import Cohort, Line
+from grading.cohort.roster import Cohort, Remark
 from grading.cohort.worker_pool import Crew, schedule
 from grading.judge.checks import shorter
 from grading.judge.report import CheckResult, Report
@@ -17,7 +17,7 @@ from grading.judge.show import plain, points
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreChange:
     """One check that is worth something else now.
 
     Attributes:
@@ -44,7 +44,7 @@ class Change:
         return round(self.after.score - self.before.score, 2)
 
     @property
-    def differences(self) -> list[Difference]:
+    def differences(self) -> list[ScoreChange]:
         """By TODO, in the order of the checks; those that are gone come last in their TODO."""
         old = {check.name: check for check in self.before.checks}
         new = {check.name: check for check in self.after.checks}
@@ -52,11 +52,11 @@ class Change:
         return sorted((difference for difference in differences if difference.points), key=lambda difference: difference.todo)
 
 
-def _difference(old: CheckResult | None, new: CheckResult | None) -> Difference:
+def _difference(old: CheckResult | None, new: CheckResult | None) -> ScoreChange:
     either = new or old
     assert either is not None
     gained = round((new.earned if new else 0.0) - (old.earned if old else 0.0), 2)
-    return Difference(either.todo, either.name, gained, _reason(old, new))
+    return ScoreChange(either.todo, either.name, gained, _reason(old, new))
 
 
 def _reason(old: CheckResult | None, new: CheckResult | None) -> str:
@@ -85,7 +85,7 @@ class Regraded:
     """
 
     changes: list[Change]
-    lines: list[Line]
+    lines: list[Remark]
     held: int = 0
 
     @property

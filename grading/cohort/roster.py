@@ -31,7 +31,7 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".py")
 
 
 @dataclass(frozen=True)
-class Line:
+class Remark:
     """Something to be known about a run.
 
     Attributes:
@@ -52,7 +52,7 @@ class Roster:
     """The students of a course: id → columns, in the file's order."""
 
     students: Mapping[str, dict[str, str]]
-    lines: tuple[Line, ...] = ()
+    lines: tuple[Remark, ...] = ()
 
     def called(self, name: str) -> str:
         """The id of the student of this name, else the name.
@@ -90,11 +90,11 @@ class Cohort:
     """All that was found."""
 
     handed_in: list[HandedIn] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Remark] = field(default_factory=list)
 
     def say(self, kind: str, text: str, student: str = "", lab: str = "") -> None:
         """Adds a line to the report."""
-        self.lines.append(Line(kind, student, lab, text))
+        self.lines.append(Remark(kind, student, lab, text))
 
 
 def table(path: Path, needed: Sequence[str]) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
@@ -157,21 +157,21 @@ def read_roster(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -
                          "name the column of the ids in term.toml, such as SIS Login ID")
     students: dict[str, dict[str, str]] = {}
     seen: dict[str, str] = {}
-    lines = [Line("roster", "", "", remark) for remark in odd]
+    lines = [Remark("roster", "", "", remark) for remark in odd]
     for where, row in rows:
         if is_canvas and (row["student"] in NOBODY or not any(row.get(name) for name in ("student", "id", "sis login id"))):
             continue
         row |= {name: row.get(heading.lower(), "") for name, heading in headings.items()}
         student = row["student"] = normalize("NFC", row["student"])
         if not student:
-            lines.append(Line("roster", "", "", f"{where} has no student"))
+            lines.append(Remark("roster", "", "", f"{where} has no student"))
         elif student in students:
-            lines.append(Line("roster", student, "",
+            lines.append(Remark("roster", student, "",
                               f"{where} has {student} again, who stands in {seen[student]}; the first row counts"))
         else:
             students[student], seen[student] = row, where
     if not students:
-        lines.append(Line("roster", "", "", f"{path.name} has no students; every submission is graded as one without a row"))
+        lines.append(Remark("roster", "", "", f"{path.name} has no students; every submission is graded as one without a row"))
     return Roster(students, tuple(lines))
 
 

@@ -19,7 +19,7 @@ import pytest
 from grading.authoring.mutants import read_mutants
 from grading.cohort.batch import Plan, Unit, differing, plan_of, run_batch, seconds_for, slow
 from grading.cohort.journal import Journal
-from grading.cohort.roster import Line, read_cohort, read_roster
+from grading.cohort.roster import Remark, read_cohort, read_roster
 from grading.cohort.term import read_term
 from grading.cohort.worker_pool import Crew, Memory, answer_of, processes
 from grading.judge.grader import Settings, grader_of
@@ -214,7 +214,7 @@ def test_two_equal_runs_that_differ_are_flaky_by_check():
 
     assert differing([once(steady=2.0, failing=0.0)] * 3) == []
     assert differing([once(a=2.0, b=2.0), once(a=2.0, b=0.0), once(a=2.0, b=2.0)]) == [
-        Line("flaky", "alice", "06", "b (TODO 1) passed 2 of 3 times; else: sometimes")]
+        Remark("flaky", "alice", "06", "b (TODO 1) passed 2 of 3 times; else: sometimes")]
 
 
 # processes
