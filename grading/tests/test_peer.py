@@ -18,6 +18,8 @@ from grading.sandbox.worker.peer import Peer, Raised, Remote, kept
 from grading.sandbox.worker.wire import LENGTHS, Ended, Garbled
 from nano_qwen3_serving import SamplingParams
 
+pytestmark = pytest.mark.slow
+
 
 class Submission:
     """What lives at the worker's end."""

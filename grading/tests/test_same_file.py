@@ -15,6 +15,8 @@ from labs.harness import loading
 from labs.harness.catalog import LabError, find_lab
 from labs.harness.source import MOST_BYTES
 
+pytestmark = pytest.mark.slow
+
 LAB = find_lab("06")
 SOLUTION = LAB.solution.read_text(encoding="utf-8")
 PLAIN = SOLUTION.encode()

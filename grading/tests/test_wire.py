@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from grading.sandbox.worker import wire
 from grading.sandbox.worker.wire import Ended, Garbled, decode, encode, frame, receive
 
+pytestmark = pytest.mark.slow
+
 QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 Pair = namedtuple("Pair", "first second")
 

@@ -10,6 +10,8 @@ import pytest
 
 from labs.harness.suite.patience import Limit, WaitsForEver
 
+pytestmark = pytest.mark.slow
+
 SOON = 0.3
 
 WAYS = {

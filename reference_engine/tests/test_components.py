@@ -20,6 +20,8 @@ from nano_qwen3_serving.testing.doubles import (
     double_components,
 )
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["What is machine learning?", "Hello", "What is a block table?", "A", "Explain preemption in one sentence."]
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 # small enough for chunks and for waiting, large enough for the toys, which do not preempt

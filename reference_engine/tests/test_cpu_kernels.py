@@ -25,6 +25,8 @@ from nano_qwen3_serving.model.products import CompiledProduct
 from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM
 from nano_qwen3_serving.testing.checkpoints import Shape
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}  # half a unit in the last place, relative
 DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=lambda d: str(d).removeprefix("torch."))
 TILE = 32  # keys that `paged_decode` takes at once

@@ -18,6 +18,8 @@ import pytest
 
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 ENGINE = PROJECT / "reference_engine"
 PACKAGE = ENGINE / "nano_qwen3_serving"

@@ -28,6 +28,8 @@ from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.testing.tiny_tokenizer import TEMPLATE, added_tokens, tokenizer_files
 from nano_qwen3_serving.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 GONE = object()  # a field, or a file, that is not there
 NEXT_ID = added_tokens()[-1]["id"] + 1
 HALF = "\ud83d"  # half a character, as JSON can spell it

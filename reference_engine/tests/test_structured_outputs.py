@@ -18,6 +18,8 @@ from nano_qwen3_serving.testing.tiny_tokenizer import write_tokenizer
 from nano_qwen3_serving.text.grammar import GrammarCompiler
 from nano_qwen3_serving.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = {
     "type": "object",
     "properties": {"blocks": {"type": "integer", "minimum": 0, "maximum": 999}, "state": {"enum": ["free", "held"]}},
