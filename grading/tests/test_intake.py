@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from grading.judge import intake
 from grading.judge.intake import MOST_BYTES, MOST_COPIES, MOST_ENTRIES, Submission, read_submission
 
+pytestmark = pytest.mark.slow
+
 GOOD = b"x = 1\n"
 
 

@@ -23,6 +23,8 @@ from nano_qwen3_serving.model.checkpoint import find_checkpoint, open_tensors
 from nano_qwen3_serving.testing.checkpoints import Shape, parameter_shapes, write_random_checkpoint
 from nano_qwen3_serving.testing.oracle import Oracle
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=10, attention_bias=True)
 UNTIED = Shape(hidden_size=48, num_attention_heads=6, num_key_value_heads=3, head_dim=10, tie_word_embeddings=False)
 PROMPT = {"prompt_token_ids": list(range(40, 80))}

@@ -92,6 +92,8 @@ from nano_qwen3_serving.pictures.chunks import rows_of
 from nano_qwen3_serving.pictures.film import HOLD, Film
 from nano_qwen3_serving.pictures.schedule import seats_taken
 
+pytestmark = pytest.mark.slow
+
 COURSE = Path(__file__).parents[2]
 AT_WORK = COURSE / "reference_engine" / "at_work.svg"
 STEPS = [

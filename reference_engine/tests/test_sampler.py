@@ -22,6 +22,8 @@ from nano_qwen3_serving.execution.masks import apply_masks
 from nano_qwen3_serving.execution.sampler import Sampler, apply_processors, uniform
 from nano_qwen3_serving.interfaces import SamplingRow
 
+pytestmark = pytest.mark.slow
+
 FALSE_REJECTS = 1e-9
 DRAWS = 20_000
 VOCAB = 24
