@@ -359,7 +359,7 @@ def test_a_batch_says_what_it_still_has_to_be_told(home, text, said):
 
 
 def test_an_extension_of_who_handed_in_nothing_and_a_decision_about_no_result_are_said(home):
-    from grading.cli.batch import _strangers, _without_result
+    from grading.cli.batch import _unknown_students, _without_result
     from grading.cohort.batch import Plan
     from grading.cohort.roster import Cohort
     from grading.judge.grader import Settings
@@ -372,9 +372,9 @@ def test_an_extension_of_who_handed_in_nothing_and_a_decision_about_no_result_ar
         assert [(line.kind, line.student, line.text) for line in _without_result(base, plan)] == [
             ("override", "ada", "there is no result that could be overridden")]
     without = read(home, WHOLE.replace('file = "roster.csv"', "").replace(", sections = { B = 2027-03-30 }", ""))
-    assert [(line.kind, line.student) for line in _strangers(without, Cohort())] == [
+    assert [(line.kind, line.student) for line in _unknown_students(without, Cohort())] == [
         ("extension", "ada"), ("extension", "ben"), ("extension", "ben")]
-    assert _strangers(term, Cohort()) == [], "the roster has them"
+    assert _unknown_students(term, Cohort()) == [], "the roster has them"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed, and a term's tag is git's")

@@ -8,7 +8,7 @@ import pytest
 
 from grading.authoring import symptoms
 from grading.authoring.mutants import Mutant, read_mutants
-from grading.authoring.symptoms import Concept, Score, Seen, family_left_out, leave_one_out, symptoms_of
+from grading.authoring.symptoms import Concept, MutantRun, Score, family_left_out, leave_one_out, symptoms_of
 from labs.harness.catalog import LabError, all_labs, lab_at
 from labs.harness.learner import diagnosis
 from labs.harness.learner.diagnosis import Area, Symptom, diagnose, likeness, match, most_telling, pattern_of, same_everywhere
@@ -134,9 +134,9 @@ def test_numbers_lists_and_quoted_text_do_not_matter_but_wording_does():
 # making and scoring tables
 
 
-def seen(name: str, *tests: str, todo: int = 1) -> Seen:
+def seen(name: str, *tests: str, todo: int = 1) -> MutantRun:
     mutant = Mutant("07", name, todo, "author", "a slip", name, f"{name} it is", 1)
-    return Seen(mutant, tuple(failing(*tests, todo=todo)))
+    return MutantRun(mutant, tuple(failing(*tests, todo=todo)))
 
 
 BUGS = [seen("one", "a", "b"), seen("two", "a", "b", "c"), seen("three", "d"), seen("four", "e", todo=2)]

@@ -50,12 +50,12 @@ def test_an_error_that_is_not_ours_is_a_failure_that_names_seed_and_call(monkeyp
 def test_a_block_that_is_lost_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     free, lost = BlockManager.free, []
 
-    def loses_one(self: BlockManager, request_id: str) -> None:
+    def lose_one_block(self: BlockManager, request_id: str) -> None:
         if not lost and request_id in self._holdings:
             lost.append(self._holdings[request_id].table.pop())
         free(self, request_id)
 
-    monkeypatch.setattr(BlockManager, "free", loses_one)
+    monkeypatch.setattr(BlockManager, "free", lose_one_block)
     with pytest.raises(ApiFuzzFailure):
         run_api_fuzz(40, 7)
 

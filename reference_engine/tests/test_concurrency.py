@@ -724,21 +724,21 @@ class FaultyScheduler(Scheduler):
         super().__init__(config.scheduler, block_manager)
         self.method, self.left = method, at
 
-    def _maybe(self, method):
+    def _fail_when_due(self, method):
         self.left -= method == self.method
         if method == self.method and self.left == 0:
             raise RuntimeError(f"{method} is broken")
 
     def add(self, request):
-        self._maybe("add")
+        self._fail_when_due("add")
         super().add(request)
 
     def schedule(self):
-        self._maybe("schedule")
+        self._fail_when_due("schedule")
         return super().schedule()
 
     def update(self, batch, result):
-        self._maybe("update")
+        self._fail_when_due("update")
         return super().update(batch, result)
 
 

@@ -179,7 +179,7 @@ class BlockManager:
             if entry is None and block.cached is None:
                 entry = CachedBlock(block.block_id, key, tokens, parent, holding.salt)
                 self._by_hash[key] = block.cached = entry
-            if entry is None or not self._is(entry, tokens, parent, holding.salt):
+            if entry is None or not self._is_content(entry, tokens, parent, holding.salt):
                 return  # another content has the same hash: what follows it cannot be found either
             chain.append(entry)
 
@@ -231,7 +231,7 @@ class BlockManager:
             tokens = tuple(token_ids[end - self.block_size : end])
             parent = chain[-1] if chain else None
             entry = self._by_hash.get(self._key(parent, tokens, salt))
-            if entry is None or not self._is(entry, tokens, parent, salt):
+            if entry is None or not self._is_content(entry, tokens, parent, salt):
                 break
             chain.append(entry)
         return chain
@@ -240,7 +240,7 @@ class BlockManager:
         return self._hash(parent.key if parent else salt.encode(), tokens)
 
     @staticmethod
-    def _is(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
+    def _is_content(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
         """Whether the entry really is this content: a hash alone would serve foreign KV on a collision."""
         return entry.token_ids == tokens and entry.salt == salt and has_parent(entry, parent)
 
