@@ -296,7 +296,7 @@ def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
 
 @pytest.mark.proof
 @pytest.mark.slow
-def test_what_it_cannot_tell_it_does_not_tell_and_the_message_that_says_most_is_repeated(workshop, toy):
+def test_an_unknown_mistake_is_not_named_and_the_most_telling_message_is_repeated(workshop, toy):
     make_table(workshop, toy)
     text = (toy / "starter.py").read_text()
     wrong = "raise RuntimeError(f'the number {number} is one that nobody ever thought of')"

@@ -16,7 +16,7 @@ from labs.harness.suite.expecting import Here
 from nano_qwen3_serving import SamplingParams
 
 
-def test_an_engine_says_what_the_ledger_chose_and_the_ledger_sees_who_shared_its_steps():
+def test_an_engine_says_what_the_ledger_chose_and_the_ledger_knows_who_shared_steps():
     rng = random.Random(1)
     ledger, prompts = Ledger(rng), some_prompts(rng, 3)
     outputs = read_outputs(Here(), scripted_llm(Here(), ledger).generate(prompts, [exactly(count) for count in (2, 4, 4)]))

@@ -129,7 +129,7 @@ def test_a_message_without_end_is_cut():
     assert len(found.lines) <= 9 and max(map(len, found.lines)) < 400
 
 
-def test_an_unwritten_todo_and_a_file_that_cannot_be_loaded_are_one_thing_for_all_tests():
+def test_an_unwritten_todo_and_a_file_that_cannot_be_loaded_are_each_reported_once():
     todo = [failure_of(TodoError("TODO 3: add", lab="02"), 3, f"test_{n}", "", None, SUITE) for n in range(3)]
     assert len({one.kind for one in todo}) == 1 and all(one.waits for one in todo)
     assert todo[0].lines[0] == "TODO 3: add" and "hint 02 3" in todo[0].lines[2]

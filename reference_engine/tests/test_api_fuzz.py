@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_five_hundred_calls_end_in_a_result_or_in_an_error_of_ours_and_nobody_else_notices(seed: int) -> None:
+def test_five_hundred_calls_end_in_a_result_or_our_error_and_disturb_no_neighbour(seed: int) -> None:
     totals = run_api_fuzz(500, seed)
     assert sum(totals.values()) == 500
     assert totals["result"] + totals["elsewhere"] > 100 and totals["InvalidParametersError"] > 100
