@@ -53,7 +53,7 @@ def ceilings() -> dict[str, float]:
 
 
 class CacheSize(NamedTuple):
-    """Bytes of the last-level cache, and who says so."""
+    """Bytes of the last-level cache, and the source of the figure."""
 
     num_bytes: int
     source: str
@@ -66,7 +66,7 @@ def last_level_cache(sysfs: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -
 
 
 def from_sysfs(folder: Path) -> CacheSize | None:
-    """What Linux writes down."""
+    """The largest size that Linux lists in `folder`; None if it lists none."""
     sizes = []
     for file in sorted(folder.glob("index*/size")):
         with contextlib.suppress(OSError, ValueError):
@@ -76,7 +76,7 @@ def from_sysfs(folder: Path) -> CacheSize | None:
 
 
 def from_sysctl() -> CacheSize | None:
-    """What macOS answers."""
+    """The largest size that macOS reports; None elsewhere."""
     sizes = []
     for name in ("hw.l3cachesize", "hw.perflevel0.l2cachesize", "hw.l2cachesize"):
         with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):

@@ -1,7 +1,7 @@
 """The choice of parts. An engine is built from one `Components`; anything else in it is wiring.
 
-Each field is a factory for one part. The defaults import the reference part when they are called,
-so that this package imports, and runs with a replacement, when any one part's file is missing.
+Each field is a factory for one part. The defaults import the reference part only when they are called,
+so the package still imports, and runs with a replacement, when any one part's file is missing.
 The engine does not know where a replacement comes from.
 """
 

@@ -1,4 +1,4 @@
-"""What a request gives back. vLLM's `RequestOutput` and `CompletionOutput`, same names.
+"""The outputs of a request. vLLM's `RequestOutput` and `CompletionOutput`, with the same names.
 
 Knows nothing of how tokens are made. Times are seconds on the engine's clock.
 """
@@ -44,7 +44,7 @@ class CompletionOutput:
 
     Attributes:
         index: which of the request's n completions this is.
-        text: generated text; all of it, or with `DELTA` what is new.
+        text: generated text; all of it, or with `DELTA` only the new part.
         token_ids: generated tokens, likewise; an end-of-sequence token is among them.
         cumulative_logprob: sum of the chosen tokens' log-probabilities, if asked for.
         logprobs: for each token the log-probabilities asked for.
@@ -68,9 +68,9 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """The state of a request, or with `DELTA` what is new of it.
+    """The state of a request, or with `DELTA` what is new since the last output.
 
-    Two are equal if they say the same; when things happened, and in which blocks, is not compared.
+    Two outputs are equal if they say the same; times and blocks are not compared.
 
     Attributes:
         request_id: the caller's id.
@@ -97,9 +97,9 @@ class RequestOutput:
     block_indices: list[int] = field(default_factory=list, compare=False)
 
     def merged(self, newer: RequestOutput, *, deltas: bool) -> RequestOutput:
-        """This output and a newer one as one: what a consumer gets who did not fetch this one.
+        """This output and a newer one merged, for a consumer that did not fetch this one in time.
 
-        With `deltas` text and tokens are joined, otherwise the newer ones hold everything already.
+        With `deltas` text and tokens are joined; otherwise the newer output holds everything already.
         """
         by_index = {o.index: o for o in self.outputs}
         for new in newer.outputs:

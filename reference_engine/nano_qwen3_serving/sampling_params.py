@@ -23,7 +23,7 @@ from nano_qwen3_serving.arguments import (
 from nano_qwen3_serving.exceptions import shown
 
 MAX_N = 16_384  # as in vLLM
-MIN_TEMPERATURE = 0.01  # below it float16 logits overflow when divided
+MIN_TEMPERATURE = 0.01  # below this, float16 logits overflow when divided by it
 
 
 class RequestOutputKind(IntEnum):
@@ -81,13 +81,13 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches this, (0, 1].
         top_k: keep this many tokens; 0 and -1 are off.
         min_p: keep tokens at least this fraction as likely as the likeliest, [0, 1].
-        seed: makes the request's draws its own: the same tokens whatever runs beside it.
+        seed: gives the request draws of its own: the same tokens whatever other requests run.
         stop: strings that end the text; not part of it unless `include_stop_str_in_output`.
         stop_token_ids: tokens that end it.
         ignore_eos: go on after the model's end-of-sequence tokens.
-        max_tokens: at most this many tokens; None is up to the model's length.
+        max_tokens: at most this many tokens; None means up to the model's length.
         min_tokens: no end of sequence and no stop before this many.
-        logprobs: log-probabilities of the chosen token and of this many best ones (-1: all).
+        logprobs: log-probabilities of the chosen token and of this many of the likeliest (-1: all).
         prompt_logprobs: the same for each token of the prompt.
         detokenize: produce text.
         skip_special_tokens: leave special tokens out of the text.
@@ -223,7 +223,7 @@ class SamplingParams:
             check_texts("bad_words", self.bad_words, "a list of non-empty strings")
 
     def _own(self) -> None:
-        """Copies what is the caller's: a list that grows later would change a request that runs."""
+        """Copies the caller's lists and dicts: otherwise a list that grows later would change a running request."""
         for name in ("stop", "stop_token_ids", "logit_bias", "allowed_token_ids", "bad_words"):
             value = getattr(self, name)
             if isinstance(value, (list, dict)):

@@ -29,7 +29,7 @@ class Recorder(EngineObserver):
             sampled      {request: [token, …]}
             finished     {request: finish reason}
             free_blocks  blocks that could be given out at its end
-            evictions    known blocks forgotten since the engine began
+            evictions    cached blocks evicted since the engine began
             seconds      {schedule, execute, output} of the step
     """
 
@@ -71,7 +71,7 @@ class Recorder(EngineObserver):
             self._file.flush()
 
     def steps_with(self, request_id: str) -> list[dict[str, Any]]:
-        """The steps that computed something of the request."""
+        """The steps that computed tokens of the request."""
         return [s for s in self.steps if request_id in s["block_tables"]]
 
     def close(self) -> None:

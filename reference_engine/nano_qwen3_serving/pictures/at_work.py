@@ -59,7 +59,7 @@ class Run:
 
     @property
     def alone(self) -> int:
-        """Steps that the answers take one after the other: one for each token."""
+        """The number of steps if the answers are generated one after the other: one for each token."""
         return sum(len(tokens) for step in self.steps for tokens in step["sampled"].values())
 
 
@@ -105,7 +105,7 @@ def film(of: Run) -> Card:
 
 
 def _answer(drawn: Film, of: Run, name: str, lines: Sequence[str], top: float) -> None:
-    """A request's letter, its question, how it goes, and its answer as it grows; nothing before it comes."""
+    """A request's letter, question and state, and its growing answer; nothing is shown before the request arrives."""
     states = of.each((_state(step, name, of.texts[name][-1][0]) for step in of.steps), "done")
     there, colour = [bool(state) for state in states], colour_of(list(of.questions), name)
     drawn.box(8, top - 9, 24, 24, "none", colour, when=there)
@@ -125,7 +125,7 @@ def _answer(drawn: Film, of: Run, name: str, lines: Sequence[str], top: float) -
 
 
 def _state(step: Mapping[str, Any], name: str, last: int) -> str:
-    """How a request goes in a step; nothing as long as it has not come."""
+    """A request's state in a step; empty until the request arrives."""
     if name in step["waiting"]:
         return f"waits: {SEATS} of {SEATS} seats are taken"
     chunk = next((chunk for chunk in step["chunks"] if chunk["request"] == name), None)
@@ -169,7 +169,7 @@ def _pool(drawn: Film, of: Run, top: float) -> None:
 
 
 def _held(step: Mapping[str, Any], block: int) -> tuple[str, float]:
-    """Who holds a block after a step, and which share of it is filled; nobody, and nothing."""
+    """Which request holds a block after a step, and which share of the block is filled; None and 0 if no request does."""
     for chunk in step["chunks"]:
         table = step["block_tables"][chunk["request"]]
         if block in table:

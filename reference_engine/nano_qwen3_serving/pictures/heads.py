@@ -1,4 +1,4 @@
-"""Pictures of attention: pairs that turn with the position, who reads whom, and with which weight."""
+"""Pictures of attention: pairs that turn with the position, which head reads which KV head, and attention weights."""
 
 from __future__ import annotations
 

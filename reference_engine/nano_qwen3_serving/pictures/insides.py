@@ -106,7 +106,7 @@ class WatchedEngine:
         return {name: matrix.numel() for name, matrix in self.network.named_parameters() if name != "lm_head.weight"}
 
     def shapes(self, text: str) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """What passes while a text is computed: module, shape that it gets, shape that it gives. Of the layers only the first."""
+        """The modules that run while a text is computed, with the shapes of input and output; of the layers, only the first."""
         shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
         hooks = [
             module.register_forward_hook(
@@ -120,7 +120,7 @@ class WatchedEngine:
 
 
 class MisledAttention(TorchPagedAttention):
-    """Reads through tables that somebody has changed; writes to the right places.
+    """Reads through tables that `change` has changed; writes to the right places.
 
     Args:
         config: the engine's.
@@ -190,7 +190,7 @@ class StepsByHand:
         return list(zip(names, step.positions.tolist(), step.metadata.slot_mapping.tolist(), strict=True))
 
     def described(self, step: ModelInputs) -> str:
-        """Such a step in three lines: its rows, then what attention is told."""
+        """Such a step in three lines: its rows, then the metadata that attention gets."""
         meta = step.metadata
         return "\n".join(" ".join(map(str, words)) for words in (
             ("token ids", step.token_ids.tolist(), " request, position, slot", *self.rows_of(step)),

@@ -111,7 +111,7 @@ class Oracle:
         return calls
 
     def _close_calls(self, index: int, prompt: list[int], output: list[int]) -> list[CloseCall]:
-        """Where `output` is not the best token for what precedes it; never by `MARGIN` or more."""
+        """The places where `output` has another token than the oracle's best; a margin of `MARGIN` or more raises."""
         logits = self.logits([*prompt, *output[:-1]])[len(prompt) - 1 :]
         behind = logits.amax(dim=-1) - logits.gather(1, torch.tensor(output)[:, None])[:, 0]
         calls = [CloseCall(index, j, margin) for j, margin in enumerate(behind.tolist()) if margin > 0]

@@ -2,9 +2,9 @@
 
 The network writes what it is given into the real attention cache, reads the whole context back
 through the block table, and makes the next token of it with integers. A block that is lost, stale,
-shared wrongly or somebody else's therefore changes the output; what the output should be takes a
-few lines without cache, scheduler or batch (`continuation`). Nothing depends on who else is in the
-batch, not in the last bit either.
+shared wrongly or another request's therefore changes the output; what the output should be takes a
+few lines without cache, scheduler or batch (`continuation`). Nothing depends on the other requests in
+the batch, not even in the last bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Chat templates: where files keep them, the jinja they are written in, and messages as they see them.
 
-Everything is as in transformers, so that the same template gives the same text; what goes wrong while one
-renders is the caller's `InvalidParametersError`. Knows nothing of tokens.
+Everything is as in transformers, so that the same template gives the same text; an error during rendering
+becomes the caller's `InvalidParametersError`. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def render(
         switches: the template's own.
 
     Raises:
-        InvalidParametersError: the template refuses them, or fails over them.
+        InvalidParametersError: the template refuses the messages, or fails on them.
         UnknownArgumentError: the template never looks at one of the switches.
     """
     variables = {**names, **switches, "tools": checked_objects("tools", tools),
@@ -131,8 +131,8 @@ def render(
 
 
 def rendered(template: Template, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
-    """The template's text. Calls of tools often come without a content: where a template cannot do without, it is
-    empty, as in vLLM; where it can, the key is not there, as in transformers."""
+    """The template's text. Tool calls often come without a content: if a template needs the key, the content is
+    empty, as in vLLM; if not, the key is missing, as in transformers."""
     try:
         return template.render({**variables, "messages": messages})
     except UndefinedError:
@@ -213,12 +213,12 @@ def to_json(
     value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
     separators: tuple[str, str] | None = None, sort_keys: bool = False,
 ) -> str:
-    """The filter `tojson`; jinja's own would escape what HTML must."""
+    """The filter `tojson`; jinja's own escapes characters for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def strftime_now(format: str) -> str:
-    """The date and time, for templates that say it."""
+    """The date and time, for templates that print it."""
     return datetime.now().strftime(format)
 
 
@@ -294,7 +294,7 @@ def marked(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut_at_mark(text: str) -> str:
-    """`text` before the mark; if the template trimmed the message, and so the mark, without its last spaces."""
+    """`text` up to the mark; if the template trimmed the message, the mark lost its spaces, and the text loses its last ones."""
     start = text.rfind(MARK.strip())
     if start < 0:
         raise InvalidParametersError(

@@ -77,7 +77,7 @@ class IncrementalDetokenizer:
         return TextDelta(self._cut(len(self._pending) - self._held()))
 
     def finish(self) -> TextDelta:
-        """No more tokens come: the text that was kept back. An incomplete character is U+FFFD."""
+        """Ends the tokens; returns the text that was kept back. An incomplete character becomes U+FFFD."""
         if self._stopped:
             return TextDelta("")
         self._pending += self._utf8.decode(b"", final=True)
@@ -101,7 +101,7 @@ class IncrementalDetokenizer:
         return TextDelta(text, stop)
 
     def _held(self) -> int:
-        """Characters at the end of the pending text that could still turn into a stop string: with which one begins."""
+        """The number of characters at the end of the pending text with which a stop string begins."""
         for count in range(min(self._hold, len(self._pending)), 0, -1):
             end = self._pending[-count:]
             if any(stop.startswith(end) for stop in self._stop):

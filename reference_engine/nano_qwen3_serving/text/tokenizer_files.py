@@ -75,7 +75,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def refuse_other_forms(definition: Fields, settings: Fields) -> None:
-    """Raises a `ModelLoadError` for a vocabulary that is not byte-level, or lies in another file."""
+    """Raises a `ModelLoadError` for a vocabulary that is not byte-level, or is stored in another file."""
     if not isinstance(definition.get("model"), dict):
         raise ModelLoadError(f"{definition.file} is corrupt: it has no object 'model'; copy or download it again")
     if definition.section("decoder").get("type") != "ByteLevel":
@@ -101,8 +101,8 @@ def tokenizer_class(settings: Fields) -> str:
 def qwen_backend(definition: Fields, settings: Fields) -> tokenizers.Tokenizer:
     """Qwen's tokenizer with the vocabulary of `tokenizer.json`.
 
-    transformers reads nothing else of that file for this class, so anything else in it would be silently
-    dropped there: it is refused.
+    transformers reads nothing else from that file for this class and silently drops the rest, so a file that
+    says anything else is refused.
     """
     refuse_other_pipelines(definition)
     model = definition.section("model")
@@ -155,5 +155,5 @@ def backend_as_written(definition: Fields) -> tokenizers.Tokenizer:
 
 
 def corrupt(definition: Fields, error: Exception) -> ModelLoadError:
-    """For what the library cannot read."""
+    """The error for a file that the library cannot read."""
     return ModelLoadError(f"{definition.file} is corrupt ({error}); copy or download it again")

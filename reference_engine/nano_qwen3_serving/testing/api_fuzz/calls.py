@@ -90,7 +90,7 @@ def spoiled(random: Random, right_values: dict[str, Callable[[Random], Any]], co
 
 
 def how_many(random: Random) -> int:
-    """Hostile arguments of a call: mostly one, for two hide each other."""
+    """How many arguments of a call are hostile: mostly one, because two hide each other."""
     return random.choice([0, 1, 1, 1, 2, 3])
 
 
@@ -140,12 +140,12 @@ def engine_arguments() -> dict[str, Callable[[Random], Any]]:
 
 
 def always(value: Any) -> Callable[[Random], Any]:
-    """A right value that is not drawn."""
+    """A maker that always returns the same right value."""
     return lambda random: value
 
 
 def async_llm_arguments() -> dict[str, Callable[[Random], Any]]:
-    """The same for `AsyncLLM`."""
+    """Each argument of `AsyncLLM` with its default for a right value."""
     parameters = inspect.signature(AsyncLLM).parameters.values()
     return {p.name: always(p.default) for p in parameters if p.name not in ("components", "recorder")}
 
@@ -161,7 +161,7 @@ def clone(random: Random) -> Call:
 
 
 def async_llm_object(random: Random) -> Call:
-    """An `AsyncLLM` that is asked before it is started."""
+    """`AsyncLLM.get_model_info` of an object that was never started."""
 
     async def run(world: World, arguments: Arguments) -> Any:
         return AsyncLLM(**arguments).get_model_info()
@@ -229,7 +229,7 @@ def async_llm(random: Random) -> Call:
 
 
 def other_async_llm_calls(random: Random) -> Call:
-    """The calls of a running `AsyncLLM` that ask."""
+    """The calls of a running `AsyncLLM` that generate nothing."""
     name = random.choice(["get_result", "abort", "get_stats", "clear_stats", "start"])
     arguments = {"request_id": hostile(random)} if name in ("get_result", "abort") else {}
 

@@ -83,7 +83,7 @@ NEW: list[Callable[[], Any]] = [
 
 
 def hostile(random: Random) -> Any:
-    """One of them, new."""
+    """A new hostile value."""
     place = random.randrange(len(CONSTANTS) + len(NEW))
     return CONSTANTS[place] if place < len(CONSTANTS) else NEW[place - len(CONSTANTS)]()
 

@@ -50,7 +50,7 @@ async def changing(call: Call, world: World, random: Random) -> Any:
 
 
 async def pickled(call: Call, world: World, random: Random) -> Any:
-    """With arguments that came through pickle, if they can, and an answer that goes the same way."""
+    """With arguments that were pickled, if pickle takes them, and an answer that is pickled too."""
     try:
         arguments = pickle.loads(pickle.dumps(call.arguments))
     except Exception:
@@ -63,7 +63,7 @@ async def pickled(call: Call, world: World, random: Random) -> Any:
 
 
 async def forked(call: Call, world: World, random: Random) -> Any:
-    """In a child, which has no threads of its parent's: it must answer; one that hangs is killed and counted as wrong."""
+    """In a forked child, which has none of its parent's threads: it must answer. A hanging child is killed and counts as wrong."""
     if not call.in_fork or not hasattr(os, "fork"):
         return await here(call, world, random)
     reader, writer = os.pipe()
@@ -96,7 +96,7 @@ def ending_in_child(call: Call, world: World) -> str:
 
 
 def read_all(descriptor: int) -> str:
-    """What a pipe says until it is closed."""
+    """All text that comes through a pipe until it is closed."""
     with os.fdopen(descriptor, encoding="utf-8") as file:
         return file.read()
 

@@ -1,4 +1,4 @@
-"""The engines that are called: real ones around a network whose tokens are known, and neighbours who notice."""
+"""The engines that are called: real ones around a network whose tokens are known, and neighbours that check their own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A request that does nothing wrong, and knows its tokens."""
+    """A correct request that knows its tokens."""
 
     tokens: tuple[int, ...] = tuple(b"What is a neighbour?")
     count: int = 6
@@ -39,7 +39,7 @@ class Neighbour:
         return SamplingParams(temperature=0, max_tokens=self.count, ignore_eos=True)
 
     def expected(self) -> list[int]:
-        """What it gets alone."""
+        """The tokens that it gets when it runs alone."""
         return continuation(self.tokens, self.count)
 
 

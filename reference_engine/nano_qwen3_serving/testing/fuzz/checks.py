@@ -1,6 +1,6 @@
 """What a caller got against what it must get.
 
-Every failure is a `Violation` that says in one sentence what happened to whom.
+Every failure is a `Violation` that says in one sentence which request got what.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Violation(AssertionError):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises `Violation` unless it holds."""
+    """Raises `Violation` unless `holds`."""
     if not condition:
         raise Violation(message)
 
@@ -42,7 +42,7 @@ class Checker:
     """Judges callers whose requests are over.
 
     Args:
-        oracle: knows what each request says alone.
+        oracle: knows what each request generates when it runs alone.
         max_model_len, queue_limit: the engine's.
     """
 
@@ -82,7 +82,7 @@ class Checker:
             require(received == made, f"{caller.name} timed out with {received} tokens, .partial included; {made} were generated")
 
     def _is_stuck(self, caller: Caller) -> bool:
-        """Whether a completion of its comes to where no token is allowed."""
+        """Whether one of its completions reaches a point where no token is allowed."""
         answers = self.oracle.expected(caller.prompt_token_ids, caller.params)
         return any(answer.finish_reason == "error" for answer in answers)
 
@@ -106,9 +106,9 @@ class Checker:
         self._compare(caller, caller.completions())
 
     def check_sharing(self, callers: Sequence[Caller]) -> None:
-        """What was cached of a prompt, somebody with the same salt had computed before.
+        """The cached part of a prompt was computed before by a request with the same salt.
 
-        The tokens cannot tell: with another salt, equal tokens have equal keys and values.
+        Outputs cannot show it: equal tokens have equal keys and values, whatever the salt.
         """
         for caller in callers:
             cached = max((o.num_cached_tokens or 0 for o in caller.outputs), default=0)
@@ -139,7 +139,7 @@ class Checker:
                 seen[new.index] = new
 
     def _compare(self, caller: Caller, completions: list[CompletionOutput]) -> None:
-        """Token by token against the oracle; one that was cut short must be the oracle's beginning."""
+        """Compares completions with the oracle token by token; one that was cut short must be a prefix of the oracle's."""
         require(len(caller.prompt_token_ids) < self.max_model_len, f"{caller.name} has a prompt that should be refused")
         expected = self.oracle.expected(caller.prompt_token_ids, caller.params)
         for completion in completions:

@@ -39,7 +39,7 @@ class Episode:
     number: int = 0
 
     def with_operations(self, operations: list[Operation]) -> Episode:
-        """The same engine, something else happening to it."""
+        """The same engine with other operations."""
         return Episode(self.model, self.config, operations, self.seed, self.number)
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Maker:
         }
 
     def _doom(self, params: dict[str, Any]) -> list[Any] | None:
-        """[part, after how many tokens] of a fault of the request's own, rarely."""
+        """[part, after how many tokens] for a fault of the request's own; mostly None."""
         if self.rng.random() >= 0.05:
             return None
         parts = ["sampler", "detokenizer"] if params.get("detokenize", True) else ["sampler"]

@@ -42,7 +42,7 @@ class HeldText(str):
 
 @dataclass
 class Faults:
-    """What shall go wrong.
+    """The faults to inject.
 
     Attributes:
         model: the next model call: "before" or "after" its writes, "oom", or "die"; "step" is every

@@ -1,4 +1,4 @@
-"""What a request says when it is alone in the world: the same tokens, text and reasons.
+"""What a request generates when it runs alone: the same tokens, text and reasons.
 
 For the toy model that is plain Python without a cache, a scheduler or a batch. For the course
 checkpoint it is a second engine that runs each request alone, from one chunk, with no prefix cache.
@@ -36,12 +36,12 @@ class Expected:
 
 
 class TokenOracle(Protocol):
-    """What the checks need."""
+    """The interface that the checks use."""
 
     tokenizer: Any
 
     def expected(self, prompt: list[int], params: SamplingParams) -> list[Expected]:
-        """All n completions of a request that is alone."""
+        """All n completions of a request that runs alone."""
 
 
 class ToyOracle:
