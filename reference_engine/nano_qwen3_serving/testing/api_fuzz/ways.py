@@ -63,7 +63,7 @@ async def pickled(call: Call, world: World, random: Random) -> Any:
 
 
 async def forked(call: Call, world: World, random: Random) -> Any:
-    """In a forked child, which has none of its parent's threads: it must answer. A hanging child is killed and counts as wrong."""
+    """In a forked child, without its parent's threads: it must answer. A hanging child is killed and counts as wrong."""
     if not call.in_fork or not hasattr(os, "fork"):
         return await here(call, world, random)
     reader, writer = os.pipe()
