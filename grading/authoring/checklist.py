@@ -1,6 +1,6 @@
-"""What is proved of every lab, in the order in which one makes it: `python -m grading check-lab NN`.
+"""What is proved of every lab, in the order in which an author makes it: `python -m grading check-lab NN`.
 
-The project's own tests ask of every lab what does not take a while.
+The project's own tests check the quick steps for every lab.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from labs.harness.catalog import Lab, LabError
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is proved of a lab.
+    """One thing that is proved of a lab.
 
     Attributes:
-        says: what.
-        how: how one makes it so; `NN` stands for the lab's number.
-        check: raises `LabError` unless it is so.
-        runs: whether that takes a while.
+        says: the claim, in a sentence.
+        how: how an author makes it true; `NN` stands for the lab's number.
+        check: raises `LabError` unless the claim is true.
+        runs: whether the check takes a while.
     """
 
     says: str
@@ -114,7 +114,7 @@ CHECKLIST = (
 
 
 def walk(lab: Lab, show: Callable[[Step, str | None], None], steps: Sequence[Step] = CHECKLIST) -> bool:
-    """Takes the steps in order and shows each with what is missing, up to the first that fails; whether none does."""
+    """Checks the steps in order and shows each with what is missing, up to the first failure; returns whether all passed."""
     for step in steps:
         try:
             step.check(lab)

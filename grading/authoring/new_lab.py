@@ -1,6 +1,6 @@
 """Both homes of a new lab and its notebook, written from `template/`: a lab of one TODO that works.
 
-What the author has to replace stands behind a ✎; `checklist` says what is missing.
+A ✎ marks what the author has to replace; `checklist` says what is missing.
 """
 
 import json
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 def write(number: int, name: str, title: str = "", project: Path = PROJECT) -> list[Path]:
-    """Write the files of lab `number`; their paths. Raises `LabError` for a name that will not do, or a number that is taken."""
+    """Write the files of lab `number`; their paths. Raises `LabError` for an invalid name, or a number that is taken."""
     if not _NAME.fullmatch(name):
         raise LabError(f"{name!r} is no name for a folder: lower-case words with _ between them, such as continuous_batching.")
     if taken := [*project.glob(f"labs/lab{number:02d}_*"), *project.glob(f"grading/labs/lab{number:02d}")]:

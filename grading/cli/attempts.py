@@ -23,7 +23,7 @@ def attempts(
     journal: JournalFile = None,
     term_file: TermFile = None,
 ) -> None:
-    """Every hand-in of a student, with its points. A file that was overwritten since is still in the journal."""
+    """Every hand-in of a student, with its points. The journal still has files that a later hand-in overwrote."""
     term, chosen = find_term(term_file), find_lab(lab)
     with open_journal(term, journal) as base:
         mine = [attempt for attempt, _ in base.attempts() if (attempt.student, attempt.lab) == (student, chosen.id)]

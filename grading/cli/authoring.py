@@ -1,4 +1,4 @@
-"""Commands of those who make labs: a new one, what is proved of it, and what the proofs are made of."""
+"""Commands for authors of labs: a new lab, the checks that it has to pass, and the data of these checks."""
 
 import json
 from collections.abc import Callable
@@ -182,7 +182,7 @@ def _judge(
     labs: list[Lab], mutants: list[Mutant], jobs: int | None, file: Path | None,
     quick: Callable[[Mutant], bool] = kill_table.by_machine, failed: bool = False,
 ) -> None:  # fmt: skip
-    """Run, print, write; exit status 1 if one survives or costs points where nothing needs it."""
+    """Run, print, write; exit status 1 if a mutant survives or costs points at a TODO that does not need its own."""
     verdicts = _verdicts(labs, mutants, jobs, quick)
     kill_table.print_table(console, labs, verdicts)
     if file:

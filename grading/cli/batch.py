@@ -32,7 +32,7 @@ from labs.harness.catalog import all_labs, find_lab
 from nano_qwen3_serving.observe.files import write_atomically
 
 SHOWN = 20
-"""Lines of one kind that are printed; the JSON has all."""
+"""How many lines of one kind are printed; the JSON has all."""
 FIRST = ("error", "crash", "slow", "flaky", "lower", "raised", "older")
 """Kinds of lines that are printed before others."""
 SAID_BY_BATCH = ("roster", "no submission", "not in roster", "time")
@@ -164,12 +164,12 @@ def synthetic(
 
 
 def lab_names() -> dict[str, str]:
-    """All that a file may call a lab → its id."""
+    """Every name that a file may use for a lab → the lab's id."""
     return {name: lab.id for lab in all_labs() for name in (lab.id, str(lab.number), f"lab{lab.id}", lab.folder.name)}
 
 
 def _same_seeds(base: Journal, plan: Plan) -> None:
-    """A journal has one term secret: with another everybody would get other inputs, and everything would be graded again."""
+    """A journal has one term secret: another secret would give every student other inputs and grade everything again."""
     if base.claim("seeds", plan.fingerprint()) != plan.fingerprint():
         raise ValueError(
             "this journal's results were made with another term secret or seed_mode; put those into term.toml, "
@@ -177,7 +177,7 @@ def _same_seeds(base: Journal, plan: Plan) -> None:
 
 
 def _only(students: Sequence[str] | None, cohort: Cohort) -> None:
-    """Leaves these students' hand-ins and lines. Raises `ValueError` for one who handed in nothing."""
+    """Keeps only these students' hand-ins and lines. Raises `ValueError` for a student who handed in nothing."""
     if not students:
         return
     there = {hand_in.attempt.student for hand_in in cohort.handed_in}
@@ -188,7 +188,7 @@ def _only(students: Sequence[str] | None, cohort: Cohort) -> None:
 
 
 def _require_times(term: Term, plan: Plan) -> None:
-    """Raises `ValueError` where lateness would be judged by the files' own times and nobody has asked for that."""
+    """Raises `ValueError` if lateness would be judged by the files' own times and term.toml does not ask for that."""
     dated = [lab for lab in plan.labs if lab in term.labs and term.labs[lab].all is not None]
     if dated and term.times is None and not term.mtimes:
         raise ValueError(
@@ -198,14 +198,14 @@ def _require_times(term: Term, plan: Plan) -> None:
 
 
 def _unknown_students(term: Term, cohort: Cohort) -> list[Remark]:
-    """A line for each extension of a student who has no submission, where no roster says who there is: a slip, perhaps."""
+    """Without a roster: a line for each extension of a student who has no submission, which may be a slip."""
     known = {hand_in.attempt.student for hand_in in cohort.handed_in}
     return [Remark("extension", extension.student, extension.lab, "there is no such student among the submissions, and no roster")
             for extension in term.extensions if term.roster is None and extension.student not in known]
 
 
 def _without_result(base: Journal, plan: Plan) -> list[Remark]:
-    """A line for each decision about a score that is not there."""
+    """A line for each override that has no result to change."""
     there = {(last.student, last.lab) for last, _ in base.settled()}
     return [Remark("override", override.student, override.lab, "there is no result that could be overridden")
             for override in base.overrides()
@@ -213,7 +213,7 @@ def _without_result(base: Journal, plan: Plan) -> list[Remark]:
 
 
 def _cohort(submissions: Path, plan: Plan, term: Term) -> Cohort:
-    """What was handed in; where the files' own times are taken, a line says of how many."""
+    """The hand-ins; if the files' own times are used, a line says for how many."""
     times = read_times(term.times, lab_names(), term.zone) if term.times else None
     cohort = read_cohort(submissions, list(plan.labs.values()), term.roster, times)
     own = sum(hand_in.attempt.source == "mtime" for hand_in in cohort.handed_in)
@@ -236,7 +236,7 @@ def _crew(plan: Plan, jobs: int, ray: str | None, memory: Memory, total: int) ->
 
 @contextmanager
 def _resumable(base: Journal, path: Path) -> Iterator[None]:
-    """Ctrl-C, or being asked to end, stops the workers and says how to go on."""
+    """On Ctrl-C or SIGTERM, stops the workers and says how to go on."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -280,7 +280,7 @@ def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_sec
 
 
 def print_lines(lines: Sequence[Remark]) -> None:
-    """Print lines by kind, those that want something done first."""
+    """Print lines by kind; kinds that need an action come first."""
     kinds: dict[str, list[Remark]] = defaultdict(list)
     for line in lines:
         kinds[line.kind].append(line)

@@ -20,10 +20,10 @@ from grading.sandbox.supervisor import NOT_HERE, SetupError
 def levels_for_cheats() -> list[str]:
     """The levels at which cheats can be run on this machine, the strongest first.
 
-    At `none` they run where bubblewrap makes something to throw away, and nowhere else.
+    At `none` they run only inside a throwaway that bubblewrap makes.
 
     Raises:
-        SetupError: there are none.
+        SetupError: cheats can run at no level here.
     """
     if strongest_level() == "none":
         raise SetupError(NOT_HERE)
@@ -76,5 +76,5 @@ def _print(console: Console, by_level: dict[str, list[TrialResult]]) -> None:
 
 
 def _outcome_in_words(row: Sequence[TrialResult]) -> str:
-    """The words of the first level at which it is wrong, or else of the first."""
+    """What happened at the first level whose result is wrong, or else at the first level."""
     return next((trial for trial in row if not trial.right), row[0]).happened

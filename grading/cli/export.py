@@ -31,7 +31,7 @@ FORMATS = ("gradescope", "classroom50", "canvas", "moodle", "junit", "csv", "mar
 ENDINGS = {"gradescope": "json", "classroom50": "json", "markdown": "md", "html": "html"}
 """Formats with a file for each submission."""
 SLOWER = 2
-"""Times as long as here one check may take in Gradescope's container, which has half a core."""
+"""How many times longer a check may take in Gradescope's container, which has half a core."""
 
 Section = Annotated[str | None, typer.Option(help="only theirs, as the roster has them")]
 
@@ -88,7 +88,7 @@ def export(
 def _entries(
     term: Term, journal: Path | None, lab: str | None, student: str | None = None, section: str | None = None
 ) -> list[Entry]:
-    """What counts, by lab and student. Raises `ValueError` if there is nothing."""
+    """The hand-ins that count, by lab and student. Raises `ValueError` if there are none."""
     with open_journal(term, journal) as opened:
         counting = opened.latest(find_lab(lab).id if lab else None)
     there = term.roster.students if term.roster else {}
@@ -104,7 +104,7 @@ def _entries(
 
 
 def _table(entries: Sequence[Entry], term: Term, student: str | None, section: str | None) -> str:
-    """The CSV table; a roster's students without a result have a row, too, in each lab that is there."""
+    """The CSV table; students on the roster without a result also have a row, for each lab in the table."""
     labs, there = {entry.report.lab for entry in entries}, {(entry.report.student, entry.report.lab) for entry in entries}
     roster = term.roster.students if term.roster else {}
     missing = [(name, lab) for lab in sorted(labs) for name, row in roster.items()
@@ -160,7 +160,7 @@ def _gradebook(
 
 
 def _feedback(entries: Sequence[Entry], out: Path, term: Term, page: Callable[[Entry], str]) -> list[str]:
-    """A zip of pages under the names by which the platform that the submissions came from takes feedback back."""
+    """A zip of pages, named as the platform that the submissions came from expects feedback files to be named."""
     labs = sorted({entry.report.lab for entry in entries})
     kept = term.submissions / KEPT if term.submissions else None
     downloads = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
@@ -251,7 +251,7 @@ def gradescope_zip_command(
 
 
 def _tried(archive: Path, submission: Path) -> bool:
-    """Run the zip here and say what that took; whether it came to an end."""
+    """Run the zip here and print what that took; returns whether it came to an end."""
     with tempfile.TemporaryDirectory(prefix="autograder-", ignore_cleanup_errors=True) as name:
         try:
             used, results = dry_run.run(archive, submission, Path(name))

@@ -1,11 +1,11 @@
-"""What a platform gives out of an assignment, as zip or folder: whose each part is, when it came, and what is in it.
+"""A platform's download of an assignment, as zip or folder: the owner, time and files of each part.
 
     canvas      lovelaceada_LATE_101_55501_starter.py          a file for each file; 101 is the student's number
     moodle      Ada Lovelace_7001_assignsubmission_file_/…     7001 is of this assignment; its grading worksheet knows whose
     gradescope  submission_123/…  submission_metadata.yml      the latter says who and when
     github      lab06-ada-l/…                                  a checkout for each, called after the login
 
-Reads; writes nothing but into a temporary folder, and runs nothing. Whom the roster does not have for certain is nobody.
+Reads; writes only into a temporary folder, and runs nothing. A part without a certain owner on the roster belongs to nobody.
 """
 
 import re
@@ -26,13 +26,13 @@ from labs.harness.catalog import Lab
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 8 << 30
-"""Of a download, unpacked."""
+"""The largest size of a download, unpacked."""
 PASSED_OVER = {".git", "__pycache__", ".venv", "__MACOSX"}
 METADATA = "submission_metadata.yml"
 _CANVAS = re.compile(r"(?P<prefix>[^_]*(?P<late>_LATE)?_(?P<number>\d+)_\d+_)(?P<name>.+)")
 _MOODLE = re.compile(r"(?P<prefix>(?P<who>.*)_(?P<number>\d+)_assignsubmission_file_?)(?P<name>.*)")
 _SLIP = re.compile(r"(?P<stem>starter|predictions)(?: ?\(\d+\)|-\d+)?(?P<ending>\.py|\.json)(?:\.txt)?", re.IGNORECASE)
-"""What browsers, editors and Canvas make of the two files' names: `starter-1.py`, `Starter (2).py.txt`."""
+"""The names that browsers, editors and Canvas give the two files: `starter-1.py`, `Starter (2).py.txt`."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Part:
     """One submission of a download.
 
     Attributes:
-        prefix: how the platform's names of its files begin; feedback that is called so finds its way back.
+        prefix: the beginning of the platform's names for its files; the platform matches feedback by it.
         files: path inside the submission → file.
         submitted: when, ISO 8601 in UTC; None if the download does not say.
         is_late: whether the platform says so.
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Collected:
-    """One submission, and whose it is: a student's id, a group's name, or `ada+ben`."""
+    """One submission and its owner: a student's id, a group's name, or `ada+ben`."""
 
     owner: str
     part: Part
@@ -64,7 +64,7 @@ class Collected:
 def collect(
     download: Path, form: str, lab: Lab, roster: Roster, worksheet: Path | None = None, zone: tzinfo | None = None
 ) -> tuple[list[Collected], list[Remark]]:
-    """The submissions of a download, by owner, and a line for each thing in it that is nobody's or is taken for something else.
+    """The submissions of a download, by owner, and a line for each part without an owner and each file read under another name.
 
     Args:
         form: one of `FORMS`.
@@ -72,7 +72,7 @@ def collect(
         zone: of the worksheet's times.
 
     Raises:
-        ValueError: if it is no such download.
+        ValueError: if the download does not have this platform's form.
     """
     if form not in FORMS:
         raise ValueError(f"--from is {', '.join(FORMS)}, not {form!r}")
@@ -89,7 +89,7 @@ def collect(
 
 @contextmanager
 def _unpacked(download: Path) -> Iterator[Path]:
-    """The folder; of a zip, what is in it."""
+    """The downloaded folder, or the contents of the zip."""
     if not download.is_dir() and not zipfile.is_zipfile(download):
         raise ValueError(f"{download} is neither a folder nor a zip; give what the platform gave you")
     with tempfile.TemporaryDirectory(prefix="download-") as name:
@@ -99,7 +99,7 @@ def _unpacked(download: Path) -> Iterator[Path]:
         with zipfile.ZipFile(download) as archive:
             if (size := sum(info.file_size for info in archive.infolist())) > MOST_BYTES:
                 raise ValueError(f"{download} has {size >> 30} GiB in it; {MOST_BYTES >> 30} GiB are allowed")
-            archive.extractall(name)  # which follows no link, and climbs out of nothing
+            archive.extractall(name)  # extractall follows no link and cannot climb out of the folder
         yield Path(name)
 
 
@@ -112,7 +112,7 @@ def _inside(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Person:
-    """A row of Moodle's worksheet: what it calls somebody, and when they handed in."""
+    """A row of Moodle's worksheet: a student's names there, and when they handed in."""
 
     names: tuple[str, ...]
     submitted: str | None
@@ -126,7 +126,7 @@ class _People:
     worksheet: Mapping[str, _Person]
 
     def by(self, value: str, *fields: str) -> str | None:
-        """The one student who has this value in one of these fields of the roster; None if nobody has, or two have."""
+        """The one student with this value in one of these fields of the roster; None if no student or several have it."""
         wanted = _same(value)
         hits = [student for student, row in self.roster.students.items()
                 if wanted and any(_same(row.get(field, "")) == wanted for field in fields)]
@@ -138,7 +138,7 @@ def _same(text: str) -> str:
 
 
 def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
-    """Moodle's participant number → who that is."""
+    """Moodle's participant number → that person's row."""
     by_number = {}
     for where, row in table(path, ["Identifier"])[0]:
         names = tuple(filter(None, (row.get(field) for field in ("email address", "id number", "username", "full name"))))
@@ -158,7 +158,7 @@ Contents = tuple[dict[str, Part], list[Remark]]
 
 
 def _unwrapped_contents(read: Callable[[Path, _People, Lab], Contents], folder: Path, people: _People, lab: Lab) -> Contents:
-    """What is in a folder; if that is only one other folder, what is in that."""
+    """The contents of a folder; if they are a single folder, the contents of that one."""
     inside = _inside(folder)
     contents: Contents = {}, []
     try:
@@ -270,13 +270,13 @@ FORMS: dict[str, Callable[[Path, _People, Lab], Contents]] = {
 
 
 def _below(folder: Path) -> dict[str, Path]:
-    """Every file, but for git's and Python's own; links are none."""
+    """Every file except those of git and Python; links do not count as files."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
             if path.is_file() and not path.is_symlink() and not PASSED_OVER & set(path.relative_to(folder).parts)}
 
 
 def _submission(owner: str, part: Part, lab: Lab) -> tuple[Submission, list[str]]:
-    """What is graded of it, and a sentence for each file that is taken though it is called otherwise."""
+    """The graded files, and a sentence for each file that is used in spite of its name."""
     remarks = []
     with tempfile.TemporaryDirectory(prefix="collected-") as name:
         folder, archives = Path(name), []
@@ -305,10 +305,10 @@ def _meant(name: str) -> str:
 
 
 def feedback_names(form: str, prefixes: Mapping[str, str], students: Sequence[str], roster: Roster) -> dict[str, str]:
-    """Student → what a file of feedback has to be called for the platform to give it to them.
+    """Student → the name that a feedback file must have for the platform to give it to that student.
 
     Raises:
-        ValueError: for a platform that takes none back.
+        ValueError: for a platform that accepts no feedback files.
     """
     if form not in ("canvas", "moodle"):
         raise ValueError(f"{form} takes no feedback files back; Canvas and Moodle do")

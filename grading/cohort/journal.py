@@ -2,7 +2,7 @@
 
 A result is stored under a key, the hash of all it depends on, in one short transaction: a process that
 is killed at any instant leaves a result wholly or not at all. Nothing is deleted or overwritten; what
-changes is only which result stands. What was handed in is kept, too: a file that is overwritten later can still
+changes is only which result stands. The handed-in files are kept, too: a file that is overwritten later can still
 be compared. Knows no labs and grades nothing.
 """
 
@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS standing (
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS texts (digest TEXT PRIMARY KEY, files BLOB NOT NULL);
 """
-"""`texts` came later: a journal without it gets it when it is opened, and an older course passes it over."""
+"""`texts` was added later: opening a journal without it adds it, and an older course ignores it."""
 
 _LAST = """
 SELECT id, digest, submitted, source FROM attempts WHERE student = ? AND lab = ? ORDER BY submitted DESC, id DESC LIMIT 1
@@ -61,7 +61,7 @@ class Attempt:
     Attributes:
         digest: SHA-256 of what is graded.
         submitted: when, ISO 8601 in UTC; None if nobody knows.
-        source: who says so: `times` (the instructor's file) or `mtime` (the file's own).
+        source: where the time is from: `times` (the instructor's file) or `mtime` (the file's own).
     """
 
     student: str
@@ -73,7 +73,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Entry:
-    """What counts for one student and lab.
+    """The hand-in that counts for one student and lab.
 
     Attributes:
         report: as it was graded.
@@ -81,8 +81,8 @@ class Entry:
         late_days: after the deadline, extensions counted.
         final_score: after what lateness costs, and what the instructor decided.
         charged_days: days that cost something.
-        tokens: days that a grace token paid for.
-        attempts: hand-ins of this student and lab, this one among them.
+        tokens: days that grace tokens paid for.
+        attempts: how many hand-ins this student has for this lab, including this one.
         overrides: what the instructor decided.
     """
 
@@ -130,16 +130,16 @@ class Journal:
     Args:
         path: the file.
         create: whether to make it if it is not there.
-        fault: called with a name before and after each statement; tests kill the process in it.
+        fault: called with a name before and after each statement; tests kill the process there.
 
     Raises:
-        ValueError: if there is none, or the file is something else.
+        ValueError: if there is no journal, or the file is something else.
     """
 
     def __init__(self, path: Path, create: bool = False, fault: Callable[[str], None] = lambda where: None) -> None:
         if not create and not path.is_file():
             raise ValueError(f"there is no journal {path}; python -m grading batch makes one")
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its seeds tell the inputs of hidden checks
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its seeds reveal the inputs of hidden checks
         self._path, self._fault = path, fault
         self._base = sqlite3.connect(path, isolation_level=None, timeout=60.0)
         try:
@@ -182,10 +182,10 @@ class Journal:
     # writing
 
     def hand_in(self, attempts: Iterable[Attempt]) -> None:
-        """Note hand-ins, in one transaction; those that are known already change nothing.
+        """Note hand-ins, in one transaction; known ones change nothing.
 
-        The content of a student's last hand-in once more is no new one: a time from the instructor's
-        file corrects its time, and of two times of files the earlier stands.
+        A student's last content handed in once more is no new hand-in: a time from the instructor's
+        file corrects its time, and of two file times the earlier one stands.
         """
         with self._transaction():
             for attempt in attempts:
@@ -215,11 +215,11 @@ class Journal:
                 self._do("INSERT OR IGNORE INTO texts (digest, files) VALUES (?, ?)", digest, packed)
 
     def record(self, key: str, report: Report, allow_lower: bool = False) -> bool:
-        """Store a result, in one transaction; one that is known stays as it is.
+        """Store a result, in one transaction; a known result stays as it is.
 
         Returns:
-            Whether it stands for its hand-in from now on. One with fewer points than the one that
-            stands does not, unless `allow_lower`.
+            Whether the result stands for its hand-in from now on. A result with fewer points than the
+            standing one does not, unless `allow_lower`.
         """
         with self._transaction():
             self._insert(key, report)
@@ -248,12 +248,12 @@ class Journal:
         return self.fact(name) or value
 
     def set_terms(self, terms: Terms) -> None:
-        """From now on lateness is judged by these."""
+        """Judge lateness by these terms from now on."""
         with self._transaction():
             self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('terms', ?)", terms.to_json())
 
     def set_overrides(self, overrides: Iterable[Override]) -> None:
-        """From now on these, and no others, are what the instructor decided."""
+        """Replace the instructor's decisions by these."""
         with self._transaction():
             self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('overrides', ?)", deciding.to_json(overrides))
 
@@ -265,17 +265,17 @@ class Journal:
         return rows[0][0] if rows else None
 
     def terms(self) -> Terms:
-        """What lateness is judged by; nothing is late by default."""
+        """The terms by which lateness is judged; by default nothing is late."""
         text = self.fact("terms")
         return Terms.from_json(text) if text else Terms()
 
     def overrides(self) -> list[Override]:
-        """What the instructor decided."""
+        """The instructor's decisions."""
         text = self.fact("overrides")
         return deciding.from_json(text) if text else []
 
     def files(self, digest: str) -> dict[str, bytes] | None:
-        """What was handed in; None if it is not kept: journals of older courses have no texts."""
+        """The files that were handed in; None if they were not kept: journals of older courses have no texts."""
         rows = self._do("SELECT files FROM texts WHERE digest = ?", digest)
         if not rows:
             return None
@@ -287,18 +287,18 @@ class Journal:
         return Report.from_json(rows[0][0]) if rows else None
 
     def run_of(self, key: str) -> str | None:
-        """Of the runs of what has this key, the one whose result stands, else the last; None if there is none."""
+        """The run of this key whose result stands, else the last run; None if there is none."""
         runs = self._runs(key)
         standing = [run for run in runs if self._do("SELECT 1 FROM standing WHERE key = ?", run)] if len(runs) > 1 else []
         return next(reversed(standing or runs), None)
 
     def next_run(self, key: str) -> str:
-        """The key of another run of what has this key: of something that is graded again though nothing has changed."""
+        """The key for one more run of this key, for a submission that is graded again though nothing has changed."""
         runs = self._runs(key)
         return f"{key}+{len(runs)}" if runs else key
 
     def _runs(self, key: str) -> list[str]:
-        """The keys of all runs, the first first: KEY, KEY+1, KEY+2."""
+        """The keys of all runs, in order: KEY, KEY+1, KEY+2."""
         return [run for run, in self._do(
             "SELECT key FROM results WHERE key = ? OR (key > ? || '+' AND key < ? || ',') ORDER BY rowid", key, key, key)]
 
@@ -318,11 +318,11 @@ class Journal:
                 for student, lab, digest, submitted, source, key, _ in self._do(_ALL)]
 
     def results(self) -> int:
-        """How many are stored, those that do not stand any more or never did among them."""
+        """How many results are stored, including those that no longer stand or never did."""
         return self._value("SELECT COUNT(*) FROM results")
 
     def latest(self, lab_id: str | None = None) -> list[Entry]:
-        """What counts, by lab and student: the latest hand-in of each. One that has no result yet is left out."""
+        """The latest hand-in of each student, by lab and student. A hand-in without a result is left out."""
         entries = []
         for last, late in self.settled(lab_id):
             report = self.result(last.key)
@@ -333,7 +333,7 @@ class Journal:
         return entries
 
     def settled(self, lab_id: str | None = None) -> list[tuple[LatestHandIn, Late]]:
-        """What counts and what lateness and the instructor did to it, as `latest` has it, without reading the reports."""
+        """The hand-ins of `latest`, and the effect of lateness and of the instructor's decisions, without reading the reports."""
         last = self._latest_hand_ins()
         late = _lateness(self.terms(), last)
         for whose, hand_in in last.items():
@@ -368,7 +368,7 @@ class Journal:
         self._do("COMMIT")
 
     def _do(self, statement: str, *values: object) -> list[tuple]:
-        """Run one statement; what it finds."""
+        """Run one statement; returns its rows."""
         self._fault(f"before {statement}")
         try:
             rows = self._base.execute(statement, values).fetchall()
@@ -382,7 +382,7 @@ class Journal:
 
 
 def _lateness(terms: Terms, last: Mapping[tuple[str, str], LatestHandIn]) -> dict[tuple[str, str], Late]:
-    """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
+    """(lab, student) → the effect of lateness; each student's labs in order, because one stock of tokens serves them all."""
     labs_of = defaultdict(list)
     for lab, student in sorted(last):
         labs_of[student].append(lab)

@@ -32,7 +32,7 @@ class Policy:
         penalty: share of the score that a charged day costs.
         most: share of the score that lateness costs at most.
         tokens: charged days that each student has free, over all labs.
-        cutoff: after the deadline, from when on a hand-in is worth nothing; None for never. Its days use up tokens as others'.
+        cutoff: how long after the deadline a hand-in is worth nothing; None for never. Its late days use up tokens, too.
     """
 
     grace: timedelta = timedelta()
@@ -42,7 +42,7 @@ class Policy:
     cutoff: timedelta | None = None
 
     def words(self) -> str:
-        """In a line for an instructor."""
+        """The policy in one line, for an instructor."""
         parts = [f"{self.grace / DAY:g} days of grace"] if self.grace else []
         if self.penalty:
             parts.append(f"{100 * self.penalty:g}% a day" + (f", {100 * self.most:g}% at most" if self.most < 1 else ""))
@@ -51,11 +51,11 @@ class Policy:
         return "; ".join(parts) or "none"
 
     def as_dict(self) -> dict[str, Any]:
-        """As journals keep it. Older courses do not know of a cutoff, and pass it over."""
+        """The policy as journals keep it. Older courses do not know the cutoff and ignore it."""
         return {"policy": self.written(), **({} if self.cutoff is None else {"cutoff": self.cutoff.total_seconds()})}
 
     def written(self) -> str:
-        """But for the cutoff: `grace=48h,penalty=10%/day,max=50%,tokens=3`; empty for no policy."""
+        """The policy without its cutoff: `grace=48h,penalty=10%/day,max=50%,tokens=3`; empty for no policy."""
         parts = {"grace": f"{self.grace / timedelta(hours=1):.10g}h" if self.grace else "",
                  "penalty": f"{100 * self.penalty:.10g}%/day" if self.penalty else "",
                  "max": f"{100 * self.most:.10g}%" if self.most < 1 else "", "tokens": f"{self.tokens}" if self.tokens else ""}
@@ -63,13 +63,13 @@ class Policy:
 
 
 def _policy(fields: Mapping[str, Any]) -> Policy:
-    """What `Policy.as_dict` says."""
+    """The policy that `Policy.as_dict` wrote."""
     cutoff = timedelta(seconds=fields["cutoff"]) if "cutoff" in fields else None
     return Policy(**_read(fields["policy"]), cutoff=cutoff)
 
 
 def _read(written: str) -> dict[str, Any]:
-    """What `Policy.written` says, by attribute."""
+    """Attribute → value, from the text of `Policy.written`."""
     attributes: dict[str, Any] = {}
     for part in filter(None, written.split(",")):
         name, _, value = part.strip().partition("=")
@@ -84,11 +84,11 @@ def _read(written: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Terms:
-    """What decides about lateness in a course.
+    """The rules for lateness in a course.
 
     Attributes:
         policy: what a late day costs.
-        policies: lab → what it costs there, where that is something else; the tokens are those of `policy`.
+        policies: lab → its own policy, where it has one; the tokens are those of `policy`.
         due: lab → when it is due. A lab without a date is never late.
         extended: (student, lab) → their own deadline: an extension's, or their section's.
     """
@@ -99,18 +99,18 @@ class Terms:
     policies: Mapping[str, Policy] = field(default_factory=dict)
 
     def deadline(self, student: str, lab: str) -> datetime | None:
-        """The student's own where one was given, else that of all; None if the lab has none."""
+        """The student's own deadline if they have one, else the lab's; None if the lab has none."""
         return self.extended.get((student, lab), self.due.get(lab))
 
     def late(self, student: str, lab: str, submitted: str | None) -> timedelta:
-        """How long after the deadline; nothing if either time is not known."""
+        """How long after the deadline; zero if either time is unknown."""
         deadline = self.deadline(student, lab)
         if deadline is None or submitted is None:
             return timedelta()
         return max(timedelta(), moment(submitted) - deadline)
 
     def to_json(self) -> str:
-        """As the journal keeps it."""
+        """The terms as the journal keeps them."""
         due = {lab: stamp(when) for lab, when in self.due.items()}
         extended = [[*whose, stamp(when)] for whose, when in sorted(self.extended.items())]
         own = {"policies": {lab: policy.as_dict() for lab, policy in self.policies.items()}} if self.policies else {}
@@ -144,10 +144,10 @@ class Late:
 
 
 def settle(policy: Policy, labs: Sequence[tuple[timedelta, float]], own: Sequence[Policy | None] = ()) -> list[Late]:
-    """What one student's labs come to, given in the order of the labs as (how late, score).
+    """The effect of lateness on one student's labs, given in order as (how late, score).
 
     Args:
-        own: for each lab its policy, if that is another; all have the tokens of `policy`.
+        own: for each lab its own policy, if it has one; all have the tokens of `policy`.
     """
     left, settled = policy.tokens, []
     for (late, score), here in zip(labs, [its_own or policy for its_own in own] or [policy] * len(labs), strict=True):
@@ -165,10 +165,10 @@ def moment(text: str, zone: tzinfo | None = None) -> datetime:
     """A time in UTC, to the second.
 
     Args:
-        zone: of a time that does not say its own.
+        zone: the zone of a time that names none.
 
     Raises:
-        ValueError: if `text` is no time, or says no zone and `zone` is None.
+        ValueError: if `text` is no time, or names no zone and `zone` is None.
     """
     when = _parsed(text.strip())
     if when is None:
@@ -191,10 +191,10 @@ def _parsed(text: str) -> datetime | None:
 
 
 def in_zone(local: datetime, zone: tzinfo | None) -> datetime:
-    """A wall clock's time in a zone. One that the clock shows twice, when summer time ends, is the later.
+    """A wall clock's time in a zone. A time that the clock shows twice, when summer time ends, means the later one.
 
     Raises:
-        ValueError: for one that it never shows, when summer time begins.
+        ValueError: for a time that the clock never shows, because summer time begins.
     """
     when = local.replace(tzinfo=zone, fold=1)
     if when.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != local:

@@ -1,7 +1,7 @@
-"""What an instructor says once a term: `term.toml`, read and checked as a whole.
+"""What an instructor decides once a term: `term.toml`, read and checked as a whole.
 
-Every mistake in it is named at once, with its key, its value and the way out. Paths in it are meant from its folder, times
-without a zone are those of its `time_zone`. Knows the roster and the term secret; knows no submissions and no journal's contents.
+All its mistakes are named at once, each with key, value and way out. Its paths are relative to its folder, and times
+without a zone are in its `time_zone`. Knows the roster and the term secret; knows no submissions and no journal's contents.
 """
 
 import tomllib
@@ -24,7 +24,7 @@ from labs.harness.catalog import LabError, all_labs, find_lab
 from labs.harness.regions import functions_of
 
 FILE = Path("term.toml")
-"""Where commands look for it: in the folder they are started in."""
+"""The name under which commands look for it in the folder they are started in."""
 YEARS = range(1990, 2200)
 SEED_MODES = ("student", "cohort")
 
@@ -54,19 +54,19 @@ class Due:
 
 @dataclass(frozen=True)
 class Term:
-    """A term, as its file says; without a file, what holds by default.
+    """A term, as its file defines it; without a file, the defaults.
 
     Attributes:
         file: None if there is none.
-        name: `2027S`, by which the student edition and the tag are called.
-        secret: what the inputs of checks are drawn from; the public one if none is named.
-        submissions: the folder with everybody's.
+        name: such as `2027S`; the student edition and the tag have it.
+        secret: the secret from which the inputs of checks are drawn; the public one if none is named.
+        submissions: the folder with everybody's submissions.
         times: a CSV file with student, lab, submitted; or None.
         mtimes: whether the files' own times count.
-        zone: of times that do not say theirs; None, if the file names none: then they have to.
-        labs: id → when it is due, of the labs of this term.
-        seconds: that one check may take.
-        submission_seconds: that all checks of a submission may take together; None for no such limit.
+        zone: the zone of times that name none; if None, every time has to name its zone.
+        labs: id → when it is due, for the labs of this term.
+        seconds: how long one check may take.
+        submission_seconds: how long all checks of a submission may take together; None for no such limit.
         overrides: decisions about scores.
     """
 
@@ -90,7 +90,7 @@ class Term:
     overrides: tuple[Override, ...] = ()
 
     def terms(self) -> Terms:
-        """What decides about lateness: the roster's sections and the extensions have become deadlines of students."""
+        """The rules for lateness, with the roster's sections and the extensions turned into students' deadlines."""
         due = {lab: of_lab.all for lab, of_lab in self.labs.items() if of_lab.all is not None}
         own = {(student, lab): of_lab.sections[row["section"]] for lab, of_lab in self.labs.items()
                for student, row in (self.roster.students if self.roster else {}).items() if row.get("section") in of_lab.sections}
@@ -105,11 +105,11 @@ class Term:
             return extension.until
         assert due is not None and extension.days is not None
         local = due.astimezone(self.zone or UTC) + extension.days * DAY  # by the wall clock
-        return max(local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))  # it may show an hour twice, or never
+        return max(local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))  # a wall clock may show an hour twice, or never
 
 
 def find_term(file: Path | None) -> Term:
-    """The term in `file`; without one, that of `term.toml` in the folder one is in, if it is there, else what holds by default.
+    """The term in `file`; by default that of `term.toml` in the current folder, or without such a file the defaults.
 
     Raises:
         TermError: as `read_term`.
@@ -120,7 +120,7 @@ def find_term(file: Path | None) -> Term:
 
 
 def read_term(file: Path) -> Term:
-    """The term in a file. Raises `TermError` that names all that is wrong with it."""
+    """The term in a file. Raises a `TermError` that names every mistake in it."""
     try:
         entries = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -171,7 +171,7 @@ class _Reader:
         return None if value is None else self.file.parent / value
 
     def _existing_file(self, table: Table, key: str) -> Path | None:
-        """A file that has to be there."""
+        """The path of a file that has to exist; None, with a mistake noted, if it does not."""
         path = self._path(table, key, None)
         if path is not None and not path.is_file():
             table.say(key, f"there is no file {path}")
@@ -271,7 +271,7 @@ class _Reader:
             return None
 
     def _policy(self, table: Table, default: Policy, of_term: bool = True) -> Policy:
-        """The term's, which has the tokens, or a lab's, which has the rest from the term's where it does not say otherwise."""
+        """The term's policy, with the tokens, or a lab's, which takes from the term's whatever it does not set itself."""
         grace, penalty = table.number("grace_days", None, 0, 1000), table.number("percent_per_day", None, 0, 100)
         most, cutoff = table.number("most_percent", None, 0, 100), table.number("cutoff_days", None, 0, 1000)
         tokens = table.take("tokens", int, 0) if of_term else default.tokens
@@ -315,7 +315,7 @@ class _Reader:
         return tuple(overrides.values())
 
     def _override(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
-        """What was decided about one student; None if something is wrong with it."""
+        """A decision about one student; None if something is wrong with it."""
         before = len(self.wrong)
         student, lab = self._whose(table, labs)
         comment, todo = self._comment(table), self._todo(table, lab)

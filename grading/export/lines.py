@@ -1,6 +1,6 @@
-"""What is told of each check, in the order of the report. Of a hidden one a student is told TODO and concept, and no more.
+"""The lines about each check, in the order of the report. For a hidden check a student sees only its TODO and concept.
 
-Of one that ran on our code a student is told what `grading.judge.show.message_on_ours` says.
+For a check that ran on our code a student sees the text of `grading.judge.show.message_on_ours`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from grading.judge.report import CheckResult, Report
 from grading.judge.show import CHECKED_AT, message_on_ours, plain, points
 
 MOST_TEXT = 2_000
-"""Characters of a message, or of what was printed, that are handed on."""
+"""How many characters of a message, or of printed text, a line keeps."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Line:
         number: `2.1`, the first check of TODO 2.
         title: its name, or for a hidden check what it is about.
         message: what was expected and what came; empty if it passed.
-        section: of the lab's README; empty where it would tell what a hidden check does.
-        printed: what the submission printed meanwhile; only of checks that are not hidden, or for instructors.
+        section: of the lab's README; empty if it would reveal what a hidden check does.
+        printed: what the submission printed during the check; only for instructors, or if the check is not hidden.
     """
 
     todo: int
@@ -38,7 +38,7 @@ class Line:
 
 
 def lines_of(report: Report, as_student: bool = True) -> list[Line]:
-    """One for each check."""
+    """One line for each check."""
     met: dict[int, int] = {}
     lines = []
     for check in report.checks:
@@ -72,7 +72,7 @@ def _message(check: CheckResult, as_student: bool) -> str:
 
 
 def name_of(todo: int) -> str:
-    """What a TODO is called in reports."""
+    """A TODO's name in reports."""
     return f"TODO {todo}" if todo else "predictions"
 
 
@@ -82,7 +82,7 @@ def days(late_days: float) -> str:
 
 
 def lateness(entry: Entry) -> str:
-    """What it cost to be late, `17 points, 4.06 days late; 3 days are charged: 11.9 count.`; empty if it cost nothing."""
+    """The cost of lateness, `17 points, 4.06 days late; 3 days are charged: 11.9 count.`; empty if it cost nothing."""
     if entry.final_score == entry.score:
         return ""
     paid = f", {entry.tokens} paid for by tokens" if entry.tokens else ""
@@ -91,7 +91,7 @@ def lateness(entry: Entry) -> str:
 
 
 def decided(entry: Entry) -> list[str]:
-    """What the instructor decided about a score, a sentence each, with the comment."""
+    """The instructor's decisions about a score, one sentence each, with the comment."""
     return [plain(override.words()) for override in entry.overrides]
 
 

@@ -1,4 +1,4 @@
-"""A report in Markdown, for a job's summary. What came from a submission stands in fences that it cannot close."""
+"""A report in Markdown, for a job's summary. Text from a submission is put in fences that it cannot close."""
 
 import re
 
@@ -8,7 +8,7 @@ from grading.judge.show import plain, points
 
 
 def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:
-    """The report of one submission; `with_seed` where it may be known."""
+    """The report of one submission; `with_seed` only for readers who may know it."""
     report = entry.report
     lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student),
              ""]
@@ -27,7 +27,7 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
 
 
 def _lost_point(line: Line) -> list[str]:
-    """One lost point's heading, what was said, what was printed."""
+    """A failed check: heading, message, and what it printed."""
     lines = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "",
              fenced(f"{line.number} {line.title}\n{line.message}")]
     if line.section:
@@ -38,7 +38,7 @@ def _lost_point(line: Line) -> list[str]:
 
 
 def fenced(text: str) -> str:
-    """`text` as a block that is shown as it is: the fence is longer than any row of backticks in it."""
+    """`text` as a literal block: the fence is longer than any row of backticks in the text."""
     fence = "`" * max(3, 1 + _longest(text))
     return f"{fence}text\n{text}\n{fence}"
 

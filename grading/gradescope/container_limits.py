@@ -16,19 +16,19 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 SECONDS_BETWEEN_LOOKS = 0.05
 PERIOD = 100_000
-"""Microseconds over which the share of a core is meant."""
+"""The period in microseconds to which the share of a core applies."""
 
 
 @dataclass(frozen=True)
 class Used:
-    """What a command took.
+    """The resources that a command used.
 
     Attributes:
         seconds: by the wall clock.
         cpu_seconds: of all its processes.
-        peak_bytes: memory that is its own, of all processes together: what cannot be read again from a file.
-        charged_bytes: the most that the group was charged with, pages of files among it.
-        killed: processes that were ended because memory ran out.
+        peak_bytes: the most memory of its own, all processes together: memory that cannot be read again from a file.
+        charged_bytes: the most that the group was charged with, including pages of files.
+        killed: how many processes were ended because memory ran out.
     """
 
     returncode: int
@@ -50,7 +50,7 @@ def run(
     """Run a command to its end.
 
     Raises:
-        NoGroups: what it uses cannot be limited here.
+        NoGroups: this machine cannot limit a command.
         subprocess.TimeoutExpired: after `timeout` seconds.
     """
     with _group(cpus, memory_bytes) as group:
@@ -150,7 +150,7 @@ def _group(cpus: float, memory_bytes: int) -> Iterator[_GroupV1 | _GroupV2]:
 
 
 def _remove(folder: Path) -> None:
-    """End whatever is left in a group, and the group. Two of version 1 may be one folder under two names."""
+    """End the processes left in a group, and remove the group. In version 1 two groups may be one folder under two names."""
     for _ in range(50):
         if not folder.is_dir():
             return

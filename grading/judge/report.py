@@ -1,4 +1,4 @@
-"""What a grading run says: one report per submission and lab, made of checks. Knows how nothing is run or shown."""
+"""The outcome of grading: one report per submission and lab, made of checks. Knows nothing of how checks run or are shown."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ class CheckResult:
     """How one check ended.
 
     Attributes:
-        todo: whose points it is about; 0 for the predictions.
+        todo: the TODO that the check gives points for; 0 for the predictions.
         name: of the check, unique in its lab, in words joined by underscores.
         points: what it is worth.
         earned: what it earned: all or nothing, but for the predictions.
         hidden: whether students are told only the TODO and the concept.
         message: what was expected and what came; empty if it passed.
         section: of the lab's README.
-        concept: what it is about, in few words that give nothing away.
+        concept: what the check is about, in few words that give nothing away.
         on_ours: the TODOs for which our code stood in.
-        unwritten: whether the code it needs is still missing.
-        printed: how what the submission printed meanwhile begins.
+        unwritten: whether the code that the check needs is still missing.
+        printed: the beginning of what the submission printed during the check.
     """
 
     todo: int
@@ -60,11 +60,11 @@ class Report:
     Attributes:
         student: how the roster, or the submission's folder, names them.
         lab: its id, `06`.
-        digest: SHA-256 of what was graded.
-        isolation: the level that was reached.
-        seed: what the inputs of the checks were drawn from.
+        digest: SHA-256 of the graded files.
+        isolation: the level of isolation.
+        seed: the seed from which the inputs of the checks were drawn.
         versions: of this course, its checks, Python and torch.
-        notes: what is to be known besides: files that were not taken, a file that is no Python.
+        notes: other remarks: files that were not taken, a file that is not Python.
     """
 
     student: str
@@ -92,7 +92,7 @@ class Report:
         return [_row(number, [check for check in self.checks if check.todo == number]) for number in numbers]
 
     def to_json(self) -> str:
-        """As one line; the same report gives the same bytes."""
+        """The report as one line of JSON; the same report gives the same bytes."""
         return json.dumps({"score": self.score, "max_score": self.max_score, **asdict(self)}, ensure_ascii=False, sort_keys=True)
 
     @classmethod

@@ -22,7 +22,7 @@ def plain(text: str, most: int = 500) -> str:
 
 
 def words_for(check: CheckResult, as_student: bool) -> str:
-    """What is said of a check that lost points: for a hidden one a student is told what it is about, and no more."""
+    """The line about a check that lost points; for a hidden check a student sees only what it is about."""
     if as_student and check.hidden:
         return f"a hidden check failed; it is about: {check.concept}"
     if as_student and check.on_ours:
@@ -31,9 +31,9 @@ def words_for(check: CheckResult, as_student: bool) -> str:
 
 
 def message_on_ours(check: CheckResult) -> str:
-    """What a student is told of a check that ran on our code: the error's class, and our own words.
+    """The message for a student about a check that ran on our code: the error's class, and our own words.
 
-    Whatever else a message says may be that code, which the submission could read.
+    Any other part of a message may contain that code, which the submission could read.
     """
     if check.unwritten:
         return f"TODO {check.todo} is not written yet"
@@ -46,7 +46,7 @@ def message_on_ours(check: CheckResult) -> str:
 
 
 def points(value: float) -> str:
-    """Without a fraction where there is none."""
+    """Points as text, without a fraction if they are whole."""
     return f"{value:g}"
 
 
