@@ -152,9 +152,9 @@ def report(
 
 @contextmanager
 def explain_errors(engine: Engine) -> Iterator[None]:
-    """Says of an error in an engine whose part it is, and ends with exit status 1.
+    """Reports which part an error in an engine belongs to, and ends with exit status 1.
 
-    A mistake of the caller's becomes a `LabError`; an error that is no part's comes through.
+    A caller's mistake becomes a `LabError`; an error of no part passes through.
     """
     from labs.harness.mixed_engine.blame import blame, causes, earlier
     from labs.harness.mixed_engine.engine_runs import Stopped
@@ -171,7 +171,7 @@ def explain_errors(engine: Engine) -> Iterator[None]:
             print(f"\n{after}\n{blamed}" + (f"\n\n{GOT_OVER} Before that:\n{before}" if before else ""), file=sys.stderr)
             raise typer.Exit(1) from None
         if any(isinstance(link, EngineError) for link in causes(cause)):
-            if cause is not error:  # while a text was made: no mistake of the caller's
+            if cause is not error:  # raised while generating, so it is not the caller's mistake
                 print(f"\n\n{error}: {cause}\nWhere it comes from: {engine.compare_command()}", file=sys.stderr)
                 raise typer.Exit(1) from None
             raise LabError(str(cause)) from None
