@@ -41,7 +41,7 @@ INTERRUPTED = 130
 Submissions = Annotated[Path | None, typer.Argument(
     help="A folder with one folder, archive or .py file for each student; by default the term's.")]
 Labs = Annotated[str | None, typer.Option(help="Such as 06,07; by default the term's.")]
-Students = Annotated[list[str] | None, typer.Option("--student", help="Only theirs; may be given several times.")]
+Students = Annotated[list[str] | None, typer.Option("--student", help="Only this student's; may be given several times.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that grade.")]
 Ray = Annotated[str | None, typer.Option(metavar="auto|ADDRESS", help="Grade on this Ray cluster instead of here.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as data, too.")]
@@ -93,7 +93,7 @@ def regrade(
     journal: JournalFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     allow_lower: Annotated[bool, typer.Option("--allow-lower", help="Let lower results count, too.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Run them once more though nothing has changed.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run the hand-ins once more though nothing has changed.")] = False,
     todo: Annotated[int | None, typer.Option(min=1, help="Only this TODO's points may change; the others stay.")] = None,
     jobs: Jobs = 2,
     isolation: Isolation = None,

@@ -73,7 +73,7 @@ def _keep(path: Path, lab: Lab, form: str, hand_ins: Sequence[Collected]) -> Non
 def _note_times(term: Term, lab: Lab, times: Mapping[str, str]) -> None:
     """Writes a download's times into the term's file of times, over those of an earlier download."""
     if not times or term.times is None:
-        why = 'term.toml names no file for times, [submissions] times = "times.csv"' if times else "the download says no times"
+        why = 'term.toml names no file for times, [submissions] times = "times.csv"' if times else "the download has no times"
         console.print(f"{why}: they have to come from the platform's own list", markup=False, soft_wrap=True)
         return
     rows = table(term.times, ["student", "lab", "submitted"])[0] if term.times.is_file() else []

@@ -33,7 +33,7 @@ ENDINGS = {"gradescope": "json", "classroom50": "json", "markdown": "md", "html"
 SLOWER = 2
 """How many times longer a check may take in Gradescope's container, which has half a core."""
 
-Section = Annotated[str | None, typer.Option(help="only theirs, as the roster has them")]
+Section = Annotated[str | None, typer.Option(help="only this section's students, by the roster")]
 
 console = Console(highlight=False)
 
@@ -43,7 +43,7 @@ def export(
     out: Annotated[Path, typer.Option(
         help="the file, a zip of feedback; a folder where each submission has a file (gradescope, classroom50, markdown, html)")],
     lab: Annotated[str | None, typer.Option(help="such as 06; default: every lab in the journal")] = None,
-    student: Annotated[str | None, typer.Option(help="only theirs; --out is a file then")] = None,
+    student: Annotated[str | None, typer.Option(help="only this student's results; --out is a file then")] = None,
     section: Section = None,
     journal: JournalFile = None,
     fill: Annotated[Path | None, typer.Option(
@@ -127,7 +127,7 @@ def _classroom50(entries: Sequence[Entry], out: Path, places: Path | None, stude
     if places is None:
         raise ValueError(f"classroom50 needs --places FILE:\n{classroom50.__doc__.partition(':')[2].strip()}")
     known = classroom50.read_places(places.read_text(encoding="utf-8"))
-    unplaced = [f"{plain(entry.report.student)}: {places} has no submission of theirs" for entry in entries
+    unplaced = [f"{plain(entry.report.student)}: {places} has no submission by this student" for entry in entries
                 if entry.report.student not in known]
     unplaced += [f"{plain(entry.report.student)}: it is not known when they handed in" for entry in entries
                  if entry.report.student in known and entry.submitted is None]
@@ -171,7 +171,7 @@ def _feedback(entries: Sequence[Entry], out: Path, term: Term, page: Callable[[E
     names = feedback_names(came["form"], came["prefixes"], list(by_student), term.roster or Roster({}))
     _write(out, zipped({name: page(by_student[student]).encode("utf-8") for student, name in names.items()}))
     grouped = {student for owner in came["prefixes"] for student in (term.roster.owners(owner) if term.roster else [])}
-    unplaced = [f"{plain(student)}: the download had no submission of theirs" for student in by_student
+    unplaced = [f"{plain(student)}: the download had no submission by this student" for student in by_student
                 if student not in names and student not in grouped]
     _print_lines("not written", unplaced)
     return unplaced

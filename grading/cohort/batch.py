@@ -290,6 +290,6 @@ def _older(journal: Journal, cohort: Cohort) -> list[Remark]:
         counts = journal.counting(student, lab)
         if counts is not None and counts.digest not in digests:
             lines.append(Remark("older", student, lab,
-                              f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
+                              f"the submission that counts is not this one but that of {counts.submitted}, which is later; "
                               "if that is wrong, give the times in the file that term.toml names"))
     return lines

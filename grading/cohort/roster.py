@@ -167,7 +167,7 @@ def read_roster(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -
             lines.append(Remark("roster", "", "", f"{where} has no student"))
         elif student in students:
             lines.append(Remark("roster", student, "",
-                              f"{where} has {student} again, who stands in {seen[student]}; the first row counts"))
+                              f"{where} has {student} again, who is also in {seen[student]}; the first row counts"))
         else:
             students[student], seen[student] = row, where
     if not students:

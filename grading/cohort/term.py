@@ -228,7 +228,7 @@ class _Reader:
             own = lab.table("late")
             labs[id_] = Due(self._moment(lab, "due"), dates, self._policy(own, policy, of_term=False) if own.entries else None)
             if labs[id_].sections and labs[id_].all is None and "due" not in lab.entries:
-                lab.say("sections", "give due, too: it holds for who is in none of them")
+                lab.say("sections", "give due, too, for students in none of these sections")
             self._sections(sections)
             lab.end()
         return dict(sorted(labs.items()))
@@ -359,7 +359,7 @@ class _Reader:
         """Student and lab, each empty if it is wrong."""
         student, name = table.take("student", str, ""), table.take("lab", str, "", 'text such as "06"')
         if "student" not in table.entries or not student:
-            table.say("student", "say whose it is")
+            table.say("student", "name the student")
         elif self.roster and student not in self.roster.students:
             near = get_close_matches(student, self.roster.students, 1)
             table.say("student", "the roster has no such student" + (f"; is {near[0]} meant?" if near else ""))

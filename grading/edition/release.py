@@ -79,7 +79,7 @@ def _files(course: Path) -> Iterator[Path]:
     """The course's files in git that students get."""
     listed = _git(course, "ls-files", "-z")
     if listed is None:
-        raise LabError(f"{course} is no git repository: what belongs to the course is read from there.")
+        raise LabError(f"{course} is no git repository: the list of the course's files comes from git.")
     for name in filter(None, listed.split("\0")):
         if name in _ROOT or (name.startswith(_FOLDERS) and not _LEFT_OUT.match(name)):
             yield Path(name)

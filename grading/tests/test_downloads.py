@@ -253,7 +253,7 @@ def test_feedback_goes_back_under_the_names_that_the_platform_knows(tmp_path, te
     run("collect", as_folder(tmp_path, files), "--lab", "06", "--from", form, "--term-file", term)
     graded(tmp_path, "ada", "ben", "zoe")
     said = run("export", "feedback", "--lab", "06", "--out", tmp_path / "feedback.zip", "--term-file", term, status=1)
-    assert "not written: zoe: the download had no submission of theirs" in said
+    assert "not written: zoe: the download had no submission by this student" in said
     with zipfile.ZipFile(tmp_path / "feedback.zip") as archive:
         pages = {name: archive.read(name).decode() for name in archive.namelist()}
     whose = {name: next(who for who in ("ada", "ben", "zoe") if f"Lab 06, {who}<" in page) for name, page in pages.items()}

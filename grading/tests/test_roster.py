@@ -142,7 +142,7 @@ def test_roster_and_submissions_are_compared_both_ways(home):
 @pytest.mark.parametrize(("content", "students", "line"), [
     (b"student\n", [], "has no students; every submission is graded"),
     (b"student\nalice\nbob\nalice\n", ["alice", "bob"],
-     "roster.csv line 4 has alice again, who stands in roster.csv line 2; the first row counts"),
+     "roster.csv line 4 has alice again, who is also in roster.csv line 2; the first row counts"),
     (b"\xef\xbb\xbfstudent,name\nalice,A\n", ["alice"], "begins with a byte-order mark"),
     (b"student,name\r\nalice,A\r\n", ["alice"], "lines that end in CRLF"),
     (b"student,name\n,Nobody\nalice,A\n", ["alice"], "roster.csv line 2 has no student"),

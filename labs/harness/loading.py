@@ -76,7 +76,7 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequ
     if names:
         ours = originals.our_code(lab)
         if ours is None:
-            raise LabError(f"Nothing can stand in for what is not written: {lab.sealed} is not there.")
+            raise LabError(f"Nothing can stand in for unwritten functions: {lab.sealed} does not exist.")
         tree = regions.with_stand_ins(tree, ast.parse(ours), list(names))
     module = ModuleType(f"_lab{lab.id}_{chosen.stem}_{next(_counter)}", ast.get_docstring(tree))
     module.__file__ = str(chosen)

@@ -20,7 +20,7 @@ def starter_text(lab: Lab) -> str:
         return make_starter(lab.solution.read_text(encoding="utf-8"), lab.id)
     if lab.untouched.is_file():
         return lab.untouched.read_text(encoding="utf-8")
-    raise LabError(f"How the starter was is read from {lab.untouched}, which is not there.")
+    raise LabError(f"The original starter is read from {lab.untouched}, which does not exist.")
 
 
 def functions(lab: Lab) -> dict[int, list[str]]:

@@ -162,7 +162,7 @@ def test_a_key_that_is_overwritten_later_is_found_then(with_part):
         "        self.first = slots[0]")))
     assert (found.first.kind, found.first.step) == (fd.KV, 1)
     assert "request A, position 0" in found.first.text and "the value in layer 0" in found.first.text
-    assert "nobody was to write there in this step" in found.first.text
+    assert "no request was due to write there in this step" in found.first.text
 
 
 def test_wrong_attention_shows_in_the_logits(with_part):

@@ -62,7 +62,7 @@ class StructuredOutputsParams:
         for name, value in constraints.items():
             well_formed = isinstance(value, kinds[name]) and value not in ("", [], False)
             if not well_formed or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
-                raise invalid(f"structured_outputs.{name}", value, "filled, and of its type")
+                raise invalid(f"structured_outputs.{name}", value, "non-empty, and of its type")
             setattr(self, name, own_copy(f"structured_outputs.{name}", value))
 
 
@@ -209,7 +209,7 @@ class SamplingParams:
             if not isinstance(self.structured_outputs, StructuredOutputsParams):
                 raise invalid("structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")
             if self.ignore_eos:
-                raise invalid("ignore_eos", True, "False with structured_outputs: their end is the end")
+                raise invalid("ignore_eos", True, "False with structured_outputs: the grammar decides where the text ends")
         check_token_ids("allowed_token_ids", self.allowed_token_ids)
         if self.allowed_token_ids == []:
             raise invalid("allowed_token_ids", [], "None or a list with at least one token id")

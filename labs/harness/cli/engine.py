@@ -28,7 +28,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 Use = Annotated[list[str] | None, typer.Option(
     "--use", metavar="WHOSE:LABS", help="mine:03,06 solution:07 reference:04 mine:all my_file.py:06; may be repeated")]
-Base = Annotated[str | None, typer.Option(help="solution: ours stand in for TODOs that are not written")]
+Base = Annotated[str | None, typer.Option(help="solution: our functions stand in for unwritten TODOs")]
 Model = Annotated[str | None, typer.Option(help="course, course-draft, a folder, or a Hugging Face id")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")]

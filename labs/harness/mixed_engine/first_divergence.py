@@ -214,7 +214,7 @@ def _wrong_slot(mine: Snapshot, name: str, position: int, apart: float, what: st
     size, table = mine.block_size, mine.tables[name]
     slot = slots_by_table(table, range(position, position + 1), size)[0]
     writers = [other for other, slots in mine.slots.items() if slot in slots]
-    written = f"written in this step by {' and '.join(writers)}" if writers else "nobody was to write there in this step"
+    written = f"written in this step by {' and '.join(writers)}" if writers else "no request was due to write there in this step"
     return f"request {name}, position {position}, slot {slot}: the {what} is off by {apart:.2g}; {written}"
 
 
@@ -285,7 +285,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     if first is None:
         return [f"Nothing differs: {same}." if comparison.error is None else f"Until it stopped nothing differed: {same}."]
     if first.rounding:
-        verdict = "Up to there all agreed but for rounding: these two tokens are as good. No mistake."
+        verdict = "Up to there everything agreed except for rounding: these two tokens are equally good. No mistake."
         return [f"{first}", verdict, f"Compared: {same}."]
     lines = [f"First difference, in the {first.kind}: {first}", *conclusion(first)]
     for later in comparison.differences[1:]:

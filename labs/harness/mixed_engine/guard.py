@@ -213,7 +213,7 @@ class BlockManagerChecks(Checks):
         if not isinstance(result, list) or not all(map(whole, result)):
             return f"must return a list of block numbers, returned {shown(result)}"
         if strange := [block for block in result if not 0 < block < self._num_blocks]:
-            return f"of {request_id} is {result}: block {strange[0]} is none of 1 to {self._num_blocks - 1}"
+            return f"of {request_id} is {result}: block {strange[0]} is not one of 1 to {self._num_blocks - 1}"
         return None
 
     def free(self, result: Any, request_id: str) -> None:

@@ -109,7 +109,7 @@ def describe(scenario: Scenario) -> str:
         f"The scenario: prompts of {prompts} tokens; "
         f"{args['num_gpu_blocks_override'] - 1} blocks of {args['block_size']} tokens; "
         f"at most {args['max_num_batched_tokens']} tokens a step; {', '.join(scenario.aborts.values())} is aborted. "
-        "On your side slots that nobody wrote, or that were freed, hold garbage"
+        "On your side, slots that were never written or were freed hold garbage"
         + ("; J shares two blocks with I." if args["enable_prefix_caching"] else "."))
 
 

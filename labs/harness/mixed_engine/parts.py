@@ -98,7 +98,7 @@ def with_stand_ins(choice: Choice, base: str | None = None) -> Choice:
     if base == SOLUTION:
         return replace(choice, stand_ins=tuple(missing))
     todos = "TODO " + ", ".join(map(str, missing))
-    way_out = " With --base solution ours stand in for what is not written." if originals.our_code(choice.lab) else ""
+    way_out = " With --base solution our functions stand in for unwritten ones." if originals.our_code(choice.lab) else ""
     raise LabError(
         f"Lab {choice.lab.id}: {todos} of {choice.file.name} {'is' if len(missing) == 1 else 'are'} not written yet.{way_out}")
 

@@ -18,7 +18,7 @@ ROWS = (
 COLUMNS = {"yours": "your engine", "reference": "reference", "naive": "naive", "ceiling": "ceiling"}
 MEANING = (
     "tokens/s: generated tokens of all requests, over the time of the whole run.",
-    "its range: the slowest and the fastest of the runs whose median stands above.",
+    "its range: the slowest and the fastest of the runs whose median is shown above.",
     "TTFT: from the start to a request's first token, median of the requests. ITL: between two of its tokens.",
     "KV slots wasted: of the slots that requests hold, the share that keeps no token, over all steps.",
     "naive: one request after the other, every token computes all before it again; its waste is that of reserving "

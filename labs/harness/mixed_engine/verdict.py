@@ -51,7 +51,7 @@ class Verdict:
         if self.is_right:
             return ["The same tokens as the reference: yes. No block was lost."]
         lines = [f"The same tokens as the reference: NO, {self.tokens}"] if self.tokens else []
-        return [*lines, *([self.blocks] if self.blocks else []), f"Where they part: {self.command}"]
+        return [*lines, *([self.blocks] if self.blocks else []), f"Where they first differ: {self.command}"]
 
 
 def judged(engine: Engine, yours: Remembering, reference: Remembering) -> Verdict:

@@ -72,7 +72,7 @@ def parsed(file: Path, source: str) -> str:
     except (TemplateSyntaxError, RecursionError) as error:
         where = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
         raise ModelLoadError(
-            f"{file} has a chat_template that is no jinja ({where}{error}); copy or download the file again, "
+            f"{file} has a chat_template that is not valid jinja ({where}{error}); copy or download the file again, "
             "or remove the template and give chat_template=") from error
     return source
 

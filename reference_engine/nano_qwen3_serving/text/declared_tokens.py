@@ -85,7 +85,7 @@ class DeclaredTokens:
             actual = backend.token_to_id(token.content)
             if actual != token_id:
                 raise ModelLoadError(
-                    f"{file} says that {token.content!r} is token {token_id}; behind this vocabulary it is {actual}: "
+                    f"{file} says that {token.content!r} is token {token_id}; after this vocabulary it would be {actual}: "
                     "copy or download all of the tokenizer's files again")
 
 

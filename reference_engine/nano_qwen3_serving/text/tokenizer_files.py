@@ -91,7 +91,7 @@ def tokenizer_class(settings: Fields) -> str:
     name = QWEN_CLASSES[0] if settings.get("tokenizer_class") is None else settings.text("tokenizer_class")
     if name not in QWEN_CLASSES + GENERIC_CLASSES:
         raise settings.wrong("tokenizer_class", f"{QWEN_CLASSES[0]!r}, or {GENERIC_CLASSES[0]!r} for a tokenizer.json "
-                                                "that says all there is to know")
+                                                "that is complete in itself")
     return name
 
 
@@ -123,7 +123,7 @@ def qwen_backend(definition: Fields, settings: Fields) -> tokenizers.Tokenizer:
 
 def refuse_other_pipelines(definition: Fields) -> None:
     """Raises a `ModelLoadError` unless `tokenizer.json` splits text as Qwen's class does."""
-    way_out = (f"Qwen's, for transformers takes that of {QWEN_CLASSES[0]} whatever the file says; if this one is right, "
+    way_out = (f"Qwen's, because transformers uses that of {QWEN_CLASSES[0]} whatever the file says; if this one is right, "
                f"give tokenizer_config.json a tokenizer_class of {GENERIC_CLASSES[0]!r}")
     for name, qwens in QWEN_PIPELINE.items():
         if without_offsets(definition.get(name)) != qwens:

@@ -95,7 +95,7 @@ class World:
         for engine in (self.engine, inner):
             assert await asyncio.to_thread(engine._steps.wait_idle, 30), "an engine never comes to rest"
             assert not engine.is_stopped, f"an engine died: {engine.dead_error}"
-            assert len(engine.waiting_room) == 0, "somebody is still counted as waiting"
+            assert len(engine.waiting_room) == 0, "a request is still counted as waiting"
         for sync in (self.llm.llm_engine, self.sync_engine, self.engine.engine, inner.engine):
             assert not sync.has_unfinished_requests()
             assert not sync.scheduler.running and not sync.scheduler.waiting

@@ -170,7 +170,7 @@ class Checker:
         require(completion.token_ids == want.token_ids[:count], f"{where}: tokens {completion.token_ids}, alone {want.token_ids}")
         if completion.finish_reason == "abort":
             timed_out = caller.outcome == "error"
-            require(caller.abort_wanted or timed_out, f"{where} was aborted, and nobody wanted it")
+            require(caller.abort_wanted or timed_out, f"{where} was aborted, but no caller asked for that")
             text = text_of(self.oracle.tokenizer, completion.token_ids, caller.params)
             require(completion.text == text, f"{where}: aborted with text {completion.text!r}, its tokens say {text!r}")
         else:

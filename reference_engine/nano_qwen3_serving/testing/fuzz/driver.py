@@ -243,7 +243,7 @@ class Driver:
                 require(still < 200, f"waiting for ever: {[c.name for c in self._waiting()]}")
         while self.gate.parked.is_set() and not self.engine.is_stopped:  # of callers who are gone
             bound -= 1
-            require(bound > 0, "the engine works on, and nobody is there")
+            require(bound > 0, "the engine keeps working although every caller is gone")
             await self._one_step()
         await self._settle()
 
@@ -265,7 +265,7 @@ class Driver:
             require(not inner.has_unfinished_requests(), "the engine is idle with unfinished requests")
             require(not (inner.scheduler.running or inner.scheduler.waiting), "the scheduler kept a request")
             require(inner.reset_prefix_cache(), "an idle engine refuses to reset its prefix cache")
-        require(len(self.engine.waiting_room) == 0, "somebody is still counted as waiting")
+        require(len(self.engine.waiting_room) == 0, "a request is still counted as waiting")
         kept = getattr(self.engine, "_streams", {})
         require(not kept, f"the engine still knows {sorted(kept)}")
 

@@ -52,7 +52,7 @@ class Places:
         if self.limit is None:
             return "was refused by a queue without a limit" if refused else None
         if refused and most + n <= self.limit:
-            return f"was refused for want of {n} of {self.limit} places, and at most {most} were taken"
+            return f"was refused for lack of {n} of {self.limit} places, although at most {most} were taken"
         if not refused and least + n > self.limit:
             return f"took {n} of {self.limit} places, and {least} were taken"
         return None
