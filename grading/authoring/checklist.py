@@ -51,7 +51,7 @@ CHECKLIST = (
         proofs.the_solution_passes, runs=True),
     Step(
         "the untouched starter fails every test with that test's TODO",
-        "a test calls its own TODO's functions; what it needs of others stands under needs in lab.toml",
+        "a test calls its own TODO's functions; the TODOs it needs besides are listed under needs in lab.toml",
         proofs.the_starter_fails_every_test, runs=True),
     Step(
         "every TODO has mutants",

@@ -181,8 +181,8 @@ def _only(students: Sequence[str] | None, cohort: Cohort) -> None:
     if not students:
         return
     there = {hand_in.attempt.student for hand_in in cohort.handed_in}
-    if strangers := [student for student in students if student not in there]:
-        raise ValueError(f"--student {strangers[0]}: there is no submission of that name; there are {len(there)} others")
+    if missing := [student for student in students if student not in there]:
+        raise ValueError(f"--student {missing[0]}: there is no submission of that name; there are {len(there)} others")
     cohort.handed_in = [hand_in for hand_in in cohort.handed_in if hand_in.attempt.student in students]
     cohort.lines = [line for line in cohort.lines if not line.student or line.student in students]
 

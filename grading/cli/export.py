@@ -60,7 +60,7 @@ def export(
         help="markdown, html: with the seed; for students once results are published")] = False,
     term_file: TermFile = None,
 ) -> None:
-    """Write results as another program wants them. Exit status 1 if somebody's grade found no place."""
+    """Write results as another program wants them. Exit status 1 if a student's grade found no place."""
     term = find_term(term_file)
     entries = _entries(term, journal, lab, student, section)
     forms: dict[str, Callable[[Entry], str]] = {

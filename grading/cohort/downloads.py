@@ -233,7 +233,7 @@ def _gradescope(folder: Path, people: _People, lab: Lab) -> Contents:
                   or people.by(str(submitter.get(":sid") or ""), "student", "sis_id", "lms_id")
                   or people.by(str(submitter.get(":name") or ""), "name") for submitter in submitters]
         if not owners or None in owners:
-            lines.append(_not_collected(path.name, f"the roster has not everybody whom {METADATA} names", lab))
+            lines.append(_not_collected(path.name, f"the roster lacks a student that {METADATA} names", lab))
             continue
         when = stamp(moment(created.isoformat() + ("" if created.tzinfo else "Z"))) if isinstance(created, datetime) else None
         files = _below(path) if path.is_dir() else {path.name: path}

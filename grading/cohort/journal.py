@@ -60,7 +60,7 @@ class Attempt:
 
     Attributes:
         digest: SHA-256 of what is graded.
-        submitted: when, ISO 8601 in UTC; None if nobody knows.
+        submitted: when, ISO 8601 in UTC; None if unknown.
         source: where the time is from: `times` (the instructor's file) or `mtime` (the file's own).
     """
 
@@ -77,7 +77,7 @@ class Entry:
 
     Attributes:
         report: as it was graded.
-        submitted: when it was handed in, ISO 8601 in UTC; None if nobody knows.
+        submitted: when it was handed in, ISO 8601 in UTC; None if unknown.
         late_days: after the deadline, extensions counted.
         final_score: after what lateness costs, and what the instructor decided.
         charged_days: days that cost something.

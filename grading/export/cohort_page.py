@@ -148,7 +148,7 @@ def _check_like(test: str, checks: set[str]) -> str:
 
 
 def read_verified(marks: Iterable[str], clusters: Sequence[Cluster]) -> dict[str, tuple[str, ...]]:
-    """Cluster -> the students against whom its comment was verified, from `CLUSTER=ada,ben,cem`.
+    """Cluster -> the students its comment was verified against, from `CLUSTER=ada,ben,cem`.
 
     Raises `ValueError` for a malformed mark, for an unknown cluster or one without a comment, for
     students who are not in it, and for fewer than three students.
@@ -162,8 +162,8 @@ def read_verified(marks: Iterable[str], clusters: Sequence[Cluster]) -> dict[str
                              f"there are: {', '.join(known) or 'none'}")
         if not known[name].comment:
             raise ValueError(f"cluster {name} has no comment that could be verified")
-        if strangers := [student for student in students if student not in known[name].students]:
-            raise ValueError(f"{', '.join(strangers)} not in cluster {name}: its students are {', '.join(known[name].students)}")
+        if outsiders := [student for student in students if student not in known[name].students]:
+            raise ValueError(f"{', '.join(outsiders)} not in cluster {name}: its students are {', '.join(known[name].students)}")
         if len(students) < VERIFIED_BY:
             raise ValueError(
                 f"cluster {name} was verified against {len(students)} students; a comment goes out after {VERIFIED_BY}")

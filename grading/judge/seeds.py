@@ -27,8 +27,8 @@ def seed_for(secret: str, lab_id: str, student: str, digest: str, mode: str = "s
     The inputs that a report reveals are of no use for the next file, and the same file gets the same score. With mode
     `cohort` every student always has the same inputs.
     """
-    whom = f"{student}/{digest}" if mode == "student" else ""
-    return hmac.new(secret.encode(), f"{lab_id}/{whom}".encode(), hashlib.sha256).hexdigest()[:16]
+    owner = f"{student}/{digest}" if mode == "student" else ""
+    return hmac.new(secret.encode(), f"{lab_id}/{owner}".encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def rng_for(seed: str, check: str) -> random.Random:

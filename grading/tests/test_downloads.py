@@ -155,7 +155,7 @@ def test_gradescope_says_who_and_when_and_groups_are_named_by_all(tmp_path, rost
     found, lines = collect(form(tmp_path, files), "gradescope", LAB, roster)
     assert files_by_owner(found) == {"ada": {"starter.py": GOOD}, "ben+dee": {"starter.py": GOOD}}
     assert [one.part.submitted for one in found] == ["2027-02-01T21:00:00Z", "2027-02-02T13:00:00Z"]
-    assert [line.text for line in lines] == ["submission_3: the roster has not everybody whom submission_metadata.yml names"]
+    assert [line.text for line in lines] == ["submission_3: the roster lacks a student that submission_metadata.yml names"]
     with pytest.raises(ValueError, match="that is no export of Gradescope: submission_metadata.yml cannot be used"):
         collect(laid(tmp_path / "other", **{"a.py": GOOD, "b.py": GOOD}), "gradescope", LAB, roster)
 
