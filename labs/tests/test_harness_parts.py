@@ -65,18 +65,19 @@ BLOCKS_SEAM = '''\
 class Adapter:
     def __init__(self, pool):
         self.pool, self.block_size, self.block_table = pool, pool.block_size, pool.block_table
+        self.enable_prefix_caching = False
 
     @property
     def num_free_blocks(self):
         return self.pool.num_free_blocks
 
-    def find_cached_prefix(self, token_ids, salt=""):
+    def find_cached_prefix(self, request_id, token_ids, salt=""):
         return 0
 
     def allocate(self, request_id, num_tokens, cached_prefix=(), salt=""):
         return self.pool.allocate(request_id, num_tokens)
 
-    def commit(self, request_id, token_ids):
+    def commit(self, request_id, token_ids, start=0):
         pass
 
     def free(self, request_id):

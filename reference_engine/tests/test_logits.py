@@ -197,7 +197,7 @@ def test_logits_of_every_position_equal_transformers_however_prompts_are_cut_and
     while pending := [r for r in requests if r.num_uncomputed_tokens]:
         some = rng.sample(pending, rng.randint(1, len(pending)))
         batch = [
-            ScheduledChunk(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
+            ScheduledChunk.of(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
             for r in some
         ]
         for chunk, logits in every_logit(llm, batch):
