@@ -18,7 +18,7 @@ from grading.labs import authors_folder
 from labs.harness import regions
 from labs.harness.catalog import Lab, LabError
 from labs.harness.learner.hints import HINTS_PER_TODO, read_hints
-from labs.harness.learner.predictions import asks, make_case, seed_of
+from labs.harness.learner.predictions import has_questions, make_case, seed_of
 from labs.harness.learner.results import PREDICTION_POINTS, TOTAL_POINTS
 
 PROJECT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def tests_are_worth_what_lab_toml_says(lab: Lab) -> None:
     for todo in lab.todos:
         expect(worth.get(todo.number) == todo.points,
                f"the tests of TODO {todo.number} are worth {worth.get(todo.number, 0):g} points; lab.toml says {todo.points:g}")
-    total = sum(todo.points for todo in lab.todos) + PREDICTION_POINTS * asks(lab)
+    total = sum(todo.points for todo in lab.todos) + PREDICTION_POINTS * has_questions(lab)
     expect(total == TOTAL_POINTS, f"TODOs and predictions are worth {total:g} points together, not {TOTAL_POINTS}")
 
 

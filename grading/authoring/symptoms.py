@@ -39,7 +39,7 @@ SINGLE = ("left out", "blind")
 
 
 @dataclass(frozen=True)
-class Seen:
+class MutantRun:
     """A mutant and how the tests of its TODO ended on it; no outcomes if they did not get to their end."""
 
     mutant: Mutant
@@ -91,7 +91,7 @@ def _with_areas(concept_of: dict[str, Concept], entries: Iterable[dict], path: P
     return {name: replace(concept, area=area_of.get(concept)) for name, concept in concept_of.items()}
 
 
-def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Symptom]:
+def symptoms_of(seen: Iterable[MutantRun], concept_of: dict[str, Concept]) -> list[Symptom]:
     """The table: concepts, the different patterns of their mutants, and whether each can be told from the others."""
     seen = [bug for bug in seen if bug.fails]
     patterns = [pattern_of(bug.outcomes, bug.mutant.todo) for bug in seen]
@@ -108,7 +108,7 @@ def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]
         answers = [
             (concept.says if level is Symptom else concept.area.says if concept.area else "", answer.says)
             for (concept, _), answer in zip(own, diagnoses, strict=True) if isinstance(answer, level)]
-        quiet |= {says for pair in answers for says in pair if not _can_be_told(says, answers, ENOUGH[level])}
+        quiet |= {says for pair in answers for says in pair if not _is_right_often_enough(says, answers, ENOUGH[level])}
     return _gathered(own, quiet)
 
 
@@ -124,13 +124,13 @@ def _gathered(own: Iterable[tuple[Concept, Pattern]], quiet: Collection[str]) ->
         for concept, known in patterns_of.items()]
 
 
-def _can_be_told(says: str, answers: Iterable[tuple[str, str]], enough: float) -> bool:
+def _is_right_often_enough(says: str, answers: Iterable[tuple[str, str]], enough: float) -> bool:
     """Whether enough of the answers about this are right: true of it, or said to be, with each mutant left out."""
     about = [true == answer for true, answer in answers if says in (true, answer)]
     return sum(about) >= enough * len(about)
 
 
-def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) -> Path:
+def write_table(lab: Lab, seen: Iterable[MutantRun], concept_of: dict[str, Concept]) -> Path:
     """Write the lab's `symptoms.json`."""
     entries = sorted(symptoms_of(seen, concept_of), key=lambda symptom: (symptom.todo, symptom.says))
     path = lab.folder / FILE
@@ -165,7 +165,7 @@ def see(
     cache: Path | None = None,
     parallel: int | None = None,
     done: Callable[[], None] = lambda: None,
-) -> list[Seen]:
+) -> list[MutantRun]:
     """Run the tests of each mutant's TODO on it; `cache` keeps results, for as long as suite and mutant stay as they are."""
     jobs = [suite_runner.Job(lab, mutant.text, f"test_todo_{mutant.todo}_", seconds=90.0) for mutant in mutants]
     kept = [_kept(cache, job) for job in jobs]
@@ -180,7 +180,7 @@ def see(
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(outcomes), encoding="utf-8")
-        seen.append(Seen(mutant, tuple(map(Outcome.from_json, outcomes))))
+        seen.append(MutantRun(mutant, tuple(map(Outcome.from_json, outcomes))))
     return seen
 
 
@@ -240,17 +240,17 @@ def scored(diagnosis: Symptom | Area | None, true: Iterable[Concept]) -> Score:
     return Score(right_kinds=is_right, wrong_kinds=not is_right)
 
 
-def without(seen: Sequence[Seen], name: str, concept_of: dict[str, Concept], todo: int) -> list[Symptom]:
+def without(seen: Sequence[MutantRun], name: str, concept_of: dict[str, Concept], todo: int) -> list[Symptom]:
     """The table of a TODO that is made of all mutants but one."""
     return symptoms_of([bug for bug in seen if bug.mutant.name != name and bug.mutant.todo == todo], concept_of)
 
 
-def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score:
+def leave_one_out(seen: Sequence[MutantRun], concept_of: dict[str, Concept]) -> Score:
     """Each mutant, diagnosed without itself."""
     return family_left_out(seen, [(bug, bug.mutant.name) for bug in seen], concept_of)
 
 
-def family_left_out(seen: Sequence[Seen], bugs: Iterable[tuple[Seen, str]], concept_of: dict[str, Concept]) -> Score:
+def family_left_out(seen: Sequence[MutantRun], bugs: Iterable[tuple[MutantRun, str]], concept_of: dict[str, Concept]) -> Score:
     """Wrong solutions that stem each from a mutant, diagnosed without that."""
     score = Score()
     for bug, name in bugs:
@@ -259,7 +259,7 @@ def family_left_out(seen: Sequence[Seen], bugs: Iterable[tuple[Seen, str]], conc
     return score
 
 
-def on_others(table: Sequence[Symptom], seen: Iterable[Seen], true: dict[str, list[Concept]]) -> Score:
+def score_others(table: Sequence[Symptom], seen: Iterable[MutantRun], true: dict[str, list[Concept]]) -> Score:
     """Other wrong solutions, on the whole table; `true` has the concepts that are true of each, by its name."""
     return sum((scored(match(table, bug.outcomes, bug.mutant.todo), true[bug.mutant.name]) for bug in seen), Score())
 
@@ -317,7 +317,7 @@ def _fits(alternative: str, solution: str, names: Sequence[str]) -> bool:
 
 
 def score(
-    lab: Lab, seen: Sequence[Seen], most: int, seed: str, run: Callable[[Sequence[Mutant]], list[Seen]]
+    lab: Lab, seen: Sequence[MutantRun], most: int, seed: str, run: Callable[[Sequence[Mutant]], list[MutantRun]]
 ) -> dict[str, Score]:
     """How the diagnosis does on bugs it has not seen; `run` runs mutants.
 
@@ -338,9 +338,9 @@ def score(
     of_carried = [(bug, bug.mutant.name.partition(" in ")[0]) for bug in run(fitting) if bug.fails]
     return {
         "left out": leave_one_out(in_table, concept_of),
-        "blind": on_others(table, blind, {bug.mutant.name: [concept_of[bug.mutant.name]] for bug in blind}),
+        "blind": score_others(table, blind, {bug.mutant.name: [concept_of[bug.mutant.name]] for bug in blind}),
         "in alternatives": family_left_out(in_table, of_carried, concept_of),
-        "two at once": on_others(table, [bug for bug in run([mutant for mutant, _ in both.values()]) if bug.fails], of_both),
+        "two at once": score_others(table, [bug for bug in run([mutant for mutant, _ in both.values()]) if bug.fails], of_both),
     }
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from grading.cli.progress_bar import bar
 from grading.cli.term import Isolation, JournalFile, TermFile, labs_of, open_journal, settings_of, submissions_of
 from grading.cohort.batch import Graders, Plan, Summary, graders_here, left_to_do, plan_of, run_batch, seconds_for
-from grading.cohort.journal import Journal, Last
+from grading.cohort.journal import Journal, LatestHandIn
 from grading.cohort.late import Late
 from grading.cohort.ray_cluster import cluster
 from grading.cohort.regrade import Regraded, change_table, run_regrade, to_regrade
@@ -65,11 +65,11 @@ def batch(
     """Grade a cohort. What the journal has already is not graded again, so the same command goes on after a kill."""
     term = find_term(term_file)
     plan, path = plan_of(labs_of(term, labs), settings_of(term, isolation)), journal or term.journal
-    _can_be_late(term, plan)
+    _require_times(term, plan)
     with open_journal(term, journal, create=True) as base:
         _same_seeds(base, plan)
         cohort = _cohort(submissions_of(term, submissions), plan, term)
-        cohort.lines += _strangers(term, cohort)
+        cohort.lines += _unknown_students(term, cohort)
         _only(students, cohort)
         memory = Memory()
         total = left_to_do(base, plan, cohort, repeat)
@@ -187,7 +187,7 @@ def _only(students: Sequence[str] | None, cohort: Cohort) -> None:
     cohort.lines = [line for line in cohort.lines if not line.student or line.student in students]
 
 
-def _can_be_late(term: Term, plan: Plan) -> None:
+def _require_times(term: Term, plan: Plan) -> None:
     """Raises `ValueError` where lateness would be judged by the files' own times and nobody has asked for that."""
     dated = [lab for lab in plan.labs if lab in term.labs and term.labs[lab].all is not None]
     if dated and term.times is None and not term.mtimes:
@@ -197,7 +197,7 @@ def _can_be_late(term: Term, plan: Plan) -> None:
             "those of the files themselves, which a download or a copy changes")
 
 
-def _strangers(term: Term, cohort: Cohort) -> list[Remark]:
+def _unknown_students(term: Term, cohort: Cohort) -> list[Remark]:
     """A line for each extension of a student who has no submission, where no roster says who there is: a slip, perhaps."""
     known = {hand_in.attempt.student for hand_in in cohort.handed_in}
     return [Remark("extension", extension.student, extension.lab, "there is no such student among the submissions, and no roster")
@@ -254,7 +254,7 @@ def _resumable(base: Journal, path: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _spread(settled: Sequence[tuple[Last, Late]]) -> dict[str, float]:
+def _spread(settled: Sequence[tuple[LatestHandIn, Late]]) -> dict[str, float]:
     """Of final scores."""
     scores = [late.score for _, late in settled]
     if not scores:

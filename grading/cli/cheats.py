@@ -60,7 +60,7 @@ def _print(console: Console, by_level: dict[str, list[TrialResult]]) -> None:
     for row in zip(*by_level.values(), strict=True):
         scores = [Text("-" if trial.report is None else points(trial.report.score), style="" if trial.right else "bold red")
                   for trial in row]
-        cheat, happened = row[0].cheat, plain(_said(row), 90).replace("\n", " ")
+        cheat, happened = row[0].cheat, plain(_outcome_in_words(row), 90).replace("\n", " ")
         table.add_row(cheat.lab, cheat.name, points(cheat.worth), *scores, Text(happened))
     console.print(table)
     wrong = [trial for of_level in by_level.values() for trial in of_level if not trial.right]
@@ -75,6 +75,6 @@ def _print(console: Console, by_level: dict[str, list[TrialResult]]) -> None:
     console.print(f"{sum(map(len, by_level.values())) - len(wrong)} of {sum(map(len, by_level.values()))} as expected")
 
 
-def _said(row: Sequence[TrialResult]) -> str:
+def _outcome_in_words(row: Sequence[TrialResult]) -> str:
     """The words of the first level at which it is wrong, or else of the first."""
     return next((trial for trial in row if not trial.right), row[0]).happened

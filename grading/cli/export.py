@@ -133,7 +133,7 @@ def _classroom50(entries: Sequence[Entry], out: Path, places: Path | None, stude
                  if entry.report.student in known and entry.submitted is None]
     good = [entry for entry in entries if entry.report.student in known and entry.submitted is not None]
     _each(good, out, "classroom50", student, lambda entry: classroom50.result(entry, known[entry.report.student]))
-    _tell("not written", unplaced)
+    _print_lines("not written", unplaced)
     return unplaced
 
 
@@ -154,8 +154,8 @@ def _gradebook(
     filled: Filled = (canvas.fill(data, assignment or "", entries, roster) if form == "canvas"
                       else moodle.fill_worksheet(data, entries, roster))
     _write(out, filled.data)
-    _tell("note", filled.notes)
-    _tell("not entered", filled.unplaced)
+    _print_lines("note", filled.notes)
+    _print_lines("not entered", filled.unplaced)
     return filled.unplaced
 
 
@@ -173,7 +173,7 @@ def _feedback(entries: Sequence[Entry], out: Path, term: Term, page: Callable[[E
     grouped = {student for owner in came["prefixes"] for student in (term.roster.owners(owner) if term.roster else [])}
     unplaced = [f"{plain(student)}: the download had no submission of theirs" for student in by_student
                 if student not in names and student not in grouped]
-    _tell("not written", unplaced)
+    _print_lines("not written", unplaced)
     return unplaced
 
 
@@ -186,7 +186,7 @@ def _write(path: Path, data: bytes, quiet: bool = False) -> None:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
 
 
-def _tell(what: str, lines: Sequence[str]) -> None:
+def _print_lines(what: str, lines: Sequence[str]) -> None:
     for line in lines:
         console.print(Text(f"{what}: {line}"), soft_wrap=True)
 
@@ -220,7 +220,8 @@ def report(
         _write(comments, csv_table.written([("student", "todo", "comment"), *rows]).encode("utf-8"))
     waiting = [cluster for cluster in clusters
                if cluster.comment and not cluster.verified and len(cluster.students) >= cohort_page.VERIFIED_BY]
-    _tell("to verify", [f"cluster {cluster.id}, {len(cluster.students)} students: {cluster.comment}" for cluster in waiting])
+    _print_lines("to verify", [f"cluster {cluster.id}, {len(cluster.students)} students: {cluster.comment}"
+                               for cluster in waiting])
 
 
 def gradescope_zip_command(
@@ -289,8 +290,8 @@ def similarity_command(
         table.add_row(*map(Text, _cells(pair)))
     console.print(table)
     console.print("A high share is a reason to look at both, and no verdict.")
-    _tell("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(folder, chosen)])
-    _tell("not compared", [plain(line) for line in unusable])
+    _print_lines("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(folder, chosen)])
+    _print_lines("not compared", [plain(line) for line in unusable])
     if out:
         _write(out,
                csv_table.written([("one", "share", "lines", "other", "share", "lines"), *map(_cells, pairs)]).encode("utf-8"))

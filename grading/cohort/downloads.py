@@ -78,7 +78,7 @@ def collect(
         raise ValueError(f"--from is {', '.join(FORMS)}, not {form!r}")
     with _unpacked(download) as folder:
         people = _People(roster, _worksheet(worksheet, zone) if worksheet else {})
-        parts, lines = _found(FORMS[form], folder, people, lab)
+        parts, lines = _unwrapped_contents(FORMS[form], folder, people, lab)
         made = []
         for owner, part in sorted(parts.items()):
             submission, remarks = _submission(owner, part, lab)
@@ -154,26 +154,26 @@ def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
 
 # the platforms
 
-Found = tuple[dict[str, Part], list[Remark]]
+Contents = tuple[dict[str, Part], list[Remark]]
 
 
-def _found(read: Callable[[Path, _People, Lab], Found], folder: Path, people: _People, lab: Lab) -> Found:
+def _unwrapped_contents(read: Callable[[Path, _People, Lab], Contents], folder: Path, people: _People, lab: Lab) -> Contents:
     """What is in a folder; if that is only one other folder, what is in that."""
     inside = _inside(folder)
-    contents: Found = {}, []
+    contents: Contents = {}, []
     try:
         contents = read(folder, people, lab)
     except ValueError:
         if len(inside) != 1 or not inside[0].is_dir():
             raise
-        return _found(read, inside[0], people, lab)
+        return _unwrapped_contents(read, inside[0], people, lab)
     if not contents[0] and len(inside) == 1 and inside[0].is_dir():
-        deeper = _found(read, inside[0], people, lab)
+        deeper = _unwrapped_contents(read, inside[0], people, lab)
         return deeper if deeper[0] else contents
     return contents
 
 
-def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
+def _canvas(folder: Path, people: _People, lab: Lab) -> Contents:
     parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
@@ -181,7 +181,7 @@ def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
         owner = people.by(named["number"], "lms_id") if named else None
         if named is None or owner is None:
             why = f"the roster's lms_id has no {named['number']}" if named else "its name is not as Canvas makes them"
-            lines.append(_nobodys(path.name, why, lab))
+            lines.append(_not_collected(path.name, why, lab))
             continue
         part = parts.setdefault(owner, Part(named["prefix"]))
         part.files[named["name"]] = path
@@ -189,7 +189,7 @@ def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
     return parts, lines
 
 
-def _moodle(folder: Path, people: _People, lab: Lab) -> Found:
+def _moodle(folder: Path, people: _People, lab: Lab) -> Contents:
     parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
@@ -198,7 +198,7 @@ def _moodle(folder: Path, people: _People, lab: Lab) -> Found:
         if named is None or owner is None:
             why = ("neither roster nor worksheet says for certain whose it is; --worksheet is the assignment's grading worksheet"
                    if named else "its name is not as Moodle makes them")
-            lines.append(_nobodys(path.name, why, lab))
+            lines.append(_not_collected(path.name, why, lab))
             continue
         person = people.worksheet.get(named["number"])
         prefix = named["prefix"] + "_" * (not named["prefix"].endswith("_"))
@@ -215,7 +215,7 @@ def _of_moodle(named: re.Match[str], people: _People) -> str | None:
     return people.by(named["number"], "lms_id") or people.by(named["who"], "name")
 
 
-def _gradescope(folder: Path, people: _People, lab: Lab) -> Found:
+def _gradescope(folder: Path, people: _People, lab: Lab) -> Contents:
     import yaml  # transformers needs it
 
     try:
@@ -233,7 +233,7 @@ def _gradescope(folder: Path, people: _People, lab: Lab) -> Found:
                   or people.by(str(submitter.get(":sid") or ""), "student", "sis_id", "lms_id")
                   or people.by(str(submitter.get(":name") or ""), "name") for submitter in submitters]
         if not owners or None in owners:
-            lines.append(_nobodys(path.name, f"the roster has not everybody whom {METADATA} names", lab))
+            lines.append(_not_collected(path.name, f"the roster has not everybody whom {METADATA} names", lab))
             continue
         when = stamp(moment(created.isoformat() + ("" if created.tzinfo else "Z"))) if isinstance(created, datetime) else None
         files = _below(path) if path.is_dir() else {path.name: path}
@@ -241,7 +241,7 @@ def _gradescope(folder: Path, people: _People, lab: Lab) -> Found:
     return parts, lines
 
 
-def _github(folder: Path, people: _People, lab: Lab) -> Found:
+def _github(folder: Path, people: _People, lab: Lab) -> Contents:
     parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
@@ -251,17 +251,17 @@ def _github(folder: Path, people: _People, lab: Lab) -> Found:
         longest = max(map(len, hits.values()), default=0)
         owners = [student for student, login in hits.items() if len(login) == longest]
         if not path.is_dir() or len(owners) != 1:
-            lines.append(_nobodys(path.name, "it does not end in the login of one student of the roster", lab))
+            lines.append(_not_collected(path.name, "it does not end in the login of one student of the roster", lab))
         else:
             parts[owners[0]] = Part(f"{path.name}_", _below(path))
     return parts, lines
 
 
-def _nobodys(name: str, why: str, lab: Lab) -> Remark:
+def _not_collected(name: str, why: str, lab: Lab) -> Remark:
     return Remark("not collected", "", lab.id, f"{name}: {why}")
 
 
-FORMS: dict[str, Callable[[Path, _People, Lab], Found]] = {
+FORMS: dict[str, Callable[[Path, _People, Lab], Contents]] = {
     "canvas": _canvas, "moodle": _moodle, "gradescope": _gradescope, "github": _github}
 """Platforms, by name."""
 

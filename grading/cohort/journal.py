@@ -107,7 +107,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Last:
+class LatestHandIn:
     """A student's latest hand-in for a lab.
 
     Attributes:
@@ -327,27 +327,27 @@ class Journal:
         for last, late in self.settled(lab_id):
             report = self.result(last.key)
             assert report is not None  # it stands
-            report = deciding.given_to_all(report, last.overrides)
+            report = deciding.with_checks_given_to_all(report, last.overrides)
             entries.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
                                  last.overrides))
         return entries
 
-    def settled(self, lab_id: str | None = None) -> list[tuple[Last, Late]]:
+    def settled(self, lab_id: str | None = None) -> list[tuple[LatestHandIn, Late]]:
         """What counts and what lateness and the instructor did to it, as `latest` has it, without reading the reports."""
-        last = self._last()
+        last = self._latest_hand_ins()
         late = _lateness(self.terms(), last)
         for whose, hand_in in last.items():
             if (final := deciding.final_of(hand_in.overrides)) is not None:
                 late[whose] = replace(late[whose], score=final)
         return [(hand_in, late[whose]) for whose, hand_in in last.items() if hand_in.key and lab_id in (None, hand_in.lab)]
 
-    def _last(self) -> dict[tuple[str, str], Last]:
+    def _latest_hand_ins(self) -> dict[tuple[str, str], LatestHandIn]:
         """(lab, student) → the latest hand-in."""
         decided = self.overrides()
-        last: dict[tuple[str, str], Last] = {}
+        last: dict[tuple[str, str], LatestHandIn] = {}
         for student, lab, _, submitted, _, key, score in self._do(_ALL):
             before = last.get((lab, student))
-            last[lab, student] = Last(student, lab, submitted or None, key or "", score or 0.0,
+            last[lab, student] = LatestHandIn(student, lab, submitted or None, key or "", score or 0.0,
                                       before.attempts + 1 if before else 1, before.overrides if before
                                       else deciding.decided_for(decided, student, lab))
         for whose, hand_in in last.items():
@@ -381,7 +381,7 @@ class Journal:
         return self._do(statement)[0][0]
 
 
-def _lateness(terms: Terms, last: Mapping[tuple[str, str], Last]) -> dict[tuple[str, str], Late]:
+def _lateness(terms: Terms, last: Mapping[tuple[str, str], LatestHandIn]) -> dict[tuple[str, str], Late]:
     """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
     labs_of = defaultdict(list)
     for lab, student in sorted(last):

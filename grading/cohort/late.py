@@ -50,7 +50,7 @@ class Policy:
         parts += [f"nothing after {self.cutoff / DAY:g} days"] if self.cutoff is not None else []
         return "; ".join(parts) or "none"
 
-    def facts(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """As journals keep it. Older courses do not know of a cutoff, and pass it over."""
         return {"policy": self.written(), **({} if self.cutoff is None else {"cutoff": self.cutoff.total_seconds()})}
 
@@ -63,7 +63,7 @@ class Policy:
 
 
 def _policy(fields: Mapping[str, Any]) -> Policy:
-    """What `Policy.facts` says."""
+    """What `Policy.as_dict` says."""
     cutoff = timedelta(seconds=fields["cutoff"]) if "cutoff" in fields else None
     return Policy(**_read(fields["policy"]), cutoff=cutoff)
 
@@ -113,8 +113,8 @@ class Terms:
         """As the journal keeps it."""
         due = {lab: stamp(when) for lab, when in self.due.items()}
         extended = [[*whose, stamp(when)] for whose, when in sorted(self.extended.items())]
-        own = {"policies": {lab: policy.facts() for lab, policy in self.policies.items()}} if self.policies else {}
-        return json.dumps({**self.policy.facts(), **own, "due": due, "extended": extended}, sort_keys=True)
+        own = {"policies": {lab: policy.as_dict() for lab, policy in self.policies.items()}} if self.policies else {}
+        return json.dumps({**self.policy.as_dict(), **own, "due": due, "extended": extended}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Terms":

@@ -55,7 +55,7 @@ def decided_for(overrides: Iterable[Override], student: str, lab: str) -> tuple[
     return tuple(override for override in overrides if override.lab == lab and override.student in ("", student))
 
 
-def given_to_all(report: Report, overrides: Sequence[Override]) -> Report:
+def with_checks_given_to_all(report: Report, overrides: Sequence[Override]) -> Report:
     """A report in which the checks are passed whose points everybody gets."""
     names = {override.check for override in overrides if override.check}
     checks = tuple(replace(check, earned=check.points, message="", printed="") if check.name in names else check
@@ -67,7 +67,7 @@ def todos_with(report: Report, overrides: Sequence[Override]) -> list[TodoResult
     """A report's rows, one for each TODO, with the points that were set or given to all."""
     set_to = {override.todo: override.points for override in overrides if override.points is not None}
     return [_worth(row, set_to[row.todo]) if row.todo in set_to else row
-            for row in given_to_all(report, overrides).todos()]
+            for row in with_checks_given_to_all(report, overrides).todos()]
 
 
 def _worth(row: TodoResult, earned: float | None) -> TodoResult:

@@ -254,7 +254,7 @@ def _hand_in(
     cohort: Cohort, student: str, entries: Sequence[_Entry], lab: Lab, several: bool, times: Mapping[tuple[str, str], str]
 ) -> None:
     """What a student handed in for one lab, the earliest first."""
-    mine = _timed([entry for entry in entries if not _is_of_others(entry.path, lab, several, student, cohort)], lab, times)
+    mine = _timed([entry for entry in entries if not _is_of_another_lab(entry.path, lab, several, student, cohort)], lab, times)
     if len(mine) > 1:
         names = " and ".join(path.name for path, _, _ in mine)
         cohort.say("two submissions", f"{names} are all {student}'s; all are graded, and {mine[-1][0].name}, the latest, counts",
@@ -283,7 +283,7 @@ def _timed(entries: Sequence[_Entry], lab: Lab, times: Mapping[tuple[str, str], 
     return sorted(timed, key=lambda row: row[1])
 
 
-def _is_of_others(path: Path, lab: Lab, several: bool, student: str, cohort: Cohort) -> bool:
+def _is_of_another_lab(path: Path, lab: Lab, several: bool, student: str, cohort: Cohort) -> bool:
     """Whether a submission has nothing for this lab, which is said."""
     folders = lab_folders(path)
     if folders is None or any(name.startswith(f"lab{lab.id}_") for name in folders) or not (folders or several):

@@ -170,7 +170,7 @@ class _Reader:
         value = table.take(key, str, default)
         return None if value is None else self.file.parent / value
 
-    def _there(self, table: Table, key: str) -> Path | None:
+    def _existing_file(self, table: Table, key: str) -> Path | None:
         """A file that has to be there."""
         path = self._path(table, key, None)
         if path is not None and not path.is_file():
@@ -188,7 +188,7 @@ class _Reader:
             return UTC
 
     def _secret(self, top: Table) -> str:
-        path = self._there(top, "secret")
+        path = self._existing_file(top, "secret")
         try:
             return read_secret(path)
         except (OSError, ValueError) as error:
@@ -196,7 +196,7 @@ class _Reader:
             return PUBLIC_SECRET
 
     def _roster(self, table: Table) -> Roster | None:
-        path, columns = self._there(table, "file"), table.table("columns")
+        path, columns = self._existing_file(table, "file"), table.table("columns")
         self.roster_is_wrong = "file" in table.entries
         headings = {name: columns.take(name, str, None) for name in FIELDS}
         columns.end()
@@ -305,7 +305,7 @@ class _Reader:
     def _overrides(self, top: Table, labs: Mapping[str, Due]) -> tuple[Override, ...]:
         overrides: dict[object, Override] = {}
         for table in top.tables("overrides"):
-            override = self._given_to_all(table, labs) if "check" in table.entries else self._override(table, labs)
+            override = self._check_given_to_all(table, labs) if "check" in table.entries else self._override(table, labs)
             if override is None:
                 continue
             key = (override.student, override.lab, override.todo, override.check) if override.bonus is None else len(overrides)
@@ -327,7 +327,7 @@ class _Reader:
             table.say("todo", "a bonus is for the whole lab; leave todo out")
         return Override(student, lab, comment, todo, points, bonus) if len(self.wrong) == before else None
 
-    def _given_to_all(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
+    def _check_given_to_all(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
         """A check whose points everybody gets; None if something is wrong with it."""
         before = len(self.wrong)
         lab = self._lab(table, "lab", table.take("lab", str, "", 'text such as "06"'))

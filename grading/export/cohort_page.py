@@ -52,7 +52,7 @@ class Cluster:
     verified: tuple[str, ...] = ()
 
     @property
-    def goes_out(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether its comment goes to its students."""
         return bool(self.comment and self.verified)
 
@@ -179,7 +179,7 @@ def marked(clusters: Sequence[Cluster], verified: Mapping[str, tuple[str, ...]])
 def comments(clusters: Iterable[Cluster]) -> list[tuple[str, int, str]]:
     """What goes out: (student, TODO, comment), of verified clusters only."""
     return sorted((student, cluster.todo, cluster.comment)
-                  for cluster in clusters if cluster.goes_out for student in cluster.students)
+                  for cluster in clusters if cluster.is_sent for student in cluster.students)
 
 
 # the page

@@ -1,13 +1,13 @@
 """What is told of each check, in the order of the report. Of a hidden one a student is told TODO and concept, and no more.
 
-Of one that ran on our code a student is told what `grading.judge.show.told_on_ours` says.
+Of one that ran on our code a student is told what `grading.judge.show.message_on_ours` says.
 """
 
 from dataclasses import dataclass
 
 from grading.cohort.journal import Entry
 from grading.judge.report import CheckResult, Report
-from grading.judge.show import CHECKED_AT, plain, points, told_on_ours
+from grading.judge.show import CHECKED_AT, message_on_ours, plain, points
 
 MOST_TEXT = 2_000
 """Characters of a message, or of what was printed, that are handed on."""
@@ -53,7 +53,7 @@ def _line(check: CheckResult, number: str, as_student: bool) -> Line:
     if secret:
         return Line(*common, message="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
     printed = "" if check.passed else plain(check.printed, MOST_TEXT)
-    return Line(*common, message=_said(check, as_student), section=check.section, printed=printed)
+    return Line(*common, message=_message(check, as_student), section=check.section, printed=printed)
 
 
 def _title(check: CheckResult, secret: bool) -> str:
@@ -62,11 +62,11 @@ def _title(check: CheckResult, secret: bool) -> str:
     return check.name.replace("_", " ")
 
 
-def _said(check: CheckResult, as_student: bool) -> str:
+def _message(check: CheckResult, as_student: bool) -> str:
     if check.passed:
         return ""
     if as_student and check.on_ours:
-        return told_on_ours(check)
+        return message_on_ours(check)
     ours = f" (Our TODO {', '.join(map(str, check.on_ours))} was in place of yours.)" if check.on_ours else ""
     return plain(check.message, MOST_TEXT) + ours
 

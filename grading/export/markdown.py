@@ -21,12 +21,12 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
     if lost:
         lines += ["", "## Where points were lost", ""]
     for line in lost:
-        lines += [*_told(line), ""]
+        lines += [*_lost_point(line), ""]
     lines += ["", "## How it was graded", "", fenced("\n".join(conditions(report, with_seed)))]
     return "\n".join(lines) + "\n"
 
 
-def _told(line: Line) -> list[str]:
+def _lost_point(line: Line) -> list[str]:
     """One lost point's heading, what was said, what was printed."""
     lines = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "",
              fenced(f"{line.number} {line.title}\n{line.message}")]

@@ -73,7 +73,7 @@ def run(
                     group.killed())
 
 
-class _One:
+class _GroupV1:
     """Version 1: a folder for each kind of limit."""
 
     def __init__(self, name: str, cpus: float, memory_bytes: int) -> None:
@@ -86,7 +86,7 @@ class _One:
         (self.memory / "memory.limit_in_bytes").write_text(str(memory_bytes))
 
     def own_bytes(self) -> int:
-        counters = _facts(self.memory / "memory.stat")
+        counters = _counters(self.memory / "memory.stat")
         return counters["total_rss"] + counters.get("total_shmem", 0)
 
     def cpu_seconds(self) -> float:
@@ -96,14 +96,14 @@ class _One:
         return int((self.memory / "memory.max_usage_in_bytes").read_text())
 
     def killed(self) -> int:
-        return _facts(self.memory / "memory.oom_control").get("oom_kill", 0)
+        return _counters(self.memory / "memory.oom_control").get("oom_kill", 0)
 
     def enter(self) -> None:
         for folder in self.folders:
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
-class _Two:
+class _GroupV2:
     """Version 2: one folder."""
 
     def __init__(self, name: str, cpus: float, memory_bytes: int) -> None:
@@ -116,26 +116,26 @@ class _Two:
         (self.folder / "memory.max").write_text(str(memory_bytes))
 
     def own_bytes(self) -> int:
-        counters = _facts(self.folder / "memory.stat")
+        counters = _counters(self.folder / "memory.stat")
         return counters["anon"] + counters["shmem"]
 
     def cpu_seconds(self) -> float:
-        return _facts(self.folder / "cpu.stat")["usage_usec"] / 1e6
+        return _counters(self.folder / "cpu.stat")["usage_usec"] / 1e6
 
     def charged(self) -> int:
         return int((self.folder / "memory.peak").read_text())
 
     def killed(self) -> int:
-        return _facts(self.folder / "memory.events")["oom_kill"]
+        return _counters(self.folder / "memory.events")["oom_kill"]
 
     def enter(self) -> None:
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
 @contextlib.contextmanager
-def _group(cpus: float, memory_bytes: int) -> Iterator[_One | _Two]:
+def _group(cpus: float, memory_bytes: int) -> Iterator[_GroupV1 | _GroupV2]:
     name = f"grading-{os.getpid()}-{threading.get_ident()}"
-    kind = _Two if (GROUPS / "cgroup.controllers").is_file() else _One
+    kind = _GroupV2 if (GROUPS / "cgroup.controllers").is_file() else _GroupV1
     try:
         group = kind(name, cpus, memory_bytes)
     except OSError as error:
@@ -163,5 +163,5 @@ def _remove(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def _facts(path: Path) -> dict[str, int]:
+def _counters(path: Path) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in path.read_text().splitlines())}

@@ -86,7 +86,7 @@ class Grader:
         Args:
             shared: a sandbox to use; by default one of its own.
         """
-        settings, notes, student = self.settings, list(submission.notes), sayable(submission.student)
+        settings, notes, student = self.settings, list(submission.notes), encodable(submission.student)
         seed = settings.seed or seed_for(settings.secret, self.lab.id, student, submission.digest, settings.seed_mode)
         results: list[CheckResult] = []
         text, problem = self._usable(submission)
@@ -100,7 +100,7 @@ class Grader:
                     results += self._grade_todo(todo, text, results, seed, sandbox, done, until)
         if settings.predictions:
             results = [*predictions.judge(self.lab, submission.files.get("predictions.json")), *results]
-        sayable_notes = tuple(map(sayable, notes))
+        sayable_notes = tuple(map(encodable, notes))
         return Report(student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), sayable_notes)
 
     def _usable(self, submission: Submission) -> tuple[str, str]:
@@ -211,7 +211,7 @@ def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str
             f"our code for {', '.join(names)}, which lost points, could not be put in its place: {shorter(str(error))}") from None
 
 
-def sayable(text: str, most: int = MESSAGE) -> str:
+def encodable(text: str, most: int = MESSAGE) -> str:
     """Text that can be written as UTF-8, of at most `most` characters."""
     writable = text[:most].encode("utf-8", errors="replace").decode("utf-8")
     return writable if len(text) <= most else writable[:-1] + "…"
@@ -221,7 +221,7 @@ def _result(
     check: Check, message: str | None, ours: tuple[int, ...] = (), unwritten: bool = False, printed: str = ""
 ) -> CheckResult:
     """Without a message it has passed. One that is empty is a message: its words may be the submission's."""
-    earned, words = (check.points, "") if message is None else (0, sayable(message).strip() or NOTHING_SAID)
+    earned, words = (check.points, "") if message is None else (0, encodable(message).strip() or NOTHING_SAID)
     return CheckResult(
         check.todo, check.name, check.points, earned, check.hidden, words, check.section, check.concept, ours, unwritten, printed)
 

@@ -26,11 +26,11 @@ def words_for(check: CheckResult, as_student: bool) -> str:
     if as_student and check.hidden:
         return f"a hidden check failed; it is about: {check.concept}"
     if as_student and check.on_ours:
-        return f"{check.name.replace('_', ' ')}: {told_on_ours(check)}"
+        return f"{check.name.replace('_', ' ')}: {message_on_ours(check)}"
     return f"{check.name.replace('_', ' ')}: {plain(check.message)}"
 
 
-def told_on_ours(check: CheckResult) -> str:
+def message_on_ours(check: CheckResult) -> str:
     """What a student is told of a check that ran on our code: the error's class, and our own words.
 
     Whatever else a message says may be that code, which the submission could read.

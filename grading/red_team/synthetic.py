@@ -35,7 +35,7 @@ grading = {{ predictions = false }}
 
 
 @dataclass(frozen=True)
-class Made:
+class SyntheticSubmission:
     """One submission: whose, what it is made of, and its text, or the cheat that makes it."""
 
     student: str
@@ -44,7 +44,7 @@ class Made:
     cheat: Cheat | None = None
 
 
-def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None) -> list[Made]:
+def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None) -> list[SyntheticSubmission]:
     """`count` submissions of one lab.
 
     Args:
@@ -53,7 +53,7 @@ def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None)
     rng = random.Random(f"{seed}/{lab.id}")
     parts = _Parts(lab, cheats if cheats is not None else [cheat for cheat in read_cheats() if cheat.lab == lab.id])
     width = max(3, len(str(count)))
-    return [Made(f"s{number:0{width}}", *parts.draw(rng)) for number in range(1, count + 1)]
+    return [SyntheticSubmission(f"s{number:0{width}}", *parts.draw(rng)) for number in range(1, count + 1)]
 
 
 class _Parts:
@@ -92,7 +92,7 @@ class _Parts:
         return "mixture: " + ", ".join(parts), text
 
 
-def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
+def write(folder: Path, lab: Lab, made: Sequence[SyntheticSubmission]) -> None:
     """Under `folder`: `submissions/`, `roster.csv`, a `term.toml`, and `truth.csv`, which says what each is made of.
 
     Raises:

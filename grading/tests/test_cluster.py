@@ -82,7 +82,7 @@ def batch(tmp_path: Path, address: str, **how: str):
     return summary, scores, [line.split() for line in log.read_text().splitlines()]
 
 
-def test_workers_killed_in_the_middle_cost_a_retry_or_one_result_and_a_second_run_fills_it_in(address, tmp_path):
+def test_killed_workers_cost_a_retry_or_one_result_that_a_second_run_fills_in(address, tmp_path):
     expected = {f"s{n:02}": points_of(f"number = {n}\n".encode()) for n in range(COUNT)}
     summary, scores, log = batch(tmp_path, address, once="s05", always="s03")
     assert scores == {student: score for student, score in expected.items() if student != "s03"}

@@ -60,7 +60,7 @@ def test_a_hand_in_that_is_not_graded_yet_is_not_replaced_by_an_older_one(journa
     assert journal.latest() == []
 
 
-def test_the_same_content_again_is_no_new_hand_in_and_the_earlier_time_of_files_stands(journal):
+def test_the_same_content_again_is_no_new_hand_in_and_keeps_the_files_earliest_time(journal):
     for day in (3, 9, 2, 5):
         journal.hand_in([attempt("alice", "same", day, source="mtime")])
     assert [one.submitted for one, _ in journal.attempts()] == ["2027-03-02T00:00:00Z"]

@@ -40,7 +40,7 @@ def journal_in(path: Path, *overrides: Override, terms: Terms = LATE) -> Path:
     ((ada(bonus=5),), 35, 31.5), ((ada(5, 13), ada(bonus=5), ada(bonus=1)), 40, 36.0), ((ada(bonus=-3),), 27, 24.3),
     ((ada(None, 20),), 20, 20), ((ada(None, 20), ada(5, 0)), 20, 20),
 ])  # fmt: skip
-def test_a_todos_points_and_a_bonus_count_before_lateness_and_the_labs_score_as_it_is_set(tmp_path, overrides, score, final):
+def test_set_todo_points_and_bonuses_count_before_lateness_and_a_set_score_as_it_is(tmp_path, overrides, score, final):
     with Journal(journal_in(tmp_path / "j", *overrides)) as base:
         one, other = base.latest()
     assert (one.score, one.final_score, one.report.score) == (score, final, 30)

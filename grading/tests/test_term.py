@@ -118,7 +118,7 @@ def test_a_whole_file_says_what_it_says(home):
     assert "0123456789abcdef" not in repr(term)
 
 
-def test_a_section_has_its_own_date_and_an_extension_counts_from_it_by_the_wall_clock(home):
+def test_a_section_has_its_own_date_and_extensions_count_from_it_by_the_wall_clock(home):
     terms = read(home, WHOLE).terms()
     assert terms.due == {"06": datetime(2027, 3, 26, 22, 59, tzinfo=UTC), "07": datetime(2027, 6, 1, 16, tzinfo=UTC)}
     assert terms.extended == {
@@ -358,8 +358,8 @@ def test_a_batch_says_what_it_still_has_to_be_told(home, text, said):
         invoke("batch", "--term-file", home / "term.toml")
 
 
-def test_an_extension_of_who_handed_in_nothing_and_a_decision_about_no_result_are_said(home):
-    from grading.cli.batch import _strangers, _without_result
+def test_an_extension_without_hand_in_and_an_override_without_result_are_reported(home):
+    from grading.cli.batch import _unknown_students, _without_result
     from grading.cohort.batch import Plan
     from grading.cohort.roster import Cohort
     from grading.judge.grader import Settings
@@ -372,9 +372,9 @@ def test_an_extension_of_who_handed_in_nothing_and_a_decision_about_no_result_ar
         assert [(line.kind, line.student, line.text) for line in _without_result(base, plan)] == [
             ("override", "ada", "there is no result that could be overridden")]
     without = read(home, WHOLE.replace('file = "roster.csv"', "").replace(", sections = { B = 2027-03-30 }", ""))
-    assert [(line.kind, line.student) for line in _strangers(without, Cohort())] == [
+    assert [(line.kind, line.student) for line in _unknown_students(without, Cohort())] == [
         ("extension", "ada"), ("extension", "ben"), ("extension", "ben")]
-    assert _strangers(term, Cohort()) == [], "the roster has them"
+    assert _unknown_students(term, Cohort()) == [], "the roster has them"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed, and a term's tag is git's")

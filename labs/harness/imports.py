@@ -29,7 +29,7 @@ def may_import(lab: Lab, name: str) -> bool:
     if parts[0] in ("grading", *NOT_GIVEN - {"starter"}):
         return False
     if parts[0] == "labs":
-        return _given(lab, parts)
+        return _is_given_to_learner(lab, parts)
     if parts[0] == ENGINE:
         return len(parts) == 1 or parts[1] in PUBLIC or _below(name, (*COMMON, *lab.allow))
     return _uses_all(lab) or not _below(name, ANSWERS)
@@ -54,7 +54,7 @@ def _uses_all(lab: Lab) -> bool:
     return ENGINE in lab.allow
 
 
-def _given(lab: Lab, parts: list[str]) -> bool:
+def _is_given_to_learner(lab: Lab, parts: list[str]) -> bool:
     if parts[1:2] == ["harness"]:
         return parts[2:3] in ([], ["todo"])
     return parts[1:2] in ([], [lab.folder.name]) and not NOT_GIVEN & set(parts[2:])

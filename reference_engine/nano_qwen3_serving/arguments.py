@@ -103,7 +103,7 @@ def own_copy(parameter: str, value: Any) -> Any:
             items = list(dict.items(part))  # a subclass' own may do anything
             return {copied(k, depth + 1): copied(v, depth + 1) for k, v in items}
         if isinstance(part, (list, tuple)):
-            each = [copied(one, depth + 1) for one in list(part)]
+            each = [copied(element, depth + 1) for element in list(part)]
             return each if isinstance(part, list) else tuple(each)
         if isinstance(part, str):
             check_text(parameter, part)
@@ -112,10 +112,10 @@ def own_copy(parameter: str, value: Any) -> Any:
     return copied(value, 0)
 
 
-def refuse_unknown(call: str, names: Iterable[str], given: Iterable[str]) -> None:
+def refuse_unknown(call: str, names: Iterable[str], passed: Iterable[str]) -> None:
     """Refuses argument names that `call` does not have, and offers the nearest one it has."""
     names = list(names)
-    for name in given:
+    for name in passed:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "it takes " + ", ".join(names)

@@ -143,8 +143,8 @@ class AsyncLLM:
         If one of several fails the others are aborted and the error is raised. Cancelling aborts.
         """
         if isinstance(prompts, (list, tuple)):
-            return await self._gather([self._one(p, sampling_params, priority, timeout) for p in prompts])
-        return await self._one(prompts, sampling_params, priority, timeout)
+            return await self._gather([self._result(p, sampling_params, priority, timeout) for p in prompts])
+        return await self._result(prompts, sampling_params, priority, timeout)
 
     @names_unknown_arguments
     @copies_arguments
@@ -183,7 +183,7 @@ class AsyncLLM:
 
         `template` takes the template's switches, such as `enable_thinking=False`.
         """
-        return await self._one(await self._render(messages, template), sampling_params, priority, timeout)
+        return await self._result(await self._render(messages, template), sampling_params, priority, timeout)
 
     @copies_arguments
     async def chat_stream(
@@ -218,11 +218,11 @@ class AsyncLLM:
             raise invalid("prompts", prompts, "a list of prompts")
         places = asyncio.Semaphore(batch_size)
 
-        async def one(prompt: Prompt) -> Result:
+        async def limited(prompt: Prompt) -> Result:
             async with places:
-                return await self._one(prompt, sampling_params, priority, timeout)
+                return await self._result(prompt, sampling_params, priority, timeout)
 
-        return await self._gather([one(p) for p in prompts])
+        return await self._gather([limited(p) for p in prompts])
 
     @names_unknown_arguments
     @copies_arguments
@@ -364,17 +364,17 @@ class AsyncLLM:
         check_choice("priority", priority, list(RequestPriority))
         return int(RequestPriority.URGENT - priority)
 
-    def _params(self, given: SamplingParams | None, kind: RequestOutputKind) -> SamplingParams:
+    def _params(self, sampling_params: SamplingParams | None, kind: RequestOutputKind) -> SamplingParams:
         """The parameters of one call: one completion, shown as the call needs it."""
-        if given is None:
+        if sampling_params is None:
             assert self._engine is not None
             defaults = self._engine.engine.config.model.generation_defaults
             return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **defaults, "output_kind": kind})
-        if not isinstance(given, SamplingParams):
-            raise invalid("sampling_params", given, "a SamplingParams or None")
-        if given.n != 1:
-            raise invalid("n", given.n, "1: a result dict holds one text; use AsyncLLMEngine for several")
-        return given.clone(output_kind=kind)
+        if not isinstance(sampling_params, SamplingParams):
+            raise invalid("sampling_params", sampling_params, "a SamplingParams or None")
+        if sampling_params.n != 1:
+            raise invalid("n", sampling_params.n, "1: a result dict holds one text; use AsyncLLMEngine for several")
+        return sampling_params.clone(output_kind=kind)
 
     async def _render(self, messages: list[Message], template: dict[str, Any]) -> str:
         engine = await self._started()
@@ -394,7 +394,7 @@ class AsyncLLM:
             async for output in counted:
                 yield output
 
-    async def _one(
+    async def _result(
         self, prompt: Any, params: SamplingParams | None, priority: RequestPriority, timeout: float | None
     ) -> Result:
         outputs = self._run(prompt, params, priority, timeout, RequestOutputKind.FINAL_ONLY)

@@ -187,13 +187,13 @@ def sampling_defaults(fields: Fields) -> dict[str, Any]:
     Raises:
         ModelLoadError: a request could not have one of them.
     """
-    found = {ours: fields.raw[theirs] for theirs, ours in SAMPLING_DEFAULTS.items() if fields.get(theirs) is not None}
+    defaults = {ours: fields.raw[theirs] for theirs, ours in SAMPLING_DEFAULTS.items() if fields.get(theirs) is not None}
     try:
-        SamplingParams(**found)
+        SamplingParams(**defaults)
     except InvalidParametersError as error:
         theirs = next(theirs for theirs, ours in SAMPLING_DEFAULTS.items() if ours == error.parameter)
         raise fields.wrong(theirs, f"what SamplingParams takes ({error}), or null") from error
-    return found
+    return defaults
 
 
 @dataclass(frozen=True)

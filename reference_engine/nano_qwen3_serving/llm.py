@@ -107,9 +107,9 @@ class LLM:
         many = prompts if isinstance(prompts, (list, tuple)) else [prompts]
         params = self._spread(
             "sampling_params", self.get_default_sampling_params() if sampling_params is None else sampling_params, len(many))
-        for given in params:
-            if not isinstance(given, SamplingParams):
-                raise invalid("sampling_params", given, "a SamplingParams, or one for each prompt")
+        for p in params:
+            if not isinstance(p, SamplingParams):
+                raise invalid("sampling_params", p, "a SamplingParams, or one for each prompt")
         priorities = self._spread("priority", 0 if priority is None else priority, len(many))
         groups = [
             self.llm_engine.make_requests(

@@ -28,15 +28,15 @@ def snapshot(value: Any) -> Any:
         if depth > MAX_DEPTH or id(part) in known:
             return known.get(id(part), part)
         if isinstance(part, list):
-            return remember(part, list(part) if is_tokens(part) else [copied(one, depth + 1) for one in list(part)])
+            return remember(part, list(part) if is_tokens(part) else [copied(item, depth + 1) for item in list(part)])
         if isinstance(part, tuple):
-            return remember(part, tuple(copied(one, depth + 1) for one in part))
+            return remember(part, tuple(copied(item, depth + 1) for item in part))
         if isinstance(part, dict):
-            return remember(part, {key: copied(one, depth + 1) for key, one in list(dict.items(part))})
+            return remember(part, {key: copied(item, depth + 1) for key, item in list(dict.items(part))})
         if isinstance(part, (SamplingParams, StructuredOutputsParams)):
             with suppress(Exception):  # of a subclass that cannot be copied
                 twin = copy.copy(part)
-                twin.__dict__.update({key: copied(one, depth + 1) for key, one in list(vars(part).items())})
+                twin.__dict__.update({key: copied(item, depth + 1) for key, item in list(vars(part).items())})
                 return remember(part, twin)
         return part
 

@@ -54,14 +54,14 @@ class StructuredOutputsParams:
     json_object: bool | None = None
 
     def __post_init__(self) -> None:
-        given = {k: v for k, v in vars(self).items() if v is not None}
-        if len(given) != 1:
-            raise invalid("structured_outputs", given, "exactly one of json, regex, choice, grammar, json_object")
+        constraints = {k: v for k, v in vars(self).items() if v is not None}
+        if len(constraints) != 1:
+            raise invalid("structured_outputs", constraints, "exactly one of json, regex, choice, grammar, json_object")
         kinds: dict[str, type | tuple[type, ...]] = {
             "json": (dict, str), "regex": str, "grammar": str, "json_object": bool, "choice": list}
-        for name, value in given.items():
-            right = isinstance(value, kinds[name]) and value not in ("", [], False)
-            if not right or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
+        for name, value in constraints.items():
+            well_formed = isinstance(value, kinds[name]) and value not in ("", [], False)
+            if not well_formed or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
                 raise invalid(f"structured_outputs.{name}", value, "filled, and of its type")
             setattr(self, name, own_copy(f"structured_outputs.{name}", value))
 

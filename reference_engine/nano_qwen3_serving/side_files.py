@@ -72,8 +72,8 @@ class Fields:
 
     def wrong(self, name: str, must: str) -> ModelLoadError:
         """The error for a field; `must` completes "it must be …" and says the way out."""
-        said = f"has {self._within}{name}={self.raw[name]!r}" if name in self.raw else f"has no field {self._within + name!r}"
-        return ModelLoadError(f"{self.file} {said}; it must be {must}")
+        problem = f"has {self._within}{name}={self.raw[name]!r}" if name in self.raw else f"has no field {self._within + name!r}"
+        return ModelLoadError(f"{self.file} {problem}; it must be {must}")
 
     def integer(self, name: str, default: int | None = None, *, at_least: int = 1) -> int:
         """An int; `default`, if there is one, when it is left out. A bool or null is none."""

@@ -430,7 +430,7 @@ class Pool(RuleBasedStateMachine):
         self.held.pop(request_id, None)
 
     @rule(request_id=st.sampled_from(["nobody", "r0"]))
-    def free_somebody_unknown(self, request_id):
+    def free_unknown_request(self, request_id):
         if request_id not in self.held:
             self.pool.free(request_id)
 

@@ -301,7 +301,7 @@ REPLACEABLE = {
 }
 
 
-def test_the_package_imports_and_runs_with_a_replacement_when_any_one_parts_file_is_missing():
+def test_the_package_runs_with_a_replacement_when_any_one_parts_file_is_missing():
     code = f"""
 import sys
 missing = {REPLACEABLE!r}

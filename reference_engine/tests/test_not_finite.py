@@ -61,7 +61,7 @@ def engine_that_overflows(how):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["all nan", "one infinity", "all minus infinity"])
-def test_a_request_whose_logits_are_not_finite_fails_by_name_and_its_neighbours_go_on(how, kind):
+def test_a_request_with_logits_that_are_not_finite_fails_by_name_and_others_go_on(how, kind):
     engine = engine_that_overflows(how)
     engine.add_request("neighbour", "hello", GREEDY)
     engine.add_request("A", "!abcd", KINDS[kind])
@@ -144,7 +144,7 @@ class CountsReads(torch.overrides.TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_greedy_step_reads_all_logits_once_to_find_the_best_and_never_to_check_them():
+def test_a_greedy_step_reads_all_logits_once_for_the_best_and_never_to_check_them():
     runner = LLM("course", num_gpu_blocks_override=16).llm_engine.model_runner
     logits = torch.randn(4, 2048)
     rows = [SamplingRow(GREEDY, [1], [], 1)] * 4

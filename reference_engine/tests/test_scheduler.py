@@ -398,7 +398,7 @@ class Life(RuleBasedStateMachine):
             self._step()
 
     @rule(reason=st.sampled_from(["abort", "error"]))
-    def step_in_which_somebody_fails(self, reason):
+    def step_in_which_a_request_fails(self, reason):
         """As when the model raises for one request: it ends between computing and update."""
         self._step(fail=reason)
 

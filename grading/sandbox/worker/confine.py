@@ -92,7 +92,7 @@ class Confinement:
             _filter_calls()
 
 
-def what_there_is() -> tuple[int, bool]:
+def available_confinement() -> tuple[int, bool]:
     """The version of Landlock, 0 without it (4 keeps from TCP, 6 from others' processes), and whether calls can be filtered.
 
     It is tried out, for good: only for a process that does nothing else.
@@ -248,4 +248,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         become(int(sys.argv[1]), sys.argv[2:])
     else:
-        print(*map(int, what_there_is()))
+        print(*map(int, available_confinement()))

@@ -25,7 +25,7 @@ def main() -> None:
     """Does what the judge orders, until the judge hangs up."""
     control, (site, runtime), libraries = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:4], sys.argv[4].split(",")
     _use(site, runtime, libraries, sys.argv[5].split(","))
-    _be_nobodys_target()
+    _adopt_orphans_and_hide()
     import_ahead()
     control.sendall(b'{"ready": true}\n')
     child, confinement = None, None
@@ -162,7 +162,7 @@ def _tasks() -> int:
         return 4096
 
 
-def _be_nobodys_target() -> None:
+def _adopt_orphans_and_hide() -> None:
     """On Linux: orphans become ours, and a child cannot look into this process."""
     if sys.platform == "linux":
         import ctypes

@@ -122,10 +122,10 @@ def _decode_tagged(node: dict, tensors: dict[str, torch.Tensor], foreign: Callab
         return Record(inner[0], [decode(item, tensors, foreign) for item in inner[1]])
     if tag == "dict":
         pairs = [(decode(key, tensors, foreign), decode(item, tensors, foreign)) for key, item in inner]
-        _no_pile([key for key, _ in pairs])
+        _refuse_colliding([key for key, _ in pairs])
         return dict(pairs)
     if tag == "set":
-        return set(_no_pile([decode(item, tensors, foreign) for item in inner]))
+        return set(_refuse_colliding([decode(item, tensors, foreign) for item in inner]))
     if tag == "range":
         return _short(range(*inner))
     if tag == "bytes":
@@ -147,7 +147,7 @@ def _spread(items: list) -> list:
     return items
 
 
-def _no_pile(keys: list) -> list:
+def _refuse_colliding(keys: list) -> list:
     """Keys, unless they are made to share one place: with such a set or dictionary a judge would be busy for minutes."""
     if len(keys) > MOST_LARGE and max(Counter(map(hash, keys)).values()) > len(keys) // 10:
         raise Garbled("keys that were made to collide")

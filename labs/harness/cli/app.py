@@ -72,7 +72,7 @@ def _show_lab(lab: Lab, progress: Progress) -> None:
 def _show_path(progress: Progress) -> None:
     parts: dict[str, list[str]] = {learning_path.YOURS: [], learning_path.PARTLY: [], learning_path.OURS: []}
     for lab in all_labs():
-        parts[learning_path.whose(lab, progress)].append(lab.part)
+        parts[learning_path.authorship(lab, progress)].append(lab.part)
     parts[learning_path.OURS].append("the engine")
     console.print("\n[bold]From call to token[/bold]")
     console.print(f"  {escape(learning_path.path_line(progress))}", soft_wrap=True)

@@ -48,7 +48,7 @@ def generate(
     from nano_qwen3_serving.sampling_params import SamplingParams
 
     engine = engine_of(use or [], base=base)
-    with told(engine):
+    with explain_errors(engine):
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         console.print(prompt, end="", style="bold")
         result = stream(
@@ -72,7 +72,7 @@ def bench(
     from labs.harness.mixed_engine.parts import engine_of
 
     engine = engine_of(use or [], base=base)
-    with told(engine):
+    with explain_errors(engine):
         measured = run(engine, workload, repeats, seed, model=model, device=device, dtype=dtype)
     for line in measured.verdict.in_words():
         console.print(line, style=None if measured.verdict.is_right else "red")
@@ -103,7 +103,7 @@ def compare(
     """One scenario on your parts and on the reference: the first step at which they differ."""
     from labs.harness.mixed_engine.blame import blame
     from labs.harness.mixed_engine.first_divergence import compare as run
-    from labs.harness.mixed_engine.first_divergence import tell
+    from labs.harness.mixed_engine.first_divergence import comparison_lines
     from labs.harness.mixed_engine.lockstep import describe, make_scenario
     from labs.harness.mixed_engine.parts import engine_of
 
@@ -112,10 +112,10 @@ def compare(
         raise LabError("Which parts? A lab, such as: compare 06. Or several: compare --use mine:06,07")
     engine = engine_of(uses, base=base)
     scenario = make_scenario(seed, model, shares_prefixes=not any("block_manager" in part.fields for part in engine.parts))
-    with told(engine):
+    with explain_errors(engine):
         comparison = run(engine, scenario)
     console.print("\n".join(engine.in_words()[:len(engine.parts)]) + f", against the reference.\n{describe(scenario)}\n")
-    console.print("\n".join(tell(comparison)))
+    console.print("\n".join(comparison_lines(comparison)))
     if comparison.first is None and comparison.error is None:
         console.print("Functions that the engine does not use were not compared: pytest test_lab.py tests them.")
     if comparison.error is not None:
@@ -139,7 +139,7 @@ def report(
     from labs.harness.mixed_engine.report_page import write_report
 
     engine = engine_of(use if use is not None else [f"mine:{lab.id}" for lab in finished_labs()], base=base)
-    with told(engine):
+    with explain_errors(engine):
         made = make_report(engine, model=model, size=size, seed=seed, say=console.print)
     for path in write_report(made, out, html):
         console.print(f"The page is in {path}")
@@ -151,7 +151,7 @@ def report(
 
 
 @contextmanager
-def told(engine: Engine) -> Iterator[None]:
+def explain_errors(engine: Engine) -> Iterator[None]:
     """Says of an error in an engine whose part it is, and ends with exit status 1.
 
     A mistake of the caller's becomes a `LabError`; an error that is no part's comes through.

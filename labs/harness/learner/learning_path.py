@@ -38,10 +38,10 @@ def unanswered(progress: Progress, only: Lab | None = None) -> Lab | None:
     """The lab whose predictions are next: that of the next TODO, or where none is open the first; None if they were made."""
     following = next_todo(progress, only)
     labs = [following[0]] if following else [only] if only is not None else all_labs(progress.path.parent)
-    return next((lab for lab in labs if predictions.asks(lab) and not progress.predictions(lab.id)), None)
+    return next((lab for lab in labs if predictions.has_questions(lab) and not progress.predictions(lab.id)), None)
 
 
-def whose(lab: Lab, progress: Progress) -> str:
+def authorship(lab: Lab, progress: Progress) -> str:
     """`yours` if every TODO is solved and none with our code; `ours` if the learner has solved none."""
     todos, still_open = set(functions(lab)), set(open_todos(lab, progress))
     own = todos - still_open - set(progress.solutions_used(lab.id))
@@ -52,7 +52,7 @@ def path_line(progress: Progress) -> str:
     """`caller (01 yours, 02 ours) -> tokenizer -> …`: the path, with the labs that are here."""
     labs, stations = all_labs(progress.path.parent), []
     for station in STATIONS:
-        marks = [f"{lab.id} {whose(lab, progress)}" for lab in labs if lab.station == station]
+        marks = [f"{lab.id} {authorship(lab, progress)}" for lab in labs if lab.station == station]
         stations.append(f"{station} ({', '.join(marks)})" if marks else station)
     return " -> ".join(["call", *stations, "token"])
 

@@ -59,14 +59,14 @@ class PredictionCase:
         return getattr(self.truths, question.id)(self.numbers)
 
 
-def asks(lab: Lab) -> bool:
+def has_questions(lab: Lab) -> bool:
     """Whether the lab has questions."""
     return (lab.folder / _QUESTIONS).is_file()
 
 
 def make_case(lab: Lab, seed: int) -> PredictionCase:
     """The case of `seed`. Raises `LabError` if the lab asks no questions."""
-    if not asks(lab):
+    if not has_questions(lab):
         raise LabError(f"Lab {lab.id} has no questions to predict.")
     truths = _load(lab)
     numbers = truths.case(random.Random(seed))

@@ -48,7 +48,7 @@ class Blame:
             todo = f", TODO {' or '.join(map(str, self.perhaps))}"
         place = f"{part.file}, line {self.line}" if self.line else f"{part.file}"
         place = f"called by {place}" if self.on_ours and self.line else place
-        whose = "ours, in place of yours; what was it given?" if self.on_ours else part.whose()
+        whose = "ours, in place of yours; what was it given?" if self.on_ours else part.owner_in_words()
         after = f"\n  check it: pytest test_lab.py -k todo_{self.todo}   (in {part.lab.folder.name})" if self.todo else ""
         return (
             f"The engine stopped in Lab {part.lab.id}{todo}: {self.function}\n"

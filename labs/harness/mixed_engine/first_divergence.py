@@ -74,14 +74,14 @@ def compare(engine: Engine, scenario: Scenario, garbage: float | None = None) ->
         garbage: what stands on the side of `engine` in slots that nobody wrote; by default what its attention has to bear.
     """
     comparison = Comparison()
-    garbage = garbage if garbage is not None else NAN if _makes(engine, "attention") else LARGE
+    garbage = garbage if garbage is not None else NAN if _is_made_by_a_part(engine, "attention") else LARGE
     try:
         yours = Side(scenario, engine.components, garbage)
     except Exception as error:
         comparison.error = error
         return comparison
     reference = Side(scenario, Components())
-    own_sampler = _makes(engine, "sampler")
+    own_sampler = _is_made_by_a_part(engine, "sampler")
     while comparison.steps < MAX_STEPS and reference.has_work(comparison.steps):
         theirs = reference.step(comparison.steps)
         try:
@@ -105,7 +105,7 @@ def compare(engine: Engine, scenario: Scenario, garbage: float | None = None) ->
     return comparison
 
 
-def _makes(engine: Engine, field: str) -> bool:
+def _is_made_by_a_part(engine: Engine, field: str) -> bool:
     """Whether a lab's part fills this field of `Components`."""
     return any(field in part.fields for part in engine.parts)
 
@@ -231,23 +231,23 @@ def _tokens(mine: Snapshot, theirs: Snapshot) -> str | None:
         yours, reference = (side.record["sampled"].get(name) for side in (mine, theirs))
         if yours != reference:
             position = (mine.chunks.get(name) or theirs.chunks[name]).end
-            return f"request {name}, position {position}: yours {_one(yours)}, reference {_one(reference)}"
+            return f"request {name}, position {position}: yours {_in_words(yours)}, reference {_in_words(reference)}"
     return None
 
 
-def _one(tokens: list[int] | None) -> str:
+def _in_words(tokens: list[int] | None) -> str:
     return "no token" if not tokens else f"token {tokens[0]}" if len(tokens) == 1 else f"tokens {tokens}"
 
 
 def _logprobs(mine: Snapshot, theirs: Snapshot) -> str | None:
     for name in sorted(mine.logprobs.keys() & theirs.logprobs.keys()):
-        text = _one_logprobs(mine.logprobs[name] or {}, theirs.logprobs[name] or {})
+        text = _logprobs_difference(mine.logprobs[name] or {}, theirs.logprobs[name] or {})
         if text is not None and mine.record["sampled"][name] == theirs.record["sampled"][name]:
             return f"request {name}, position {mine.chunks[name].end}: {text}"
     return None
 
 
-def _one_logprobs(yours: dict[int, Any], reference: dict[int, Any]) -> str | None:
+def _logprobs_difference(yours: dict[int, Any], reference: dict[int, Any]) -> str | None:
     """What differs between two answers to `logprobs=n`."""
     if set(yours) != set(reference):
         return f"yours has log-probabilities of the tokens {sorted(yours)}, reference of {sorted(reference)}"
@@ -276,7 +276,7 @@ def conclusion(first: Difference) -> list[str]:
     return []
 
 
-def tell(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
     """A comparison in lines of text: the first difference, what came of it, or how much was the same."""
     same = (
         f"{comparison.steps} steps, {comparison.tokens} tokens, preemptions: {comparison.preemptions}, "

@@ -46,7 +46,7 @@ class Part:
         """The file the part was loaded from."""
         return Path(inspect.getfile(self.module))
 
-    def whose(self) -> str:
+    def owner_in_words(self) -> str:
         """Such as "your starter.py (TODO 4 is ours)"."""
         owner = {MINE: f"your {self.file.name}", SOLUTION: f"our {self.file.name}"}.get(self.impl, self.impl)
         ours = " and ".join(map(str, self.stand_ins))

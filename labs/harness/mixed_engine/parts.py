@@ -42,7 +42,7 @@ class Engine:
 
     def in_words(self) -> list[str]:
         """One line a lab: "Lab 06, the block manager: your starter.py"; then what the rest is."""
-        lines = [f"Lab {part.lab.id}, {part.lab.part}: {part.whose()}" for part in self.parts]
+        lines = [f"Lab {part.lab.id}, {part.lab.part}: {part.owner_in_words()}" for part in self.parts]
         filled = {field for part in self.parts for field in part.fields}
         rest = [field.replace("_", " ") for field in FIELDS if field not in filled]
         return [*lines, f"reference: {', '.join(rest)}"] if rest else lines

@@ -39,6 +39,6 @@ def spare_memory(there: Here) -> None:
     there.put(arg_utils, "DEFAULT_POOL_BYTES", POOL_BYTES)
 
 
-def facts_of(there: Here, outputs: Sequence[Any]) -> list[dict[str, Any]]:
-    """What outputs that lie there say, see `beside.outputs_facts`."""
-    return there.of(beside.outputs_facts)(list(outputs))
+def read_outputs(there: Here, outputs: Sequence[Any]) -> list[dict[str, Any]]:
+    """What outputs that lie there say, see `beside.output_dicts`."""
+    return there.of(beside.output_dicts)(list(outputs))

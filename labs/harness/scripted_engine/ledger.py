@@ -58,10 +58,10 @@ class Ledger:
         self.steps: list[list[Served]] = []
 
     def choose(self, rows: list[dict]) -> list[int]:
-        """One token for each row of a step, see `beside.row_facts`."""
+        """One token for each row of a step, see `beside.row_dict`."""
         step: list[Served] = []
         for row in rows:
-            step.append(self._whose(row, step))
+            step.append(self._served_for(row, step))
         self.steps.append(step)
         for served in step:
             served.tokens.append(self._next_token(served))
@@ -71,7 +71,7 @@ class Ledger:
         place = len(served.tokens)
         return served.answer[place] if place < len(served.answer) else tokenizer().eos_token_id
 
-    def _whose(self, row: dict, taken: list[Served]) -> Served:
+    def _served_for(self, row: dict, taken: list[Served]) -> Served:
         state = row["prompt"], row["seed"], row["output"]
         known = (served for served in self.requests if served.state == state and served not in taken)
         if row["output"] and (served := next(known, None)) is not None:
@@ -113,7 +113,7 @@ class PatientLedger(Ledger):
 
 
 def assert_served(ledger: Ledger, outputs: Sequence[dict[str, Any]], prompts: Sequence[str]) -> None:
-    """Each output, as `facts_of` has it, is what the ledger chose for its prompt, and no request stands in two places."""
+    """Each output, as `read_outputs` has it, is what the ledger chose for its prompt, and no request stands in two places."""
     __tracebackhide__ = True
     left = list(ledger.requests)
     for place, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), start=1):

@@ -22,7 +22,7 @@ import torch
 CLOCKS = (time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns)
 
 
-class Heard(list):
+class Listener(list):
     """A listener that keeps what it is told; as long as that is nothing, it counts as false."""
 
     __call__ = list.append
@@ -31,14 +31,14 @@ class Heard(list):
 class AskingSampler:
     """Leaves the choice of every token to somebody else.
 
-    `ask(rows)` is told what `row_facts` says of each row, and returns a token for each.
+    `ask(rows)` is told what `row_dict` says of each row, and returns a token for each.
     """
 
     def __init__(self, ask: Callable[[list], list[int]]) -> None:
         self._ask = ask
 
     def sample(self, logits: Any, rows: Sequence[Any]) -> tuple[list[int], list[None]]:
-        return self._ask([row_facts(row) for row in rows]), [None] * len(rows)
+        return self._ask([row_dict(row) for row in rows]), [None] * len(rows)
 
 
 def asking_sampler(ask: Callable[[list], list[int]]) -> Callable[[Any], AskingSampler]:
@@ -46,20 +46,20 @@ def asking_sampler(ask: Callable[[list], list[int]]) -> Callable[[Any], AskingSa
     return lambda config: AskingSampler(ask)
 
 
-def row_facts(row: Any) -> dict:
+def row_dict(row: Any) -> dict:
     """Prompt, output so far and seed of a `SamplingRow`; before its first token also its parameters, as far as they are plain."""
     facts = {"prompt": row.prompt_token_ids, "output": row.output_token_ids, "seed": row.seed}
     if not row.output_token_ids:
-        facts["params"] = params_facts(row.params)
+        facts["params"] = params_dict(row.params)
     return facts
 
 
-def params_facts(params: Any) -> dict:
+def params_dict(params: Any) -> dict:
     """Every field of `SamplingParams`."""
     return {field.name: getattr(params, field.name) for field in fields(params)}
 
 
-def outputs_facts(outputs: Sequence[Any]) -> list[dict]:
+def output_dicts(outputs: Sequence[Any]) -> list[dict]:
     """Of each `RequestOutput` whose it is, and what its first completion says."""
     return [{"request_id": output.request_id, "prompt": output.prompt, "prompt_token_ids": output.prompt_token_ids,
              "finished": output.finished, "text": output.outputs[0].text, "tokens": output.outputs[0].token_ids,

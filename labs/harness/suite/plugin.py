@@ -28,7 +28,7 @@ from labs.harness.suite import patience
 from labs.harness.suite.expecting import Here
 from labs.harness.suite.failures import failure_of
 from labs.harness.suite.table import print_table
-from labs.harness.suite.telling import PRINTED, Failure, told
+from labs.harness.suite.telling import PRINTED, Failure, report_lines
 from labs.harness.todo import TodoError
 
 WARNINGS = 3
@@ -245,7 +245,7 @@ class LabRun:
         if lab is None:
             return (yield)
         error = call.excinfo.value if call.excinfo else None
-        brief = self.failure(lab, item, error) if error is not None and self.is_told_briefly(error) else None
+        brief = self.failure(lab, item, error) if error is not None and self.has_own_report(error) else None
         if brief is not None:  # to format a traceback that nobody will see takes longer than the test
             item.repr_failure = lambda *_, **__: "\n".join(brief.lines)  # type: ignore[method-assign]
         if isinstance(error, patience.WaitsForEver):
@@ -271,7 +271,7 @@ class LabRun:
             )
         return report
 
-    def is_told_briefly(self, error: BaseException) -> bool:
+    def has_own_report(self, error: BaseException) -> bool:
         """Whether we say what went wrong, and not pytest."""
         return isinstance(error, TodoError) or not (self.whole_tracebacks or isinstance(error, pytest.skip.Exception))
 
@@ -298,7 +298,7 @@ class LabRun:
         if reports and "warnings" in stats:
             stats["warnings"] = list({warning.message: warning for warning in stats["warnings"]}.values())[:WARNINGS]
         failures = sorted((Failure(**report.lab_failure) for report in reports), key=lambda failure: failure.todo)
-        for line in told(failures):
+        for line in report_lines(failures):
             terminalreporter.write_line(line)
         try:
             return (yield)

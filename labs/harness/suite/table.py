@@ -48,7 +48,7 @@ def _line(lab: Lab, row: Row) -> tuple[str, str, str, str, str]:
 def _closing_lines(lab: Lab, rows: list[Row], progress: Progress | None) -> list[tuple[str, str, str, str, str]]:
     earned, of = sum(row.points for row in rows), sum(row.of for row in rows)
     lines = []
-    if progress is not None and predictions.asks(lab):
+    if progress is not None and predictions.has_questions(lab):
         attempts = progress.predictions(lab.id)
         points = results.prediction_points(attempts)
         state, command = "not answered yet", f"python -m labs predict {lab.id}"

@@ -47,7 +47,7 @@ class _Group:
     more: list[Failure] = field(default_factory=list)
 
 
-def told(failures: Sequence[Failure]) -> list[str]:
+def report_lines(failures: Sequence[Failure]) -> list[str]:
     """The lines to print."""
     lines = _printed(failures)
     groups = _grouped(failures)

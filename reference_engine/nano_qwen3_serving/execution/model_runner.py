@@ -155,8 +155,8 @@ class ModelRunner:
                     tokens = following[start : start + LOGPROB_ROWS]
                     logits = self.model.compute_logits(hidden[row + start : row + start + LOGPROB_ROWS]).float()
                     each += [logprobs_of(logits[i], token, wanted) for i, token in enumerate(tokens)]
-                    found = torch.tensor([lp[t].logprob for lp, t in zip(each[start:], tokens, strict=True)])
-                    self._check_finite(found, inputs.chunks, hidden.dtype)
+                    chosen = torch.tensor([lp[t].logprob for lp, t in zip(each[start:], tokens, strict=True)])
+                    self._check_finite(chosen, inputs.chunks, hidden.dtype)
             row += chunk.num_tokens
         return result
 

@@ -34,8 +34,8 @@ def use_huge_pages() -> None:
 
 def large_areas(maps: str) -> Iterator[tuple[int, int]]:
     """(address, bytes) of the whole huge pages within each anonymous area of a `/proc/PID/maps`."""
-    for found in ANONYMOUS.finditer(maps):
-        first, last = int(found[1], 16), int(found[2], 16)
+    for area in ANONYMOUS.finditer(maps):
+        first, last = int(area[1], 16), int(area[2], 16)
         start, end = -(-first // HUGE_PAGE) * HUGE_PAGE, last // HUGE_PAGE * HUGE_PAGE
         if end > start:
             yield start, end - start

@@ -59,6 +59,6 @@ class Linear(nn.Module):
 
 def joined(rows: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
     """Parameters one after the other; None if they are None."""
-    given: list[Tensor] = [p for p in rows if p is not None]
-    assert len(given) in (0, len(rows)), "some of the matrices have a bias and some have none"
-    return nn.Parameter(torch.cat(given), requires_grad=False) if given else None
+    present: list[Tensor] = [p for p in rows if p is not None]
+    assert len(present) in (0, len(rows)), "some of the matrices have a bias and some have none"
+    return nn.Parameter(torch.cat(present), requires_grad=False) if present else None

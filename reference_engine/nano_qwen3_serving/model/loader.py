@@ -90,11 +90,11 @@ def finalize(module: nn.Module) -> None:
 
 def check_names(network: nn.Module, tensors: Tensors, config: EngineConfig) -> None:
     """Refuses a checkpoint that has other tensors than the network."""
-    expected, found = set(network.state_dict()), set(tensors)
+    expected, actual = set(network.state_dict()), set(tensors)
     if config.model.tie_word_embeddings:
         expected.discard(HEAD)
-        found.discard(HEAD)
-    for what, names in (("lacks", expected - found), ("has unexpected", found - expected)):
+        actual.discard(HEAD)
+    for what, names in (("lacks", expected - actual), ("has unexpected", actual - expected)):
         if names:
             some = ", ".join(sorted(names)[:3])
             raise ModelLoadError(

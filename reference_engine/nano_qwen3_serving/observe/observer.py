@@ -90,17 +90,17 @@ class Observers:
     def on_step(self, step: StepRecord) -> None:
         """Tells each that a step is over."""
         for observer in self._observers:
-            self._tell(observer, observer.on_step, step)
+            self._notify(observer, observer.on_step, step)
 
     def on_end(self, output: RequestOutput, finish_reasons: list[str]) -> None:
         """Tells each that a caller's request ended."""
         for observer in self._observers:
-            self._tell(observer, observer.on_end, output, finish_reasons)
+            self._notify(observer, observer.on_end, output, finish_reasons)
 
-    def _tell(self, observer: EngineObserver, hears: Callable[..., None], *event: Any) -> None:
+    def _notify(self, observer: EngineObserver, handler: Callable[..., None], *event: Any) -> None:
         """Has the observer hear of the event. One that fails, as on a full disk, is put away."""
         try:
-            hears(*event)
+            handler(*event)
         except Exception:
             logger.exception("the %s failed, and notes nothing more", observer.name)
             self.remove(observer)

@@ -82,7 +82,7 @@ class WatchedEngine:
         self._attention: WatchedAttention = runner.attention  # type: ignore[assignment]
         self.weights: list[Tensor] = []
         self.logits = torch.empty(0)
-        self.network.lm_head.register_forward_hook(lambda module, given, result: setattr(self, "logits", result.clone()))
+        self.network.lm_head.register_forward_hook(lambda module, inputs, result: setattr(self, "logits", result.clone()))
 
     def compute(self, **prompts: str) -> dict[str, str]:
         """One step that computes all of these prompts; returns the next token that greedy takes after each."""
@@ -107,16 +107,16 @@ class WatchedEngine:
 
     def shapes(self, text: str) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         """What passes while a text is computed: module, shape that it gets, shape that it gives. Of the layers only the first."""
-        told: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
         hooks = [
             module.register_forward_hook(
-                lambda _, given, result, name=name: told.append((name, tuple(given[0].shape), tuple(result.shape))))
+                lambda _, inputs, result, name=name: shapes.append((name, tuple(inputs[0].shape), tuple(result.shape))))
             for name, module in self.network.named_modules()
             if module is not self.network and ("layers." not in name or ".0." in name)]
         self.compute(text=text)
         for hook in hooks:
             hook.remove()
-        return told
+        return shapes
 
 
 class MisledAttention(TorchPagedAttention):
@@ -242,8 +242,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: Sequence[int], shape: ModelCo
     Returns:
         [rows, query heads, head_dim].
     """
-    one = replace(shape, num_hidden_layers=1, num_attention_heads=q.shape[1], num_key_value_heads=k.shape[1], head_dim=q.shape[2])
-    core = TorchPagedAttention(one, block_size, torch.float32, torch.device("cpu"))
+    layer = replace(
+        shape, num_hidden_layers=1, num_attention_heads=q.shape[1], num_key_value_heads=k.shape[1], head_dim=q.shape[2])
+    core = TorchPagedAttention(layer, block_size, torch.float32, torch.device("cpu"))
     (cache,) = core.make_cache(max(table) + 1)
     slots = torch.tensor(core.slots(list(table), range(len(k))))
     core.write(cache, k, v, slots)

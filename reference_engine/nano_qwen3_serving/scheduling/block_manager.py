@@ -202,7 +202,7 @@ class BlockManager:
             if entry is None and block.cached is None:
                 entry = CachedBlock(block.block_id, key, tokens, parent, holding.salt)
                 self._by_hash[key] = block.cached = entry
-            if entry is None or not self._is(entry, tokens, parent, holding.salt):
+            if entry is None or not self._is_content(entry, tokens, parent, holding.salt):
                 return  # another content has the same hash: what follows it cannot be found either
             chain.append(entry)
 
@@ -282,7 +282,7 @@ class BlockManager:
                 prompt.blocks.append(tuple(token_ids[index * self.block_size : (index + 1) * self.block_size]))
                 prompt.keys.append(self._key(parent, prompt.blocks[index], salt))
             entry = self._by_hash.get(prompt.keys[index])
-            if entry is None or not self._is(entry, prompt.blocks[index], parent, salt):
+            if entry is None or not self._is_content(entry, prompt.blocks[index], parent, salt):
                 break
             chain.append(entry)
         return chain
@@ -291,7 +291,7 @@ class BlockManager:
         return self._hash(parent.key if parent else salt.encode(), tokens)
 
     @staticmethod
-    def _is(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
+    def _is_content(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
         """Whether the entry really is this content: a hash alone would serve foreign KV on a collision."""
         return entry.token_ids == tokens and entry.salt == salt and has_parent(entry, parent)
 

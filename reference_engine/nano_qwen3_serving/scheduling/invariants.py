@@ -26,8 +26,8 @@ def check_schedule(
     assert len(running) <= config.max_num_seqs, f"{len(running)} requests run, max_num_seqs is {config.max_num_seqs}"
     chunks = {chunk.request.request_id: chunk for chunk in batch.chunks}
     assert len(chunks) == len(batch.chunks), "a request is twice in the batch"
-    strangers = set(chunks) - {request.request_id for request in running}
-    assert not strangers, f"scheduled, and not running: {strangers}"
+    not_running = set(chunks) - {request.request_id for request in running}
+    assert not not_running, f"scheduled, and not running: {not_running}"
     tables = {request.request_id: block_manager.block_table(request.request_id) for request in running}
     for request in running:
         check_coverage(request, tables[request.request_id], chunks.get(request.request_id), block_manager.block_size,

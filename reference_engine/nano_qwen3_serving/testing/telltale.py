@@ -74,12 +74,12 @@ class TellTaleModel:
         self._attention.write(layer_cache, keys, keys, metadata.slot_mapping)
         query = torch.zeros(len(token_ids), *self._query_shape, device=token_ids.device)
         means = self._attention.forward(query, layer_cache, metadata)[:, 0, :2].tolist()
-        found = [self._context(layer_cache, metadata, i) for i in range(len(metadata.query_lens))]
-        contexts = [[int(token) - 1 for token, _ in keys] for keys, _ in found]
+        cached = [self._context(layer_cache, metadata, i) for i in range(len(metadata.query_lens))]
+        contexts = [[int(token) - 1 for token, _ in keys] for keys, _ in cached]
         if self._on_forward is not None:
             self._on_forward(contexts)
         states: list[int] = []
-        for context, (kept, values), count in zip(contexts, found, metadata.query_lens, strict=True):
+        for context, (kept, values), count in zip(contexts, cached, metadata.query_lens, strict=True):
             wrong = disagreement(kept, values, means[len(states) : len(states) + count])
             states += [a + b for a, b in zip(self._states(context, count), wrong, strict=True)]
         return torch.tensor(states, device=token_ids.device)

@@ -116,12 +116,12 @@ def render(
         InvalidParametersError: the template refuses them, or fails over them.
         UnknownArgumentError: the template never looks at one of the switches.
     """
-    given = {**names, **switches, "tools": checked_objects("tools", tools),
+    variables = {**names, **switches, "tools": checked_objects("tools", tools),
              "documents": checked_objects("documents", documents), "add_generation_prompt": add_generation_prompt}
     try:
         if switches:
             refuse_unknown("the chat template", sorted(looked_at(source) - {"messages", "tools", "documents"}), switches)
-        return rendered(compiled(source), messages, given)
+        return rendered(compiled(source), messages, variables)
     except InvalidParametersError:
         raise
     except Exception as error:  # a template is a program: it may fail in any way
@@ -130,15 +130,15 @@ def render(
             f"the chat template refuses these messages: {what}", parameter="messages", value=messages) from error
 
 
-def rendered(template: Template, messages: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
+def rendered(template: Template, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
     """The template's text. Calls of tools often come without a content: where a template cannot do without, it is
     empty, as in vLLM; where it can, the key is not there, as in transformers."""
     try:
-        return template.render({**given, "messages": messages})
+        return template.render({**variables, "messages": messages})
     except UndefinedError:
         if all("content" in message for message in messages):
             raise
-        return template.render({**given, "messages": [{"content": "", **message} for message in messages]})
+        return template.render({**variables, "messages": [{"content": "", **message} for message in messages]})
 
 
 def looked_at(source: str) -> set[str]:
@@ -171,9 +171,9 @@ class GenerationTag(Extension):
         """The body, in a scope of its own as in transformers."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_render_body"), [], [], body).set_lineno(line)
 
-    def _said(self, caller: Any) -> str:
+    def _render_body(self, caller: Any) -> str:
         return caller()
 
 
@@ -193,10 +193,10 @@ class TemplateNamespace(Namespace):
     """`namespace(...)` for templates, without attributes that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be an attribute's name
-        self, given = args[0], dict(*args[1:], **kwargs)
-        for name in given:
+        self, attributes = args[0], dict(*args[1:], **kwargs)
+        for name in attributes:
             refuse_private(name)
-        Namespace.__init__(self, given)
+        Namespace.__init__(self, attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
         refuse_private(name)
@@ -230,13 +230,13 @@ def raise_template_error(message: str) -> None:
 # -- messages --
 
 
-def checked_objects(parameter: str, given: Any) -> list[dict[str, Any]] | None:
+def checked_objects(parameter: str, objects: Any) -> list[dict[str, Any]] | None:
     """Tools or documents: None or a list of dicts."""
-    if given is None:
+    if objects is None:
         return None
-    if not isinstance(given, (list, tuple)) or not all(isinstance(one, dict) for one in given):
-        raise invalid(parameter, given, "a list of dicts, or None")
-    return list(given)
+    if not isinstance(objects, (list, tuple)) or not all(isinstance(item, dict) for item in objects):
+        raise invalid(parameter, objects, "a list of dicts, or None")
+    return list(objects)
 
 
 def checked_messages(messages: Any) -> list[dict[str, Any]]:

@@ -182,9 +182,9 @@ def is_marked(value: Any) -> bool:
     return isinstance(value, dict) and value.get("__type") == "AddedToken"
 
 
-def added_token(fields: Fields, **given: bool) -> AddedToken:
-    """A token written as an object: its text, and how it is recognised; `given` counts more than the file."""
-    flags = {flag: fields.flag(flag, False) for flag in FLAGS if flag in fields} | given
+def added_token(fields: Fields, **overrides: bool) -> AddedToken:
+    """A token written as an object: its text, and how it is recognised; `overrides` count more than the file."""
+    flags = {flag: fields.flag(flag, False) for flag in FLAGS if flag in fields} | overrides
     return AddedToken(checked_text(fields, "content", fields.get("content")), **flags)
 
 

@@ -88,14 +88,14 @@ class IncrementalDetokenizer:
 
         One that ended earlier did so within `min_tokens`, and may still be in the pending text.
         """
-        found = []
+        matches = []
         for stop in self._stop:
             start = self._pending.find(stop, max(0, len(self._pending) - num_new - len(stop) + 1))
             if start >= 0:
-                found.append((start + len(stop), -len(stop), stop))
-        if not found:
+                matches.append((start + len(stop), -len(stop), stop))
+        if not matches:
             return None
-        end, _, stop = min(found)
+        end, _, stop = min(matches)
         self._stopped = True
         text = self._cut(end if self._include_stop else end - len(stop))
         return TextDelta(text, stop, num_tokens)

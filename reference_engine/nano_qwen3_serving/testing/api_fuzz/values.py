@@ -88,13 +88,13 @@ def hostile(random: Random) -> Any:
     return CONSTANTS[place] if place < len(CONSTANTS) else NEW[place - len(CONSTANTS)]()
 
 
-def mixed(random: Random, right: Callable[[], Any]) -> Any:
+def mixed(random: Random, make_right: Callable[[], Any]) -> Any:
     """A hostile value, alone or put into a value of the right form."""
     wrong = hostile(random)
     form = random.randrange(4)
     if form == 0:
         return wrong
-    value = right()
+    value = make_right()
     if isinstance(value, list):
         return [*value, wrong]
     if isinstance(value, dict):

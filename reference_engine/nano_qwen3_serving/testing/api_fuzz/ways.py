@@ -52,10 +52,10 @@ async def changing(call: Call, world: World, random: Random) -> Any:
 async def pickled(call: Call, world: World, random: Random) -> Any:
     """With arguments that came through pickle, if they can, and an answer that goes the same way."""
     try:
-        given = pickle.loads(pickle.dumps(call.arguments))
+        arguments = pickle.loads(pickle.dumps(call.arguments))
     except Exception:
-        given = call.arguments
-    result = await call.run(world, given)
+        arguments = call.arguments
+    result = await call.run(world, arguments)
     try:
         return pickle.loads(pickle.dumps(result))
     except TypeError as error:
@@ -69,7 +69,7 @@ async def forked(call: Call, world: World, random: Random) -> Any:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, said(call, world).encode("utf-8", "backslashreplace"))
+        os.write(writer, ending_in_child(call, world).encode("utf-8", "backslashreplace"))
         os._exit(0)
     os.close(writer)
     killer = threading.Timer(PATIENCE, lambda: os.kill(child, signal.SIGKILL))
@@ -82,7 +82,7 @@ async def forked(call: Call, world: World, random: Random) -> Any:
     return answer
 
 
-def said(call: Call, world: World) -> str:
+def ending_in_child(call: Call, world: World) -> str:
     """What a call in a child ends in: "fine", or what is wrong."""
     try:
         asyncio.run(here(call, world, Random()))

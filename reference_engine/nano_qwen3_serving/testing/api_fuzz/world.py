@@ -48,8 +48,8 @@ NEIGHBOUR = Neighbour()
 
 def check_neighbour(output: RequestOutput) -> None:
     """Raises AssertionError unless the neighbour's tokens are bitwise its own."""
-    got = output.outputs[0].token_ids
-    assert got == NEIGHBOUR.expected(), f"a neighbour's tokens are {got}, alone {NEIGHBOUR.expected()}"
+    token_ids = output.outputs[0].token_ids
+    assert token_ids == NEIGHBOUR.expected(), f"a neighbour's tokens are {token_ids}, alone {NEIGHBOUR.expected()}"
 
 
 class World:

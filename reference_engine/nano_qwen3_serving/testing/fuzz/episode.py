@@ -70,8 +70,8 @@ class Maker:
         for key in range(requests):
             ops.append(self._submit(key))
             while self.rng.random() < pace:
-                ops.append(self._other(key))
-        ops += [self._other(requests - 1) for _ in range(self.rng.randint(0, 10))]
+                ops.append(self._other_operation(key))
+        ops += [self._other_operation(requests - 1) for _ in range(self.rng.randint(0, 10))]
         if self.rng.random() < 0.2:
             ops.append({"op": "stop", "how": self.rng.choice(["shutdown", "die"])})
         return ops
@@ -142,7 +142,7 @@ class Maker:
     def _tokens(self, count: int) -> list[int]:
         return [ord(letter(self.rng)) for _ in range(count)]
 
-    def _other(self, latest: int) -> Operation:
+    def _other_operation(self, latest: int) -> Operation:
         """Anything but a submission."""
         rng = self.rng
         key = rng.randint(max(0, latest - 6), latest)

@@ -105,9 +105,9 @@ class ToyOracle:
         is_eos = enough and last in self._eos and not params.ignore_eos
         is_stop = enough and last in (params.stop_token_ids or ())
         shown = tokens[:-1] if (is_eos or is_stop) and not params.include_stop_str_in_output else tokens
-        found = find_stop(self.tokenizer, shown, params) if len(shown) == len(tokens) else None
-        if found is not None:
-            return found[0], "stop", found[1]
+        stop_match = find_stop(self.tokenizer, shown, params) if len(shown) == len(tokens) else None
+        if stop_match is not None:
+            return stop_match[0], "stop", stop_match[1]
         text = text_of(self.tokenizer, shown, params)
         if is_eos or is_stop:
             return text, "stop", None if is_eos else last
