@@ -190,7 +190,7 @@ def test_rows_of_several_requests_are_cut_where_their_drafts_are():
     assert [len(each) if each else None for each in logprobs] == [2, None, None]
 
 
-def test_a_draft_that_a_grammar_forbids_is_not_looked_at_and_the_grammar_stays_where_it_is():
+def test_a_forbidden_draft_is_not_looked_at_and_the_grammar_stays_where_it_is():
     from nano_qwen3_serving.sampling_params import StructuredOutputsParams
 
     grammar = ByteGrammarCompiler(257, 256).compile(StructuredOutputsParams(choice=["ab", "ac"]))
