@@ -6,7 +6,7 @@ Knows requests, steps and what an engine holds after one; knows nothing of right
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
