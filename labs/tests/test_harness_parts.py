@@ -183,7 +183,7 @@ def test_parts_of_several_labs_make_one_engine_that_gives_the_references_tokens(
     assert engine.in_words() == [
         "Lab 06, the toy: your starter.py",
         "Lab 04, the toy: our solution.py",
-        "reference: scheduler, attention, model, detokenizer, tokenizer",
+        "reference: scheduler, attention, model, verifier, drafter, detokenizer, tokenizer",
     ]
 
 
@@ -437,7 +437,7 @@ def test_generate_streams_and_says_whose_parts_ran(workshop, home: Path):
     assert speed.startswith("8 tokens (length), ") and "tokens/s, the first after " in speed
     assert whose.pop() == "Not what you expected? python -m labs compare --use mine:06 --use solution:04"
     assert whose == ["Lab 06, the toy: your starter.py", "Lab 04, the toy: our solution.py",
-                     "reference: scheduler, attention, model, detokenizer, tokenizer"]
+                     "reference: scheduler, attention, model, verifier, drafter, detokenizer, tokenizer"]
 
 
 def test_generate_tells_whose_error_it_is_without_a_traceback(workshop, home: Path):
