@@ -5,6 +5,7 @@ Knows the routes; each hands on at once to what does the work. Ten apps can live
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,7 +15,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
+from nano_qwen3_serving.arguments import check_text
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
+from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.server.chat import begin_chat
 from nano_qwen3_serving.server.completions import begin_completion
 from nano_qwen3_serving.server.errors import ApiError, answer_with_errors
@@ -48,6 +51,11 @@ def create_app(
         allowed_hosts: names by which clients may call the server; None is any. See `KnownHosts`.
         limits: of each request.
     """
+    if api_key is not None:
+        check_text("api_key", api_key)
+        if not re.fullmatch(r"[\x21-\x7e]+", api_key):
+            raise InvalidParametersError("api_key must be some visible ASCII characters, for it goes into a header",
+                                         parameter="api_key")
     serving = Serving(engine, list(served_model_names) or [engine.engine.config.model_name], limits)
     routers = [openai_routes(serving), server_routes(serving)]
     metrics = AppMetrics(serving.names[0], [route.path for router in routers for route in router.routes])  # type: ignore[attr-defined]
