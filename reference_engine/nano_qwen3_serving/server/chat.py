@@ -29,26 +29,26 @@ from nano_qwen3_serving.server.sampling import chat_params
 from nano_qwen3_serving.server.serving import Serving
 from nano_qwen3_serving.server.tools import callable_functions, check_tools
 
-FIELDS = {"prompt": "messages", "logprobs": "top_logprobs"}
-"""What the engine calls a field of this body."""
-
 
 async def begin_chat(serving: Serving, request: ChatRequest, request_id: str) -> ChatCall:
     """Queues what the request asks for. Raises what is wrong with it."""
-    params = chat_params(request, serving.engine.engine.config.model.generation_defaults)
-    order = Order(request_id, params, request.priority, request.cache_salt, serving.limits.request_seconds)
-    with named_as_here():
+    with named_as_in(request):
+        params = chat_params(request, serving.engine.engine.config.model.generation_defaults)
+        order = Order(request_id, params, request.priority, request.cache_salt, serving.limits.request_seconds)
         answer = await begin_answer(serving.engine, conversation_of(request), order)
     return ChatCall(request, answer, serving, request_id)
 
 
 @contextmanager
-def named_as_here() -> Iterator[None]:
-    """Errors name this body's fields."""
+def named_as_in(request: ChatRequest) -> Iterator[None]:
+    """Errors name this body's fields, where the engine has other names."""
+    names = {"prompt": "messages", "logprobs": "top_logprobs"}
+    if request.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
     try:
         yield
     except InvalidParametersError as error:
-        error.parameter = FIELDS.get(error.parameter, error.parameter)
+        error.parameter = names.get(error.parameter, error.parameter)
         raise
 
 

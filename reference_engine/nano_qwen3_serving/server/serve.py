@@ -38,10 +38,10 @@ class JsonErrors(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Sends it, and closes the connection: nobody knows where the next request would begin."""
         error = ApiError(400, "this is no HTTP/1.1 request, or its headers are too large", "invalid_http")
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        parts: tuple[Any, ...] = (h11.Response(status_code=400, headers=headers), h11.Data(json.dumps(error.body()).encode()),
-                                  h11.EndOfMessage())
-        for part in parts:
+        body = json.dumps(error.body()).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        answer: list[Any] = [h11.Response(status_code=400, headers=headers), h11.Data(body), h11.EndOfMessage()]
+        for part in answer:
             self.transport.write(self.conn.send(part) or b"")
         self.transport.close()
 
