@@ -5,18 +5,25 @@ Knows chat templates and the parser; knows nothing of HTTP, nor of the shapes in
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nano_qwen3_serving.arguments import own_copy
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
-from nano_qwen3_serving.exceptions import InvalidParametersError, shown
+from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
-from nano_qwen3_serving.sampling_params import StructuredOutputsParams
+from nano_qwen3_serving.sampling_params import SamplingParams, StructuredOutputsParams
 from nano_qwen3_serving.server.generation import Order, Running, begin
-from nano_qwen3_serving.server.parsers import Delta, OutputParser, ToolCallArguments, ToolCallStart, opens_reasoning
+from nano_qwen3_serving.server.parsers import (
+    END_THINK,
+    Delta,
+    OutputParser,
+    ToolCallArguments,
+    ToolCallStart,
+    opens_reasoning,
+)
+from nano_qwen3_serving.server.tools import Thoughts, calls_grammar, check_tools, with_calls_as_templates_know_them
 
 OF_THE_CALL = ("self", "messages", "tokenize", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 """Names that are no switches of a template. A template of the client's own would be its program on our machine."""
@@ -29,7 +36,7 @@ class Conversation:
     Attributes:
         messages: dicts as `LLM.chat` takes them.
         tools: `{"type": "function", "function": {"name", …}}`; the model sees them, and may call them.
-        must_call: names of tools; the answer is a call of one of these. Empty: the model decides.
+        must_call: functions among the tools; the answer is a call of one of these. Empty: the model decides.
         parallel_calls: whether an answer may have several calls; if not, those after the first are left out.
         add_generation_prompt, continue_final_message: as in `LLM.chat`.
         switches: the template's own, such as `enable_thinking`.
@@ -37,7 +44,7 @@ class Conversation:
 
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]] = ()
-    must_call: Sequence[str] = ()
+    must_call: Sequence[Mapping[str, Any]] = ()
     parallel_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -65,18 +72,19 @@ async def begin_answer(engine: AsyncLLMEngine, conversation: Conversation, order
     """Renders the conversation in a text thread and queues it.
 
     Raises:
-        InvalidParametersError: it cannot be rendered, or is too long, or a parameter is not acceptable.
+        InvalidParametersError: it cannot be rendered, a tool is none, it is too long, or a parameter is not acceptable.
         QueueFullError, RequestTimeoutError, EngineDeadError: as `AsyncLLMEngine.add_request`.
     """
     prompt = await render(engine, conversation)
     if conversation.must_call:
-        order = replace(order, params=order.params.clone(structured_outputs=calls_only(conversation, order)))
+        order = replace(order, params=calls_only(conversation, prompt, order.params))
     return Answer(conversation, prompt, await begin(engine, [prompt], order))
 
 
 async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
     """The conversation as the model reads it. Raises `InvalidParametersError` for what the template refuses."""
-    switches = own_copy("chat_template_kwargs", dict(conversation.switches))
+    tools, switches = own_copy("tools", list(conversation.tools)), own_copy("chat_template_kwargs", dict(conversation.switches))
+    check_tools(tools)
     for name in OF_THE_CALL:
         if name in switches:
             raise InvalidParametersError(
@@ -84,8 +92,8 @@ async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
                 parameter="chat_template_kwargs", value=switches[name])
     return await engine.run_text(
         engine.get_tokenizer().apply_chat_template,
-        own_copy("messages", list(conversation.messages)),
-        tools=own_copy("tools", list(conversation.tools)) or None,
+        with_calls_as_templates_know_them(own_copy("messages", list(conversation.messages))),
+        tools=tools or None,
         add_generation_prompt=conversation.add_generation_prompt,
         continue_final_message=conversation.continue_final_message,
         **switches)
@@ -126,31 +134,16 @@ class Answer:
         return not is_call or self._conversation.parallel_calls or delta.index == 0  # type: ignore[union-attr]  # is_call
 
 
-def calls_only(conversation: Conversation, order: Order) -> StructuredOutputsParams:
-    """A grammar whose every text is one call of a tool that must be called.
+def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) -> SamplingParams:
+    """The parameters, with a grammar whose every text is a call of a function that must be called, perhaps after thoughts.
 
     Raises:
-        InvalidParametersError: there is no such tool, or something else is asked of the answer's form.
+        InvalidParametersError: something else is asked of the answer's form.
     """
-    if order.params.structured_outputs is not None:
+    if params.structured_outputs is not None:
         raise InvalidParametersError(
             "tool_choice asks for a call, so the answer cannot have another form; leave response_format and "
             "structured_outputs out", parameter="tool_choice")
-    functions = {tool["function"]["name"]: tool["function"] for tool in conversation.tools}
-    for name in conversation.must_call:
-        if name not in functions:
-            raise InvalidParametersError(
-                f"tool_choice names {shown(name)}, which is none of the tools ({', '.join(map(repr, functions))})",
-                parameter="tool_choice", value=name)
-    return StructuredOutputsParams(grammar=calls_grammar([functions[name] for name in conversation.must_call]))
-
-
-def calls_grammar(functions: Sequence[Mapping[str, Any]]) -> str:
-    """The grammar, in Lark's notation. Each function's schema is a grammar of its own: its `$ref`s begin at its root."""
-    rules, calls = [], []
-    for number, function in enumerate(functions):
-        head = f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": '
-        calls.append(f"{json.dumps(head)} arguments_{number} {json.dumps(chr(125) + chr(10) + '</tool_call>')}")
-        schema = {**(function.get("parameters") or {"type": "object"}), "x-guidance": {"whitespace_flexible": False}}
-        rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
-    return "\n".join([f"start: {' | '.join(calls)}", *rules])
+    thoughts: Thoughts = "opened" if opens_reasoning(prompt) else "none" if prompt.rstrip().endswith(END_THINK) else "optional"
+    grammar = calls_grammar(conversation.must_call, several=conversation.parallel_calls, thoughts=thoughts)
+    return params.clone(structured_outputs=StructuredOutputsParams(grammar=grammar))
