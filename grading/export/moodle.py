@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from grading.cohort.journal import Entry
 from grading.export.csv_table import harmless, written
-from grading.export.lines import days, decided, lateness, name_of
+from grading.export.lines import decided, how_late, lateness, name_of
 from grading.export.sheet import Filled, Sheet, changed, grade, names_in, number, place
 from grading.judge.show import plain, points
 
@@ -70,7 +70,7 @@ def fill_worksheet(
 def feedback(entry: Entry) -> str:
     """Points per TODO, what it cost to be late and what the instructor decided, in a line."""
     told = ", ".join(f"{name_of(row.todo)} {points(row.earned)}/{points(row.points)}" for row in entry.todos())
-    late = lateness(entry) or (f"{days(entry.late_days)} late" if entry.late_days else "")
+    late = lateness(entry) or (how_late(entry) if entry.late_days else "")
     return "; ".join(filter(None, [told, f"total {points(entry.score)}/{points(entry.report.max_score)}", late, *decided(entry)]))
 
 
