@@ -144,7 +144,7 @@ def status(journal: JournalFile = None, term_file: TermFile = None) -> None:
 
 def synthetic(
     out: Annotated[Path, typer.Argument(help="A folder that is not there yet, or empty.")],
-    lab: Annotated[str, typer.Option(help="Such as 06.")] = "06",
+    lab: Annotated[str, typer.Option(help="Such as 06.")],
     count: Annotated[int, typer.Option(min=1)] = 200,
     seed: Annotated[str, typer.Option(help="The same seed makes the same submissions.")] = "0",
 ) -> None:
