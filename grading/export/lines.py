@@ -48,6 +48,12 @@ def lines_of(report: Report, as_student: bool = True) -> list[Line]:
     return lines
 
 
+def lost_lines(report: Report, as_student: bool = True) -> list[Line]:
+    """One for each check that lost points; all of a TODO that say that it is not written are one, whose number is the TODO's."""
+    number_of = dict(zip((check.name for check in report.checks), (line.number for line in lines_of(report)), strict=True))
+    return [_line(check, number_of.get(check.name, str(check.todo)), as_student) for check in report.lost()]
+
+
 def _line(check: CheckResult, number: str, as_student: bool) -> Line:
     secret = as_student and check.hidden
     common = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)

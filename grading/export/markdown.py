@@ -3,7 +3,7 @@
 import re
 
 from grading.cohort.journal import Entry
-from grading.export.lines import Line, conditions, dates, decided, lateness, lines_of, name_of
+from grading.export.lines import Line, conditions, dates, decided, lateness, lost_lines, name_of
 from grading.judge.show import plain, points
 
 
@@ -17,7 +17,7 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
     lines += [late, ""] if (late := lateness(entry)) else []
     lines += ["| | points | state |", "| --- | ---: | --- |"]
     lines += [f"| {name_of(row.todo)} | {points(row.earned)}/{points(row.points)} | {row.state} |" for row in entry.todos()]
-    lost = [line for line in lines_of(report, as_student) if not line.passed]
+    lost = lost_lines(report, as_student)
     if lost:
         lines += ["", "## Where points were lost", ""]
     for line in lost:
