@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from grading.cohort import overrides as deciding
@@ -87,6 +87,7 @@ class Entry:
         overrides: what the instructor decided.
         unit: what is charged, `day` or `hour`.
         deadline: the student's own; None if the lab has no date.
+        grace: after it, free.
         zone: in which times are shown to people; UTC if None.
     """
 
@@ -100,6 +101,7 @@ class Entry:
     overrides: tuple[Override, ...] = ()
     unit: str = "day"
     deadline: datetime | None = None
+    grace: timedelta = timedelta()
     zone: tzinfo | None = None
 
     @property
@@ -336,7 +338,8 @@ class Journal:
             assert report is not None  # it stands
             report = deciding.given_to_all(report, last.overrides)
             entries.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
-                                 last.overrides, late.unit, terms.deadline(last.student, last.lab), terms.zone))
+                                 last.overrides, late.unit, terms.deadline(last.student, last.lab),
+                                 terms.policy_of(last.lab).grace, terms.zone))
         return entries
 
     def settled(self, lab_id: str | None = None) -> list[tuple[Last, Late]]:

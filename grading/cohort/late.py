@@ -49,12 +49,12 @@ class Policy:
 
     def words(self) -> str:
         """In a line for an instructor."""
-        parts = [f"{_span(self.grace)} of grace"] if self.grace else []
+        parts = [f"{span(self.grace)} of grace"] if self.grace else []
         if self.penalty:
             each = f"{100 * self.penalty:g}% {'an hour' if self.unit == 'hour' else 'a day'}"
             parts.append(each + (f", {100 * self.most:g}% at most" if self.most < 1 else ""))
         parts += [many(self.tokens, "token")] if self.tokens else []
-        parts += [f"nothing after {_span(self.cutoff)}"] if self.cutoff is not None else []
+        parts += [f"nothing after {span(self.cutoff)}"] if self.cutoff is not None else []
         return "; ".join(parts) or "none"
 
     def facts(self) -> dict[str, Any]:
@@ -111,20 +111,24 @@ class Terms:
     policies: Mapping[str, Policy] = field(default_factory=dict)
     zone: tzinfo | None = None
 
+    def policy_of(self, lab: str) -> Policy:
+        """The lab's own, else that of all."""
+        return self.policies.get(lab, self.policy)
+
     def deadline(self, student: str, lab: str) -> datetime | None:
         """The student's own where one was given, else that of all; None if the lab has none."""
         return self.extended.get((student, lab), self.due.get(lab))
 
     def late(self, student: str, lab: str, submitted: str | None) -> timedelta:
-        """How long after the deadline; nothing if either time is not known."""
+        """How long after the deadline; nothing if either time is not known. Hours are charged by real time, days by the clock."""
         deadline = self.deadline(student, lab)
         if deadline is None or submitted is None:
             return timedelta()
         when = moment(submitted)
         if when <= deadline:
             return timedelta()
-        charged_by_the_hour = self.policies.get(lab, self.policy).unit == "hour"
-        return when - deadline if charged_by_the_hour else _days_by_the_clock(deadline, when, self.zone)
+        by_the_hour = self.policy_of(lab).unit == "hour"
+        return when - deadline if by_the_hour else _days_by_the_clock(deadline, when, self.zone)
 
     def to_json(self) -> str:
         """As the journal keeps it."""
@@ -268,6 +272,6 @@ def many(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
-def _span(span: timedelta) -> str:
-    """In quarters of a day, or else in minutes."""
-    return many(span / MINUTE, "minute") if span % (DAY / 4) else many(span / DAY, "day")
+def span(long: timedelta) -> str:
+    """`2 days`: in quarters of a day, or else in minutes."""
+    return many(long / MINUTE, "minute") if long % (DAY / 4) else many(long / DAY, "day")

@@ -6,7 +6,7 @@ Of one that ran on our code a student is told what `grading.judge.show.told_on_o
 from dataclasses import dataclass
 
 from grading.cohort.journal import Entry
-from grading.cohort.late import DAY, HOUR, many, shown
+from grading.cohort.late import DAY, HOUR, many, shown, span
 from grading.judge.report import CheckResult, Report
 from grading.judge.show import CHECKED_AT, plain, points, told_on_ours
 
@@ -90,9 +90,10 @@ def dates(entry: Entry) -> str:
 
 
 def how_late(entry: Entry) -> str:
-    """`1.5 days late (due 2027-03-01 23:59 CET)`; in hours where these are charged."""
+    """`1.5 days late (due 2027-03-01 23:59 CET, 1 day of grace)`; in hours where these are charged."""
     much = many(round(entry.late_days * (DAY / HOUR if entry.unit == "hour" else 1), 2), entry.unit)
-    return f"{much} late" + (f" (due {shown(entry.deadline, entry.zone)})" if entry.deadline else "")
+    grace = f", {span(entry.grace)} of grace" if entry.grace else ""
+    return f"{much} late" + (f" (due {shown(entry.deadline, entry.zone)}{grace})" if entry.deadline else "")
 
 
 def lateness(entry: Entry) -> str:

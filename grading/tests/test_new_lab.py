@@ -20,6 +20,7 @@ from grading.authoring.lab_proofs import UNFINISHED
 from grading.authoring.mutants import read_mutants
 from grading.cli import authoring
 from grading.cli.app import app
+from grading.judge.suite import checks_of
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab, lab_at
 from labs.harness.learner.predictions import make_case
 
@@ -106,6 +107,7 @@ def test_a_new_lab_has_as_many_todos_as_are_asked_for_and_each_is_whole(todos: i
     for proved in (proofs.solution_has_the_todos, proofs.starter_is_made_from_the_solution, proofs.signatures_stay,
                    proofs.tests_are_worth_what_lab_toml_says, proofs.hints_are_whole):
         proved(made)  # raises LabError, which says what is missing
+    assert len(checks_of(made)) == 2 * todos, "the judge tells its tests apart"
     wrong = read_mutants(made, tmp_path / "grading" / "labs")
     assert {mutant.todo for mutant in wrong if mutant.only} == {todo.number for todo in made.todos}
     concepts = symptoms.concepts(made, wrong, tmp_path / "grading" / "labs")

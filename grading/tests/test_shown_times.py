@@ -28,7 +28,7 @@ late = { percent_per_hour = 2, grace_minutes = 15 }
 """
 HANDED_IN, DUE = "2027-03-14 04:40 EDT", "2027-03-14 01:30 EST"  # summer time begins at 02:00, so that is 130 minutes later
 FOR_PROGRAMS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
-SAID = f"10 points, 2.17 hours late (due {DUE}); 2 hours charged: 9.6 count."
+SAID = f"10 points, 2.17 hours late (due {DUE}, 15 minutes of grace); 2 hours charged: 9.6 count."
 
 
 @pytest.fixture
