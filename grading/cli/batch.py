@@ -5,7 +5,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from grading.cli.progress_bar import bar
 from grading.cli.term import Isolation, JournalFile, TermFile, labs_of, open_journal, settings_of, submissions_of
 from grading.cohort.batch import Graders, Plan, Summary, graders_here, left_to_do, plan_of, run_batch, seconds_for
 from grading.cohort.journal import Journal, LatestHandIn
-from grading.cohort.late import Late
+from grading.cohort.late import Late, shown
 from grading.cohort.ray_cluster import cluster
 from grading.cohort.regrade import Regraded, change_table, run_regrade, to_regrade
 from grading.cohort.roster import Cohort, Remark, read_cohort, read_times
@@ -135,16 +134,17 @@ def status(journal: JournalFile = None, term_file: TermFile = None) -> None:
                              str(sum(graded for _, graded in mine)), str(late_ones), points(scores["mean"]),
                              points(scores["median"]))
         console.print(overview)
+        zone = base.terms().zone
         for attempt, graded in attempts:
             if not graded:
-                console.print(_line(Remark(
-                    "to be graded", attempt.student, attempt.lab, f"handed in at {attempt.submitted or 'an unknown time'}")))
-        _print_rules(base, term.zone)
+                when = shown(attempt.submitted, zone) if attempt.submitted else "an unknown time"
+                console.print(_line(Remark("to be graded", attempt.student, attempt.lab, f"handed in at {when}")))
+        _print_rules(base)
 
 
 def synthetic(
     out: Annotated[Path, typer.Argument(help="A folder that is not there yet, or empty.")],
-    lab: Annotated[str, typer.Option(help="Such as 06.")] = "06",
+    lab: Annotated[str, typer.Option(help="Such as 06.")],
     count: Annotated[int, typer.Option(min=1)] = 200,
     seed: Annotated[str, typer.Option(help="The same seed makes the same submissions.")] = "0",
 ) -> None:
@@ -312,13 +312,13 @@ def _print_regraded(regraded: Regraded, dry: bool) -> None:
         console.print(f"{regraded.held} lower results were kept and do not count; --allow-lower lets them.")
 
 
-def _print_rules(base: Journal, zone: tzinfo | None) -> None:
+def _print_rules(base: Journal) -> None:
     """Policy, due dates and decisions."""
     terms = base.terms()
     console.print(Text(f"late policy: {terms.policy.words()}"), soft_wrap=True)
     for lab, when in sorted(terms.due.items()):
         mine = sum(whose[1] == lab for whose in terms.extended)
-        console.print(Text(f"lab {lab} is due at {when.astimezone(zone or UTC):%Y-%m-%d %H:%M %Z}"
+        console.print(Text(f"lab {lab} is due at {shown(when, terms.zone)}"
                            + (f"; {mine} students have a deadline of their own" if mine else "")
                            + (f"; late policy there: {own.words()}" if (own := terms.policies.get(lab)) else "")), soft_wrap=True)
     for override in base.overrides():

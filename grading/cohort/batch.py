@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from grading.cohort.journal import Journal
+from grading.cohort.late import shown
 from grading.cohort.roster import Cohort, HandedIn, Remark
 from grading.cohort.worker_pool import Crew, UnitOutcome, schedule
 from grading.judge.checks import shorter
@@ -289,7 +290,8 @@ def _older(journal: Journal, cohort: Cohort) -> list[Remark]:
     for (student, lab), digests in there.items():
         counts = journal.counting(student, lab)
         if counts is not None and counts.digest not in digests:
+            when = shown(counts.submitted, journal.terms().zone) if counts.submitted else "an unknown time"
             lines.append(Remark("older", student, lab,
-                              f"the submission that counts is not this one but that of {counts.submitted}, which is later; "
+                              f"the submission that counts is not this one but that of {when}, which is later; "
                               "if that is wrong, give the times in the file that term.toml names"))
     return lines

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from grading.cohort import overrides as deciding
@@ -80,20 +81,28 @@ class Entry:
         submitted: when it was handed in, ISO 8601 in UTC; None if unknown.
         late_days: after the deadline, extensions counted.
         final_score: after what lateness costs, and what the instructor decided.
-        charged_days: days that cost something.
+        charged: days, or hours, that cost something.
         tokens: days that grace tokens paid for.
         attempts: how many hand-ins this student has for this lab, including this one.
         overrides: what the instructor decided.
+        unit: what is charged, `day` or `hour`.
+        deadline: the student's own; None if the lab has no date.
+        grace: the free time after it.
+        zone: the zone in which times are shown to people; UTC if None.
     """
 
     report: Report
     submitted: str | None
     late_days: float
     final_score: float
-    charged_days: int = 0
+    charged: int = 0
     tokens: int = 0
     attempts: int = 1
     overrides: tuple[Override, ...] = ()
+    unit: str = "day"
+    deadline: datetime | None = None
+    grace: timedelta = timedelta()
+    zone: tzinfo | None = None
 
     @property
     def score(self) -> float:
@@ -323,13 +332,14 @@ class Journal:
 
     def latest(self, lab_id: str | None = None) -> list[Entry]:
         """The latest hand-in of each student, by lab and student. A hand-in without a result is left out."""
-        entries = []
+        entries, terms = [], self.terms()
         for last, late in self.settled(lab_id):
             report = self.result(last.key)
             assert report is not None  # it stands
             report = deciding.with_checks_given_to_all(report, last.overrides)
             entries.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
-                                 last.overrides))
+                                 last.overrides, late.unit, terms.deadline(last.student, last.lab),
+                                 terms.policy_of(last.lab).grace, terms.zone))
         return entries
 
     def settled(self, lab_id: str | None = None) -> list[tuple[LatestHandIn, Late]]:

@@ -101,8 +101,8 @@ def _connect(ray: Any, address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"there is no Ray cluster at {address!r} ({_first_line(error)}); "
-            "ray start --head begins one on this machine") from None
+            f"there is no Ray cluster at {address!r} that answers ({_first_line(error)}); ray start --head begins one on this "
+            "machine; one with RAY_AUTH_MODE=token wants that set here, too, and its token as RAY_AUTH_TOKEN") from None
 
 
 def _probe(address: str) -> None:

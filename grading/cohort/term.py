@@ -11,9 +11,8 @@ from datetime import UTC, date, datetime, time, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from grading.cohort.late import DAY, Policy, Terms, in_zone
+from grading.cohort.late import DAY, MINUTE, Policy, Terms, by_the_clock, in_zone, named_zone, shown
 from grading.cohort.overrides import Override
 from grading.cohort.roster import FIELDS, Roster, read_roster
 from grading.cohort.toml_table import Table
@@ -98,14 +97,14 @@ class Term:
         for extension in self.extensions:
             whose = extension.student, extension.lab
             extended[whose] = self._extended(extension, own.get(whose, due.get(extension.lab)))
-        return Terms(self.policy, due, own | extended, {lab: of_lab.policy for lab, of_lab in self.labs.items() if of_lab.policy})
+        policies = {lab: of_lab.policy for lab, of_lab in self.labs.items() if of_lab.policy}
+        return Terms(self.policy, due, own | extended, policies, self.zone)
 
     def _extended(self, extension: Extension, due: datetime | None) -> datetime:
         if extension.until is not None:
             return extension.until
         assert due is not None and extension.days is not None
-        local = due.astimezone(self.zone or UTC) + extension.days * DAY  # by the wall clock
-        return max(local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))  # a wall clock may show an hour twice, or never
+        return by_the_clock(due, extension.days * DAY, self.zone)
 
 
 def find_term(file: Path | None) -> Term:
@@ -181,10 +180,9 @@ class _Reader:
     def _zone(self, top: Table) -> tzinfo | None:
         name = top.take("time_zone", str, None)
         try:
-            return None if name is None else ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            top.say("time_zone", "there is no such IANA time zone; write Europe/Berlin, America/New_York or UTC "
-                                 "(on a machine without a list of zones: pip install tzdata)")
+            return None if name is None else named_zone(name)
+        except ValueError as error:
+            top.say("time_zone", str(error))
             return UTC
 
     def _secret(self, top: Table) -> str:
@@ -272,15 +270,27 @@ class _Reader:
 
     def _policy(self, table: Table, default: Policy, of_term: bool = True) -> Policy:
         """The term's policy, with the tokens, or a lab's, which takes from the term's whatever it does not set itself."""
-        grace, penalty = table.number("grace_days", None, 0, 1000), table.number("percent_per_day", None, 0, 100)
+        grace = self._one_of_two(table, ("grace_days", 1000), ("grace_minutes", 100_000))
+        penalty = self._one_of_two(table, ("percent_per_day", 100), ("percent_per_hour", 100))
         most, cutoff = table.number("most_percent", None, 0, 100), table.number("cutoff_days", None, 0, 1000)
         tokens = table.take("tokens", int, 0) if of_term else default.tokens
         if not 0 <= tokens <= 1000:
             table.say("tokens", "it has to be a whole number from 0 to 1000")
         table.end()
         return Policy(
-            default.grace if grace is None else grace * DAY, default.penalty if penalty is None else penalty / 100,
-            default.most if most is None else most / 100, tokens, default.cutoff if cutoff is None else cutoff * DAY)
+            default.grace if grace is None else grace[1] * (DAY if grace[0] == "grace_days" else MINUTE),
+            default.penalty if penalty is None else penalty[1] / 100, default.most if most is None else most / 100, tokens,
+            default.cutoff if cutoff is None else cutoff * DAY,
+            default.unit if penalty is None else penalty[0].removeprefix("percent_per_"))
+
+    def _one_of_two(self, table: Table, *keys: tuple[str, float]) -> tuple[str, float] | None:
+        """Of two keys, each with its most, the one that is there, and its number; None if neither is, or something is wrong."""
+        there = {key: number for key, most in keys if (number := table.number(key, None, 0, most)) is not None}
+        (one, _), (other, _) = keys
+        if one in table.entries and other in table.entries:
+            table.say(other, f"give {one} or {other}, and not both")
+            return None
+        return next(iter(there.items()), None)
 
     def _extensions(self, top: Table, labs: Mapping[str, Due]) -> tuple[Extension, ...]:
         extensions: dict[tuple[str, str], Extension] = {}
@@ -295,7 +305,7 @@ class _Reader:
             elif lab and labs.get(lab, Due()).all is None:
                 table.say("lab", f"lab {lab} has no due date to extend; [labs.{lab}] gives it: due = …")
             elif until and lab and (due := labs[lab].all) and until < due:
-                table.say("until", f"that is before the lab is due, {due}")
+                table.say("until", f"that is before the lab is due, {shown(due, self.zone)}")
             elif (student, lab) in extensions:
                 table.say("student", f"{student} has an extension for lab {lab} already; leave one of the two")
             elif student and lab and (days is not None or until is not None):

@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grading.cohort.journal import Entry
-from grading.export.lines import conditions, decided, lateness, lines_of, name_of
+from grading.export.lines import conditions, dates, decided, lateness, lines_of, lost_lines, name_of
 from grading.judge.show import plain, points
 
 SIGNS = {"solved": "●", "partly": "◐", "failing": "○", "not started": "–"}
@@ -17,7 +17,8 @@ def page(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:
     report = entry.report
     return templates().get_template("report.html").render(
         entry=entry, report=report, student=plain(report.student), lines=lines_of(report, as_student),
-        late=lateness(entry), decided=decided(entry), conditions=conditions(report, with_seed))
+        lost=lost_lines(report, as_student),
+        late=lateness(entry), dates=dates(entry), decided=decided(entry), conditions=conditions(report, with_seed))
 
 
 def templates(*folders: Path) -> Environment:

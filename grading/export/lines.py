@@ -6,6 +6,7 @@ For a check that ran on our code a student sees the text of `grading.judge.show.
 from dataclasses import dataclass
 
 from grading.cohort.journal import Entry
+from grading.cohort.late import DAY, HOUR, many, shown, span
 from grading.judge.report import CheckResult, Report
 from grading.judge.show import CHECKED_AT, message_on_ours, plain, points
 
@@ -47,6 +48,12 @@ def lines_of(report: Report, as_student: bool = True) -> list[Line]:
     return lines
 
 
+def lost_lines(report: Report, as_student: bool = True) -> list[Line]:
+    """One for each check that lost points; all of a TODO that say that it is not written are one, whose number is the TODO's."""
+    number_of = dict(zip((check.name for check in report.checks), (line.number for line in lines_of(report)), strict=True))
+    return [_line(check, number_of.get(check.name, str(check.todo)), as_student) for check in report.lost()]
+
+
 def _line(check: CheckResult, number: str, as_student: bool) -> Line:
     secret = as_student and check.hidden
     common = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)
@@ -76,18 +83,30 @@ def name_of(todo: int) -> str:
     return f"TODO {todo}" if todo else "predictions"
 
 
-def days(late_days: float) -> str:
-    """`1.5 days`."""
-    return f"{points(round(late_days, 2))} day{'' if late_days == 1 else 's'}"
+def dates(entry: Entry) -> str:
+    """`handed in 2027-03-03 10:00 CET, due 2027-03-01 23:59 CET`, as far as it is known."""
+    known = [("handed in", entry.submitted), ("due", entry.deadline)]
+    return ", ".join(f"{what} {shown(when, entry.zone)}" for what, when in known if when is not None)
+
+
+def how_late(entry: Entry) -> str:
+    """`1.5 days late (due 2027-03-01 23:59 CET, 1 day of grace)`; in hours where these are charged."""
+    much = many(round(entry.late_days * (DAY / HOUR if entry.unit == "hour" else 1), 2), entry.unit)
+    grace = f", {span(entry.grace)} of grace" if entry.grace else ""
+    return f"{much} late" + (f" (due {shown(entry.deadline, entry.zone)}{grace})" if entry.deadline else "")
 
 
 def lateness(entry: Entry) -> str:
-    """The cost of lateness, `17 points, 4.06 days late; 3 days are charged: 11.9 count.`; empty if it cost nothing."""
+    """The cost of lateness, `17 points, 4.06 days late (due 2027-03-01 23:59 CET); 3 days charged: 11.9 count.`
+
+    Empty if it cost nothing.
+    """
     if entry.final_score == entry.score:
         return ""
-    paid = f", {entry.tokens} paid for by tokens" if entry.tokens else ""
-    charged = f"; {entry.charged_days} day{'' if entry.charged_days == 1 else 's'} charged{paid}" if entry.charged_days else ""
-    return f"{points(entry.score)} points, {days(entry.late_days)} late{charged}: {points(entry.final_score)} count."
+    tokens = many(entry.tokens, "day") if entry.unit == "hour" else entry.tokens
+    paid = f", {tokens} paid for by tokens" if entry.tokens else ""
+    charged = f"; {many(entry.charged, entry.unit)} charged{paid}" if entry.charged else ""
+    return f"{points(entry.score)} points, {how_late(entry)}{charged}: {points(entry.final_score)} count."
 
 
 def decided(entry: Entry) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 
 from grading.cohort.journal import Entry
-from grading.export.lines import Line, conditions, decided, lateness, lines_of, name_of
+from grading.export.lines import Line, conditions, dates, decided, lateness, lost_lines, name_of
 from grading.judge.show import plain, points
 
 
@@ -11,13 +11,13 @@ def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> s
     """The report of one submission; `with_seed` only for readers who may know it."""
     report = entry.report
     lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student),
-             ""]
+             "", *([when, ""] if (when := dates(entry)) else [])]
     for decision in decided(entry):
         lines += [coded(decision), ""]
     lines += [late, ""] if (late := lateness(entry)) else []
     lines += ["| | points | state |", "| --- | ---: | --- |"]
     lines += [f"| {name_of(row.todo)} | {points(row.earned)}/{points(row.points)} | {row.state} |" for row in entry.todos()]
-    lost = [line for line in lines_of(report, as_student) if not line.passed]
+    lost = lost_lines(report, as_student)
     if lost:
         lines += ["", "## Where points were lost", ""]
     for line in lost:

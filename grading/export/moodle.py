@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from grading.cohort.journal import Entry
 from grading.export.csv_table import harmless, written
-from grading.export.lines import days, decided, lateness, name_of
+from grading.export.lines import decided, how_late, lateness, lost_lines, name_of
 from grading.export.sheet import Filled, Sheet, changed, grade, names_in, number, place
 from grading.judge.show import plain, points
 
@@ -68,10 +68,14 @@ def fill_worksheet(
 
 
 def feedback(entry: Entry) -> str:
-    """Points per TODO, the cost of lateness and the instructor's decisions, in one line."""
+    """Points per TODO, where they were lost, the cost of lateness and the instructor's decisions, in one line."""
     told = ", ".join(f"{name_of(row.todo)} {points(row.earned)}/{points(row.points)}" for row in entry.todos())
-    late = lateness(entry) or (f"{days(entry.late_days)} late" if entry.late_days else "")
-    return "; ".join(filter(None, [told, f"total {points(entry.score)}/{points(entry.report.max_score)}", late, *decided(entry)]))
+    short = {row.todo for row in entry.todos() if row.todo and row.earned < row.points}  # as the instructor has decided
+    late = lateness(entry) or (how_late(entry) if entry.late_days else "")
+    total = f"total {points(entry.score)}/{points(entry.report.max_score)}"
+    lost = [f"{name_of(line.todo)}, -{points(line.points - line.earned)}: {line.title}" for line in lost_lines(entry.report)
+            if line.todo in short]
+    return "; ".join(filter(None, [told, total, *lost, late, *decided(entry)]))
 
 
 def _wrong_points(sheet: Sheet, row: int, entry: Entry) -> list[str]:

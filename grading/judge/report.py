@@ -5,6 +5,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
+NOT_WRITTEN = "not_written_yet"
+"""In place of the names of a TODO's checks that it is not written for."""
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -85,6 +88,20 @@ class Report:
     def max_score(self) -> float:
         """Points that could be earned."""
         return round(sum(check.points for check in self.checks), 2)
+
+    def lost(self) -> list[CheckResult]:
+        """The checks that lost points, in order; those of a TODO that say that it is not written are one, `NOT_WRITTEN`."""
+        first = {check.todo: check.name for check in reversed(self.checks) if check.unwritten}
+        return [self._not_written(check.todo) if check.unwritten else check for check in self.checks
+                if not check.passed and (not check.unwritten or first[check.todo] == check.name)]
+
+    def _not_written(self, todo: int) -> CheckResult:
+        """What hidden checks and those on our code say is left out: it may give something away."""
+        checks = [check for check in self.checks if check.todo == todo and check.unwritten]
+        says = next((check for check in checks if not check.hidden and not check.on_ours), None)
+        return CheckResult(todo, NOT_WRITTEN, sum(check.points for check in checks), 0.0, False,
+                           says.message if says else f"TODO {todo} is not written yet", says.section if says else "",
+                           unwritten=True)
 
     def todos(self) -> list[TodoResult]:
         """One row per TODO, in order; the predictions, TODO 0, first."""

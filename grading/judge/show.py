@@ -60,13 +60,12 @@ def print_report(report: Report, console: Console, as_student: bool = False) -> 
     table.add_section()
     table.add_row("total", f"{points(report.score)}/{points(report.max_score)}", "")
     console.print(table)
-    for check in report.checks:
-        if not check.passed:
-            where = f" (README: {check.section})" if not (as_student and check.hidden) else ""
-            line = f"-{points(check.points - check.earned)}  {words_for(check, as_student)}{where}"
-            console.print(Text(("" if check.todo == 0 else f"TODO {check.todo}  ") + line))
-            if check.printed and not as_student:
-                console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
+    for check in report.lost():
+        where = f" (README: {check.section})" if check.section and not (as_student and check.hidden) else ""
+        line = f"-{points(check.points - check.earned)}  {words_for(check, as_student)}{where}"
+        console.print(Text(("" if check.todo == 0 else f"TODO {check.todo}  ") + line))
+        if check.printed and not as_student:
+            console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
     for note in report.notes:
         console.print(Text(f"note: {plain(note)}"))
     seed = "" if as_student else f" seed {report.seed};"

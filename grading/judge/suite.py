@@ -81,7 +81,7 @@ class OverTheWire(Here):
             return thing
         if thing not in self._known:
             inside = [] if isinstance(thing, ModuleType) else thing.__qualname__.split(".")
-            module = self.package(thing.__module__ if inside else thing.__name__)
+            module = self._lab._peer.root.package(thing.__module__ if inside else thing.__name__)
             self._known[thing] = functools.reduce(getattr, inside, module)
         return self._known[thing]
 
@@ -115,10 +115,6 @@ class OverTheWire(Here):
 
     def at_end(self, call: Callable[[], Any]) -> None:
         """Nothing: the worker ends."""
-
-    def package(self, name: str) -> Remote:
-        """A module of the worker."""
-        return self._lab._peer.root.package(name)
 
     def operators(self) -> Any:
         """A `labs.harness.suite.operators.Log` of the worker."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grading.red_team import archives
-from labs.harness.catalog import Lab, LabError, find_lab
+from labs.harness.catalog import LabError, find_lab
 from labs.harness.regions import Function, definitions, with_stand_ins
 
 HERE = Path(__file__).parent / "cheats"
-LAB = "06"
-"""The lab of a cheat that names none."""
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "lab": str, "base": str, "worth": (int, float), "todos": list, "needs_isolation": bool}
 
@@ -43,7 +41,7 @@ class Cheat:
 def read_cheats() -> list[Cheat]:
     """All cheats, by name: files, and those that only an archive or a folder can express."""
     written = [_read(path) for path in HERE.glob("*.py") if path.name != "__init__.py"]
-    built = [_built(find_lab(LAB), build) for build in archives.BUILDERS]
+    built = [_built(build) for build in archives.BUILDERS]
     return sorted([*written, *built], key=lambda cheat: cheat.name)
 
 
@@ -58,8 +56,9 @@ def _read(path: Path) -> Cheat:
     return _cheat(path.stem, tries, fields, lambda folder: archives.write(folder, path.stem, whole.encode()))
 
 
-def _built(lab: Lab, build: archives.Builder) -> Cheat:
+def _built(build: archives.Builder) -> Cheat:
     tries, fields = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
+    lab = find_lab(fields["lab"])
     return _cheat(build.__name__, tries, fields, lambda folder: build(lab, folder))
 
 
@@ -68,17 +67,17 @@ def _cheat(name: str, tries: str, fields: dict, make: Callable[[Path], Path]) ->
 
 
 def _heading(path: Path, docstring: str) -> tuple[str, dict]:
-    """What the cheat tries, and the fields below that sentence, including `lab` and `needs_isolation`."""
+    """What the cheat tries, and the fields below that sentence, including `needs_isolation`."""
     tries, _, rest = docstring.partition("\n\n")
     try:
-        fields = {"needs_isolation": False, "lab": LAB} | tomllib.loads(rest)
+        fields = {"needs_isolation": False} | tomllib.loads(rest)
     except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
     wrong = [key for key, kind in _KEYS.items() if not isinstance(fields.get(key), kind)] + sorted(set(fields) - set(_KEYS))
     if not tries or wrong:
         raise LabError(
-            f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73, todos = [4] and "
-            "perhaps lab = '04' and needs_isolation = true; "
+            f"{path.name}: its docstring says what it tries, then lab = '04', base = 'solution', worth = 73, "
+            "todos = [4] and perhaps needs_isolation = true; "
             f"see {', '.join(wrong)}.")
     return " ".join(tries.split()), fields
 

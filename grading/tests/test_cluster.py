@@ -97,6 +97,6 @@ def test_killed_workers_cost_a_retry_or_one_result_that_a_second_run_fills_in(ad
 
 def test_no_cluster_at_the_address_is_an_error_with_the_way_out():
     pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
-    refused = pytest.raises(ValueError, match="there is no Ray cluster at '127.0.0.1:1'.*ray start --head")
+    refused = pytest.raises(ValueError, match="there is no Ray cluster at '127.0.0.1:1'.*ray start --head.*RAY_AUTH_TOKEN")
     with refused, cluster("127.0.0.1:1", Noting(Path("none")), 1.0):
         pass

@@ -110,8 +110,8 @@ def test_lateness_is_judged_over_all_labs_even_if_one_is_asked_for(journal):
     journal.record("k6", report("alice", "a", 80))
     journal.record("k7", report("alice", "b", 50, lab="07"))
     six, seven = journal.latest()
-    assert (six.late_days, six.tokens, six.charged_days, six.final_score) == (1.0, 1, 0, 80.0)
-    assert (seven.late_days, seven.tokens, seven.charged_days, seven.final_score) == (2.0, 0, 2, 40.0)
+    assert (six.late_days, six.tokens, six.charged, six.final_score) == (1.0, 1, 0, 80.0)
+    assert (seven.late_days, seven.tokens, seven.charged, seven.final_score) == (2.0, 0, 2, 40.0)
     assert journal.latest("07") == [seven]
 
 

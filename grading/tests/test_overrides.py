@@ -153,4 +153,5 @@ def test_being_late_is_said_with_what_it_cost(tmp_path):
 
     terms = Terms(Policy(penalty=0.1, tokens=1), {"06": moment("2027-02-27T00:00Z")})
     with Journal(journal_in(tmp_path / "j", terms=terms)) as base:
-        assert lateness(base.latest()[0]) == "30 points, 3 days late; 2 days charged, 1 paid for by tokens: 24 count."
+        assert lateness(base.latest()[0]) == (
+            "30 points, 3 days late (due 2027-02-27 00:00 UTC); 2 days charged, 1 paid for by tokens: 24 count.")

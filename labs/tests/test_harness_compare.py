@@ -121,8 +121,8 @@ def test_a_lost_block_is_found_in_the_step_that_loses_it(with_part):
 
 def test_a_block_with_two_owners_is_found(with_part):
     found = compared(with_part("block_manager", BLOCKS, (
-        "    def _pop_free(self):\n"
-        "        block = super()._pop_free()\n"
+        "    def _new_block(self):\n"
+        "        block = super()._new_block()\n"
         "        return 3 if block == 5 else block")))
     assert found.first.kind == fd.BLOCKS and "block 3 of your table" in found.first.text
 

@@ -65,18 +65,19 @@ BLOCKS_SEAM = '''\
 class Adapter:
     def __init__(self, pool):
         self.pool, self.block_size, self.block_table = pool, pool.block_size, pool.block_table
+        self.enable_prefix_caching = False
 
     @property
     def num_free_blocks(self):
         return self.pool.num_free_blocks
 
-    def find_cached_prefix(self, token_ids, salt=""):
+    def find_cached_prefix(self, request_id, token_ids, salt=""):
         return 0
 
     def allocate(self, request_id, num_tokens, cached_prefix=(), salt=""):
         return self.pool.allocate(request_id, num_tokens)
 
-    def commit(self, request_id, token_ids):
+    def commit(self, request_id, token_ids, start=0):
         pass
 
     def free(self, request_id):
@@ -182,7 +183,7 @@ def test_parts_of_several_labs_make_one_engine_that_gives_the_references_tokens(
     assert engine.in_words() == [
         "Lab 06, the toy: your starter.py",
         "Lab 04, the toy: our solution.py",
-        "reference: scheduler, attention, model, detokenizer, tokenizer",
+        "reference: scheduler, attention, model, verifier, drafter, detokenizer, tokenizer",
     ]
 
 
@@ -436,7 +437,7 @@ def test_generate_streams_and_says_whose_parts_ran(workshop, home: Path):
     assert speed.startswith("8 tokens (length), ") and "tokens/s, the first after " in speed
     assert whose.pop() == "Not what you expected? python -m labs compare --use mine:06 --use solution:04"
     assert whose == ["Lab 06, the toy: your starter.py", "Lab 04, the toy: our solution.py",
-                     "reference: scheduler, attention, model, detokenizer, tokenizer"]
+                     "reference: scheduler, attention, model, verifier, drafter, detokenizer, tokenizer"]
 
 
 def test_generate_tells_whose_error_it_is_without_a_traceback(workshop, home: Path):

@@ -60,7 +60,7 @@ def step_parts(seed: int) -> dict[str, float]:
     watch.around(engine, "step", "step")
     for owner, method, name in (
         (engine.scheduler, "schedule", "schedule"), (runner, "lay_out", "lay out tensors"),
-        (runner, "_execute", "network and sampler"), (runner.sampler, "sample", "of that, the sampler"),
+        (runner, "_execute", "network and sampler"), (runner.verifier, "verify", "of that, sampling"),
         (engine.scheduler, "update", "update"), (engine.output_processor, "process", "output"),
     ):
         watch.around(owner, method, name)

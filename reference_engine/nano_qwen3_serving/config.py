@@ -221,6 +221,7 @@ class SchedulerConfig:
         policy: "fcfs", or "priority" (smaller number first).
         enable_chunked_prefill: a prompt may be computed over several steps.
         long_prefill_token_threshold: a chunk has at most this many tokens; 0 means no bound.
+        num_speculative_tokens: drafts of a request in a step, if there is a drafter.
     """
 
     max_num_seqs: int = 128
@@ -229,6 +230,7 @@ class SchedulerConfig:
     policy: str = "fcfs"
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
+    num_speculative_tokens: int = 0
 
 
 INVARIANT_ROWS = 16

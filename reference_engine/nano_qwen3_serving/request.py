@@ -31,6 +31,9 @@ class Grammar(Protocol):
     def accept(self, token_ids: Sequence[int]) -> None:
         """Moves on by tokens that were generated. Raises ValueError if they were not allowed."""
 
+    def copy(self) -> Grammar:
+        """An independent grammar in the same state."""
+
 
 class RequestStatus(Enum):
     """Where a request is in its life."""
@@ -65,6 +68,7 @@ class Request:
         cache_salt: requests share cached prefixes only with the same salt.
         grammar: where it stands in its structured output.
         prompt_logprobs: position → log-probabilities of the prompt's token there, if asked for.
+        draft_token_ids: guesses at the tokens that follow, for its next step.
         block_indices: its block table when it last ran.
     """
 
@@ -86,7 +90,8 @@ class Request:
     num_cached_tokens: int | None = None
     grammar: Grammar | None = None
     prompt_logprobs: dict[int, dict[int, Logprob]] = field(default_factory=dict)
-    block_indices: list[int] = field(default_factory=list)
+    draft_token_ids: list[int] = field(default_factory=list)
+    block_indices: Sequence[int] = ()
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

@@ -773,7 +773,7 @@ async def test_a_scheduler_that_fails_ends_the_engine_loudly_and_every_waiter(me
 
 async def test_a_block_manager_that_fails_ends_the_engine_loudly_and_every_waiter():
     class Faulty(BlockManager):
-        def commit(self, request_id, token_ids):
+        def commit(self, request_id, token_ids, start=0):
             raise RuntimeError("commit is broken")
 
     manager = double_components(block_manager=lambda c: Faulty(c.cache.num_blocks, c.cache.block_size))

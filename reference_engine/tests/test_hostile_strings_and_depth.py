@@ -199,10 +199,10 @@ def test_a_chain_of_equal_blocks_may_be_as_long_as_any_prompt():
     manager.commit("B", longer)
     manager.free("B")
     manager.check_integrity()
-    assert manager.allocate("C", blocks) and manager.find_cached_prefix(longer) >= 0
+    assert manager.allocate("C", blocks) and manager.find_cached_prefix("asks", longer) >= 0
     manager.commit("C", tokens)
     manager.free("C")
-    assert manager.find_cached_prefix(longer) == 2 * blocks - 1
+    assert manager.find_cached_prefix("asks", longer) == 2 * blocks - 1
 
 
 def test_two_equal_chains_become_one_so_that_comparing_them_costs_a_step_a_block():

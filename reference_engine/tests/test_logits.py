@@ -197,7 +197,7 @@ def test_logits_equal_transformers_at_every_position_for_any_chunks_and_any_bloc
     while pending := [r for r in requests if r.num_uncomputed_tokens]:
         some = rng.sample(pending, rng.randint(1, len(pending)))
         batch = [
-            ScheduledChunk(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
+            ScheduledChunk.of(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
             for r in some
         ]
         for chunk, logits in every_logit(llm, batch):

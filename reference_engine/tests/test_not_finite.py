@@ -149,6 +149,6 @@ def test_a_greedy_step_reads_all_logits_once_for_the_best_and_never_to_check_the
     logits = torch.randn(4, 2048)
     rows = [SamplingRow(GREEDY, [1], [], 1)] * 4
     with CountsReads(logits.numel()) as counts:
-        tokens, _ = runner.sampler.sample(logits, rows)
+        tokens, _ = Sampler().sample(logits, rows)
         runner._check_finite(logits[range(4), tokens], [], torch.float32)
     assert [name for name in counts.seen if name not in ("__getitem__", "__get__", "size")] == ["max"]

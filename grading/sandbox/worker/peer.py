@@ -62,6 +62,8 @@ class Remote:
         return self._peer.ask("len", self._number)
 
     def __bool__(self) -> bool:
+        if self._peer._trusting:  # what the judge hands out is a function or an object, which are true wherever they live
+            return True
         raise TypeError(f"an object of class {self._kind} is neither true nor false")
 
     def __repr__(self) -> str:

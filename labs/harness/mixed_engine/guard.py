@@ -236,12 +236,12 @@ class BlockManagerChecks(Checks):
     def _when(self) -> str:
         return f" (step {self._steps})" if self._steps else ""
 
-    def find_cached_prefix(self, result: Any, token_ids: Sequence[int], salt: str = "") -> str | None:
+    def find_cached_prefix(self, result: Any, request_id: str, token_ids: Sequence[int], salt: str = "") -> str | None:
         if whole(result) and result % self._size == 0 and 0 <= result < max(len(token_ids), 1):
             return None
         return f"must return a multiple of {self._size} below {len(token_ids)} tokens, returned {shown(result)}"
 
-    def commit(self, result: Any, request_id: str, token_ids: Sequence[int]) -> None: ...
+    def commit(self, result: Any, request_id: str, token_ids: Sequence[int], start: int = 0) -> None: ...
 
     def check_integrity(self, result: Any) -> None:
         self._steps += 1  # called once a step, if at all

@@ -6,7 +6,7 @@ Knows requests, steps and an engine's state after one; knows nothing of right or
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -182,10 +182,10 @@ class Side:
         engine, runner = self.engine, self.engine.model_runner
         assert self.last_step.record is not None  # there was a step
         chunks = {chunk.request.request_id: chunk for chunk in self.last_step.record.batch.chunks}
-        tables = {r.request_id: engine.block_manager.block_table(r.request_id) for r in engine.scheduler.running}
+        tables = {r.request_id: list(engine.block_manager.block_table(r.request_id)) for r in engine.scheduler.running}
         computed = {r.request_id: r.num_computed_tokens for r in engine.scheduler.running}
         for name, chunk in chunks.items():
-            tables[name], computed[name] = chunk.block_table, chunk.end
+            tables[name], computed[name] = list(chunk.block_table), chunk.end
         size, read = engine.config.cache.block_size, runner.attention.read
         kv = {
             name: [read(cache, slots_by_table(table, range(computed[name]), size)) for cache in runner.kv_cache]
@@ -227,6 +227,6 @@ def tapped(make: Any, tap: list[Sampling]) -> Any:
     return lambda config: Tapped(make(config), tap)
 
 
-def slots_by_table(table: list[int], positions: range, size: int) -> list[int]:
+def slots_by_table(table: Sequence[int], positions: range, size: int) -> list[int]:
     """The slots of a request's positions, by definition."""
     return [table[i // size] * size + i % size for i in positions]

@@ -14,7 +14,6 @@ An error is recognised by the name of its class, because the class itself is the
 
 import asyncio
 import contextlib
-import importlib
 import io
 import reprlib
 from collections.abc import Callable, Iterable
@@ -78,10 +77,6 @@ class Here:
         if self._patch is None:
             raise TypeError("there.put() needs something that undoes it: Here(monkeypatch)")
         self._patch.setattr(owner, name, value)
-
-    def package(self, name: str) -> Any:
-        """A module, such as `torch`, as the part would import it."""
-        return importlib.import_module(name)
 
     def operators(self) -> Log:
         """Notes which of torch's operators run: `log.watch(call, *arguments)`, and then `log.events`."""

@@ -44,23 +44,28 @@ class Completion:
 
     def take(self, update: RequestUpdate) -> None:
         """Adds an update's tokens and text, and ends the sequence where they say so."""
-        if self.request.grammar is not None and self.request.finish_reason is None:
-            self.request.grammar.accept(update.new_token_ids)
-        self.token_ids += update.new_token_ids
-        for token_id, logprobs in zip(update.new_token_ids, update.logprobs or [], strict=False):
+        self.finish_reason, self.stop_reason = self.request.finish_reason, self.request.stop_reason
+        new = update.new_token_ids[: self._take_text(update.new_token_ids)]
+        if self.request.grammar is not None and self.finish_reason is None:
+            self.request.grammar.accept(new)
+        self.token_ids += new
+        for token_id, logprobs in zip(new, update.logprobs or [], strict=False):
             self.logprobs.append(logprobs)
             self.cumulative_logprob += logprobs[token_id].logprob
-        self.finish_reason, self.stop_reason = self.request.finish_reason, self.request.stop_reason
+        self.request.metrics.num_generation_tokens = len(self.token_ids)
+
+    def _take_text(self, token_ids: Sequence[int]) -> int:
+        """Adds the text of new tokens; how many of them belong to the output, for a stop string may end it before the last."""
         if self.detokenizer is None:
-            return
+            return len(token_ids)
         ends_by_token = self.finish_reason == "stop"  # its text is not part of the output
-        new = update.new_token_ids[:-1] if ends_by_token and not self._keeps_stop else update.new_token_ids
-        delta = self.detokenizer.add(new)
+        delta = self.detokenizer.add(token_ids[:-1] if ends_by_token and not self._keeps_stop else token_ids)
         self.text += delta.text
-        if delta.stop_reason is not None:
-            self.finish_reason, self.stop_reason = "stop", delta.stop_reason
-        elif self.finish_reason is not None:
-            self.text += self.detokenizer.finish().text
+        if delta.stop_reason is None:
+            self.text += self.detokenizer.finish().text if self.finish_reason is not None else ""
+            return len(token_ids)
+        self.finish_reason, self.stop_reason = "stop", delta.stop_reason
+        return len(token_ids) if delta.num_tokens is None else delta.num_tokens
 
     def end(self, reason: FinishReason) -> None:
         """Ends it from outside: what was kept back is shown."""
@@ -215,7 +220,8 @@ class OutputProcessor:
                 stopped += self._fail(group, error)
                 continue
             if sequence.finish_reason is not None and update.request.finish_reason is None:
-                stopped.append(StoppedRequest(update.request.request_id, "stop", sequence.stop_reason))
+                stopped.append(StoppedRequest(
+                    update.request.request_id, "stop", sequence.stop_reason, len(sequence.token_ids)))
         return failed + self._show(touched.values()), stopped
 
     def fail(self, member_id: str, error: Exception) -> list[StoppedRequest]:

@@ -50,7 +50,7 @@ class Recorder(EngineObserver):
                  "samples": c.request.request_id in result.token_ids}
                 for c in batch.chunks
             ],
-            "block_tables": {c.request.request_id: c.block_table for c in batch.chunks},
+            "block_tables": {c.request.request_id: list(c.block_table) for c in batch.chunks},
             "running": list(step.running),
             "waiting": list(step.waiting),
             "preempted": [r.request_id for r in batch.preempted],

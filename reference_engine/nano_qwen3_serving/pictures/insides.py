@@ -226,7 +226,7 @@ class StepsByHand:
 
     def _batch(self, chunks: Sequence[tuple[str, int, int]]) -> ScheduledBatch:
         return ScheduledBatch([
-            ScheduledChunk(self._requests[name], start, count, self.tables[name]) for name, start, count in chunks])
+            ScheduledChunk.of(self._requests[name], start, count, self.tables[name]) for name, start, count in chunks])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, table: Sequence[int], shape: ModelConfig, block_size: int = 4) -> Tensor:

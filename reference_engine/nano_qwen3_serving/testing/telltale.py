@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.interfaces import AttentionBackend, AttentionMetadata
+from nano_qwen3_serving.request import Request
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz "
 END = -1  #: in an alphabet: whatever token ends a sequence under the configuration
@@ -99,6 +100,29 @@ class TellTaleModel:
         if self._state is None:
             return prefix_states(context)[-count:]
         return [self._state(context[:end]) for end in range(len(context) - count + 1, len(context) + 1)]
+
+
+class TellTaleDrafter:
+    """Guesses what `TellTaleModel` says greedily, and is wrong every few tokens; sometimes it has no guess.
+
+    Args:
+        alphabet: tokens that the model generates.
+    """
+
+    def __init__(self, alphabet: Sequence[int] = LETTERS) -> None:
+        self._alphabet = [token for token in alphabet if token != END]
+
+    def propose(self, requests: Sequence[Request], num_drafts: int) -> list[list[int]]:
+        """At most `num_drafts` guesses for each request."""
+        return [self._guesses(request.token_ids(0, request.num_tokens), num_drafts) for request in requests]
+
+    def _guesses(self, tokens: list[int], num_drafts: int) -> list[int]:
+        known, count = len(tokens), (prefix_states(tokens)[-1] // 7) % (num_drafts + 1)
+        for _ in range(count):
+            state = prefix_states(tokens)[-1]
+            wrong = state // 11 % 4 == 0
+            tokens.append(self._alphabet[(state + wrong) % len(self._alphabet)])
+        return tokens[known:]
 
 
 def disagreement(keys: Pairs, values: Pairs, means: Pairs) -> list[int]:

@@ -97,6 +97,7 @@ class Maker:
             "weak_hash": rng.random() < 0.3,
             "stream_interval": rng.choice([1, 1, 1, 3]),
             "max_num_queued_reqs": rng.choice([None, None, rng.randint(1, 16)]),
+            "num_speculative_tokens": rng.choice([0, 0, 1, 4]),
         }
 
     def _submit(self, key: int) -> Operation:
@@ -156,7 +157,7 @@ class Maker:
             "abort": {"op": "abort", "id": rng.choice([f"r{key}"] * 5 + [f"0_r{key}", "nobody"])},
             "vanish": {"op": "vanish", "key": key, "how": rng.choice(["cancel", "close", "drop"])},
             "advance": {"op": "advance", "seconds": rng.randint(1, 20)},
-            "fault": {"op": "fault", "kind": rng.choice(["before", "after", "oom", "step"])},
+            "fault": {"op": "fault", "kind": rng.choice(["before", "between", "after", "oom", "step"])},
             "reset": {"op": "reset"},
         }
         return drawn.get(kind, {"op": "step", "count": 1})
