@@ -206,7 +206,7 @@ def lateness_in_berlin(due: datetime, unit: str):
     (datetime(2027, 10, 30, 23, 59, tzinfo=BERLIN), 25),  # and ends on the 31st
     (datetime(2027, 6, 1, 23, 59, tzinfo=BERLIN), 24),
 ])
-def test_the_same_hour_a_day_after_the_deadline_is_one_day_late_however_long_the_day_is(due, hours_of_the_day_after):
+def test_the_same_hour_a_day_after_the_deadline_is_one_day_late_for_any_days_length(due, hours_of_the_day_after):
     next_day = datetime(due.year, due.month, due.day, 23, 59, tzinfo=BERLIN) + DAY  # by the wall clock
     assert stamp(next_day) == stamp(due.astimezone(UTC) + hours_of_the_day_after * HOUR)
     days, hours = lateness_in_berlin(due, "day"), lateness_in_berlin(due, "hour")

@@ -216,7 +216,7 @@ def test_what_was_changed_while_a_step_ran_is_not_remembered_as_passed(project: 
     assert project.remembers() == {}
 
 
-def test_a_write_that_fails_remembers_what_was_there_before_and_one_that_would_leave_a_falsehood_is_an_error(
+def test_a_failed_write_keeps_the_old_memory_and_one_that_leaves_a_falsehood_raises(
         project: Project, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

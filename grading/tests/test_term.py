@@ -235,7 +235,7 @@ def test_a_lab_has_the_terms_policy_where_it_does_not_say_otherwise(home):
         assert base.latest()[0].final_score == 9.6, "two days begun, 20 % each"
 
 
-def test_hours_are_charged_where_the_term_or_a_lab_says_so_and_a_key_that_is_left_out_stays_the_terms(home):
+def test_hours_are_charged_if_term_or_lab_says_so_and_a_missing_key_stays_the_terms(home):
     hourly = WHOLE.replace("percent_per_day = 10", "percent_per_hour = 2").replace("grace_days = 0.5", "grace_minutes = 15")
     quarter = timedelta(minutes=15)
     assert read(home, hourly).policy == Policy(quarter, 0.02, 0.5, 3, 7 * DAY, "hour")
@@ -261,7 +261,7 @@ def test_hours_are_charged_where_the_term_or_a_lab_says_so_and_a_key_that_is_lef
     # in New York it was the 14th: the clock is four hours behind UTC before and after
     ("percent_per_hour = 1", "America/New_York", "2027-03-28T23:59:00-04:00", {0: 0, 1: 1, 3600: 1, 3601: 2}),
 ])
-def test_lateness_begins_a_second_after_the_deadline_with_an_extension_across_a_change_of_the_clock(
+def test_lateness_begins_a_second_after_a_deadline_extended_across_a_clock_change(
         home, late, zone, deadline, costs):
     term = read(home, f'time_zone = "{zone}"\n[labs]\n06 = {{ due = 2027-03-26T23:59:00 }}\n[late]\n{late}\n'
                 '[[extensions]]\nstudent = "ada"\nlab = "06"\ndays = 2\n')

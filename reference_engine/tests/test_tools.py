@@ -230,7 +230,7 @@ def test_the_grammar_allows_calls_as_the_template_writes_them_and_nothing_else(t
     assert allows(calls_grammar(callable_functions(TOOLS, "required"), thoughts=thoughts), text) is good
 
 
-def test_a_function_without_parameters_takes_no_arguments_and_the_tool_is_left_as_it_was() -> None:
+def test_a_function_without_parameters_takes_no_arguments_and_the_tool_is_unchanged() -> None:
     assert arguments_schema(NOW["function"])["additionalProperties"] is False  # type: ignore[arg-type]
     before = json.dumps(WEATHER)
     calls_grammar([WEATHER["function"]])  # type: ignore[list-item]
