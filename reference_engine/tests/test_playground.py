@@ -475,7 +475,7 @@ def test_every_control_is_reached_and_worked_by_keyboard_and_its_focus_is_seen(r
             assert focus["seen"] != "none", f"the focus on {focus['id']} cannot be seen"
             reached.append(focus["id"])
     controls = ["open", "previous", "play", "next", "scrubber", "speed"]
-    assert [name for name in dict.fromkeys(reached) if name in controls] == controls and "events" in reached
+    assert [name for name in dict.fromkeys(reached) if name in controls] == controls and "events-log" in reached
     browser.js("$('scrubber').focus()")
     browser.key("ArrowRight", code=39)
     assert browser.text("place").startswith("step 11 of")
