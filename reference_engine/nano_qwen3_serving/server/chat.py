@@ -57,16 +57,18 @@ def conversation_of(request: ChatRequest) -> Conversation:
     if choice != "none" and not request.tools:
         raise InvalidParametersError("tool_choice needs tools; there are none", parameter="tool_choice", value=choice)
     must_call: Sequence[str] = ()
+    several = request.parallel_tool_calls is not False
     if isinstance(choice, NamedTool):
-        must_call = [choice.function.name]
+        must_call, several = [choice.function.name], False
     elif choice == "required":
         must_call = [tool.function.name for tool in request.tools or ()]
+        several = request.parallel_tool_calls is True  # by default not: a model that knows no end would call for ever
     conversation = templated(request, request.messages, [] if choice == "none" else request.tools or [])
     switches = dict(conversation.switches)
     if request.reasoning_effort == "none":
         switches.setdefault("enable_thinking", False)
     return Conversation(
-        conversation.messages, conversation.tools, must_call, request.parallel_tool_calls is not False,
+        conversation.messages, conversation.tools, must_call, several,
         conversation.add_generation_prompt, conversation.continue_final_message, switches)
 
 

@@ -5,7 +5,6 @@ Knows chat templates and the parser; knows nothing of HTTP, nor of the shapes in
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +13,10 @@ from nano_qwen3_serving.arguments import own_copy
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.exceptions import InvalidParametersError, shown
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
-from nano_qwen3_serving.sampling_params import StructuredOutputsParams
+from nano_qwen3_serving.sampling_params import SamplingParams, StructuredOutputsParams
 from nano_qwen3_serving.server.generation import Order, Running, begin
 from nano_qwen3_serving.server.parsers import Delta, OutputParser, ToolCallArguments, ToolCallStart, opens_reasoning
+from nano_qwen3_serving.server.tools import calls_grammar, check_tools, with_calls_as_templates_know_them
 
 OF_THE_CALL = ("self", "messages", "tokenize", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 """Names that are no switches of a template. A template of the client's own would be its program on our machine."""
@@ -69,13 +69,20 @@ async def begin_answer(engine: AsyncLLMEngine, conversation: Conversation, order
         QueueFullError, RequestTimeoutError, EngineDeadError: as `AsyncLLMEngine.add_request`.
     """
     prompt = await render(engine, conversation)
-    if conversation.must_call:
-        order = replace(order, params=order.params.clone(structured_outputs=calls_only(conversation, order)))
-    return Answer(conversation, prompt, await begin(engine, [prompt], order))
+    if not conversation.must_call:
+        return Answer(conversation, prompt, await begin(engine, [prompt], order))
+    params = order.params.clone(structured_outputs=calls_only(conversation, prompt, order.params))
+    try:
+        return Answer(conversation, prompt, await begin(engine, [prompt], replace(order, params=params)))
+    except InvalidParametersError as error:
+        if error.parameter != "structured_outputs":
+            raise
+        raise InvalidParametersError(f"tool_choice cannot be enforced: {error}", parameter="tool_choice") from error
 
 
 async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
-    """The conversation as the model reads it. Raises `InvalidParametersError` for what the template refuses."""
+    """The conversation as the model reads it. Raises `InvalidParametersError` for bad tools and for what the template refuses."""
+    check_tools(conversation.tools)
     switches = own_copy("chat_template_kwargs", dict(conversation.switches))
     for name in OF_THE_CALL:
         if name in switches:
@@ -84,7 +91,7 @@ async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
                 parameter="chat_template_kwargs", value=switches[name])
     return await engine.run_text(
         engine.get_tokenizer().apply_chat_template,
-        own_copy("messages", list(conversation.messages)),
+        with_calls_as_templates_know_them(own_copy("messages", list(conversation.messages))),
         tools=own_copy("tools", list(conversation.tools)) or None,
         add_generation_prompt=conversation.add_generation_prompt,
         continue_final_message=conversation.continue_final_message,
@@ -126,13 +133,15 @@ class Answer:
         return not is_call or self._conversation.parallel_calls or delta.index == 0  # type: ignore[union-attr]  # is_call
 
 
-def calls_only(conversation: Conversation, order: Order) -> StructuredOutputsParams:
-    """A grammar whose every text is one call of a tool that must be called.
+def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) -> StructuredOutputsParams:
+    """A grammar whose every text is a call of a tool that must be called, or several; thoughts may come before it.
+
+    They come where the prompt has begun them, or where the client asks for them by `enable_thinking`.
 
     Raises:
         InvalidParametersError: there is no such tool, or something else is asked of the answer's form.
     """
-    if order.params.structured_outputs is not None:
+    if params.structured_outputs is not None:
         raise InvalidParametersError(
             "tool_choice asks for a call, so the answer cannot have another form; leave response_format and "
             "structured_outputs out", parameter="tool_choice")
@@ -142,15 +151,7 @@ def calls_only(conversation: Conversation, order: Order) -> StructuredOutputsPar
             raise InvalidParametersError(
                 f"tool_choice names {shown(name)}, which is none of the tools ({', '.join(map(repr, functions))})",
                 parameter="tool_choice", value=name)
-    return StructuredOutputsParams(grammar=calls_grammar([functions[name] for name in conversation.must_call]))
-
-
-def calls_grammar(functions: Sequence[Mapping[str, Any]]) -> str:
-    """The grammar, in Lark's notation. Each function's schema is a grammar of its own: its `$ref`s begin at its root."""
-    rules, calls = [], []
-    for number, function in enumerate(functions):
-        head = f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": '
-        calls.append(f"{json.dumps(head)} arguments_{number} {json.dumps(chr(125) + chr(10) + '</tool_call>')}")
-        schema = {**(function.get("parameters") or {"type": "object"}), "x-guidance": {"whitespace_flexible": False}}
-        rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
-    return "\n".join([f"start: {' | '.join(calls)}", *rules])
+    asked = conversation.switches.get("enable_thinking") is True
+    return StructuredOutputsParams(grammar=calls_grammar(
+        [functions[name] for name in conversation.must_call], several=conversation.parallel_calls,
+        thoughts="opened" if opens_reasoning(prompt) else "optional" if asked else "none"))
