@@ -11,19 +11,12 @@ from typing import Any
 
 from nano_qwen3_serving.arguments import own_copy
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
-from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.exceptions import InvalidParametersError, shown
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
 from nano_qwen3_serving.sampling_params import SamplingParams, StructuredOutputsParams
 from nano_qwen3_serving.server.generation import Order, Running, begin
-from nano_qwen3_serving.server.parsers import (
-    END_THINK,
-    Delta,
-    OutputParser,
-    ToolCallArguments,
-    ToolCallStart,
-    opens_reasoning,
-)
-from nano_qwen3_serving.server.tools import Thoughts, calls_grammar, check_tools, with_calls_as_templates_know_them
+from nano_qwen3_serving.server.parsers import Delta, OutputParser, ToolCallArguments, ToolCallStart, opens_reasoning
+from nano_qwen3_serving.server.tools import calls_grammar, check_tools, with_calls_as_templates_know_them
 
 OF_THE_CALL = ("self", "messages", "tokenize", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 """Names that are no switches of a template. A template of the client's own would be its program on our machine."""
@@ -36,7 +29,7 @@ class Conversation:
     Attributes:
         messages: dicts as `LLM.chat` takes them.
         tools: `{"type": "function", "function": {"name", …}}`; the model sees them, and may call them.
-        must_call: functions among the tools; the answer is a call of one of these. Empty: the model decides.
+        must_call: names of tools; the answer is a call of one of these. Empty: the model decides.
         parallel_calls: whether an answer may have several calls; if not, those after the first are left out.
         add_generation_prompt, continue_final_message: as in `LLM.chat`.
         switches: the template's own, such as `enable_thinking`.
@@ -44,7 +37,7 @@ class Conversation:
 
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]] = ()
-    must_call: Sequence[Mapping[str, Any]] = ()
+    must_call: Sequence[str] = ()
     parallel_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -72,19 +65,25 @@ async def begin_answer(engine: AsyncLLMEngine, conversation: Conversation, order
     """Renders the conversation in a text thread and queues it.
 
     Raises:
-        InvalidParametersError: it cannot be rendered, a tool is none, it is too long, or a parameter is not acceptable.
+        InvalidParametersError: it cannot be rendered, or is too long, or a parameter is not acceptable.
         QueueFullError, RequestTimeoutError, EngineDeadError: as `AsyncLLMEngine.add_request`.
     """
     prompt = await render(engine, conversation)
-    if conversation.must_call:
-        order = replace(order, params=calls_only(conversation, prompt, order.params))
-    return Answer(conversation, prompt, await begin(engine, [prompt], order))
+    if not conversation.must_call:
+        return Answer(conversation, prompt, await begin(engine, [prompt], order))
+    params = order.params.clone(structured_outputs=calls_only(conversation, prompt, order.params))
+    try:
+        return Answer(conversation, prompt, await begin(engine, [prompt], replace(order, params=params)))
+    except InvalidParametersError as error:
+        if error.parameter != "structured_outputs":
+            raise
+        raise InvalidParametersError(f"tool_choice cannot be enforced: {error}", parameter="tool_choice") from error
 
 
 async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
-    """The conversation as the model reads it. Raises `InvalidParametersError` for what the template refuses."""
-    tools, switches = own_copy("tools", list(conversation.tools)), own_copy("chat_template_kwargs", dict(conversation.switches))
-    check_tools(tools)
+    """The conversation as the model reads it. Raises `InvalidParametersError` for bad tools and for what the template refuses."""
+    check_tools(conversation.tools)
+    switches = own_copy("chat_template_kwargs", dict(conversation.switches))
     for name in OF_THE_CALL:
         if name in switches:
             raise InvalidParametersError(
@@ -93,7 +92,7 @@ async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
     return await engine.run_text(
         engine.get_tokenizer().apply_chat_template,
         with_calls_as_templates_know_them(own_copy("messages", list(conversation.messages))),
-        tools=tools or None,
+        tools=own_copy("tools", list(conversation.tools)) or None,
         add_generation_prompt=conversation.add_generation_prompt,
         continue_final_message=conversation.continue_final_message,
         **switches)
@@ -134,16 +133,25 @@ class Answer:
         return not is_call or self._conversation.parallel_calls or delta.index == 0  # type: ignore[union-attr]  # is_call
 
 
-def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) -> SamplingParams:
-    """The parameters, with a grammar whose every text is a call of a function that must be called, perhaps after thoughts.
+def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) -> StructuredOutputsParams:
+    """A grammar whose every text is a call of a tool that must be called, or several; thoughts may come before it.
+
+    They come where the prompt has begun them, or where the client asks for them by `enable_thinking`.
 
     Raises:
-        InvalidParametersError: something else is asked of the answer's form.
+        InvalidParametersError: there is no such tool, or something else is asked of the answer's form.
     """
     if params.structured_outputs is not None:
         raise InvalidParametersError(
             "tool_choice asks for a call, so the answer cannot have another form; leave response_format and "
             "structured_outputs out", parameter="tool_choice")
-    thoughts: Thoughts = "opened" if opens_reasoning(prompt) else "none" if prompt.rstrip().endswith(END_THINK) else "optional"
-    grammar = calls_grammar(conversation.must_call, several=conversation.parallel_calls, thoughts=thoughts)
-    return params.clone(structured_outputs=StructuredOutputsParams(grammar=grammar))
+    functions = {tool["function"]["name"]: tool["function"] for tool in conversation.tools}
+    for name in conversation.must_call:
+        if name not in functions:
+            raise InvalidParametersError(
+                f"tool_choice names {shown(name)}, which is none of the tools ({', '.join(map(repr, functions))})",
+                parameter="tool_choice", value=name)
+    asked = conversation.switches.get("enable_thinking") is True
+    return StructuredOutputsParams(grammar=calls_grammar(
+        [functions[name] for name in conversation.must_call], several=conversation.parallel_calls,
+        thoughts="opened" if opens_reasoning(prompt) else "optional" if asked else "none"))

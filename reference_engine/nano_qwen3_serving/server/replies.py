@@ -149,6 +149,19 @@ class ChatReply(Reply):
     prompt_token_ids: list[int] | None = None
 
 
+class ResponsesReply(BaseModel):
+    """The answer of `/v1/responses`; besides, it has what was asked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete", "failed", "in_progress"]
+    model: str
+    output: list[dict[str, Any]]
+
+
 class ModelCard(Reply):
     """A model that is served."""
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from nano_qwen3_serving.arguments import invalid
-from nano_qwen3_serving.exceptions import InvalidParametersError, shown
+from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.server.parsers import CALL, END_CALL, END_THINK, THINK
 
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -36,18 +36,23 @@ def check_tools(tools: Sequence[Any]) -> None:
     Raises:
         InvalidParametersError: its `parameter` is the field, such as `tools[1].function.name`.
     """
-    owners: dict[str, int] = {}
     for number, tool in enumerate(tools):
-        where = f"tools[{number}]"
         if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
-            raise invalid(where, tool, 'a function, {"type": "function", "function": {"name": "…", "parameters": {…}}}')
-        check_function(f"{where}.function", tool["function"])
-        name = tool["function"]["name"]
+            raise invalid(f"tools[{number}]", tool, '{"type": "function", "function": {"name": "…", "parameters": {…}}}')
+    check_functions({f"tools[{number}].function": tool["function"] for number, tool in enumerate(tools)})
+
+
+def check_functions(functions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses functions as `check_tools` does, by the places under which they are given."""
+    owners: dict[str, str] = {}
+    for where, function in functions.items():
+        check_function(where, function)
+        name = function["name"]
         if name in owners:
             raise InvalidParametersError(
-                f"{where}.function.name is {name!r}, and so is that of tools[{owners[name]}]; give each tool its own",
-                parameter=f"{where}.function.name", value=name)
-        owners[name] = number
+                f"{where}.name is {name!r}, and so is {owners[name]}.name; give each tool its own",
+                parameter=f"{where}.name", value=name)
+        owners[name] = where
 
 
 def check_function(where: str, function: Mapping[str, Any]) -> None:
@@ -114,35 +119,6 @@ def parsed_arguments(arguments: str | Mapping[str, Any] | None) -> str | Mapping
 
 
 # -- calls that are forced --
-
-
-def callable_functions(
-    tools: Sequence[Mapping[str, Any]], choice: Literal["none", "auto", "required"] | str | Mapping[str, Any] | None,
-) -> list[Mapping[str, Any]]:
-    """The functions of which one must be called; none if the model may choose.
-
-    Args:
-        tools: checked.
-        choice: OpenAI's `tool_choice`: a word, or `{"type": "function", "function": {"name": "…"}}`.
-
-    Raises:
-        InvalidParametersError: there is no such choice, or no such tool.
-    """
-    functions = {tool["function"]["name"]: tool["function"] for tool in tools}
-    if choice in (None, "none", "auto"):
-        return []
-    if not functions:
-        raise InvalidParametersError(
-            f"tool_choice={shown(choice)} needs tools, and there are none", parameter="tool_choice", value=choice)
-    if choice == "required":
-        return list(functions.values())
-    named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
-    name = named.get("name") if isinstance(named, Mapping) else None
-    if name is None:
-        raise invalid("tool_choice", choice, '"none", "auto", "required" or {"type": "function", "function": {"name": "…"}}')
-    if name not in functions:
-        raise invalid("tool_choice", name, f"the name of one of the tools, {', '.join(map(repr, functions))}")
-    return [functions[name]]
 
 
 def calls_grammar(functions: Sequence[Mapping[str, Any]], *, several: bool = False, thoughts: Thoughts = "none") -> str:
