@@ -4,6 +4,7 @@
                      it is idle and its prefix cache is empty when a test gets it
     make_llm         an `LLM` with any arguments, its invariants checked after every step
     random_checkpoint  a folder with a Qwen3 of random weights, by its shape
+    course_server    the course checkpoint behind a real socket, for the whole session
     oracle           transformers on the course checkpoint, float32
     corpus           the module that reads the course corpus
     note             adds a line to what the run says at its end: numbers a reader may ask for
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 import pytest
 import torch
 
-from nano_qwen3_serving import LLM
+from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine
 from nano_qwen3_serving.model.checkpoint import BUNDLED
 from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
 from nano_qwen3_serving.testing.oracle import Oracle
@@ -63,6 +65,27 @@ def course_llm(shared_course_llm: LLM) -> LLM:
     engine.abort_request(engine.output_processor.request_ids)
     assert engine.reset_prefix_cache(), "an earlier test left requests behind"
     return shared_course_llm
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server for tests: its address, and the engine behind it."""
+
+    url: str
+    engine: AsyncLLMEngine
+
+
+@pytest.fixture(scope="session")
+def course_server() -> Iterator[RunningServer]:
+    """The bundled checkpoint, served on a loopback port with the model's name "course"."""
+    from nano_qwen3_serving.server.app import create_app
+    from nano_qwen3_serving.testing.loopback import served
+
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(
+        model="course", dtype="float32", device="cpu", check_invariants=True, max_num_queued_reqs=200))
+    with served(create_app(engine)) as url:
+        yield RunningServer(url, engine)
+    engine.shutdown()
 
 
 @pytest.fixture(scope="session")

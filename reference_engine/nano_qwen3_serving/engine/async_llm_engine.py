@@ -26,6 +26,7 @@ from nano_qwen3_serving.engine.llm_engine import LLMEngine, ids_of
 from nano_qwen3_serving.engine.mailbox import FinalMailbox, LoopPort, Mailbox
 from nano_qwen3_serving.engine.step_loop import StepGate, StepLoop, Stream, timed_out
 from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError, QueueFullError
+from nano_qwen3_serving.observe.metrics import Metric
 from nano_qwen3_serving.observe.observer import EngineObserver, StepRecord
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.outputs import RequestOutput
@@ -227,11 +228,11 @@ class AsyncLLMEngine:
 
     async def get_stats(self) -> dict[str, Any]:
         """Numbers of this moment, taken between two steps."""
-        if self._steps.forked:
-            raise self.dead_error
-        if not self._steps.started:
-            return self.engine.stats()
-        return await asyncio.wrap_future(self._steps.call(self.engine.stats))
+        return await self._between_steps(self.engine.stats)
+
+    async def get_metrics(self) -> list[Metric]:
+        """What the engine counted, and gauges of this moment, as `LLM.get_metrics`; taken between two steps."""
+        return await self._between_steps(self.engine.get_metrics)
 
     async def do_log_stats(self) -> None:
         """Writes the numbers of this moment to the log."""
@@ -322,6 +323,14 @@ class AsyncLLMEngine:
             raise
         self._steps.submit(stream, requests)
         return stream
+
+    async def _between_steps(self, function: Callable[[], T]) -> T:
+        """What `function` says of the engine while no step runs."""
+        if self._steps.forked:
+            raise self.dead_error
+        if not self._steps.started:
+            return function()
+        return await asyncio.wrap_future(self._steps.call(function))
 
     def _seconds_of(self, timeout: float | None) -> float | None:
         """How long an event loop waits for a tokenisation, while an idle engine takes no steps that look at the

@@ -1,0 +1,211 @@
+"""`create_app`: an engine as a web application.
+
+Knows the routes; each hands on at once to what does the work. Ten apps can live in one process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, Protocol
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+
+from nano_qwen3_serving.arguments import check_text
+from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
+from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.server.chat import begin_chat
+from nano_qwen3_serving.server.completions import begin_completion
+from nano_qwen3_serving.server.errors import ApiError, answer_with_errors
+from nano_qwen3_serving.server.generation import Running
+from nano_qwen3_serving.server.limits import Guard
+from nano_qwen3_serving.server.metrics import CONTENT_TYPE, AppMetrics
+from nano_qwen3_serving.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingFields, TokenizeRequest
+from nano_qwen3_serving.server.replies import (
+    ERRORS,
+    ChatReply,
+    CompletionReply,
+    DetokenizeReply,
+    HealthReply,
+    ModelCard,
+    ModelList,
+    ResponsesReply,
+    StatsReply,
+    TokenizeReply,
+    VersionReply,
+    or_stream,
+)
+from nano_qwen3_serving.server.responses import begin_response, typed_events
+from nano_qwen3_serving.server.responses_request import ResponsesRequest
+from nano_qwen3_serving.server.serving import Limits, Serving
+from nano_qwen3_serving.server.streams import Chunks, ClientGoneError, EventStream, Framing, unless_gone
+from nano_qwen3_serving.server.texts import detokenized, tokenized
+
+VERSION = version("nano-qwen3-serving")
+
+
+def create_app(
+    engine: AsyncLLMEngine,
+    *,
+    served_model_names: Sequence[str] = (),
+    api_key: str | None = None,
+    allowed_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> FastAPI:
+    """An app that serves `engine`. Everything that it knows hangs on `app.state.serving`; shut the engine down yourself.
+
+    Args:
+        engine: may serve others besides, and other apps.
+        served_model_names: under which clients know the model; by default the engine's own name of it.
+        api_key: what clients must send as `Authorization: Bearer KEY`; None lets everybody in.
+        allowed_origins: of pages whose scripts may read answers (CORS); by default of none but the app's own.
+        allowed_hosts: names by which clients may call the server; None is any. See `KnownHosts`.
+        limits: of each request.
+    """
+    if api_key is not None:
+        check_text("api_key", api_key)
+        if not re.fullmatch(r"[\x21-\x7e]+", api_key):
+            raise InvalidParametersError("api_key must be some visible ASCII characters, for it goes into a header",
+                                         parameter="api_key")
+    serving = Serving(engine, list(served_model_names) or [engine.engine.config.model_name], limits)
+    routers = [openai_routes(serving), server_routes(serving)]
+    metrics = AppMetrics(serving.names[0], [route.path for router in routers for route in router.routes])  # type: ignore[attr-defined]
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.engine.observers.remove(metrics.latencies)
+
+    engine.engine.observers.add(metrics.latencies)
+    app = FastAPI(title="nano_qwen3_serving", version=VERSION, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.serving, app.state.metrics = serving, metrics
+    for router in routers:
+        app.include_router(router)
+    answer_with_errors(app)
+    app.add_middleware(Guard, serving=serving, counts=metrics.http, api_key=api_key, hosts=allowed_hosts)
+    if allowed_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(allowed_origins), allow_methods=["*"], allow_headers=["*"],
+                           expose_headers=["X-Request-Id"])
+    return app
+
+
+class Call(Protocol):
+    """A call of the API, its requests in flight."""
+
+    @property
+    def running(self) -> Running:
+        """Its requests; to be left when the call is over."""
+
+    async def answer(self) -> dict[str, Any]:
+        """The whole answer at once."""
+
+    def chunks(self) -> Chunks:
+        """The answer as it is generated."""
+
+
+async def answered(
+    serving: Serving, http: Request, call: Call, streams: bool, framed: Framing | None = None,
+) -> Response:
+    """The answer to a call, whose requests end with it or with its client's connection."""
+    if streams:
+        return EventStream(call.chunks(), call.running, serving.limits.patience, framed=framed)
+    async with call.running:
+        try:
+            return JSONResponse(await unless_gone(http.receive, call.answer()))
+        except ClientGoneError:
+            return Response(status_code=499)  # nginx's number for it, in the log; nobody reads this answer
+
+
+def check_stream_options(request: SamplingFields | ResponsesRequest) -> None:
+    """Refuses options of a stream that is none."""
+    if request.stream_options is not None and not request.stream:
+        raise ApiError(400, "stream_options needs stream=true", "invalid_value", "stream_options")
+
+
+def openai_routes(serving: Serving) -> APIRouter:
+    """What clients of OpenAI's call."""
+    routes = APIRouter(responses=ERRORS)
+
+    @routes.post("/v1/completions", responses=or_stream(CompletionReply))
+    async def completions(body: CompletionRequest, http: Request) -> Response:
+        """Completes a prompt as it stands."""
+        serving.check_model(body.model)
+        check_stream_options(body)
+        call = await begin_completion(serving, body, f"cmpl-{http.state.request_id}")
+        return await answered(serving, http, call, bool(body.stream))
+
+    @routes.post("/v1/chat/completions", responses=or_stream(ChatReply))
+    async def chat_completions(body: ChatRequest, http: Request) -> Response:
+        """Answers a conversation."""
+        serving.check_model(body.model)
+        check_stream_options(body)
+        call = await begin_chat(serving, body, f"chatcmpl-{http.state.request_id}")
+        return await answered(serving, http, call, bool(body.stream))
+
+    @routes.post("/v1/responses", responses=or_stream(ResponsesReply))
+    async def responses(body: ResponsesRequest, http: Request) -> Response:
+        """Answers a conversation with a list of items."""
+        serving.check_model(body.model)
+        check_stream_options(body)
+        call = await begin_response(serving, body, http.state.request_id)
+        return await answered(serving, http, call, bool(body.stream), typed_events)
+
+    @routes.get("/v1/models", response_model=ModelList)
+    async def models() -> dict[str, Any]:
+        """The model that is served, under each of its names."""
+        return {"object": "list", "data": [serving.card(name) for name in serving.names]}
+
+    @routes.get("/v1/models/{name:path}", response_model=ModelCard)
+    async def model(name: str) -> dict[str, Any]:
+        """One of them."""
+        serving.check_model(name)
+        return serving.card(name)
+
+    return routes
+
+
+def server_routes(serving: Serving) -> APIRouter:
+    """What there is besides, as in vLLM."""
+    routes = APIRouter(responses=ERRORS)
+    engine = serving.engine
+
+    @routes.post("/tokenize", response_model=TokenizeReply)
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        """Text, or a conversation, as tokens."""
+        serving.check_model(body.model)
+        return await tokenized(serving, body)
+
+    @routes.post("/detokenize", response_model=DetokenizeReply)
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        """Tokens as text."""
+        serving.check_model(body.model)
+        return await detokenized(serving, body)
+
+    @routes.get("/health", response_model=HealthReply)
+    async def health() -> dict[str, str]:
+        """Whether requests are taken: 200, or 503 once the engine is dead or the server is about to stop."""
+        serving.check_ready()
+        return {"status": "ok"}
+
+    @routes.get("/version", response_model=VersionReply)
+    async def server_version() -> dict[str, str]:
+        """The package's."""
+        return {"version": VERSION}
+
+    @routes.get("/stats", response_model=StatsReply)
+    async def stats() -> dict[str, Any]:
+        """Numbers of this moment: requests, blocks, the share of the KV cache in use."""
+        return {**await engine.get_stats(), "num_requests_in_flight": serving.in_flight,
+                "num_requests_queued": len(engine.waiting_room), "draining": serving.draining}
+
+    @routes.get("/metrics", response_class=Response)
+    async def metrics(http: Request) -> Response:
+        """What Prometheus reads."""
+        return Response(http.app.state.metrics.text(await engine.get_metrics()), media_type=CONTENT_TYPE)
+
+    return routes
