@@ -15,6 +15,7 @@ from rich.console import Console
 from nano_qwen3_serving.exceptions import EngineDeadError, EngineError, PromptTooLongError
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.server.command import serve
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="A serving engine for Qwen3. Without --model: the bundled course checkpoint.")
@@ -26,6 +27,9 @@ Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
 MaxTokens = Annotated[int, typer.Option(help="Generate at most this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
 Seed = Annotated[int | None, typer.Option(help="Makes a random answer repeatable.")]
+
+
+app.command()(serve)
 
 
 @app.command()

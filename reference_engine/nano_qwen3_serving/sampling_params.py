@@ -24,6 +24,7 @@ from nano_qwen3_serving.exceptions import shown
 
 MAX_N = 16_384  # as in vLLM
 MIN_TEMPERATURE = 0.01  # below it float16 logits overflow when divided
+MIN_PENALTY = 1e-30  # below it float32 logits do
 
 
 class RequestOutputKind(IntEnum):
@@ -76,7 +77,7 @@ class SamplingParams:
         presence_penalty: subtracted once from the logit of each token generated before, [-2, 2].
         frequency_penalty: subtracted once per occurrence of a generated token, [-2, 2].
         repetition_penalty: divides (if positive) or multiplies (if negative) the logits of tokens
-            in the prompt or the output; above 0, 1 is off.
+            in the prompt or the output; above 0 (from 1e-30 to 1e30), 1 is off.
         temperature: divides the logits, [0, 2]; 0 is greedy.
         top_p: keep the smallest set of tokens whose probability reaches this, (0, 1].
         top_k: keep this many tokens; 0 and -1 are off.
@@ -174,7 +175,7 @@ class SamplingParams:
             raise invalid("n", self.n, f"at most {MAX_N}")
         check_float("presence_penalty", self.presence_penalty, low=-2, high=2)
         check_float("frequency_penalty", self.frequency_penalty, low=-2, high=2)
-        check_float("repetition_penalty", self.repetition_penalty, low=0, high=1e30, open_low=True)
+        check_float("repetition_penalty", self.repetition_penalty, low=MIN_PENALTY, high=1 / MIN_PENALTY)
         check_float("temperature", self.temperature, low=0, high=2)
         check_float("top_p", self.top_p, low=0, high=1, open_low=True)
         check_int("top_k", self.top_k, at_least=-1)

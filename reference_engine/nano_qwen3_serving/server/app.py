@@ -5,6 +5,7 @@ Knows the routes; each hands on at once to what does the work. Ten apps can live
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,7 +15,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
+from nano_qwen3_serving.arguments import check_text
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
+from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.server.chat import begin_chat
 from nano_qwen3_serving.server.completions import begin_completion
 from nano_qwen3_serving.server.errors import ApiError, answer_with_errors
@@ -22,6 +25,19 @@ from nano_qwen3_serving.server.generation import Running
 from nano_qwen3_serving.server.limits import Guard
 from nano_qwen3_serving.server.metrics import CONTENT_TYPE, AppMetrics
 from nano_qwen3_serving.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingFields, TokenizeRequest
+from nano_qwen3_serving.server.replies import (
+    ERRORS,
+    ChatReply,
+    CompletionReply,
+    DetokenizeReply,
+    HealthReply,
+    ModelCard,
+    ModelList,
+    StatsReply,
+    TokenizeReply,
+    VersionReply,
+    or_stream,
+)
 from nano_qwen3_serving.server.responses import begin_response, typed_events
 from nano_qwen3_serving.server.responses_request import ResponsesRequest
 from nano_qwen3_serving.server.serving import Limits, Serving
@@ -50,6 +66,11 @@ def create_app(
         allowed_hosts: names by which clients may call the server; None is any. See `KnownHosts`.
         limits: of each request.
     """
+    if api_key is not None:
+        check_text("api_key", api_key)
+        if not re.fullmatch(r"[\x21-\x7e]+", api_key):
+            raise InvalidParametersError("api_key must be some visible ASCII characters, for it goes into a header",
+                                         parameter="api_key")
     serving = Serving(engine, list(served_model_names) or [engine.engine.config.model_name], limits)
     routers = [openai_routes(serving), server_routes(serving)]
     metrics = AppMetrics(serving.names[0], [route.path for router in routers for route in router.routes])  # type: ignore[attr-defined]
@@ -107,9 +128,9 @@ def check_stream_options(request: SamplingFields | ResponsesRequest) -> None:
 
 def openai_routes(serving: Serving) -> APIRouter:
     """What clients of OpenAI's call."""
-    routes = APIRouter()
+    routes = APIRouter(responses=ERRORS)
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", responses=or_stream(CompletionReply))
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """Completes a prompt as it stands."""
         serving.check_model(body.model)
@@ -117,7 +138,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         call = await begin_completion(serving, body, f"cmpl-{http.state.request_id}")
         return await answered(serving, http, call, bool(body.stream))
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", responses=or_stream(ChatReply))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """Answers a conversation."""
         serving.check_model(body.model)
@@ -133,12 +154,12 @@ def openai_routes(serving: Serving) -> APIRouter:
         call = await begin_response(serving, body, http.state.request_id)
         return await answered(serving, http, call, bool(body.stream), typed_events)
 
-    @routes.get("/v1/models")
+    @routes.get("/v1/models", response_model=ModelList)
     async def models() -> dict[str, Any]:
         """The model that is served, under each of its names."""
         return {"object": "list", "data": [serving.card(name) for name in serving.names]}
 
-    @routes.get("/v1/models/{name:path}")
+    @routes.get("/v1/models/{name:path}", response_model=ModelCard)
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
         serving.check_model(name)
@@ -149,33 +170,33 @@ def openai_routes(serving: Serving) -> APIRouter:
 
 def server_routes(serving: Serving) -> APIRouter:
     """What there is besides, as in vLLM."""
-    routes = APIRouter()
+    routes = APIRouter(responses=ERRORS)
     engine = serving.engine
 
-    @routes.post("/tokenize")
+    @routes.post("/tokenize", response_model=TokenizeReply)
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         """Text, or a conversation, as tokens."""
         serving.check_model(body.model)
         return await tokenized(serving, body)
 
-    @routes.post("/detokenize")
+    @routes.post("/detokenize", response_model=DetokenizeReply)
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         """Tokens as text."""
         serving.check_model(body.model)
         return await detokenized(serving, body)
 
-    @routes.get("/health")
+    @routes.get("/health", response_model=HealthReply)
     async def health() -> dict[str, str]:
         """Whether requests are taken: 200, or 503 once the engine is dead or the server is about to stop."""
         serving.check_ready()
         return {"status": "ok"}
 
-    @routes.get("/version")
+    @routes.get("/version", response_model=VersionReply)
     async def server_version() -> dict[str, str]:
         """The package's."""
         return {"version": VERSION}
 
-    @routes.get("/stats")
+    @routes.get("/stats", response_model=StatsReply)
     async def stats() -> dict[str, Any]:
         """Numbers of this moment: requests, blocks, the share of the KV cache in use."""
         return {**await engine.get_stats(), "num_requests_in_flight": serving.in_flight,

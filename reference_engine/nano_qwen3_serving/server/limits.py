@@ -22,7 +22,6 @@ from nano_qwen3_serving.server.serving import Serving
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health", "/")
 """Paths that need no key: a load balancer has none, and neither has a person who opens the page that asks for it."""
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from nano_qwen3_serving.arguments import check_float, check_int
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.exceptions import shown
 from nano_qwen3_serving.server.errors import ApiError, draining_error
@@ -30,6 +31,12 @@ class Limits:
     body_bytes: int = 4 << 20
     request_seconds: float | None = 600.0
     patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_int("body_bytes", self.body_bytes, at_least=1)
+        for name in ("request_seconds", "patience"):
+            if getattr(self, name) is not None:
+                check_float(name, getattr(self, name), low=0, high=1e9, open_low=True)
 
 
 @dataclass

@@ -13,21 +13,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+
+from nano_qwen3_serving.server.serve import configured
 
 PATIENCE = 30.0  # seconds until a test that waits for the server gives up
 
 
 @contextmanager
-def served(app: Any, **settings: Any) -> Iterator[str]:
+def served(app: FastAPI, **settings: Any) -> Iterator[str]:
     """Serves `app` from a thread, on a loopback port that is free; the URL.
 
     Args:
-        app: any ASGI application.
+        app: as `create_app` makes it.
         settings: of `uvicorn.Config`.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(
-            app, **{"log_level": "warning", "lifespan": "on", "timeout_graceful_shutdown": 5, **settings}))
+        server = uvicorn.Server(configured(app, **settings))
         thread = threading.Thread(target=server.run, args=[[listener]], name="loopback-server", daemon=True)
         thread.start()
         try:
