@@ -21,6 +21,7 @@ from nano_qwen3_serving.exceptions import InvalidParametersError  # noqa: E402
 from nano_qwen3_serving.server.app import create_app  # noqa: E402
 from nano_qwen3_serving.server.errors import ApiError  # noqa: E402
 from nano_qwen3_serving.server.parsers import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart  # noqa: E402
+from nano_qwen3_serving.server.replies import ResponseReply  # noqa: E402
 from nano_qwen3_serving.server.responses import Output  # noqa: E402
 from nano_qwen3_serving.server.responses_request import ResponsesRequest, as_chat  # noqa: E402
 from nano_qwen3_serving.testing.loopback import served, wait_until  # noqa: E402
@@ -95,6 +96,7 @@ def test_a_response_has_openais_shape_and_says_what_was_asked(course_server) -> 
     body = posted(course_server.url, input=QUESTION, max_output_tokens=8, instructions="Be brief.", metadata={"a": "b"},
                   store=False, tools=[WEATHER], user="me", reasoning={"effort": "low"}, parallel_tool_calls=False,
                   include=["reasoning.encrypted_content"], truncation="disabled").json()
+    assert ResponseReply.model_validate(body, strict=True)
     got = shapes.Response.model_validate(body)
     assert (got.status, got.incomplete_details.reason, got.output[0].status) == ("incomplete", "max_output_tokens", "incomplete")
     assert got.id.startswith("resp_") and got.object == "response" and got.model == "course" and got.error is None
@@ -177,6 +179,8 @@ def test_every_event_has_openais_shape(course_server, structured, body) -> None:
     shape = TypeAdapter(shapes.ResponseStreamEvent)
     for event in streamed(course_server.url, input=QUESTION, **body):
         shape.validate_python(event)
+        if "response" in event:
+            ResponseReply.model_validate(event["response"], strict=True)
 
 
 @slow

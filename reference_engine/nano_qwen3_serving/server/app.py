@@ -33,6 +33,7 @@ from nano_qwen3_serving.server.replies import (
     HealthReply,
     ModelCard,
     ModelList,
+    ResponseReply,
     StatsReply,
     TokenizeReply,
     VersionReply,
@@ -146,7 +147,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         call = await begin_chat(serving, body, f"chatcmpl-{http.state.request_id}")
         return await answered(serving, http, call, bool(body.stream))
 
-    @routes.post("/v1/responses")
+    @routes.post("/v1/responses", responses=or_stream(ResponseReply))
     async def responses(body: ResponsesRequest, http: Request) -> Response:
         """Answers a conversation with a list of items."""
         serving.check_model(body.model)
