@@ -33,7 +33,7 @@ from nano_qwen3_serving.server.replies import (
     HealthReply,
     ModelCard,
     ModelList,
-    ResponsesReply,
+    ResponseReply,
     StatsReply,
     TokenizeReply,
     VersionReply,
@@ -146,7 +146,7 @@ def openai_routes(serving: Serving) -> APIRouter:
         check_stream_options(body)
         return await answered(serving, http, begin_chat(serving, body, f"chatcmpl-{http.state.request_id}"), bool(body.stream))
 
-    @routes.post("/v1/responses", responses=or_stream(ResponsesReply))
+    @routes.post("/v1/responses", responses=or_stream(ResponseReply))
     async def responses(body: ResponsesRequest, http: Request) -> Response:
         """Answers a conversation with a list of items."""
         serving.check_model(body.model)
