@@ -15,6 +15,7 @@ from nano_qwen3_serving.sampling_params import StructuredOutputsParams
 from nano_qwen3_serving.server.parsers import OutputParser, ParsedOutput, joined
 from nano_qwen3_serving.server.tools import (
     arguments_schema,
+    callable_functions,
     calls_grammar,
     check_tools,
     with_calls_as_templates_know_them,
@@ -30,6 +31,7 @@ WEATHER = {"type": "function", "function": {
         "required": ["city", "days"], "additionalProperties": False}}}
 NOW = {"type": "function", "function": {"name": "now"}}
 TOOLS = [WEATHER, NOW]
+NAMED = {"type": "function", "function": {"name": "now"}}
 FUNCTIONS: list[Any] = [tool["function"] for tool in TOOLS]
 
 # -- definitions --
@@ -65,6 +67,27 @@ def test_a_bad_tool_is_refused_and_the_error_names_the_field(tool: Any, field: s
     with pytest.raises(InvalidParametersError) as caught:
         check_tools([NOW, tool])
     assert caught.value.parameter == field and str(caught.value).startswith(field)
+
+
+@pytest.mark.parametrize("choice, names", [
+    (None, []), ("none", []), ("auto", []), ("required", ["get_weather", "now"]), (NAMED, ["now"])])
+def test_a_choice_says_which_functions_may_be_called_by_force(choice: Any, names: list[str]) -> None:
+    assert [function["name"] for function in callable_functions(TOOLS, choice)] == names
+
+
+@pytest.mark.parametrize("choice", [
+    "always", "now", 3, {"type": "function"}, {"type": "function", "function": {"name": "f"}},
+    {"type": "function", "name": "now"}, {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}])
+def test_a_choice_that_is_none_is_refused(choice: Any) -> None:
+    with pytest.raises(InvalidParametersError, match="tool_choice") as caught:
+        callable_functions(TOOLS, choice)
+    assert caught.value.parameter == "tool_choice"
+
+
+def test_a_choice_without_tools_is_refused() -> None:
+    with pytest.raises(InvalidParametersError, match="needs tools"):
+        callable_functions([], "required")
+    assert callable_functions([], "auto") == []
 
 
 # -- history --

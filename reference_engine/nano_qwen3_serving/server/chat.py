@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nano_qwen3_serving.exceptions import InvalidParametersError
@@ -24,9 +24,10 @@ from nano_qwen3_serving.server.parsers import (
     ToolCallStart,
     joined,
 )
-from nano_qwen3_serving.server.protocol import ChatRequest, NamedTool, TemplateFields, Tool
+from nano_qwen3_serving.server.protocol import ChatRequest, TemplateFields
 from nano_qwen3_serving.server.sampling import chat_params
 from nano_qwen3_serving.server.serving import Serving
+from nano_qwen3_serving.server.tools import callable_functions, check_tools
 
 
 async def begin_chat(serving: Serving, request: ChatRequest, request_id: str) -> ChatCall:
@@ -52,32 +53,31 @@ def named_as_in(request: ChatRequest) -> Iterator[None]:
 
 
 def conversation_of(request: ChatRequest) -> Conversation:
-    """What the request wants answered."""
-    choice = request.tool_choice or ("auto" if request.tools else "none")
-    if choice != "none" and not request.tools:
-        raise InvalidParametersError("tool_choice needs tools; there are none", parameter="tool_choice", value=choice)
-    must_call: Sequence[str] = ()
+    """What the request wants answered.
+
+    With tool_choice="none" the model is shown the tools all the same: they stand where a prompt begins, and without them nothing
+    of the conversation would be found in the prefix cache. A call that is forced is one, unless parallel_tool_calls=true: a
+    model that knows no end would call for ever.
+    """
+    tools = request.tools or []
+    check_tools(tools)
+    must_call = callable_functions(tools, request.tool_choice)
     several = request.parallel_tool_calls is not False
-    if isinstance(choice, NamedTool):
-        must_call, several = [choice.function.name], False
-    elif choice == "required":
-        must_call = [tool.function.name for tool in request.tools or ()]
-        several = request.parallel_tool_calls is True  # by default not: a model that knows no end would call for ever
-    conversation = templated(request, request.messages, [] if choice == "none" else request.tools or [])
+    if must_call:
+        several = request.tool_choice == "required" and request.parallel_tool_calls is True
+    conversation = templated(request, request.messages, tools)
     switches = dict(conversation.switches)
     if request.reasoning_effort == "none":
         switches.setdefault("enable_thinking", False)
-    return Conversation(
-        conversation.messages, conversation.tools, must_call, several,
-        conversation.add_generation_prompt, conversation.continue_final_message, switches)
+    return replace(conversation, may_call=request.tool_choice != "none", must_call=must_call, parallel_calls=several,
+                   switches=switches)
 
 
-def templated(fields: TemplateFields, messages: Sequence[dict[str, Any]], tools: Sequence[Tool]) -> Conversation:
+def templated(fields: TemplateFields, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> Conversation:
     """A conversation as `fields` want it rendered."""
     continued = fields.continue_final_message is True
     return Conversation(
-        [as_templates_know_it(message) for message in messages],
-        [tool.model_dump(exclude_unset=True) for tool in tools],
+        [as_templates_know_it(message) for message in messages], tools,
         add_generation_prompt=not continued if fields.add_generation_prompt is None else fields.add_generation_prompt,
         continue_final_message=continued,
         switches=fields.chat_template_kwargs or {})

@@ -11,12 +11,12 @@ from typing import Any
 
 from nano_qwen3_serving.arguments import own_copy
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
-from nano_qwen3_serving.exceptions import InvalidParametersError, shown
+from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
 from nano_qwen3_serving.sampling_params import SamplingParams, StructuredOutputsParams
 from nano_qwen3_serving.server.generation import Order, Running, begin
 from nano_qwen3_serving.server.parsers import Delta, OutputParser, ToolCallArguments, ToolCallStart, opens_reasoning
-from nano_qwen3_serving.server.tools import calls_grammar, check_tools, with_calls_as_templates_know_them
+from nano_qwen3_serving.server.tools import Thoughts, calls_grammar, check_tools, with_calls_as_templates_know_them
 
 OF_THE_CALL = ("self", "messages", "tokenize", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 """Names that are no switches of a template. A template of the client's own would be its program on our machine."""
@@ -28,8 +28,9 @@ class Conversation:
 
     Attributes:
         messages: dicts as `LLM.chat` takes them.
-        tools: `{"type": "function", "function": {"name", …}}`; the model sees them, and may call them.
-        must_call: names of tools; the answer is a call of one of these. Empty: the model decides.
+        tools: `{"type": "function", "function": {"name", …}}`; the model sees them.
+        may_call: whether it may call them; if not, what looks like a call is text.
+        must_call: functions among the tools; the answer is a call of one of these. Empty: the model decides.
         parallel_calls: whether an answer may have several calls; if not, those after the first are left out.
         add_generation_prompt, continue_final_message: as in `LLM.chat`.
         switches: the template's own, such as `enable_thinking`.
@@ -37,7 +38,8 @@ class Conversation:
 
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]] = ()
-    must_call: Sequence[str] = ()
+    may_call: bool = True
+    must_call: Sequence[Mapping[str, Any]] = ()
     parallel_calls: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -65,15 +67,15 @@ async def begin_answer(engine: AsyncLLMEngine, conversation: Conversation, order
     """Renders the conversation in a text thread and queues it.
 
     Raises:
-        InvalidParametersError: it cannot be rendered, or is too long, or a parameter is not acceptable.
+        InvalidParametersError: it cannot be rendered, a tool is none, it is too long, or a parameter is not acceptable.
         QueueFullError, RequestTimeoutError, EngineDeadError: as `AsyncLLMEngine.add_request`.
     """
     prompt = await render(engine, conversation)
     if not conversation.must_call:
         return Answer(conversation, prompt, await begin(engine, [prompt], order))
-    params = order.params.clone(structured_outputs=calls_only(conversation, prompt, order.params))
     try:
-        return Answer(conversation, prompt, await begin(engine, [prompt], replace(order, params=params)))
+        order = replace(order, params=calls_only(conversation, prompt, order.params))
+        return Answer(conversation, prompt, await begin(engine, [prompt], order))
     except InvalidParametersError as error:
         if error.parameter != "structured_outputs":
             raise
@@ -81,9 +83,9 @@ async def begin_answer(engine: AsyncLLMEngine, conversation: Conversation, order
 
 
 async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
-    """The conversation as the model reads it. Raises `InvalidParametersError` for bad tools and for what the template refuses."""
-    check_tools(conversation.tools)
-    switches = own_copy("chat_template_kwargs", dict(conversation.switches))
+    """The conversation as the model reads it. Raises `InvalidParametersError` for what the template refuses."""
+    tools, switches = own_copy("tools", list(conversation.tools)), own_copy("chat_template_kwargs", dict(conversation.switches))
+    check_tools(tools)
     for name in OF_THE_CALL:
         if name in switches:
             raise InvalidParametersError(
@@ -92,7 +94,7 @@ async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
     return await engine.run_text(
         engine.get_tokenizer().apply_chat_template,
         with_calls_as_templates_know_them(own_copy("messages", list(conversation.messages))),
-        tools=own_copy("tools", list(conversation.tools)) or None,
+        tools=tools or None,
         add_generation_prompt=conversation.add_generation_prompt,
         continue_final_message=conversation.continue_final_message,
         **switches)
@@ -108,6 +110,7 @@ class Answer:
     def __init__(self, conversation: Conversation, prompt: str, running: Running) -> None:
         self.running = running
         self._conversation = conversation
+        self._calls = conversation.may_call and bool(conversation.tools)
         self._thinks = conversation.add_generation_prompt and opens_reasoning(prompt)
         self._parsers: dict[int, OutputParser] = {}
 
@@ -119,7 +122,7 @@ class Answer:
 
     def _part(self, completion: CompletionOutput) -> Part:
         parser = self._parsers.setdefault(completion.index, OutputParser(
-            reasoning=True, tools=bool(self._conversation.tools), starts_in_reasoning=self._thinks))
+            reasoning=True, tools=self._calls, starts_in_reasoning=self._thinks))
         deltas = parser.add(completion.text)
         if completion.finish_reason is not None:
             deltas += parser.finish()
@@ -133,25 +136,19 @@ class Answer:
         return not is_call or self._conversation.parallel_calls or delta.index == 0  # type: ignore[union-attr]  # is_call
 
 
-def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) -> StructuredOutputsParams:
-    """A grammar whose every text is a call of a tool that must be called, or several; thoughts may come before it.
+def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) -> SamplingParams:
+    """The parameters, with a grammar whose every text is a call of a function that must be called.
 
-    They come where the prompt has begun them, or where the client asks for them by `enable_thinking`.
+    Thoughts come before it where the prompt has begun them, or may where the client asks for them by `enable_thinking`.
 
     Raises:
-        InvalidParametersError: there is no such tool, or something else is asked of the answer's form.
+        InvalidParametersError: something else is asked of the answer's form.
     """
     if params.structured_outputs is not None:
         raise InvalidParametersError(
             "tool_choice asks for a call, so the answer cannot have another form; leave response_format and "
             "structured_outputs out", parameter="tool_choice")
-    functions = {tool["function"]["name"]: tool["function"] for tool in conversation.tools}
-    for name in conversation.must_call:
-        if name not in functions:
-            raise InvalidParametersError(
-                f"tool_choice names {shown(name)}, which is none of the tools ({', '.join(map(repr, functions))})",
-                parameter="tool_choice", value=name)
     asked = conversation.switches.get("enable_thinking") is True
-    return StructuredOutputsParams(grammar=calls_grammar(
-        [functions[name] for name in conversation.must_call], several=conversation.parallel_calls,
-        thoughts="opened" if opens_reasoning(prompt) else "optional" if asked else "none"))
+    thoughts: Thoughts = "opened" if opens_reasoning(prompt) else "optional" if asked else "none"
+    grammar = calls_grammar(conversation.must_call, several=conversation.parallel_calls, thoughts=thoughts)
+    return params.clone(structured_outputs=StructuredOutputsParams(grammar=grammar))

@@ -107,39 +107,10 @@ class CompletionRequest(SamplingFields):
     echo: bool | None = None
 
 
-class FunctionSpec(Body):
-    """A function that the model may call."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Body):
-    """A tool; functions are the only kind."""
-
-    type: Literal["function"]
-    function: FunctionSpec
-
-
-class FunctionName(Body):
-    """Names a function."""
-
-    name: str
-
-
-class NamedTool(Body):
-    """The one tool to call."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
 class TemplateFields(Body):
     """How the checkpoint's chat template turns a conversation into a prompt."""
 
-    tools: list[Tool] | None = None
+    tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -155,7 +126,7 @@ class ChatRequest(SamplingFields, TemplateFields):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None

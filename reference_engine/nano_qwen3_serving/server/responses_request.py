@@ -179,7 +179,7 @@ def chat_format(text: TextFields | None) -> dict[str, Any] | None:
     if wanted is None or wanted.type != "json_schema":
         return None if wanted is None else {"type": wanted.type}
     if wanted.schema_ is None:
-        raise ApiError(400, 'text.format of type "json_schema" needs the field schema', "missing_field", "text.format.schema")
+        raise ApiError(400, "text.format.schema is missing; json_schema needs it", "missing_field", "text.format.schema")
     return {"type": wanted.type, "json_schema": wanted.model_dump(by_alias=True, exclude={"type"})}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from nano_qwen3_serving.arguments import invalid
-from nano_qwen3_serving.exceptions import InvalidParametersError
+from nano_qwen3_serving.exceptions import InvalidParametersError, shown
 from nano_qwen3_serving.server.parsers import CALL, END_CALL, END_THINK, THINK
 
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -119,6 +119,35 @@ def parsed_arguments(arguments: str | Mapping[str, Any] | None) -> str | Mapping
 
 
 # -- calls that are forced --
+
+
+def callable_functions(
+    tools: Sequence[Mapping[str, Any]], choice: Literal["none", "auto", "required"] | str | Mapping[str, Any] | None,
+) -> list[Mapping[str, Any]]:
+    """The functions of which one must be called; none if the model may choose.
+
+    Args:
+        tools: checked.
+        choice: OpenAI's `tool_choice`: a word, or `{"type": "function", "function": {"name": "…"}}`.
+
+    Raises:
+        InvalidParametersError: there is no such choice, or no such tool.
+    """
+    functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+    if choice in (None, "none", "auto"):
+        return []
+    if not functions:
+        raise InvalidParametersError(
+            f"tool_choice={shown(choice)} needs tools, and there are none", parameter="tool_choice", value=choice)
+    if choice == "required":
+        return list(functions.values())
+    named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = named.get("name") if isinstance(named, Mapping) else None
+    if name is None:
+        raise invalid("tool_choice", choice, '"none", "auto", "required" or {"type": "function", "function": {"name": "…"}}')
+    if name not in functions:
+        raise invalid("tool_choice", name, f"the name of one of the tools, {', '.join(map(repr, functions))}")
+    return [functions[name]]
 
 
 def calls_grammar(functions: Sequence[Mapping[str, Any]], *, several: bool = False, thoughts: Thoughts = "none") -> str:
