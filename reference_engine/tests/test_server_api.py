@@ -273,13 +273,14 @@ def test_one_of_several_tools_can_be_named(client, structured):
     assert got.choices[0].message.tool_calls[0].function.name == "the_time"
 
 
-def test_tools_are_shown_to_the_model_unless_it_may_call_none(client, course_llm):
+def test_tools_are_shown_to_the_model_even_if_it_may_call_none(client, course_llm):
+    """As in vLLM. They stand at the beginning of a prompt: without them nothing of the conversation would be in the cache."""
     tokenizer = course_llm.get_tokenizer()
-    for choice, tools in [("auto", [WEATHER]), (None, [WEATHER]), ("none", None)]:
+    for choice in ("auto", None, "none"):
         got = client.chat.completions.create(
             model="course", messages=ASK, tools=[WEATHER], max_tokens=1,
             **{"tool_choice": choice} if choice else {}, extra_body={"return_token_ids": True})
-        assert got.prompt_token_ids == tokenizer.apply_chat_template(ASK, tools=tools, tokenize=True)
+        assert got.prompt_token_ids == tokenizer.apply_chat_template(ASK, tools=[WEATHER], tokenize=True)
 
 
 # -- the rest --

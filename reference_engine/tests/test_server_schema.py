@@ -17,7 +17,7 @@ schemathesis = pytest.importorskip(
 
 pytestmark = pytest.mark.slow
 
-POSTED = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+POSTED = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"]
 READ = ["/v1/models", "/v1/models/{name}", "/health", "/version", "/stats", "/metrics"]
 
 

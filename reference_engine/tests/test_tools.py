@@ -32,6 +32,7 @@ WEATHER = {"type": "function", "function": {
 NOW = {"type": "function", "function": {"name": "now"}}
 TOOLS = [WEATHER, NOW]
 NAMED = {"type": "function", "function": {"name": "now"}}
+FUNCTIONS: list[Any] = [tool["function"] for tool in TOOLS]
 
 # -- definitions --
 
@@ -147,11 +148,11 @@ def test_a_call_that_is_none_is_refused_and_the_error_names_the_field(calls: Any
 
 
 def forced(
-    llm: LLM, tools: list[Any], choice: Any, seed: int = 0, prompt: str = "How is the weather?", **how: Any,
+    llm: LLM, functions: list[Any], seed: int = 0, prompt: str = "How is the weather?", **how: Any,
 ) -> tuple[str, ParsedOutput]:
     """What the model writes, and what the parser makes of it."""
     pytest.importorskip("llguidance", reason="a grammar needs llguidance: pip install 'nano-qwen3-serving[structured]'")
-    grammar = calls_grammar(callable_functions(tools, choice), **how)
+    grammar = calls_grammar(functions, **how)
     params = SamplingParams(
         temperature=1.0, seed=seed, max_tokens=200, structured_outputs=StructuredOutputsParams(grammar=grammar))
     completion = llm.generate(prompt, params, use_tqdm=False)[0].outputs[0]
@@ -163,7 +164,7 @@ def forced(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_model_that_knows_no_tools_calls_one_and_its_arguments_match_the_schema(course_llm: LLM, seed: int) -> None:
-    _, parsed = forced(course_llm, TOOLS, "required", seed)
+    _, parsed = forced(course_llm, FUNCTIONS, seed)
     (call,) = parsed.tool_calls
     assert (parsed.reasoning, parsed.content) == ("", "")
     arguments = json.loads(call.arguments)
@@ -176,14 +177,14 @@ def test_a_model_that_knows_no_tools_calls_one_and_its_arguments_match_the_schem
 
 @pytest.mark.slow
 def test_each_of_the_tools_can_be_called_and_a_named_one_always_is(course_llm: LLM) -> None:
-    assert {forced(course_llm, TOOLS, "required", seed)[1].tool_calls[0].name for seed in range(12)} == {"get_weather", "now"}
+    assert {forced(course_llm, FUNCTIONS, seed)[1].tool_calls[0].name for seed in range(12)} == {"get_weather", "now"}
     for seed in range(4):
-        assert [call.name for call in forced(course_llm, TOOLS, NAMED, seed)[1].tool_calls] == ["now"]
+        assert [call.name for call in forced(course_llm, FUNCTIONS[1:], seed)[1].tool_calls] == ["now"]
 
 
 @pytest.mark.slow
 def test_several_calls_are_allowed_if_asked_for(course_llm: LLM) -> None:
-    counts = {len(forced(course_llm, TOOLS, "required", seed, several=True)[1].tool_calls) for seed in range(6)}
+    counts = {len(forced(course_llm, FUNCTIONS, seed, several=True)[1].tool_calls) for seed in range(6)}
     assert 1 in counts and max(counts) > 1
 
 
@@ -192,7 +193,7 @@ def test_several_calls_are_allowed_if_asked_for(course_llm: LLM) -> None:
 def test_a_forced_call_comes_back_in_the_next_prompt_letter_for_letter(course_llm: LLM, seed: int) -> None:
     """So the blocks of the whole conversation so far are found in the prefix cache."""
     prompt = OURS.apply_chat_template([USER], tools=TOOLS)
-    text, parsed = forced(course_llm, TOOLS, "required", seed, prompt=prompt)
+    text, parsed = forced(course_llm, FUNCTIONS, seed, prompt=prompt)
     calls = [{"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
              for call in parsed.tool_calls]
     history = [USER, {"role": "assistant", "content": parsed.content, "tool_calls": calls}, result(0, "Sun.")]
@@ -227,12 +228,12 @@ A_CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
     ("none", A_CALL.replace('"now"', '"get_weather"').replace("{}", '{"city": "Oslo", "days": 3}'), False),
 ])
 def test_the_grammar_allows_calls_as_the_template_writes_them_and_nothing_else(thoughts: Any, text: str, good: bool) -> None:
-    assert allows(calls_grammar(callable_functions(TOOLS, "required"), thoughts=thoughts), text) is good
+    assert allows(calls_grammar(FUNCTIONS, thoughts=thoughts), text) is good
 
 
 def test_a_function_without_parameters_takes_no_arguments_and_the_tool_is_unchanged() -> None:
-    assert arguments_schema(NOW["function"])["additionalProperties"] is False  # type: ignore[arg-type]
+    assert arguments_schema(FUNCTIONS[1])["additionalProperties"] is False
     before = json.dumps(WEATHER)
-    calls_grammar([WEATHER["function"]])  # type: ignore[list-item]
+    calls_grammar(FUNCTIONS)
     assert json.dumps(WEATHER) == before
 

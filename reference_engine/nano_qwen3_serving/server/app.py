@@ -6,7 +6,7 @@ Knows the routes; each hands on at once to what does the work. Ten apps can live
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -33,13 +33,16 @@ from nano_qwen3_serving.server.replies import (
     HealthReply,
     ModelCard,
     ModelList,
+    ResponseReply,
     StatsReply,
     TokenizeReply,
     VersionReply,
     or_stream,
 )
+from nano_qwen3_serving.server.responses import begin_response, typed_events
+from nano_qwen3_serving.server.responses_request import ResponsesRequest
 from nano_qwen3_serving.server.serving import Limits, Serving
-from nano_qwen3_serving.server.streams import Chunks, ClientGoneError, EventStream, unless_gone
+from nano_qwen3_serving.server.streams import Chunks, ClientGoneError, EventStream, Framing, unless_gone
 from nano_qwen3_serving.server.texts import detokenized, tokenized
 
 VERSION = version("nano-qwen3-serving")
@@ -105,18 +108,21 @@ class Call(Protocol):
         """The answer as it is generated."""
 
 
-async def answered(serving: Serving, http: Request, call: Call, streams: bool) -> Response:
-    """The answer to a call, whose requests end with it or with its client's connection."""
-    if streams:
-        return EventStream(call.chunks(), call.running, serving.limits.patience)
-    async with call.running:
-        try:
+async def answered(
+    serving: Serving, http: Request, begin: Coroutine[Any, Any, Call], streams: bool, framed: Framing | None = None,
+) -> Response:
+    """The answer to a call that is begun now. Its requests end with it, or with its client's connection."""
+    try:
+        call = await unless_gone(http.receive, begin)
+        if streams:
+            return EventStream(call.chunks(), call.running, serving.limits.patience, framed=framed)
+        async with call.running:
             return JSONResponse(await unless_gone(http.receive, call.answer()))
-        except ClientGoneError:
-            return Response(status_code=499)  # nginx's number for it, in the log; nobody reads this answer
+    except ClientGoneError:
+        return Response(status_code=499)  # nginx's number for it, in the log; nobody reads this answer
 
 
-def check_stream_options(request: SamplingFields) -> None:
+def check_stream_options(request: SamplingFields | ResponsesRequest) -> None:
     """Refuses options of a stream that is none."""
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options needs stream=true", "invalid_value", "stream_options")
@@ -131,16 +137,21 @@ def openai_routes(serving: Serving) -> APIRouter:
         """Completes a prompt as it stands."""
         serving.check_model(body.model)
         check_stream_options(body)
-        call = await begin_completion(serving, body, f"cmpl-{http.state.request_id}")
-        return await answered(serving, http, call, bool(body.stream))
+        return await answered(serving, http, begin_completion(serving, body, f"cmpl-{http.state.request_id}"), bool(body.stream))
 
     @routes.post("/v1/chat/completions", responses=or_stream(ChatReply))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """Answers a conversation."""
         serving.check_model(body.model)
         check_stream_options(body)
-        call = await begin_chat(serving, body, f"chatcmpl-{http.state.request_id}")
-        return await answered(serving, http, call, bool(body.stream))
+        return await answered(serving, http, begin_chat(serving, body, f"chatcmpl-{http.state.request_id}"), bool(body.stream))
+
+    @routes.post("/v1/responses", responses=or_stream(ResponseReply))
+    async def responses(body: ResponsesRequest, http: Request) -> Response:
+        """Answers a conversation with a list of items."""
+        serving.check_model(body.model)
+        check_stream_options(body)
+        return await answered(serving, http, begin_response(serving, body, http.state.request_id), bool(body.stream), typed_events)
 
     @routes.get("/v1/models", response_model=ModelList)
     async def models() -> dict[str, Any]:

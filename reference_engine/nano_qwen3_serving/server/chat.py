@@ -53,15 +53,24 @@ def named_as_in(request: ChatRequest) -> Iterator[None]:
 
 
 def conversation_of(request: ChatRequest) -> Conversation:
-    """What the request wants answered. With tool_choice="none" the model is not shown the tools: it cannot call them."""
+    """What the request wants answered.
+
+    With tool_choice="none" the model is shown the tools all the same: they stand where a prompt begins, and without them nothing
+    of the conversation would be found in the prefix cache. A call that is forced is one, unless parallel_tool_calls=true: a
+    model that knows no end would call for ever.
+    """
     tools = request.tools or []
     check_tools(tools)
     must_call = callable_functions(tools, request.tool_choice)
-    conversation = templated(request, request.messages, [] if request.tool_choice == "none" else tools)
+    several = request.parallel_tool_calls is not False
+    if must_call:
+        several = request.tool_choice == "required" and request.parallel_tool_calls is True
+    conversation = templated(request, request.messages, tools)
     switches = dict(conversation.switches)
     if request.reasoning_effort == "none":
         switches.setdefault("enable_thinking", False)
-    return replace(conversation, must_call=must_call, parallel_calls=request.parallel_tool_calls is not False, switches=switches)
+    return replace(conversation, may_call=request.tool_choice != "none", must_call=must_call, parallel_calls=several,
+                   switches=switches)
 
 
 def templated(fields: TemplateFields, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> Conversation:

@@ -15,14 +15,7 @@ from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
 from nano_qwen3_serving.sampling_params import SamplingParams, StructuredOutputsParams
 from nano_qwen3_serving.server.generation import Order, Running, begin
-from nano_qwen3_serving.server.parsers import (
-    END_THINK,
-    Delta,
-    OutputParser,
-    ToolCallArguments,
-    ToolCallStart,
-    opens_reasoning,
-)
+from nano_qwen3_serving.server.parsers import Delta, OutputParser, ToolCallArguments, ToolCallStart, opens_reasoning
 from nano_qwen3_serving.server.tools import Thoughts, calls_grammar, check_tools, with_calls_as_templates_know_them
 
 OF_THE_CALL = ("self", "messages", "tokenize", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
@@ -35,7 +28,8 @@ class Conversation:
 
     Attributes:
         messages: dicts as `LLM.chat` takes them.
-        tools: `{"type": "function", "function": {"name", …}}`; the model sees them, and may call them.
+        tools: `{"type": "function", "function": {"name", …}}`; the model sees them.
+        may_call: whether it may call them; if not, what looks like a call is text.
         must_call: functions among the tools; the answer is a call of one of these. Empty: the model decides.
         parallel_calls: whether an answer may have several calls; if not, those after the first are left out.
         add_generation_prompt, continue_final_message: as in `LLM.chat`.
@@ -44,6 +38,7 @@ class Conversation:
 
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]] = ()
+    may_call: bool = True
     must_call: Sequence[Mapping[str, Any]] = ()
     parallel_calls: bool = True
     add_generation_prompt: bool = True
@@ -76,9 +71,15 @@ async def begin_answer(engine: AsyncLLMEngine, conversation: Conversation, order
         QueueFullError, RequestTimeoutError, EngineDeadError: as `AsyncLLMEngine.add_request`.
     """
     prompt = await render(engine, conversation)
-    if conversation.must_call:
+    if not conversation.must_call:
+        return Answer(conversation, prompt, await begin(engine, [prompt], order))
+    try:
         order = replace(order, params=calls_only(conversation, prompt, order.params))
-    return Answer(conversation, prompt, await begin(engine, [prompt], order))
+        return Answer(conversation, prompt, await begin(engine, [prompt], order))
+    except InvalidParametersError as error:
+        if error.parameter != "structured_outputs":
+            raise
+        raise InvalidParametersError(f"tool_choice cannot be enforced: {error}", parameter="tool_choice") from error
 
 
 async def render(engine: AsyncLLMEngine, conversation: Conversation) -> str:
@@ -109,6 +110,7 @@ class Answer:
     def __init__(self, conversation: Conversation, prompt: str, running: Running) -> None:
         self.running = running
         self._conversation = conversation
+        self._calls = conversation.may_call and bool(conversation.tools)
         self._thinks = conversation.add_generation_prompt and opens_reasoning(prompt)
         self._parsers: dict[int, OutputParser] = {}
 
@@ -120,7 +122,7 @@ class Answer:
 
     def _part(self, completion: CompletionOutput) -> Part:
         parser = self._parsers.setdefault(completion.index, OutputParser(
-            reasoning=True, tools=bool(self._conversation.tools), starts_in_reasoning=self._thinks))
+            reasoning=True, tools=self._calls, starts_in_reasoning=self._thinks))
         deltas = parser.add(completion.text)
         if completion.finish_reason is not None:
             deltas += parser.finish()
@@ -135,7 +137,9 @@ class Answer:
 
 
 def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) -> SamplingParams:
-    """The parameters, with a grammar whose every text is a call of a function that must be called, perhaps after thoughts.
+    """The parameters, with a grammar whose every text is a call of a function that must be called.
+
+    Thoughts come before it where the prompt has begun them, or may where the client asks for them by `enable_thinking`.
 
     Raises:
         InvalidParametersError: something else is asked of the answer's form.
@@ -144,6 +148,7 @@ def calls_only(conversation: Conversation, prompt: str, params: SamplingParams) 
         raise InvalidParametersError(
             "tool_choice asks for a call, so the answer cannot have another form; leave response_format and "
             "structured_outputs out", parameter="tool_choice")
-    thoughts: Thoughts = "opened" if opens_reasoning(prompt) else "none" if prompt.rstrip().endswith(END_THINK) else "optional"
+    asked = conversation.switches.get("enable_thinking") is True
+    thoughts: Thoughts = "opened" if opens_reasoning(prompt) else "optional" if asked else "none"
     grammar = calls_grammar(conversation.must_call, several=conversation.parallel_calls, thoughts=thoughts)
     return params.clone(structured_outputs=StructuredOutputsParams(grammar=grammar))

@@ -115,7 +115,7 @@ def of_validation(error: RequestValidationError) -> ApiError:
         return ApiError(415, "the body is JSON here; send the header Content-Type: application/json", "unsupported_media_type")
     if place == ["body"]:
         return ApiError(400, "the body must be a JSON object", "invalid_json")
-    alternatives = [p for p in problems if p["loc"][:2] == first["loc"][:2] and len(p["loc"]) > 2]
+    alternatives = [p for p in problems if p["loc"][:2] == first["loc"][:2] and isinstance((*p["loc"], 0, 0)[2], str)]
     if len(alternatives) > 1:  # one complaint for each form that the field may have
         place = place[:2]
     name = spelled(place[1:])

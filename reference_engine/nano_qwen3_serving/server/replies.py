@@ -149,6 +149,108 @@ class ChatReply(Reply):
     prompt_token_ids: list[int] | None = None
 
 
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class TextPart(Reply):
+    """What a message says."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[Any]
+
+
+class ReasoningPart(Reply):
+    """What the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class MessageItem(Reply):
+    """A message, one of the items of a response."""
+
+    id: str
+    type: Literal["message"]
+    status: ItemStatus
+    role: Literal["assistant"]
+    content: list[TextPart]
+
+
+class ReasoningItem(Reply):
+    """Thoughts, one of the items of a response."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    summary: list[Any]
+    content: list[ReasoningPart]
+
+
+class FunctionCallItem(Reply):
+    """A call of a function, one of the items of a response."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+class InputDetails(Reply):
+    """Tokens of the input that were not computed again; writing to the cache is never charged for."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(Reply):
+    """Tokens of thoughts."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(Reply):
+    """Tokens that a response took."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class ResponseReply(Reply):
+    """The answer of `/v1/responses`; a stream's events have it, too, as far as it is written."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    model: str
+    output: list[MessageItem | ReasoningItem | FunctionCallItem]
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    usage: ResponseUsage | None
+    instructions: str | None
+    max_output_tokens: int | None
+    temperature: float
+    top_p: float
+    tools: list[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    parallel_tool_calls: bool
+    text: dict[str, Any]
+    reasoning: dict[str, Any]
+    metadata: dict[str, str]
+    user: str | None
+    truncation: Literal["disabled"]
+    background: Literal[False]
+    store: Literal[False]
+    previous_response_id: None
+
+
 class ModelCard(Reply):
     """A model that is served."""
 

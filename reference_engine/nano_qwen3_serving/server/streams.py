@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Chunks = AsyncGenerator[dict[str, Any], None]
+Framing = Callable[[Chunks], AsyncGenerator[bytes, None]]
 
 DONE = b"data: [DONE]\n\n"
 
@@ -40,15 +41,17 @@ class EventStream(Response):
         source: entered while chunks are sent, and left whatever happens, even if no chunk was ever asked for.
         patience: seconds a client may take to read what fills the connection's buffers.
         headers: of the answer.
+        framed: makes events of chunks; by default as completions and chats have them.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self, chunks: Chunks, source: AbstractAsyncContextManager[Any], patience: float, headers: dict[str, str] | None = None,
+        framed: Framing | None = None,
     ) -> None:
         self.status_code, self.background = 200, None
-        self._chunks, self._source, self._patience = chunks, source, patience
+        self._frames, self._source, self._patience = (framed or events)(chunks), source, patience
         self.init_headers({"Cache-Control": "no-cache", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +66,7 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(events(self._chunks)) as frames:
+        async with aclosing(self._frames) as frames:
             async for frame in frames:
                 async with asyncio.timeout(self._patience):
                     await send({"type": "http.response.body", "body": frame, "more_body": True})

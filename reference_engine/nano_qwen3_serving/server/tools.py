@@ -36,18 +36,23 @@ def check_tools(tools: Sequence[Any]) -> None:
     Raises:
         InvalidParametersError: its `parameter` is the field, such as `tools[1].function.name`.
     """
-    owners: dict[str, int] = {}
     for number, tool in enumerate(tools):
-        where = f"tools[{number}]"
         if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
-            raise invalid(where, tool, 'a function, {"type": "function", "function": {"name": "…", "parameters": {…}}}')
-        check_function(f"{where}.function", tool["function"])
-        name = tool["function"]["name"]
+            raise invalid(f"tools[{number}]", tool, '{"type": "function", "function": {"name": "…", "parameters": {…}}}')
+    check_functions({f"tools[{number}].function": tool["function"] for number, tool in enumerate(tools)})
+
+
+def check_functions(functions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses functions as `check_tools` does, by the places under which they are given."""
+    owners: dict[str, str] = {}
+    for where, function in functions.items():
+        check_function(where, function)
+        name = function["name"]
         if name in owners:
             raise InvalidParametersError(
-                f"{where}.function.name is {name!r}, and so is that of tools[{owners[name]}]; give each tool its own",
-                parameter=f"{where}.function.name", value=name)
-        owners[name] = number
+                f"{where}.name is {name!r}, and so is {owners[name]}.name; give each tool its own",
+                parameter=f"{where}.name", value=name)
+        owners[name] = where
 
 
 def check_function(where: str, function: Mapping[str, Any]) -> None:
