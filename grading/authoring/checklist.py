@@ -23,7 +23,7 @@ MEMORY = ".checked.json"
 """The file of passed steps in the project's root; git ignores it."""
 CODE, AUTHORS, PAGES = "the lab's code", "its author's files", "its pages and the project's tests"
 _COURSE = ("reference_engine/nano_qwen3_serving", "labs/harness", "grading/authoring", "grading/judge", "grading/sandbox",
-           "conftest.py", "pyproject.toml")
+           "grading/labs/__init__.py", "labs/__init__.py", "conftest.py", "pyproject.toml")
 """What every step depends on."""
 _PAGES = ("README.md", "labs/README.md", "labs/tests", "notebooks")
 
