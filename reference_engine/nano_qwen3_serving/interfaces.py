@@ -17,6 +17,7 @@ from torch import Tensor
 from nano_qwen3_serving.outputs import FinishReason, Logprob
 from nano_qwen3_serving.request import Grammar, Request
 from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.token_counts import TokenCounts
 
 NULL_BLOCK = 0  #: never given to a request; padding rows write there
 
@@ -190,7 +191,7 @@ class SamplingRow:
     """One row of logits: whose it is and where its draw stands.
 
     Each draw is a function of (seed, sample_index, position) alone. `position` is that of the token to be sampled, by
-    default the one after the output.
+    default the one after the output. `token_counts` saves a sampler counting the output's tokens anew in every step.
     """
 
     params: SamplingParams
@@ -202,6 +203,7 @@ class SamplingRow:
     bad_words_token_ids: Sequence[Sequence[int]] = ()
     grammar: Grammar | None = None
     position: int = -1
+    token_counts: TokenCounts | None = None
 
     def __post_init__(self) -> None:
         if self.position < 0:

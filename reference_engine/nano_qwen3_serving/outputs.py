@@ -5,8 +5,10 @@ Knows nothing of how tokens are made. Times are seconds on the engine's clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -31,6 +33,12 @@ class RequestMetrics:
     last_token_ts: float = 0.0
     num_generation_tokens: int = 0
     num_preemptions: int = 0
+
+    def copy(self) -> RequestMetrics:
+        """The same, to be changed apart from this."""
+        return RequestMetrics(
+            self.arrival_time, self.queued_ts, self.scheduled_ts, self.first_token_ts, self.last_token_ts,
+            self.num_generation_tokens, self.num_preemptions)
 
     @property
     def first_token_latency(self) -> float:
@@ -105,7 +113,34 @@ class RequestOutput:
         for new in newer.outputs:
             old = by_index.get(new.index)
             by_index[new.index] = joined(old, new) if deltas and old is not None else new
-        return replace(newer, outputs=[by_index[i] for i in sorted(by_index)])
+        result = copy(newer)
+        result.outputs = [by_index[i] for i in sorted(by_index)]
+        return result
+
+
+class ListOfItsOwn:
+    """An attribute that may be given as a tuple, which others share; read first, it becomes a list of the object's own.
+
+    An output is made for every token of a request, and few readers look at its prompt: to copy thousands of tokens for
+    each would cost more than the rest of the step.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name]
+        if isinstance(value, tuple):
+            value = instance.__dict__[self._name] = list(value)
+        return value
+
+    def __set__(self, instance: Any, value: Sequence[int]) -> None:
+        instance.__dict__[self._name] = value
+
+
+RequestOutput.prompt_token_ids = ListOfItsOwn("prompt_token_ids")  # type: ignore[assignment]
 
 
 def joined(old: CompletionOutput, new: CompletionOutput) -> CompletionOutput:

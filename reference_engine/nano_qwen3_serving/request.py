@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Protocol
 
 from nano_qwen3_serving.outputs import FinishReason, Logprob, RequestMetrics
 from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.token_counts import TokenCounts
 
 
 class Grammar(Protocol):
@@ -96,6 +98,11 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+    @cached_property
+    def token_counts(self) -> TokenCounts:
+        """How often it has generated each token, for penalties; made when first asked for."""
+        return TokenCounts(self.prompt_token_ids)
 
     @property
     def num_prompt_tokens(self) -> int:

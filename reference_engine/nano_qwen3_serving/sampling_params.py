@@ -161,6 +161,11 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether tokens that were there before get other logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
     def stop_strings(self) -> list[str]:
         """`stop` as a list."""
         return self.stop if isinstance(self.stop, list) else []

@@ -108,53 +108,59 @@ class Group:
     request_id: str
     sequences: list[Completion]
     stream_interval: int
+    prompt_token_ids: tuple[int, ...]
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     error: Exception | None = None
 
     @property
     def finished(self) -> bool:
         """Whether every sequence is complete."""
-        return all(s.finish_reason is not None for s in self.sequences)
+        return None not in [s.finish_reason for s in self.sequences]
 
     def output(self) -> RequestOutput | None:
         """What to show the caller now, if there is anything."""
-        first = self.sequences[0].request
+        first, finished = self.sequences[0].request, self.finished
         kind = first.params.output_kind
+        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+            return None
         news = [s for s in self.sequences if s.has_news]
-        if not self.finished:
-            due = any(len(s.token_ids) - s.shown_tokens >= self.stream_interval or not s.shown_tokens for s in news)
-            if not due or kind is RequestOutputKind.FINAL_ONLY:
-                return None
+        if not finished and not self._is_due(news):
+            return None
         deltas = kind is RequestOutputKind.DELTA
         return RequestOutput(  # with lists of its own: what the caller does to them reaches nobody
             request_id=self.request_id,
             prompt=first.prompt,
-            prompt_token_ids=list(first.prompt_token_ids),
+            prompt_token_ids=self.prompt_token_ids,  # type: ignore[arg-type]  # a list once somebody reads it
             prompt_logprobs=self.prompt_logprobs and [each and dict(each) for each in self.prompt_logprobs],
             outputs=[s.completion(deltas) for s in (news if deltas else self.sequences)],
-            finished=self.finished,
+            finished=finished,
             metrics=self.metrics(),
             num_cached_tokens=first.num_cached_tokens,
             error=self.error,
             block_indices=list(first.block_indices),
         )
 
+    def _is_due(self, news: Sequence[Completion]) -> bool:
+        """Whether one of those with news has its first token, or enough of them for another output."""
+        interval = self.stream_interval
+        return any(not s.shown_tokens or len(s.token_ids) - s.shown_tokens >= interval for s in news)
+
     def metrics(self) -> RequestMetrics:
         """When things happened to the group: its first start, its last token, its sums."""
-        each = [s.request.metrics for s in self.sequences]
-        return replace(
-            each[0],
-            scheduled_ts=earliest(m.scheduled_ts for m in each),
-            first_token_ts=earliest(m.first_token_ts for m in each),
-            last_token_ts=max(m.last_token_ts for m in each),
-            num_generation_tokens=sum(m.num_generation_tokens for m in each),
-            num_preemptions=sum(m.num_preemptions for m in each),
-        )
+        result = self.sequences[0].request.metrics.copy()
+        for sequence in self.sequences[1:]:
+            other = sequence.request.metrics
+            result.scheduled_ts = earlier(result.scheduled_ts, other.scheduled_ts)
+            result.first_token_ts = earlier(result.first_token_ts, other.first_token_ts)
+            result.last_token_ts = max(result.last_token_ts, other.last_token_ts)
+            result.num_generation_tokens += other.num_generation_tokens
+            result.num_preemptions += other.num_preemptions
+        return result
 
 
-def earliest(times: Iterable[float]) -> float:
-    """The smallest of the times that have come; 0.0 if none has."""
-    return min((t for t in times if t), default=0.0)
+def earlier(time: float, other: float) -> float:
+    """The smaller of two times; 0.0 is one that has not come."""
+    return min(time, other) if time and other else time or other
 
 
 class OutputProcessor:
@@ -193,7 +199,8 @@ class OutputProcessor:
         """Begins a caller's request made of `requests`, one per completion."""
         make = self._make_detokenizer
         sequences = [Completion(r, make(self._tokenizer, r.params) if r.params.detokenize else None) for r in requests]
-        group = self._groups[request_id] = Group(request_id, sequences, self._stream_interval)
+        group = self._groups[request_id] = Group(
+            request_id, sequences, self._stream_interval, tuple(requests[0].prompt_token_ids))
         self._members.update((s.request.request_id, (group, s)) for s in sequences)
 
     def process(self, updates: Sequence[RequestUpdate]) -> tuple[list[RequestOutput], list[StoppedRequest]]:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nano_qwen3_serving.execution.block_tables import BlockTables
 from nano_qwen3_serving.execution.logprobs import logprobs_of
 from nano_qwen3_serving.interfaces import (
-    NULL_BLOCK,
     AttentionBackend,
     AttentionMetadata,
     Model,
@@ -80,6 +80,7 @@ class ModelRunner:
         self.device = device
         self.row_multiple = row_multiple
         self.num_threads = num_threads
+        self._block_tables = BlockTables(device)
         self.kv_cache: list[Any] = attention.make_cache(num_blocks)
 
     @torch.inference_mode()
@@ -131,7 +132,7 @@ class ModelRunner:
         metadata = AttentionMetadata(
             query_lens=[c.num_tokens for c in chunks],
             seq_lens=[c.end for c in chunks],
-            block_tables=self._tensor(padded([c.block_table for c in chunks])),
+            block_tables=self._block_tables.stack(chunks),
             slot_mapping=self._tensor(slots + padding),
             num_decodes=sum(c.num_tokens == 1 for c in chunks),
             block_size=self.block_size,
@@ -197,12 +198,6 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def padded(tables: list[Sequence[int]]) -> list[list[int]]:
-    """Block tables of equal length, filled up with the null block."""
-    longest = max(map(len, tables))
-    return [[*table, *[NULL_BLOCK] * (longest - len(table))] for table in tables]
-
-
 def rows_of(tokens: Sequence[Sequence[int]], chunks: Sequence[ScheduledChunk]) -> list[int]:
     """Where in the logits each of the tokens was chosen: a chunk has a row for each draft, and one more."""
     rows: list[int] = []
@@ -226,6 +221,7 @@ def sampling_row(chunk: ScheduledChunk) -> SamplingRow:
         request.bad_words_token_ids,
         request.grammar,
         chunk.known_end,
+        request.token_counts if request.params.has_penalties else None,
     )
 
 

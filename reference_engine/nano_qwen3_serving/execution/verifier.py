@@ -87,7 +87,8 @@ def rows_along(row: SamplingRow, drafts: Sequence[int]) -> list[SamplingRow]:
             except ValueError:
                 break
         output = [*output, draft]
-        rows.append(replace(row, output_token_ids=output, grammar=grammar, position=rows[-1].position + 1))
+        rows.append(replace(
+            row, output_token_ids=output, grammar=grammar, position=rows[-1].position + 1, token_counts=None))
     return rows
 
 
