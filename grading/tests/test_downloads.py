@@ -280,7 +280,7 @@ def test_attempts_are_listed_and_compared_though_the_file_is_gone(tmp_path, term
         base.record("k", Report("ada", "06", "d1", "none", "s", {"checks": "v"}, (CheckResult(1, "a", 12.0, 6.0, False, "x"),)))
     said = run("attempts", "ada", "--lab", "06", "--diff", "--term-file", term)
     assert said.splitlines() == [
-        "1. 2027-02-01T00:00:00Z: 6 of 12 points; d1", "2. 2027-02-02T00:00:00Z: not graded yet, which counts; d2",
+        "1. 2027-02-01 01:00 CET: 6 of 12 points; d1", "2. 2027-02-02 01:00 CET: not graded yet, which counts; d2",
         "--- before/starter.py", "+++ after/starter.py", "@@ -1,2 +1,2 @@", " one = 1", "-two = 2", "+two = 3"]
     with pytest.raises(ValueError, match="has no hand-in of zoe in lab 06"):
         run("attempts", "zoe", "--lab", "06", "--term-file", term)
