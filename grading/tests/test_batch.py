@@ -204,7 +204,7 @@ def test_what_counts_though_it_is_not_there_any_more_is_said(tmp_path):
         path.write_text("changed = 1\n")
         os.utime(path, (1_700_000_000, 1_700_000_000))
         summary = run_batch(base, plan(), read_cohort(tmp_path / "submissions", [LAB]), crew_here(tmp_path / "log"))
-    assert [line.kind for line in summary.lines] == ["older"] and "handed in at 2027-01-15 08:00 UTC" in summary.lines[0].text
+    assert [line.kind for line in summary.lines] == ["older"] and "that of 2027-01-15 08:00 UTC," in summary.lines[0].text
 
 
 def test_two_equal_runs_that_differ_are_flaky_by_check():
