@@ -20,7 +20,8 @@ from nano_qwen3_serving.outputs import Logprob
 from nano_qwen3_serving.token_counts import TokenCounts
 
 MASK_64 = (1 << 64) - 1
-FEW = 1024  # tokens that a filter leaves at most, to be looked for among the largest
+FEW = 1024  # tokens among which those that a filter leaves are looked for
+EQUALS = 64  # more than top_k, because logits may be equal at its edge: in bfloat16 they often are
 GROUP = 128  # tokens of which the largest is found at once
 
 
@@ -147,27 +148,22 @@ def draw_of_all(logits: Tensor, rows: Sequence[SamplingRow], top_k: int, top_p: 
 def draw_of_few(logits: Tensor, rows: Sequence[SamplingRow], top_k: int, top_p: float) -> Tensor:
     """The same for filters that leave few tokens: one pass over the vocabulary finds them, the rest is about them alone.
 
-    A row of which that cannot be said for certain, because of equal logits at the edge or of a flat distribution, is
-    drawn from all tokens.
+    A row that may keep more than those, because its distribution is flat or too many logits are equal at the edge, is drawn
+    from all tokens.
     """
-    values, ids = largest(logits, (top_k or FEW) + 1)
+    values, ids = largest(logits, top_k + EQUALS if top_k else FEW)
     temperature = column([r.params.temperature for r in rows], logits)
     scaled = values.float() / temperature
-    if top_k:
-        kept, uncertain = scaled[:, :-1], values[:, -1] == values[:, -2]
-        total = torch.logsumexp(kept, dim=-1, keepdim=True)
-    else:
-        kept, uncertain = scaled, torch.zeros(len(rows), dtype=torch.bool, device=logits.device)
-        total = torch.logsumexp(logits.float() / temperature, dim=-1, keepdim=True)
+    counted = scaled[:, :top_k] if top_k else scaled
+    lowest = counted[:, -1:]
     if top_p < 1.0:
-        probs = (kept - total).exp()
-        lowest = kept.gather(-1, num_in_nucleus(probs, top_p) - 1)
-        uncertain = uncertain | ((lowest == kept[:, -1:]).squeeze(-1) if not top_k else False)
-        kept = kept.masked_fill(kept < lowest, float("-inf"))
-    order = ids[:, : kept.shape[-1]].argsort(dim=-1)
+        total = torch.logsumexp(counted if top_k else logits.float() / temperature, dim=-1, keepdim=True)
+        lowest = counted.gather(-1, num_in_nucleus((counted - total).exp(), top_p) - 1)
+    kept = scaled.masked_fill(scaled < lowest, float("-inf"))
+    order = ids.argsort(dim=-1)
     places = pick(torch.softmax(kept.gather(-1, order), dim=-1), rows)
     tokens = ids.gather(-1, order.gather(-1, places[:, None])).squeeze(-1)
-    for i in uncertain.nonzero().flatten().tolist():
+    for i in (lowest == scaled[:, -1:]).nonzero()[:, 0].tolist():
         tokens[i] = draw_of_all(logits[i : i + 1], rows[i : i + 1], top_k, top_p)
     return tokens
 
@@ -178,12 +174,12 @@ def pick(probs: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     Raises:
         FloatingPointError: a probability is NaN.
     """
+    if not probs[:, 0].isfinite().all():  # one NaN or infinity makes all of its row's probabilities NaN
+        raise FloatingPointError("probabilities are NaN: some logit is NaN or infinite")
     if any(r.params.min_p for r in rows):
         probs = torch.where(probs >= column([r.params.min_p for r in rows], probs) * probs.amax(dim=-1, keepdim=True), probs, 0.0)
     cumulated = probs.cumsum(dim=-1)
-    total = cumulated[:, -1:]
-    if not total.isfinite().all():
-        raise FloatingPointError("probabilities are NaN: some logit is NaN or infinite")
+    total = cumulated[:, -1:].contiguous()
     numbers = column([uniform(r.seed, r.sample_index, r.position) for r in rows], probs)
     index = torch.searchsorted(cumulated, numbers * total, right=True)
     first_of_total = torch.searchsorted(cumulated, total)  # rounding must not reach a zero at the end
