@@ -769,3 +769,31 @@ def test_live_steps_are_followed_gaps_are_told_and_the_page_keeps_a_bounded_numb
     assert browser.text("place") == "step 1,698 of 1,699" and browser.text("state") == "live, paused"
     browser.js("$('follow').click()")
     assert browser.text("place") == "step 1,699 of 1,699"
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_the_result_of_a_tool_goes_back_and_the_chat_goes_on(browser: Browser, server: Scripted) -> None:
+    call = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": "{}"}}
+    server.chunks = [said("tool_calls", tool_calls=[call])]
+    browser.open(server.address)
+    browser.js("$('tools').value = '[{\"type\": \"function\", \"function\": {\"name\": \"look\"}}]'")
+    browser.js("chats[0].send('Look')")
+    server.chunks = [said("stop", content="A cat.")]
+    browser.js("chats[0].log.querySelector('.tool input').value = 'cat'; chats[0].log.querySelector('.tool button').click()")
+    browser.until("chats[0].log.textContent.includes('A cat.')")
+    assert server.asked[0]["tools"] == [{"type": "function", "function": {"name": "look"}}]
+    called = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    assert server.asked[1]["messages"] == [
+        {"role": "user", "content": "Look"}, {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "cat"}]
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_tools_that_are_no_json_are_not_sent(browser: Browser, server: Scripted) -> None:
+    browser.open(server.address)
+    for text, says in (("[", "The tools are no JSON"), ("{}", "The tools must be a JSON list")):
+        browser.js(f"$('tools').value = '{text}'; $('prompt').value = 'Hello'; $('send').click()")
+        assert says in browser.until("$('trouble').textContent")
+    assert not server.asked and browser.js("$('prompt').value") == "Hello"

@@ -37,7 +37,8 @@ class LiveSteps(EngineObserver):
     """Keeps the records of the last steps, and lets readers on any thread and event loop follow them.
 
     A record is the flight recorder's, and `cached_blocks` with it: the blocks that nobody holds and whose content is
-    known. Without readers a step costs its record, and nothing else.
+    known. Without readers a step costs its record, and nothing else. It belongs among an engine's observers from the start
+    and for good: a step that it did not hear is missing without a gap.
 
     Args:
         keep: how many records are kept. A reader begins with them.
