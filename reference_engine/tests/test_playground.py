@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
-from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from nano_qwen3_serving.observe.trace import Recorder
+from nano_qwen3_serving.server.app import create_app
 from nano_qwen3_serving.server.live import LiveSteps
 from nano_qwen3_serving.server.playground.page import engine_header, playground_page
 
@@ -220,6 +222,14 @@ async def test_a_cancelled_reader_leaves_nothing_behind(step_records: list[Any])
     for _ in range(3):
         await asyncio.sleep(0)
     assert live.num_readers == 0 and asyncio.all_tasks() == before
+
+
+async def test_what_was_kept_before_a_pause_can_be_forgotten(step_records: list[Any]) -> None:
+    live = LiveSteps()
+    live.on_step(step_records[0])
+    live.forget()
+    live.on_step(step_records[9])
+    assert [step["step"] for step in live.steps] == [1] and await read(live, 1) == [("step", 1)]
 
 
 def test_a_reader_whose_event_loop_is_gone_is_forgotten(step_records: list[Any]) -> None:
@@ -797,3 +807,55 @@ def test_tools_that_are_no_json_are_not_sent(browser: Browser, server: Scripted)
         browser.js(f"$('tools').value = '{text}'; $('prompt').value = 'Hello'; $('send').click()")
         assert says in browser.until("$('trouble').textContent")
     assert not server.asked and browser.js("$('prompt').value") == "Hello"
+
+
+# ---------------------------------------------------------------- beside a real engine
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[AsyncLLMEngine, str]]:
+    """An engine of the course checkpoint with a small pool, and where its server is."""
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(
+        model="course", device="cpu", dtype="float32", num_gpu_blocks_override=48, block_size=16, max_num_seqs=16))
+    server = uvicorn.Server(uvicorn.Config(create_app(engine), port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield engine, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(30)
+    engine.shutdown()
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_chats_share_the_batches_that_the_engine_room_shows(served: tuple[AsyncLLMEngine, str], browser: Browser) -> None:
+    """The tokens of each answer are those that the steps sampled for its request."""
+    browser.open(served[1])
+    browser.until("room.live")
+    browser.js("$('temperature').value = '0'; $('prompt').value = 'Tell me a story'; $('send-all').click()")
+    browser.until("chats.every(chat => !chat.running && chat.log.querySelector('.foot .chip'))")
+    for chat in (0, 1):
+        name = browser.js(f"chats[{chat}].log.querySelector('.foot .chip').title")
+        sampled = browser.js(f"room.history.steps.flatMap(step => step.record.sampled['{name}'] || []).length")
+        assert sampled > 10 and f"{sampled} tokens" in browser.js(f"chats[{chat}].log.querySelector('.foot').textContent")
+    assert browser.js("room.history.steps.filter(step => step.chunks.length === 2).length") > 5
+    assert browser.js("chats[0].log.querySelector('.text').textContent === chats[1].log.querySelector('.text').textContent")
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_filling_the_pool_leads_to_a_preemption_and_can_be_stopped(served: tuple[AsyncLLMEngine, str], browser: Browser) -> None:
+    engine, address = served
+    browser.open(address)
+    browser.until("room.live")
+    browser.js("$('fill').click()")
+    browser.until("$('preemptions').textContent !== '0' && $('events').children.length > 0")
+    assert browser.text("trouble") == ""
+    browser.js("$('fill').click()")
+    browser.until("!filler.running && $('fill').textContent === 'Fill the pool'")
+    end = time.monotonic() + 30
+    while asyncio.run(engine.get_stats())["num_requests_running"]:
+        assert time.monotonic() < end, "requests of a closed connection still run"
+        time.sleep(0.02)
