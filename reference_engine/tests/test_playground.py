@@ -581,6 +581,43 @@ def test_a_file_of_lines_is_played_with_a_header_in_its_first_line_or_without(ru
     assert browser.text("budget-size") == "of 24"
 
 
+CONTRASTS = """(() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = one => one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => [r, g, b].map(one => linear(one / 255))
+    .reduce((sum, one, i) => sum + one * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = node => { for (let at = node; at; at = at.parentElement) {
+    const colour = parse(getComputedStyle(at).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour; } return [255, 255, 255]; };
+  const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode.parentElement;
+    if (!walk.currentNode.textContent.trim() || !node.offsetParent || node.closest("script, :disabled")) continue;
+    const [one, other] = [light(parse(getComputedStyle(node).color)), light(ground(node))].sort((a, b) => b - a);
+    found.push([walk.currentNode.textContent.trim().slice(0, 40), (one + 0.05) / (other + 0.05)]);
+  }
+  return found; })()"""
+"""The contrast of each text that is seen with what lies under it, as WCAG reckons it."""
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_on_what_lies_under_it(run: Run, browser: Browser, server: Scripted, scheme: str) -> None:
+    server.chunks = [said(reasoning_content="hm"), said(content="A `word` and\n```\ncode\n```"), {"error": {"message": "wrong"}}]
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(server.address)
+    browser.js("$('more').open = true; chats[0].send('Hello')")
+    browser.until("room.history.steps.length === 30")
+    browser.text("place")
+    contrasts = browser.js(CONTRASTS)
+    ground = browser.js("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
+    assert brightness > 220 if scheme == "light" else brightness < 60
+    weak = [(text, round(value, 1)) for text, value in contrasts if value < 4.5]
+    assert len(contrasts) > 60 and not weak
+
+
 # ---------------------------------------------------------------- chats, against a server that says what a test needs
 
 
