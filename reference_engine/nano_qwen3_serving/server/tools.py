@@ -75,7 +75,8 @@ def refuse_unknown_fields(where: str, known: Sequence[str], given: Mapping[str, 
     """Refuses fields that are not `known`; `where` is the place of what has them."""
     for name in given:
         if name not in known:
-            raise UnknownArgumentError(f"{where}.{name} is not served; {where} has {', '.join(known)}", parameter=f"{where}.{name}")
+            field = f"{where}.{name}"
+            raise UnknownArgumentError(f"{field} is not served; {where} has {', '.join(known)}", parameter=field)
 
 
 # -- history --
