@@ -13,6 +13,39 @@ from typing import Any, TextIO
 from nano_qwen3_serving.observe.observer import EngineObserver, StepRecord
 
 
+def record_of(step: StepRecord, number: int) -> dict[str, Any]:
+    """The record of a step: a dict of plain values that `json` writes, described at `Recorder`.
+
+    Args:
+        step: one that is over.
+        number: which step it was, from 0.
+    """
+    batch, result, block_manager = step.batch, step.result, step.block_manager
+    return {
+        "step": number,
+        "time": step.ended,
+        "chunks": [
+            {"request": c.request.request_id, "start": c.start, "num_tokens": c.num_tokens,
+             "samples": c.request.request_id in result.token_ids}
+            for c in batch.chunks
+        ],
+        "block_tables": {c.request.request_id: c.block_table for c in batch.chunks},
+        "running": list(step.running),
+        "waiting": list(step.waiting),
+        "preempted": [r.request_id for r in batch.preempted],
+        "sampled": dict(result.token_ids),
+        "finished": {
+            c.request.request_id: c.request.finish_reason for c in batch.chunks if c.request.finish_reason
+        },
+        "free_blocks": block_manager.num_free_blocks,
+        "evictions": getattr(block_manager, "num_evictions", 0),
+        "seconds": {
+            "schedule": step.scheduled - step.started,
+            "execute": step.executed - step.scheduled,
+            "output": step.ended - step.executed},
+    }
+
+
 class Recorder(EngineObserver):
     """Keeps the records of an engine's steps, in memory and, with a path, in a file.
 
@@ -41,30 +74,7 @@ class Recorder(EngineObserver):
 
     def on_step(self, step: StepRecord) -> None:
         """Notes the step."""
-        batch, result, block_manager = step.batch, step.result, step.block_manager
-        entry = {
-            "step": len(self.steps),
-            "time": step.ended,
-            "chunks": [
-                {"request": c.request.request_id, "start": c.start, "num_tokens": c.num_tokens,
-                 "samples": c.request.request_id in result.token_ids}
-                for c in batch.chunks
-            ],
-            "block_tables": {c.request.request_id: c.block_table for c in batch.chunks},
-            "running": list(step.running),
-            "waiting": list(step.waiting),
-            "preempted": [r.request_id for r in batch.preempted],
-            "sampled": dict(result.token_ids),
-            "finished": {
-                c.request.request_id: c.request.finish_reason for c in batch.chunks if c.request.finish_reason
-            },
-            "free_blocks": block_manager.num_free_blocks,
-            "evictions": getattr(block_manager, "num_evictions", 0),
-            "seconds": {
-                "schedule": step.scheduled - step.started,
-                "execute": step.executed - step.scheduled,
-                "output": step.ended - step.executed},
-        }
+        entry = record_of(step, len(self.steps))
         self.steps.append(entry)
         if self._file is not None:
             self._file.write(json.dumps(entry) + "\n")

@@ -120,6 +120,11 @@ class BlockManager:
         """Blocks whose content can be found by hash."""
         return len(self._by_hash)
 
+    @property
+    def evictable_blocks(self) -> list[int]:
+        """Numbers of the blocks that nobody holds and whose content is known, the next to be evicted first."""
+        return list(self._evictable)
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens take."""
         return -(-num_tokens // self.block_size)

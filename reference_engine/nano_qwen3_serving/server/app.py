@@ -24,6 +24,7 @@ from nano_qwen3_serving.server.errors import ApiError, answer_with_errors
 from nano_qwen3_serving.server.generation import Running
 from nano_qwen3_serving.server.limits import Guard
 from nano_qwen3_serving.server.metrics import CONTENT_TYPE, AppMetrics
+from nano_qwen3_serving.server.playground.routes import playground_routes
 from nano_qwen3_serving.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingFields, TokenizeRequest
 from nano_qwen3_serving.server.replies import (
     ERRORS,
@@ -42,7 +43,7 @@ from nano_qwen3_serving.server.replies import (
 from nano_qwen3_serving.server.responses import begin_response, typed_events
 from nano_qwen3_serving.server.responses_request import ResponsesRequest
 from nano_qwen3_serving.server.serving import Limits, Serving
-from nano_qwen3_serving.server.streams import Chunks, ClientGoneError, EventStream, Framing, unless_gone
+from nano_qwen3_serving.server.streams import Chunks, ClientGoneError, EventStream, Framing, events, unless_gone
 from nano_qwen3_serving.server.texts import detokenized, tokenized
 
 VERSION = version("nano-qwen3-serving")
@@ -73,12 +74,13 @@ def create_app(
             raise InvalidParametersError("api_key must be some visible ASCII characters, for it goes into a header",
                                          parameter="api_key")
     serving = Serving(engine, list(served_model_names) or [engine.engine.config.model_name], limits)
-    routers = [openai_routes(serving), server_routes(serving)]
+    routers = [openai_routes(serving), server_routes(serving), playground_routes(serving)]
     metrics = AppMetrics(serving.names[0], [route.path for router in routers for route in router.routes])  # type: ignore[attr-defined]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        serving.live.close()
         engine.engine.observers.remove(metrics.latencies)
 
     engine.engine.observers.add(metrics.latencies)
@@ -109,13 +111,13 @@ class Call(Protocol):
 
 
 async def answered(
-    serving: Serving, http: Request, begin: Coroutine[Any, Any, Call], streams: bool, framed: Framing | None = None,
+    serving: Serving, http: Request, begin: Coroutine[Any, Any, Call], streams: bool, framed: Framing = events,
 ) -> Response:
     """The answer to a call that is begun now. Its requests end with it, or with its client's connection."""
     try:
         call = await unless_gone(http.receive, begin)
         if streams:
-            return EventStream(call.chunks(), call.running, serving.limits.patience, framed=framed)
+            return EventStream(framed(call.chunks()), call.running, serving.limits.patience)
         async with call.running:
             return JSONResponse(await unless_gone(http.receive, call.answer()))
     except ClientGoneError:
@@ -151,7 +153,8 @@ def openai_routes(serving: Serving) -> APIRouter:
         """Answers a conversation with a list of items."""
         serving.check_model(body.model)
         check_stream_options(body)
-        return await answered(serving, http, begin_response(serving, body, http.state.request_id), bool(body.stream), typed_events)
+        begin = begin_response(serving, body, http.state.request_id)
+        return await answered(serving, http, begin, bool(body.stream), typed_events)
 
     @routes.get("/v1/models", response_model=ModelList)
     async def models() -> dict[str, Any]:

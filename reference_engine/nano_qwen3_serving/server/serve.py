@@ -116,6 +116,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         if await self._serving.drain(self._drain_seconds):
+            self._serving.live.close()  # who watches would watch for ever
             self.should_exit = True
         else:
             await self._cut_off()

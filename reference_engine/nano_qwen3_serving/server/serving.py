@@ -16,6 +16,7 @@ from nano_qwen3_serving.arguments import check_float, check_int
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.exceptions import shown
 from nano_qwen3_serving.server.errors import ApiError, draining_error
+from nano_qwen3_serving.server.live import LiveSteps
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Serving:
         engine: which the app does not own.
         names: under which clients know the model; the first is the one that answers carry.
         limits: of each request.
+        live: the engine's last steps, for those who watch the playground; noted while somebody does.
+        watchers: how many do.
         created: when the app was made, in seconds since the epoch.
         draining: whether new requests are refused.
         in_flight: requests that were accepted and are not answered completely.
@@ -55,6 +58,8 @@ class Serving:
     engine: AsyncLLMEngine
     names: list[str]
     limits: Limits
+    live: LiveSteps = field(default_factory=LiveSteps)
+    watchers: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     in_flight: int = 0

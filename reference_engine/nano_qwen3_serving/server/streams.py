@@ -32,26 +32,25 @@ class ClientGoneError(Exception):
 
 
 class EventStream(Response):
-    """Sends each chunk as an event when it comes.
+    """Sends each event when it comes.
 
-    If the client goes, or takes nothing for `patience` seconds, the chunks are closed, and so is what they come from.
+    If the client goes, or takes nothing for `patience` seconds, the events are closed, and so is what they come from.
 
     Args:
-        chunks: JSON objects.
-        source: entered while chunks are sent, and left whatever happens, even if no chunk was ever asked for.
+        frames: the events as they are sent.
+        source: entered while events are sent, and left whatever happens, even if no event was ever asked for.
         patience: seconds a client may take to read what fills the connection's buffers.
         headers: of the answer.
-        framed: makes events of chunks; by default as completions and chats have them.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, chunks: Chunks, source: AbstractAsyncContextManager[Any], patience: float, headers: dict[str, str] | None = None,
-        framed: Framing | None = None,
+        self, frames: AsyncGenerator[bytes, None], source: AbstractAsyncContextManager[Any], patience: float,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.status_code, self.background = 200, None
-        self._frames, self._source, self._patience = (framed or events)(chunks), source, patience
+        self._frames, self._source, self._patience = frames, source, patience
         self.init_headers({"Cache-Control": "no-cache", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
