@@ -136,6 +136,19 @@ WEATHER_OF_CHATS = {"type": "function", "function": {name: value for name, value
 
 
 @slow
+def test_what_the_model_thinks_is_an_item_of_its_own_and_is_counted(course_server, structured, course_llm) -> None:
+    (think,) = course_llm.get_tokenizer().encode("<think>")
+    body = {"input": QUESTION, "tools": [WEATHER], "tool_choice": "required", "chat_template_kwargs": {"enable_thinking": True},
+            "logit_bias": {str(think): 30}, "frequency_penalty": 2, "presence_penalty": 2, "max_output_tokens": 60}
+    events = streamed(course_server.url, **body)
+    thought = "".join(event["delta"] for event in events if event["type"] == "response.reasoning_text.delta")
+    last = events[-1]["response"]
+    item = last["output"][0]
+    assert item["type"] == "reasoning" and item["content"] == [{"type": "reasoning_text", "text": thought}] and thought
+    assert item["summary"] == [] and 0 < last["usage"]["output_tokens_details"]["reasoning_tokens"] <= 60
+
+
+@slow
 def test_a_form_of_the_text_is_kept_and_parsed_by_the_client(client, structured) -> None:
     import pydantic
 
