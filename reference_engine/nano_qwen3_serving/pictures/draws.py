@@ -74,7 +74,7 @@ def stages(logits: Tensor, temperature: float, top_k: int, top_p: float) -> dict
     by_title = {"what the network says": logits.softmax(dim=-1), f"temperature {temperature:g}": probabilities}
     kept = warm
     for title, wishes in ((f"top_k = {top_k}", {"top_k": top_k}), (f"then top_p = {top_p:g}", {"top_k": top_k, "top_p": top_p})):
-        kept = keep_top(warm[None], wishes["top_k"], wishes.get("top_p", 1.0))[0]
+        kept = keep_top(warm[None], top_k, wishes.get("top_p", 1.0))[0]
         by_title[title] = probabilities.masked_fill(kept.isinf(), 0.0)
     return by_title | {"scaled up to 1": kept.softmax(dim=-1)}
 
