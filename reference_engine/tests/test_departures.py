@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +16,7 @@ from nano_qwen3_serving.execution.masks import forbidden_tokens
 from nano_qwen3_serving.execution.model_runner import not_finite, sampling_row
 from nano_qwen3_serving.observe.metrics import Counter, Gauge
 from nano_qwen3_serving.sampling_params import RequestOutputKind, StructuredOutputsParams
+from nano_qwen3_serving.server.parsers import OutputParser, ParsedOutput, joined
 from nano_qwen3_serving.testing.doubles import continued_text, double_components, script, serving
 
 README = Path(__file__).parents[1] / "README.md"
@@ -137,6 +140,49 @@ def tree_of_errors() -> None:
     assert issubclass(errors.RequestTimeoutError, TimeoutError)
 
 
+def answer(text: str) -> ParsedOutput:
+    parser = OutputParser(reasoning=True, tools=True)
+    return joined(parser.add(text) + parser.finish())
+
+
+def tags_in_arguments() -> None:
+    call = '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>'
+    assert [call.arguments for call in answer(call).tool_calls] == ['{"a": "</tool_call>"}']
+    assert answer('<tool_call>{"nam": 1}</tool_call>').content == '<tool_call>{"nam": 1}</tool_call>'
+
+
+def text_behind_calls() -> None:
+    assert answer('<tool_call>{"name": "f", "arguments": {}}</tool_call>\n\nWait.').content == "Wait."
+
+
+def newlines_around_thoughts() -> None:
+    parsed = answer("<think>\nHm.\n</think>\n\nYes.")
+    assert (parsed.reasoning, parsed.content) == ("Hm.", "Yes.")
+
+
+def the_server() -> ModuleType:
+    """The modules that need FastAPI."""
+    pytest.importorskip("fastapi", reason="the server is not installed: pip install 'nano-qwen3-serving[server]'")
+    from nano_qwen3_serving.server import chat, responses_request  # noqa: F401 (found through the package)
+
+    return sys.modules["nano_qwen3_serving.server"]
+
+
+def one_forced_call() -> None:
+    chat = the_server().chat
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for asked, several in (({}, False), ({"parallel_tool_calls": True}, True)):
+        request = chat.ChatRequest(messages=[], tools=tools, tool_choice="required", **asked)
+        assert chat.conversation_of(request).parallel_calls is several
+
+
+def stateless_responses() -> None:
+    module = the_server().responses_request
+    for asked in ({"previous_response_id": "resp_1"}, {"store": True}, {"background": True}):
+        with pytest.raises(module.ApiError, match=next(iter(asked))):
+            module.as_chat(module.ResponsesRequest(input="x", **asked))
+
+
 CHECKS = {
     "`AsyncLLM`": high_level_class, "`model` left out": no_model, "`device`": device,
     "`tensor_parallel_size`, `quantization`, `speculative_config`": only_defaults,
@@ -146,6 +192,9 @@ CHECKS = {
     "a stream's outputs": outputs_of_a_stream, "`AsyncLLMEngine.generate` with an id that is in flight": equal_ids,
     "logits that are NaN or infinite": not_finite_logits, "`RequestOutput`": equal_outputs, "`LLM.get_metrics`": metrics,
     "`LLM.encode`, `embed`, `score`, `beam_search`, `sleep`, `collective_rpc`": not_there, "errors": tree_of_errors,
+    "`</tool_call>` inside a string of a call's arguments": tags_in_arguments, "text behind a tool call": text_behind_calls,
+    "newlines around `<think>` and `</think>`": newlines_around_thoughts, '`tool_choice="required"`': one_forced_call,
+    "`/v1/responses`": stateless_responses,
 }
 
 

@@ -109,7 +109,7 @@ def call_at(text: str, start: int) -> tuple[str, str, int] | None:
         end, closed = object_end(text, head.end())
         arguments = text[head.end():end]
         try:
-            json.loads(arguments)
+            json.loads(arguments, parse_constant=int)  # NaN and the like are no JSON, and no int
         except ValueError:
             return None
         if not (tail := NAME_NEXT.match(text, end)) or unquoted(tail[1]) != "name":
@@ -224,6 +224,7 @@ NO_CALLS = {
     "arguments in a list": '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
     "an escape that JSON lacks": r'<tool_call>{"name": "\q", "arguments": {}}</tool_call>',
     "half a character for a name": r'<tool_call>{"name": "\ud83d", "arguments": {}}</tool_call>',
+    "no number": '<tool_call>{"arguments": {"a": NaN}, "name": "f"}</tool_call>',
     "a line break in the name": '<tool_call>{"name": "f\n", "arguments": {}}</tool_call>',
     "bad arguments before the name": '<tool_call>{"arguments": {a: 1}, "name": "f"}</tool_call>',
     "cut in the name": '<tool_call>\n{"name": "get_wea',
@@ -270,7 +271,8 @@ def test_a_call_that_has_begun_is_never_taken_back_and_what_follows_is_not_lost(
 ATOMS = [
     "<think>", "</think>", "<tool_call>", "</tool_call>", "\n", " ", "<", "x", "{", "}", "[", "]", '"', "\\", ":", ",", "1", "é",
     '"name"', '"arguments"', '"f"', '{"name": "f", "arguments": ', '{"arguments": {}, "name": ', '{"a": 1}', "猫", "</", "<t",
-    '{"name": "f", "arguments": {}}', "tool_call>", "\r\n", "\\u00e9", "null",
+    '<tool_call>{"name": "f", "arguments": ', '<tool_call>{"arguments": {"a": ', '}, "name": "g"}', "}}</tool_call>",
+    '{"name": "f", "arguments": {}}', '<tool_call>\n{"name": "f", "arguments": {"a": "', "tool_call>", "\r\n", "\\u00e9", "null",
 ]
 SWITCHES = [dict(zip(("reasoning", "tools", "starts_in_reasoning"), on, strict=True))
             for on in itertools.product((True, False), repeat=3)]
@@ -396,6 +398,8 @@ class Counting(OutputParser):
     "word ", "<", "\n", "<tool_call>", "<tool_call>{", '<tool_call>{"', '<tool_call>{"name": "', '<tool_call>{"arguments":{"a":"',
     '<tool_call>{"arguments":{"a":["', '<tool_call>{"arguments": {', '<tool_call>{"name": "f", "arguments": ', "<tool_call>  ",
     '<tool_call>{"arguments":{"":"', r'<tool_call>{\"name\": \"', called(PARIS), "<think>\n\n</think>", "\n</think",
+    '<tool_call>{"a": 1}x<tool_call>{"arguments": {"a": \\"{"name": "f", "arguments": ',
+    '<tool_call>{"arguments": {"a": \'"x',
     '<tool_call>{"arguments":{"a":"b"},', '<tool_call>{"arguments":{},"name":"\\',
 ])
 @pytest.mark.parametrize("before", ["", "<think>", "x"])

@@ -136,6 +136,19 @@ WEATHER_OF_CHATS = {"type": "function", "function": {name: value for name, value
 
 
 @slow
+def test_what_the_model_thinks_is_an_item_of_its_own_and_is_counted(course_server, structured, course_llm) -> None:
+    (think,) = course_llm.get_tokenizer().encode("<think>")
+    body = {"input": QUESTION, "tools": [WEATHER], "tool_choice": "required", "chat_template_kwargs": {"enable_thinking": True},
+            "logit_bias": {str(think): 30}, "frequency_penalty": 2, "presence_penalty": 2, "max_output_tokens": 60}
+    events = streamed(course_server.url, **body)
+    thought = "".join(event["delta"] for event in events if event["type"] == "response.reasoning_text.delta")
+    last = events[-1]["response"]
+    item = last["output"][0]
+    assert item["type"] == "reasoning" and item["content"] == [{"type": "reasoning_text", "text": thought}] and thought
+    assert item["summary"] == [] and 0 < last["usage"]["output_tokens_details"]["reasoning_tokens"] <= 60
+
+
+@slow
 def test_a_form_of_the_text_is_kept_and_parsed_by_the_client(client, structured) -> None:
     import pydantic
 
@@ -334,7 +347,6 @@ def test_parts_of_an_output_are_joined_as_those_of_a_message() -> None:
     ({"context_management": [{"type": "compaction"}]}, "context_management"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [WEATHER, {"type": "custom", "name": "x"}]}, "tools[1].type"),
-    ({"tools": [{**WEATHER, "defer_loading": True}]}, "tools[0].defer_loading"),
     ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
@@ -353,6 +365,7 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: st
     ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
     ({"input": [USER, OUTPUT]}, "input[1].call_id"), ({"input": [OUTPUT, CALL]}, "input[0].call_id"),
     ({"input": [CALL, {**OUTPUT, "output": 7}]}, "input[1].output"),
+    ({"tools": [{**WEATHER, "defer_loading": True}]}, "tools[0].defer_loading"),
     ({"tools": [WEATHER, WEATHER]}, "tools[1].name"), ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
     ({"tools": [{**WEATHER, "parameters": {"type": "string"}}]}, "tools[0].parameters"),
     ({"tool_choice": "always"}, "tool_choice"),

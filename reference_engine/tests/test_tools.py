@@ -54,6 +54,7 @@ def test_good_tools_pass(tools: list[Any]) -> None:
     ("f", "tools[1]"), ({}, "tools[1]"), ({"type": "retrieval"}, "tools[1]"), ({"type": "function"}, "tools[1]"),
     ({"type": "function", "function": "f"}, "tools[1]"), ({"type": "custom", "function": {"name": "f"}}, "tools[1]"),
     ({"type": "function", "function": {}}, "tools[1].function.name"),
+    ({**NOW, "cache_control": {}}, "tools[1].cache_control"), (function(defer=True), "tools[1].function.defer"),
     (function(name=""), "tools[1].function.name"), (function(name="a b"), "tools[1].function.name"),
     (function(name="a" * 65), "tools[1].function.name"), (function(name="é"), "tools[1].function.name"),
     (function(name="f\n"), "tools[1].function.name"), (function(name=3), "tools[1].function.name"),

@@ -38,6 +38,7 @@ from typing import TypeVar
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 SPACE = " \t\r\n"  # JSON's
+OUTSIDE_STRINGS = frozenset(SPACE + '{}[]:,"+-.0123456789eEtruefalsn')
 
 T = TypeVar("T")
 Reading = Generator[None, str, T]
@@ -155,8 +156,9 @@ class OutputParser:
         self._kind: type[Delta] = ContentDelta  # of the pieces that come next in `_deltas`
         self._pieces: list[str] = []
         self._unread: deque[str] = deque()
-        self._held = ""  # read and not decided on: the beginning of a tag, or a call from its tag on
+        self._held = ""  # what may become a tag
         self._call: Reading[None] | None = None  # what reads a call's JSON, while inside one
+        self._undecided: list[str] | None = None  # of a call that may be none: all behind its tag
         self._thinking = reasoning and starts_in_reasoning
         self._behind: str | None = "" if reasoning else None  # the last tag, if nothing came since; "" is the beginning
 
@@ -176,13 +178,12 @@ class OutputParser:
         Returns:
             What was held back: it can no longer become a tag or a call.
         """
-        while self._held:
-            if self._call is not None:
-                self._give_up_call()
-            else:
-                self._say(self._held)
-                self._held = ""
+        while self._undecided is not None:
+            self._give_up_call(self._undecided)
             self._read()
+        if self._held:
+            self._say(self._held)
+            self._held = ""
         return self._taken()
 
     def _read(self) -> None:
@@ -197,6 +198,9 @@ class OutputParser:
 
     def _read_text(self, char: str) -> None:
         if self._behind is not None and not self._held and char in (SPACE if self._behind == END_CALL else "\n"):
+            return
+        if not self._held and char not in "<\n":  # no tag begins with it
+            self._say(char)
             return
         self._held += char
         if self._held in self._tags():
@@ -215,11 +219,12 @@ class OutputParser:
         return [*tags, END_CALL] if self._behind == END_CALL else tags
 
     def _meet(self, tag: str) -> None:
+        self._held = ""
         if tag == CALL:
-            self._call = read_call(self._begin_call, self._give_arguments)
+            self._call, self._undecided = read_call(self._begin_call, self._give_arguments), []
             next(self._call)
-            return  # and the tag is held: it is text if no call follows
-        self._held, self._behind = "", tag.strip()
+            return
+        self._behind = tag.strip()
         if tag != END_CALL:
             self._thinking = tag == THINK
 
@@ -230,21 +235,21 @@ class OutputParser:
     # -- calls --
 
     def _read_call(self, call: Reading[None], char: str) -> None:
-        if self._held:  # the call has not begun, and may be none
-            self._held += char
+        if self._undecided is not None:
+            self._undecided.append(char)
         try:
             call.send(char)
         except StopIteration:
             self._call, self._behind = None, END_CALL
         except NotACallError:
-            if self._held:
-                self._give_up_call()
+            if self._undecided is not None:
+                self._give_up_call(self._undecided)
             else:  # its arguments, or the braces around them, are not closed
                 self._call, self._behind = None, END_CALL
                 self._unread.appendleft(char)
 
     def _begin_call(self, name: str) -> None:
-        self._held, self._thinking = "", False
+        self._undecided, self._thinking = None, False
         self._flush()
         self._deltas.append(ToolCallStart(self.num_calls, self._new_id(), name))
         self.num_calls += 1
@@ -252,10 +257,10 @@ class OutputParser:
     def _give_arguments(self, text: str) -> None:
         self._give(ToolCallArguments, text)
 
-    def _give_up_call(self) -> None:
+    def _give_up_call(self, behind_tag: list[str]) -> None:
         """The tag was text; what came behind it is read again, as text."""
-        self._unread.extendleft(reversed(self._held[len(CALL):]))
-        self._call, self._held = None, ""
+        self._unread.extendleft(reversed(behind_tag))
+        self._call = self._undecided = None
         self._say(CALL)
 
     # -- deltas --
@@ -363,8 +368,12 @@ def read_string() -> Reading[str]:
     return text
 
 
-def read_object(give: Callable[[str], None]) -> Reading[None]:
-    """Reads an object from behind its first brace to its last, and hands on both and all between them."""
+def read_object(give: Callable[[str], None], *, good: bool = False) -> Reading[None]:
+    """Reads an object from behind its first brace to its last, and hands on both and all between them.
+
+    With `good`, nothing may stand outside strings that never does in JSON. So a call that is read in vain ends where a
+    tag inside one of its strings begins another: at that one's first letter. No text is read again and again.
+    """
     give("{")
     depth, in_string, escaped = 1, False, False
     while depth:
@@ -372,7 +381,7 @@ def read_object(give: Callable[[str], None]) -> Reading[None]:
         if in_string:
             in_string = char != '"' or escaped
             escaped = char == "\\" and not escaped
-        elif char == "<":  # nowhere in JSON: the tag that ends the call, too early
+        elif char == "<" or (good and char not in OUTSIDE_STRINGS):  # a "<" is the tag that ends the call, too early
             raise NotACallError
         else:
             in_string = char == '"'
@@ -383,7 +392,7 @@ def read_object(give: Callable[[str], None]) -> Reading[None]:
 def read_whole_object() -> Reading[str]:
     """Reads the rest of an object that must be good JSON, and returns all of it as written."""
     pieces: list[str] = []
-    yield from read_object(pieces.append)
+    yield from read_object(pieces.append, good=True)
     try:
         json.loads("".join(pieces))
     except (ValueError, RecursionError):

@@ -23,7 +23,6 @@ SAME_IN_CHAT = (
     "stop", "ignore_eos", "min_tokens", "logit_bias", "parallel_tool_calls", "stream", "priority", "cache_salt",
     "chat_template_kwargs")
 
-OF_A_FUNCTION = ("name", "description", "parameters", "strict")
 STATELESS = "this server keeps nothing between two calls; send the whole conversation as input"
 REFUSED = {
     "previous_response_id": STATELESS,
@@ -154,11 +153,10 @@ def chat_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         where = f"tools[{number}]"
         if tool.get("type") != "function":
             raise unsupported(f"{where}.type", f"{where}.type={shown(tool.get('type'))} is not served; only functions are")
-        for name in tool.keys() - {"type", *OF_A_FUNCTION}:
-            raise unsupported(f"{where}.{name}", f"{where}.{name} is not served; a function has {', '.join(OF_A_FUNCTION)}")
-    check_functions({f"tools[{number}]": tool for number, tool in enumerate(tools)})
-    return [{"type": "function", "function": {name: tool[name] for name in OF_A_FUNCTION if tool.get(name) is not None}}
-            for tool in tools]
+    functions = [{name: value for name, value in tool.items() if name != "type"} for tool in tools]
+    check_functions({f"tools[{number}]": function for number, function in enumerate(functions)})
+    return [{"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
+            for function in functions]
 
 
 def chat_tool_choice(choice: str | Mapping[str, Any] | None) -> Any:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from nano_qwen3_serving.arguments import invalid
-from nano_qwen3_serving.exceptions import InvalidParametersError, shown
+from nano_qwen3_serving.exceptions import InvalidParametersError, UnknownArgumentError, shown
 from nano_qwen3_serving.server.parsers import CALL, END_CALL, END_THINK, THINK
 
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+OF_A_FUNCTION = ("name", "description", "parameters", "strict")
 JSON_FORM = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 """JSON as the chat template writes it into a history; white space that is free can go on for ever."""
 
@@ -39,6 +40,7 @@ def check_tools(tools: Sequence[Any]) -> None:
     for number, tool in enumerate(tools):
         if not isinstance(tool, Mapping) or tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
             raise invalid(f"tools[{number}]", tool, '{"type": "function", "function": {"name": "…", "parameters": {…}}}')
+        refuse_unknown_fields(f"tools[{number}]", ("type", "function"), tool)
     check_functions({f"tools[{number}].function": tool["function"] for number, tool in enumerate(tools)})
 
 
@@ -57,6 +59,7 @@ def check_functions(functions: Mapping[str, Mapping[str, Any]]) -> None:
 
 def check_function(where: str, function: Mapping[str, Any]) -> None:
     """Refuses a function without a proper name, or whose parameters are no schema of an object; `where` is its place."""
+    refuse_unknown_fields(where, OF_A_FUNCTION, function)
     name, schema = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
         raise invalid(f"{where}.name", name, "1 to 64 letters, digits, underscores and dashes")
@@ -66,6 +69,14 @@ def check_function(where: str, function: Mapping[str, Any]) -> None:
         raise invalid(f"{where}.strict", function["strict"], "True or False")
     if schema is not None and (not isinstance(schema, Mapping) or schema.get("type", "object") != "object"):
         raise invalid(f"{where}.parameters", schema, 'a JSON schema of an object: {"type": "object", "properties": {…}}')
+
+
+def refuse_unknown_fields(where: str, known: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuses fields that are not `known`; `where` is the place of what has them."""
+    for name in given:
+        if name not in known:
+            field = f"{where}.{name}"
+            raise UnknownArgumentError(f"{field} is not served; {where} has {', '.join(known)}", parameter=field)
 
 
 # -- history --
