@@ -54,9 +54,9 @@ def served(app: FastAPI, send_buffer: int | None = None, **settings: Any) -> Ite
     assert not left, f"tasks are left: {left}"
 
 
-def wait_until(condition: Callable[[], object], otherwise: str) -> None:
-    """Waits for a condition of another thread; fails with `otherwise` if it never holds."""
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], object], otherwise: str, patience: float = PATIENCE) -> None:
+    """Waits for a condition of another thread or process; fails with `otherwise` if it does not hold in `patience` seconds."""
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.005)
