@@ -232,7 +232,7 @@ def test_the_grammar_allows_calls_as_the_template_writes_them_and_nothing_else(t
     assert allows(calls_grammar(FUNCTIONS, thoughts=thoughts), text) is good
 
 
-def test_a_function_without_parameters_takes_no_arguments_and_the_tool_is_left_as_it_was() -> None:
+def test_a_function_without_parameters_takes_no_arguments_and_the_tool_is_unchanged() -> None:
     assert arguments_schema(FUNCTIONS[1])["additionalProperties"] is False
     before = json.dumps(WEATHER)
     calls_grammar(FUNCTIONS)
