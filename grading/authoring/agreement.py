@@ -1,7 +1,7 @@
 """Does the judge agree with the labs' tests? On the solution, the alternatives, the starter and every mutant.
 
-A mutant has to lose points at its TODO, and at none that its suite would not take points from: that is
-only where its file says `spills`.
+A mutant has to lose points at its TODO, and at another TODO only if the mutant's file lists that one under
+`spills`.
 """
 
 import multiprocessing
@@ -22,8 +22,8 @@ class KnownSubmission:
 
     Attributes:
         kind: `solution`, `alternative`, `starter`, or a mutant's kind.
-        todo: of a mutant.
-        may: TODOs at which it may lose points besides.
+        todo: the mutant's TODO.
+        may: other TODOs at which it may lose points.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class KnownSubmission:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How the judge saw a case; `wrong` says where that is not what the tests say."""
+    """The judge's report on a case; `wrong` says where it contradicts the tests."""
 
     case: KnownSubmission
     report: Report
@@ -43,7 +43,7 @@ class Judgement:
 
 
 def cases_of(lab: Lab) -> list[KnownSubmission]:
-    """All that a lab has: its right solutions, its starter, its mutants."""
+    """Every case of a lab: its right solutions, its starter, its mutants."""
     cases = [KnownSubmission("solution", "solution", lab.solution.read_text(encoding="utf-8"))]
     cases += [KnownSubmission("alternative", alternative.name, alternative.text) for alternative in read_alternatives(lab)]
     cases.append(KnownSubmission("starter", "starter", lab.starter.read_text(encoding="utf-8")))
@@ -57,7 +57,7 @@ def _of_mutant(mutant: Mutant) -> KnownSubmission:
 def findings(
     lab: Lab, cases: Sequence[KnownSubmission], settings: Settings, jobs: int = 1, done: Callable[[], None] = lambda: None
 ) -> list[Judgement]:
-    """One for each case, in order; `done` after each."""
+    """One judgement per case, in order; `done` is called after each."""
     shares = [cases[start::jobs] for start in range(jobs)]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         by_case = {}

@@ -45,7 +45,7 @@ def read_alternatives(lab: Lab, home: Path = HOME) -> list[Alternative]:
 
 
 def composed(solution: str, difference: ast.Module) -> str:
-    """The solution with what differs in its place. What it does not have goes before what follows in `difference`."""
+    """The solution with the differing parts in place. A part the solution lacks is put before the next part of `difference`."""
     ours = ast.parse(solution)
     imports = missing_imports(ours, difference)
     start = 1 if ast.get_docstring(ours) is not None else 0
@@ -55,7 +55,7 @@ def composed(solution: str, difference: ast.Module) -> str:
 
 
 def _merged(ours: Sequence[ast.stmt], theirs: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """Statements of a module or a class, those of `theirs` in the place of ours that bind the same name."""
+    """Statements of a module or a class; a statement of `theirs` replaces ours that binds the same name."""
     place = {name: index for index, node in enumerate(ours) for name in bound_names(node)}
     before: dict[int, list[ast.stmt]] = {}
     instead: dict[int, ast.stmt] = {}
@@ -74,7 +74,7 @@ def _merged(ours: Sequence[ast.stmt], theirs: Sequence[ast.stmt]) -> list[ast.st
 
 
 def _whole(ours: ast.stmt, theirs: ast.stmt) -> ast.stmt:
-    """What stands in our place: theirs, or our class with their methods."""
+    """The statement that replaces ours: theirs, or our class with their methods."""
     if isinstance(ours, ast.ClassDef) and isinstance(theirs, ast.ClassDef) and all(
             isinstance(node, Function | ast.Expr) for node in theirs.body):
         return ast.ClassDef(theirs.name, theirs.bases, theirs.keywords, _merged(ours.body, theirs.body), theirs.decorator_list)

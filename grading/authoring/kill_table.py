@@ -1,7 +1,7 @@
 """Which mutants the suites catch: running them, and printing the table.
 
-A mutant is caught if a test of its own TODO fails on it; one that hangs or crashes is caught by the
-test during which it did. Alternatives are caught by nothing, or a test looks at how instead of what.
+A mutant is caught if a test of its own TODO fails on it; a mutant that hangs or crashes is caught by the
+test during which it did. No test may catch an alternative: such a test looks at how instead of what.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from labs.harness.catalog import Lab
 
 
 def by_machine(mutant: Mutant) -> bool:
-    """Whether it is one of very many."""
+    """Whether the mutant is one of very many, made by a program."""
     return mutant.kind == "machine"
 
 
 @dataclass(frozen=True)
 class MutantVerdict:
-    """What one lab's suite says of one mutant."""
+    """The result of one lab's suite on one mutant."""
 
     mutant: Mutant
     result: suite_runner.Result
@@ -33,7 +33,7 @@ class MutantVerdict:
     elsewhere: dict[int, tuple[str, ...]]
     """Other TODO -> its tests that fail."""
     spilled: tuple[int, ...]
-    """Those of them that do not need the mutant's TODO, and that its file does not name under `spills`."""
+    """The TODOs in `elsewhere` that do not need the mutant's TODO and that its file does not list under `spills`."""
     limit: float
     """The time limit of a run of the lab's suite, in seconds."""
 
@@ -44,7 +44,7 @@ class MutantVerdict:
 
     @property
     def how(self) -> str:
-        """By what it was caught, in a few words."""
+        """Which tests caught it, in a few words."""
         ended = f"{self.result.ended} in " if self.result.ended else ""
         if not self.caught:
             return "NOT CAUGHT" + (f", but {ended}{self.result.during or 'no test'}" if ended else "")
@@ -59,9 +59,9 @@ def judge(
     done: Callable[[], None] = lambda: None,
     quick: Callable[[Mutant], bool] = by_machine,
 ) -> list[MutantVerdict]:
-    """A verdict for every mutant, in order; `done()` after each run, and one run more for each lab.
+    """A verdict for every mutant, in order; `done()` is called after each run, of which each lab has one more.
 
-    For those that are `quick(mutant)`, only the tests of its own TODO are run, to the first that fails.
+    If `quick(mutant)`, only the tests of the mutant's own TODO run, up to the first failure.
     Raises `LabError` if a lab's suite fails on the lab's own solution.
     """
     by_id = {lab.id: lab for lab in labs}
@@ -140,7 +140,7 @@ def _of_one_lab(lab: Lab, verdicts: Sequence[MutantVerdict]) -> Table:
 
 
 def _counts(labs: Sequence[Lab], verdicts: Sequence[MutantVerdict]) -> Table:
-    """Lab by kind: caught of all."""
+    """For each lab and kind, how many mutants were caught, of how many."""
     kinds = [kind for kind in KINDS if any(verdict.mutant.kind == kind for verdict in verdicts)]
     table = Table(title="caught by a test of their TODO", title_justify="left")
     for heading in ("lab", *kinds, "hung or crashed"):

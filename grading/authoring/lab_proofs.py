@@ -18,17 +18,17 @@ from grading.labs import authors_folder
 from labs.harness import regions
 from labs.harness.catalog import Lab, LabError
 from labs.harness.learner.hints import HINTS_PER_TODO, read_hints
-from labs.harness.learner.predictions import asks, make_case, seed_of
+from labs.harness.learner.predictions import has_questions, make_case, seed_of
 from labs.harness.learner.results import PREDICTION_POINTS, TOTAL_POINTS
 
 PROJECT = Path(__file__).parents[2]
 UNFINISHED = "✎"
-"""Stands in what `new-lab` has written and you have not."""
+"""Marks text that `new-lab` wrote and the author has not replaced yet."""
 HEADINGS = [
     "Overview", "Learning Objectives", "Estimated Time", "Prerequisites", "Lab Structure", "Instructions",
     "Expected Output", "Key Concepts", "Troubleshooting", "Going Further", "What this lab still does not solve", "References",
 ]
-"""Of every lab's README."""
+"""The headings of every lab's README."""
 _MARK = re.compile(r"^@pytest\.mark\.todo\((\d+), points=([\d.]+)\)$", re.MULTILINE)
 
 
@@ -42,7 +42,7 @@ def expect(holds: bool, otherwise: str) -> None:
 
 
 def solution_has_the_todos(lab: Lab) -> None:
-    """Regions for the TODOs of lab.toml, and no other."""
+    """The solution has a region for each TODO of lab.toml, and no other region."""
     expect(lab.solution.is_file(), f"there is no {lab.solution.name}")
     todos = list(regions.functions_of(_text(lab.solution)))
     expect(todos == [todo.number for todo in lab.todos],
@@ -50,12 +50,12 @@ def solution_has_the_todos(lab: Lab) -> None:
 
 
 def starter_is_made_from_the_solution(lab: Lab) -> None:
-    """The starter that is there."""
+    """The committed starter is the one that the solution generates."""
     expect(not starter.is_stale(lab), "starter.py is not what solution.py makes")
 
 
 def signatures_stay(lab: Lab) -> None:
-    """Whoever calls a starter calls a solution."""
+    """Starter and solution can be called in the same way."""
     made = starter.generate(lab)
     expect(signatures(made) == signatures(_text(lab.solution)), "the starter's public functions differ from the solution's")
 
@@ -71,19 +71,19 @@ def signatures(source: str) -> dict[str, tuple[str, str, str, bool]]:
 
 
 def tests_are_worth_what_lab_toml_says(lab: Lab) -> None:
-    """TODO by TODO, and 100 with the predictions."""
+    """The tests' points match lab.toml, TODO by TODO, and with the predictions they sum to 100."""
     worth: dict[int, float] = {}
     for todo, points in _MARK.findall(_text(lab.tests)):
         worth[int(todo)] = worth.get(int(todo), 0) + float(points)
     for todo in lab.todos:
         expect(worth.get(todo.number) == todo.points,
                f"the tests of TODO {todo.number} are worth {worth.get(todo.number, 0):g} points; lab.toml says {todo.points:g}")
-    total = sum(todo.points for todo in lab.todos) + PREDICTION_POINTS * asks(lab)
+    total = sum(todo.points for todo in lab.todos) + PREDICTION_POINTS * has_questions(lab)
     expect(total == TOTAL_POINTS, f"TODOs and predictions are worth {total:g} points together, not {TOTAL_POINTS}")
 
 
 def readme_is_whole(lab: Lab) -> None:
-    """Headings, a section with its command for each TODO, and files that are there."""
+    """README.md has its headings, a section with the command for each TODO, and names only files that exist."""
     text = _text(lab.folder / "README.md")
     expect(text.startswith(f"# Lab {lab.id}: "), f"README.md does not begin with '# Lab {lab.id}: '")
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
@@ -101,14 +101,14 @@ def readme_is_whole(lab: Lab) -> None:
 
 
 def hints_are_whole(lab: Lab) -> None:
-    """As many as there should be for each TODO."""
+    """Every TODO has `HINTS_PER_TODO` hints with a text."""
     _expect_todos(lab, "hints.md", "##")
     for todo, hints in read_hints(lab).items():
         expect(len(hints) == HINTS_PER_TODO and all(hints), f"hints.md: TODO {todo} has not {HINTS_PER_TODO} hints with a text")
 
 
 def questions_have_truths(lab: Lab) -> None:
-    """Five to eight, whose right answers depend on the learner's numbers."""
+    """There are five to eight questions, and their right answers depend on the learner's numbers."""
     cases = [make_case(lab, seed_of(name, lab, 0)) for name in ("ada", "bob")]
     expect(5 <= len(cases[0].questions) <= 8, f"predict.toml has {len(cases[0].questions)} questions; five to eight are asked")
     truths = [[case.truth(question) for question in case.questions] for case in cases]
@@ -120,28 +120,28 @@ def questions_have_truths(lab: Lab) -> None:
 
 
 def notebook_is_there(lab: Lab) -> None:
-    """It is called after the lab and leads to it."""
+    """A notebook is named after the lab and links to it."""
     path = PROJECT / "notebooks" / f"{lab.folder.name.removeprefix('lab')}.ipynb"
     expect(path.is_file() and f"labs/{lab.folder.name}/README.md" in _text(path),
            f"there is no {path.name} that leads to the lab")
 
 
 def tables_list_it(lab: Lab) -> None:
-    """Where readers look for labs."""
+    """Both README tables list the lab."""
     page_of = f"{lab.folder.name}/README.md"
     for page, link in (("README.md", f"(labs/{page_of})"), ("labs/README.md", f"({page_of})")):
         expect(link in _text(PROJECT / page), f"{page} does not list the lab: {link}")
 
 
 def nothing_is_left_to_fill_in(lab: Lab) -> None:
-    """Of what `new-lab` wrote."""
+    """No file still has a placeholder that `new-lab` wrote."""
     for home in (lab.folder, authors_folder(lab)):
         for path in sorted(path for path in home.rglob("*") if path.suffix in (".py", ".md", ".toml")):
             expect(UNFINISHED not in _text(path), f"{path.relative_to(PROJECT)} still has a {UNFINISHED}")
 
 
 def the_projects_tests_pass(lab: Lab) -> None:
-    """The author's own, those of the notebook, and those of mutants and areas."""
+    """The author's own tests pass, and those of the notebook, the mutants and the areas."""
     files = ["labs/tests/test_mutants.py", "labs/tests/test_diagnosis.py", f"grading/labs/lab{lab.id}", "notebooks/tests"]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=line", *files, "-k", lab.id, "-m", "not proof"]
     run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, encoding="utf-8", timeout=1800, check=False)
@@ -153,14 +153,14 @@ def the_projects_tests_pass(lab: Lab) -> None:
 
 
 def the_solution_passes(lab: Lab) -> None:
-    """All tests, and none is skipped."""
+    """The solution passes every test, and no test is skipped."""
     [result] = suite_runner.run([suite_runner.Job(lab, _text(lab.solution), seconds=600)])
     expect(not result.ended, f"the suite {result.ended} on the solution in {result.during or 'no test'}:\n{result.printed}")
     expect(bool(result.outcomes) and not result.failing(), f"the solution fails {_listed(result.failing())}")
 
 
 def the_starter_fails_every_test(lab: Lab) -> None:
-    """Each with its own TODO."""
+    """On the starter, every test fails with the `TodoError` of its own TODO."""
     [result] = suite_runner.run([suite_runner.Job(lab, starter.generate(lab), seconds=600)])
     expect(bool(result.outcomes), f"the suite {result.ended} on the untouched starter:\n{result.printed}")
     wrong = [outcome["test"] for outcome in result.outcomes if outcome["passed"] or outcome["unwritten"] != outcome["todo"]]
@@ -175,7 +175,7 @@ def the_judge_agrees(lab: Lab) -> None:
 
 
 def the_program_prints_what_the_readme_shows(lab: Lab) -> None:
-    """But for decimal numbers and request ids."""
+    """The output in README.md is the solution's, except for decimal numbers and request ids."""
     shown = re.search(r"## Expected Output\n.*?```\w*\n(.*?)```", _text(lab.folder / "README.md"), re.DOTALL)
     expect(shown is not None, "README.md, Expected Output: there is no block with what solution.py prints")
     run = subprocess.run([sys.executable, "solution.py"], cwd=lab.folder, capture_output=True, text=True, encoding="utf-8",
@@ -195,7 +195,7 @@ def without_chance(text: str) -> str:
 
 
 def mutants_are_there(lab: Lab) -> None:
-    """For every TODO; no two the same; one that a single test catches."""
+    """Every TODO has mutants, no two are the same, and at least one is caught by a single test."""
     mutants = read_mutants(lab)
     without = {todo.number for todo in lab.todos} - {mutant.todo for mutant in mutants}
     expect(not without, f"TODO {_listed(sorted(without))} has no mutant")
@@ -204,7 +204,7 @@ def mutants_are_there(lab: Lab) -> None:
 
 
 def mutants_are_caught(lab: Lab) -> None:
-    """By a test of their TODO, at no other TODO's cost."""
+    """A test of its TODO catches every mutant, and no other TODO loses points."""
     for verdict in kill_table.judge([lab], read_mutants(lab)):
         mutant = verdict.mutant
         expect(verdict.caught, f"{mutant.name} passes every test of TODO {mutant.todo}. {mutant.story}")
@@ -220,7 +220,7 @@ def a_guard_that_is_broken_is_noticed(lab: Lab) -> None:
 
 
 def alternatives_pass(lab: Lab) -> None:
-    """Two or more."""
+    """There are two or more alternatives, and every one passes."""
     different = read_alternatives(lab)
     expect(len(different) >= 2, f"there are {len(different)} right solutions that are built differently; two are asked")
     for alternative, result in zip(different, kill_table.judge_alternatives([lab], different), strict=True):
@@ -229,7 +229,7 @@ def alternatives_pass(lab: Lab) -> None:
 
 
 def symptoms_are_current(lab: Lab) -> None:
-    """And every mutant in the table has an area."""
+    """symptoms.json is current, and every mutant in it has an area."""
     mutants = read_mutants(lab)
     concepts = symptoms.concepts(lab, mutants)
     without = [mutant.name for mutant in mutants if mutant.kind in symptoms.IN_TABLE and concepts[mutant.name].area is None]

@@ -25,11 +25,11 @@ from labs.harness.catalog import Lab, LabError
 from labs.harness.regions import find_regions
 
 _LEFT_OUT = re.compile(
-    r"Variable(Replacer|Inserter)"  # have to be told names
-    r"|ReplaceBinaryOperator_(Add|Sub|Mul|Div|FloorDiv|Mod|Pow)_(RShift|LShift|BitOr|BitAnd|BitXor)"  # nobody slips so
-    r"|ReplaceComparisonOperator_(Eq|NotEq|Lt|LtE|Gt|GtE)_Is(Not)?"  # which numbers are one object is the interpreter's whim
+    r"Variable(Replacer|Inserter)"  # need names as arguments
+    r"|ReplaceBinaryOperator_(Add|Sub|Mul|Div|FloorDiv|Mod|Pow)_(RShift|LShift|BitOr|BitAnd|BitXor)"  # no one slips like that
+    r"|ReplaceComparisonOperator_(Eq|NotEq|Lt|LtE|Gt|GtE)_Is(Not)?"  # an interpreter may share equal numbers
 )
-"""Operators of cosmic-ray that are not used."""
+"""Operators of cosmic-ray that this module does not use."""
 
 Key = tuple[str, str, int]
 """Operator, text of the line, occurrence."""

@@ -22,7 +22,7 @@ from labs.harness.catalog import Lab, LabError
 from labs.harness.regions import END, definitions, functions_of, span
 
 KINDS = ("author", "blind", "machine")
-"""By the lab's author; by somebody who had seen only README and starter; made by `grading.authoring.machine_mutants`."""
+"""By the lab's author; by a person who had seen only README and starter; made by `grading.authoring.machine_mutants`."""
 
 _FILE = re.compile(r"todo_(\d+)\.toml")
 _NEEDED = {"name": str, "story": str, "kind": str, "symptom": str, "hint": int, "replace": list}
@@ -43,7 +43,7 @@ class Mutant:
     text: str
     """The whole mutated solution."""
     symptom: str = ""
-    """What goes wrong, as one would see it from the failing tests."""
+    """What goes wrong, as the failing tests show it."""
     hint: int | None = None
     """Which of the TODO's hints helps, 1 to 3."""
     source: str = ""
@@ -87,7 +87,7 @@ def mutant_of(entry: dict[str, Any], lab_id: str, solution: str) -> Mutant:
 
 
 def _files(lab: Lab, home: Path) -> list[Path]:
-    """Those that hold mutants, each of one TODO."""
+    """The files of mutants, one for each TODO."""
     return sorted(path for path in (authors_folder(lab, home) / "mutants").glob("*.toml") if path.name != "equivalent.toml")
 
 
@@ -189,13 +189,13 @@ def _check_result(text: str, solution: str, todo: int) -> None:
 
 @dataclass(frozen=True)
 class _About:
-    """What is asked of a solution for each of its mutants."""
+    """The facts about a solution that every mutant is checked against."""
 
     todos: dict[int, list[str]]
     arguments: dict[str, str]
-    """Of the public functions."""
+    """Function -> its arguments, for public functions."""
     meanings: dict[str, str]
-    """Of all functions."""
+    """Function -> its syntax tree as text, for all functions."""
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Imported once, by the process from which the workers of `grading.authoring.suite_runner` are forked.
 
 It imports what the suites of the labs import, so that no worker has to, and starts no thread: torch
-keeps to one, for a forked process has only the thread that forked it. Garbage is not looked for in what is
-imported here: a worker that did would copy all the pages it looks at, which takes four times as long as its tests.
+keeps to one, because a forked process has only the thread that forked it. The garbage collector skips what is
+imported here: otherwise a worker would copy every page it looks at, which takes four times as long as its tests.
 """
 
 import gc

@@ -23,7 +23,7 @@ def is_stale(lab: Lab) -> bool:
 
 
 def write(lab: Lab) -> None:
-    """Write the generated starter; one on disk that differs may be somebody's work and is backed up."""
+    """Write the generated starter; a starter on disk that differs may be a person's work and is backed up."""
     if lab.starter.is_file() and is_stale(lab):
         back_up(lab.starter, lab.folder.parent / ".backups")
     lab.starter.write_text(generate(lab), encoding="utf-8", newline="\n")

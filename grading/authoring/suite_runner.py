@@ -1,7 +1,7 @@
 """Running labs' suites on many files: one short-lived process each, forked from one that has imported everything.
 
 On Linux the processes are forked from a server that has imported `grading.authoring.prefork`; elsewhere they start
-afresh and import for themselves, which is slower and otherwise the same. Knows pytest, the labs and
+afresh and import everything themselves, which is slower but otherwise the same. Knows pytest, the labs and
 time limits; knows nothing of tables.
 """
 
@@ -23,7 +23,7 @@ from labs.harness.catalog import Lab, LabError
 
 PROJECT = Path(__file__).parents[2]
 TESTS_RAN = (0, 1)
-"""pytest's exit statuses after which its report tells everything."""
+"""pytest's exit statuses after which its report is complete."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Result:
     outcomes: tuple[dict, ...] = ()
     """What the labs' plugin recorded of each test; nothing if the run did not get to its end."""
     ended: str = ""
-    """`hung` or `crashed` where it did not."""
+    """`hung` or `crashed` if the run did not get to its end."""
     during: str = ""
-    """The test that ran then; empty if it was none."""
+    """The test that ran when it hung or crashed; empty if none did."""
     seconds: float = 0.0
     printed: str = ""
-    """The end of what it printed, where it did not get to its end."""
+    """The last lines that it printed, if the run did not get to its end."""
 
     def failing(self, todo: int | None = None) -> list[str]:
-        """The tests (of one TODO, or all) that did not pass, each once; one that hung or crashed is among them."""
+        """The tests (of one TODO, or all) that did not pass, each once, including a test that hung or crashed."""
         failed = [outcome["test"] for outcome in self.outcomes if not outcome["passed"] and todo in (None, outcome["todo"])]
         name = self.during.partition("::")[2].partition("[")[0]
         if name and (todo is None or name.startswith(f"test_todo_{todo}_")):
@@ -121,7 +121,7 @@ class _Run:
         self.process.join()
 
     def result(self) -> Result:
-        """How it ended; a process beyond its limit is killed."""
+        """How the run ended; a process over its time limit is killed."""
         hung = self.process.is_alive()
         if hung:
             self.kill()
@@ -151,7 +151,7 @@ def _work(folder: str, tests: str, select: str, stop_first: bool) -> None:
     """In the worker: run the suite, what it prints going into a file, and exit with pytest's status."""
     if hasattr(os, "setsid"):
         os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # the suite's own processes start as they would elsewhere
+    multiprocessing.set_start_method(None, force=True)  # the suite's own processes start in the default way
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     for name in [name for name in os.environ if name.startswith("PYTEST")]:
         del os.environ[name]
@@ -172,7 +172,7 @@ def _work(folder: str, tests: str, select: str, stop_first: bool) -> None:
 
 
 class _Journal:
-    """Notes the test that is running, so that one which never ends is known by name."""
+    """Notes the running test, so that a test that never ends is known by name."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,9 +1,9 @@
 """Labs' `symptoms.json`: how runs fail on the mutants, for `labs diagnose`; and how often that is right.
 
-Mutants that one sentence is true of are gathered in `grading/labs/labNN/concepts.toml`; any other is a
-concept of its own, with its own symptom and hint. There, too, concepts are gathered into areas, of which a
-coarser sentence is true: that is said where the concept cannot be told. Mutants of the kind `blind` stay out
-of the table: with them it is scored.
+`grading/labs/labNN/concepts.toml` groups mutants that one sentence describes into a concept; any other mutant is
+a concept of its own, with its own symptom and hint. The same file groups concepts into areas, each with a
+coarser sentence that is used where the concept cannot be recognised. Mutants of the kind `blind` stay out of the
+table, because they are used to score it.
 """
 
 import ast
@@ -31,16 +31,16 @@ from labs.harness.regions import definitions
 
 IN_TABLE = ("author",)
 ENOUGH = {Symptom: 0.8, Area: 0.6}
-"""The share of answers about a kind, or an area, that have to be right, or it does not speak."""
+"""The share of answers about a concept, or an area, that have to be right; otherwise the table never gives that answer."""
 SPOKEN_OF_ALL, RIGHT_OF_SPOKEN, FALSE_OF_ALL = 0.6, 0.85, 0.03
-"""What is asked of single mistakes in all labs together: at least, at least, and at most; false is a wrong kind."""
+"""Bounds for single mistakes, all labs together: at least, at least, and at most; false means a wrong concept."""
 SINGLE = ("left out", "blind")
-"""The kinds of bugs that are one mistake which nothing in the table was made from."""
+"""The kinds of bugs that are a single mistake and that the table was not made from."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A mutant and how the tests of its TODO ended on it; no outcomes if they did not get to their end."""
+class MutantRun:
+    """A mutant and how the tests of its TODO ended on it; no outcomes if the run did not get to its end."""
 
     mutant: Mutant
     outcomes: tuple[Outcome, ...]
@@ -53,7 +53,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Concept:
-    """What is said of a mutant, and of others with the same mistake."""
+    """The sentence about a mutant and all others with the same mistake."""
 
     todo: int
     says: str
@@ -79,7 +79,7 @@ def concepts(lab: Lab, mutants: Iterable[Mutant], home: Path = HOME) -> dict[str
 
 
 def _with_areas(concept_of: dict[str, Concept], entries: Iterable[dict], path: Path) -> dict[str, Concept]:
-    """The concepts with their areas: an area is given by mutants, of each concept one or more. Its hint is their first."""
+    """The concepts with their areas. An area lists one or more mutants of each of its concepts; its hint is their lowest."""
     area_of: dict[Concept, Area] = {}
     for entry in entries:
         if strange := [name for name in entry["mutants"] if name not in concept_of or concept_of[name].todo != entry["todo"]]:
@@ -91,7 +91,7 @@ def _with_areas(concept_of: dict[str, Concept], entries: Iterable[dict], path: P
     return {name: replace(concept, area=area_of.get(concept)) for name, concept in concept_of.items()}
 
 
-def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Symptom]:
+def symptoms_of(seen: Iterable[MutantRun], concept_of: dict[str, Concept]) -> list[Symptom]:
     """The table: concepts, the different patterns of their mutants, and whether each can be told from the others."""
     seen = [bug for bug in seen if bug.fails]
     patterns = [pattern_of(bug.outcomes, bug.mutant.todo) for bug in seen]
@@ -100,7 +100,7 @@ def symptoms_of(seen: Iterable[Seen], concept_of: dict[str, Concept]) -> list[Sy
 
 
 def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]) -> list[Symptom]:
-    """The table of one TODO; who cannot be told from others, first of the concepts, then of the areas, does not speak."""
+    """The table of one TODO. Concepts, and then areas, that cannot be told from others never become an answer."""
     own = [(concept, pattern) for concept, pattern in zip(concepts, patterns, strict=True) if concept.todo == todo]
     quiet: set[str] = set()
     for level in (Symptom, Area):
@@ -108,7 +108,7 @@ def _of_todo(todo: int, concepts: Sequence[Concept], patterns: Sequence[Pattern]
         answers = [
             (concept.says if level is Symptom else concept.area.says if concept.area else "", answer.says)
             for (concept, _), answer in zip(own, diagnoses, strict=True) if isinstance(answer, level)]
-        quiet |= {says for pair in answers for says in pair if not _can_be_told(says, answers, ENOUGH[level])}
+        quiet |= {says for pair in answers for says in pair if not _is_right_often_enough(says, answers, ENOUGH[level])}
     return _gathered(own, quiet)
 
 
@@ -124,13 +124,13 @@ def _gathered(own: Iterable[tuple[Concept, Pattern]], quiet: Collection[str]) ->
         for concept, known in patterns_of.items()]
 
 
-def _can_be_told(says: str, answers: Iterable[tuple[str, str]], enough: float) -> bool:
-    """Whether enough of the answers about this are right: true of it, or said to be, with each mutant left out."""
+def _is_right_often_enough(says: str, answers: Iterable[tuple[str, str]], enough: float) -> bool:
+    """Whether enough answers that involve `says` are right, each mutant being diagnosed by a table made without it."""
     about = [true == answer for true, answer in answers if says in (true, answer)]
     return sum(about) >= enough * len(about)
 
 
-def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) -> Path:
+def write_table(lab: Lab, seen: Iterable[MutantRun], concept_of: dict[str, Concept]) -> Path:
     """Write the lab's `symptoms.json`."""
     entries = sorted(symptoms_of(seen, concept_of), key=lambda symptom: (symptom.todo, symptom.says))
     path = lab.folder / FILE
@@ -140,7 +140,7 @@ def write_table(lab: Lab, seen: Iterable[Seen], concept_of: dict[str, Concept]) 
 
 
 def made_from(lab: Lab, home: Path = HOME) -> str:
-    """A digest of what a table depends on and people edit: the mutants in it, the concepts, the names of the tests."""
+    """A digest of the edited sources of a table: its mutants, the concepts, the names of the tests."""
     kept = {name: entry for name, entry in entries_of(lab, home).items() if entry.get("kind") in IN_TABLE}
     path = authors_folder(lab, home) / "concepts.toml"
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
@@ -151,7 +151,7 @@ def made_from(lab: Lab, home: Path = HOME) -> str:
 
 
 def is_current(lab: Lab) -> bool:
-    """Whether the lab's `symptoms.json` was made from the mutants, concepts and tests that are there."""
+    """Whether the lab's `symptoms.json` was made from the present mutants, concepts and tests."""
     path = lab.folder / FILE
     return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["made_from"] == made_from(lab)
 
@@ -165,7 +165,7 @@ def see(
     cache: Path | None = None,
     parallel: int | None = None,
     done: Callable[[], None] = lambda: None,
-) -> list[Seen]:
+) -> list[MutantRun]:
     """Run the tests of each mutant's TODO on it; `cache` keeps results, for as long as suite and mutant stay as they are."""
     jobs = [suite_runner.Job(lab, mutant.text, f"test_todo_{mutant.todo}_", seconds=90.0) for mutant in mutants]
     kept = [_kept(cache, job) for job in jobs]
@@ -180,7 +180,7 @@ def see(
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(outcomes), encoding="utf-8")
-        seen.append(Seen(mutant, tuple(map(Outcome.from_json, outcomes))))
+        seen.append(MutantRun(mutant, tuple(map(Outcome.from_json, outcomes))))
     return seen
 
 
@@ -196,7 +196,7 @@ def _kept(cache: Path | None, job: suite_runner.Job) -> Path | None:
 
 @dataclass(frozen=True)
 class Score:
-    """How often what is said is right, of bugs that are not in the table."""
+    """How often a diagnosis is right for bugs that are not in the table."""
 
     right_kinds: int = 0
     right_areas: int = 0
@@ -206,7 +206,7 @@ class Score:
 
     @property
     def right(self) -> int:
-        """How often a diagnosis was right, of either sort."""
+        """How often a diagnosis, concept or area, was right."""
         return self.right_kinds + self.right_areas
 
     @property
@@ -216,12 +216,12 @@ class Score:
 
     @property
     def count(self) -> int:
-        """All bugs: spoken of, and passed over in silence."""
+        """All bugs, with and without a diagnosis."""
         return self.spoken + self.silent
 
     @property
     def is_enough(self) -> bool:
-        """Whether it speaks as often, is as often right, and as seldom false, as is asked for."""
+        """Whether diagnoses are frequent enough, right often enough, and rarely enough false."""
         often = self.spoken >= SPOKEN_OF_ALL * self.count and self.right >= RIGHT_OF_SPOKEN * self.spoken
         return often and self.wrong_kinds <= FALSE_OF_ALL * self.count
 
@@ -230,7 +230,7 @@ class Score:
 
 
 def scored(diagnosis: Symptom | Area | None, true: Iterable[Concept]) -> Score:
-    """One bug: what was said, and the concepts that are true of it."""
+    """The score of one bug, from the diagnosis and the concepts that are true of it."""
     if diagnosis is None:
         return Score(silent=1)
     if isinstance(diagnosis, Area):
@@ -240,18 +240,18 @@ def scored(diagnosis: Symptom | Area | None, true: Iterable[Concept]) -> Score:
     return Score(right_kinds=is_right, wrong_kinds=not is_right)
 
 
-def without(seen: Sequence[Seen], name: str, concept_of: dict[str, Concept], todo: int) -> list[Symptom]:
-    """The table of a TODO that is made of all mutants but one."""
+def without(seen: Sequence[MutantRun], name: str, concept_of: dict[str, Concept], todo: int) -> list[Symptom]:
+    """The table of a TODO, made of all mutants but one."""
     return symptoms_of([bug for bug in seen if bug.mutant.name != name and bug.mutant.todo == todo], concept_of)
 
 
-def leave_one_out(seen: Sequence[Seen], concept_of: dict[str, Concept]) -> Score:
+def leave_one_out(seen: Sequence[MutantRun], concept_of: dict[str, Concept]) -> Score:
     """Each mutant, diagnosed without itself."""
     return family_left_out(seen, [(bug, bug.mutant.name) for bug in seen], concept_of)
 
 
-def family_left_out(seen: Sequence[Seen], bugs: Iterable[tuple[Seen, str]], concept_of: dict[str, Concept]) -> Score:
-    """Wrong solutions that stem each from a mutant, diagnosed without that."""
+def family_left_out(seen: Sequence[MutantRun], bugs: Iterable[tuple[MutantRun, str]], concept_of: dict[str, Concept]) -> Score:
+    """Wrong solutions, each derived from a mutant, diagnosed without that mutant."""
     score = Score()
     for bug, name in bugs:
         table = without(seen, name, concept_of, bug.mutant.todo)
@@ -259,7 +259,7 @@ def family_left_out(seen: Sequence[Seen], bugs: Iterable[tuple[Seen, str]], conc
     return score
 
 
-def on_others(table: Sequence[Symptom], seen: Iterable[Seen], true: dict[str, list[Concept]]) -> Score:
+def score_others(table: Sequence[Symptom], seen: Iterable[MutantRun], true: dict[str, list[Concept]]) -> Score:
     """Other wrong solutions, on the whole table; `true` has the concepts that are true of each, by its name."""
     return sum((scored(match(table, bug.outcomes, bug.mutant.todo), true[bug.mutant.name]) for bug in seen), Score())
 
@@ -284,7 +284,7 @@ def pairs(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str, home: Path 
 def carried_over(lab: Lab, mutants: Sequence[Mutant], most: int, seed: str) -> list[tuple[Mutant, Mutant]]:
     """Up to `most` mutants whose functions fit into an alternative: that wrong solution, and a control.
 
-    The control has our right functions there. It has to pass, or they do not fit after all.
+    The control has our right functions in that place. It has to pass; otherwise the functions do not fit after all.
     """
     solution = lab.solution.read_text(encoding="utf-8")
     candidates = [(alternative, mutant) for alternative in read_alternatives(lab) for mutant in mutants]
@@ -317,12 +317,12 @@ def _fits(alternative: str, solution: str, names: Sequence[str]) -> bool:
 
 
 def score(
-    lab: Lab, seen: Sequence[Seen], most: int, seed: str, run: Callable[[Sequence[Mutant]], list[Seen]]
+    lab: Lab, seen: Sequence[MutantRun], most: int, seed: str, run: Callable[[Sequence[Mutant]], list[MutantRun]]
 ) -> dict[str, Score]:
-    """How the diagnosis does on bugs it has not seen; `run` runs mutants.
+    """Scores the diagnosis on bugs it has not seen; `run` runs mutants.
 
-    What stems from a mutant in the table is diagnosed without that mutant; of two at once both are in the table, but
-    never together.
+    A bug derived from a mutant in the table is diagnosed without that mutant. In a pair of mutants, both are in the table,
+    but never together.
     """
     in_table = [bug for bug in seen if bug.mutant.kind in IN_TABLE and bug.fails]
     blind = [bug for bug in seen if bug.mutant.kind == "blind" and bug.fails]
@@ -338,19 +338,19 @@ def score(
     of_carried = [(bug, bug.mutant.name.partition(" in ")[0]) for bug in run(fitting) if bug.fails]
     return {
         "left out": leave_one_out(in_table, concept_of),
-        "blind": on_others(table, blind, {bug.mutant.name: [concept_of[bug.mutant.name]] for bug in blind}),
+        "blind": score_others(table, blind, {bug.mutant.name: [concept_of[bug.mutant.name]] for bug in blind}),
         "in alternatives": family_left_out(in_table, of_carried, concept_of),
-        "two at once": on_others(table, [bug for bug in run([mutant for mutant, _ in both.values()]) if bug.fails], of_both),
+        "two at once": score_others(table, [bug for bug in run([mutant for mutant, _ in both.values()]) if bug.fails], of_both),
     }
 
 
 def single(scores: dict[str, dict[str, Score]]) -> Score:
-    """Of all labs together, the bugs that are one mistake each: what is asked of the diagnosis is asked of these."""
+    """The score on single mistakes, all labs together: the bounds for the diagnosis apply to these."""
     return sum((of_kind for kinds in scores.values() for kind, of_kind in kinds.items() if kind in SINGLE), Score())
 
 
 def score_table(scores: dict[str, dict[str, Score]]) -> Table:
-    """Lab by kind of bug: how many, what was said of them, and how often that was right; and all labs together."""
+    """For each lab and kind of bug: how many there are, the diagnoses, and how many were right; then all labs together."""
     table = Table(title="bugs that are not in the table", title_justify="left")
     for heading in ("lab", "bugs", "count", "kind", "area", "wrong kind", "wrong area", "spoken", "right of spoken", "false"):
         table.add_column(heading, justify="left" if heading in ("lab", "bugs") else "right", no_wrap=heading == "bugs")

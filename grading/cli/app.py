@@ -46,6 +46,7 @@ app.command()(authoring.machine_mutants)
 app.command()(authoring.alternatives)
 app.command()(authoring.symptoms)
 app.command()(authoring.new_lab)
+app.command()(authoring.predictions)
 app.command()(authoring.check_lab)
 export.register(app)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from grading.cli.term import JournalFile, TermFile, open_journal
+from grading.cohort.late import shown
 from grading.cohort.term import find_term
 from grading.judge.show import plain, points
 from labs.harness.catalog import find_lab
@@ -23,18 +24,20 @@ def attempts(
     journal: JournalFile = None,
     term_file: TermFile = None,
 ) -> None:
-    """Every hand-in of a student, with its points. A file that was overwritten since is still in the journal."""
+    """Every hand-in of a student, with its points. The journal still has files that a later hand-in overwrote."""
     term, chosen = find_term(term_file), find_lab(lab)
     with open_journal(term, journal) as base:
         mine = [attempt for attempt, _ in base.attempts() if (attempt.student, attempt.lab) == (student, chosen.id)]
         if not mine:
             raise ValueError(f"{journal or term.journal} has no hand-in of {student} in lab {chosen.id}")
         before: Mapping[str, bytes] | None = None
+        zone = base.terms().zone
         for number, attempt in enumerate(mine, 1):
             report = base.standing(student, chosen.id, attempt.digest)
             score = f"{points(report.score)} of {points(report.max_score)} points" if report else "not graded yet"
             counts = ", which counts" if number == len(mine) else ""
-            _say(f"{number}. {attempt.submitted or 'at an unknown time'}: {score}{counts}; {attempt.digest[:12]}")
+            when = shown(attempt.submitted, zone) if attempt.submitted else "at an unknown time"
+            _say(f"{number}. {when}: {score}{counts}; {attempt.digest[:12]}")
             files = base.files(attempt.digest)
             if diff and files is None:
                 _say("   its files are not in the journal, which an older version of the course made")

@@ -1,4 +1,4 @@
-"""Commands of those who make labs: a new one, what is proved of it, and what the proofs are made of."""
+"""Commands for authors of labs: a new lab, the checks that it has to pass, and the data of these checks."""
 
 import json
 from collections.abc import Callable
@@ -16,11 +16,12 @@ from grading.authoring import new_lab as new_labs
 from grading.authoring import starter as starters
 from grading.authoring import symptoms as symptom_tables
 from grading.authoring.alternatives import read_alternatives
-from grading.authoring.checklist import CHECKLIST, Step, walk
+from grading.authoring.checklist import CHECKLIST, Passed, Step, walk
 from grading.authoring.lab_proofs import UNFINISHED
 from grading.authoring.mutants import KINDS, Mutant, read_mutants, some_of
 from grading.cli.progress_bar import bar
 from labs.harness.catalog import Lab, LabError, all_labs, find_lab
+from labs.harness.learner.predictions import make_case
 
 LabNames = Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="default: every lab")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="runs at a time; default: one per core")]
@@ -152,27 +153,46 @@ def new_lab(
     number: Annotated[int, typer.Argument(metavar="NN", min=1, max=99)],
     name: Annotated[str, typer.Argument(help="of the folder: continuous_batching")],
     title: Annotated[str, typer.Option(help="of the README; default: made of the name")] = "",
+    todos: Annotated[int, typer.Option(min=1, max=new_labs.MOST_TODOS, help="how many it has")] = 2,
 ) -> None:
     """Write both homes of a lab and its notebook, with every file that a lab needs."""
-    for path in new_labs.write(number, name, title):
+    for path in new_labs.write(number, name, title, todos):
         print(f"wrote {path}")
     print(f"Replace what stands behind each {UNFINISHED}. What comes next: python -m grading check-lab {number:02d} --quick")
+
+
+def predictions(
+    name: Annotated[str, typer.Argument(metavar="LAB")],
+    seed: Annotated[int, typer.Option(min=0, help="what the numbers are drawn from; another seed, other numbers")] = 0,
+) -> None:
+    """What a lab asks before coding, with the numbers of one seed, and the right answers as the engine gives them."""
+    lab = find_lab(name)
+    case = make_case(lab, seed)
+    console.print(f"Lab {lab.id}, seed {seed}: {', '.join(f'{key} = {value}' for key, value in case.numbers.items())}",
+                  markup=False, soft_wrap=True)
+    for question in case.questions:
+        choices = f" ({', '.join(question.choices)})" if question.choices else ""
+        console.print(f"\n{question.id}: {question.text}{choices}\n  {case.truth(question)}: {question.why}",
+                      markup=False, soft_wrap=True)
 
 
 def check_lab(
     name: Annotated[str, typer.Argument(metavar="LAB")],
     quick: Annotated[bool, typer.Option("--quick", help="leave out what takes a while")] = False,
+    everything: Annotated[bool, typer.Option(
+        "--all", help="run anew, too, what has passed and whose files are the same since")] = False,
 ) -> None:
     """Tick off what is proved of a lab, in the order in which one makes it, up to the first that is missing: exit status 1."""
     lab = find_lab(name)
 
-    def show(step: Step, missing: str | None) -> None:
+    def show(step: Step, missing: str | None, remembered: bool) -> None:
         mark = "[green]✓[/green]" if missing is None else "[red]✗[/red]"
-        console.print(f"{mark} {escape(step.says)}", soft_wrap=True)
+        console.print(f"{mark} {escape(step.says)}{' (unchanged since it passed)' * remembered}", soft_wrap=True)
         if missing is not None:
             console.print(f"  {missing}\n  To do: {step.how.replace('NN', lab.id)}", markup=False, soft_wrap=True)
 
-    if not walk(lab, show, [step for step in CHECKLIST if not (quick and step.runs)]):
+    steps = [step for step in CHECKLIST if not (quick and step.runs)]
+    if not walk(lab, show, steps, Passed(), everything):
         raise typer.Exit(1)
     what_next = "now without --quick" if quick else "all of it is proved; now do it yourself, from its README"
     console.print(f"\nLab {lab.id}: {what_next}.")
@@ -182,7 +202,7 @@ def _judge(
     labs: list[Lab], mutants: list[Mutant], jobs: int | None, file: Path | None,
     quick: Callable[[Mutant], bool] = kill_table.by_machine, failed: bool = False,
 ) -> None:  # fmt: skip
-    """Run, print, write; exit status 1 if one survives or costs points where nothing needs it."""
+    """Run, print, write; exit status 1 if a mutant survives or costs points at a TODO that does not need its own."""
     verdicts = _verdicts(labs, mutants, jobs, quick)
     kill_table.print_table(console, labs, verdicts)
     if file:

@@ -5,7 +5,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +16,8 @@ from rich.text import Text
 from grading.cli.progress_bar import bar
 from grading.cli.term import Isolation, JournalFile, TermFile, labs_of, open_journal, settings_of, submissions_of
 from grading.cohort.batch import Graders, Plan, Summary, graders_here, left_to_do, plan_of, run_batch, seconds_for
-from grading.cohort.journal import Journal, Last
-from grading.cohort.late import Late
+from grading.cohort.journal import Journal, LatestHandIn
+from grading.cohort.late import Late, shown
 from grading.cohort.ray_cluster import cluster
 from grading.cohort.regrade import Regraded, change_table, run_regrade, to_regrade
 from grading.cohort.roster import Cohort, Remark, read_cohort, read_times
@@ -32,7 +31,7 @@ from labs.harness.catalog import all_labs, find_lab
 from nano_qwen3_serving.observe.files import write_atomically
 
 SHOWN = 20
-"""Lines of one kind that are printed; the JSON has all."""
+"""How many lines of one kind are printed; the JSON has all."""
 FIRST = ("error", "crash", "slow", "flaky", "lower", "raised", "older")
 """Kinds of lines that are printed before others."""
 SAID_BY_BATCH = ("roster", "no submission", "not in roster", "time")
@@ -41,7 +40,7 @@ INTERRUPTED = 130
 Submissions = Annotated[Path | None, typer.Argument(
     help="A folder with one folder, archive or .py file for each student; by default the term's.")]
 Labs = Annotated[str | None, typer.Option(help="Such as 06,07; by default the term's.")]
-Students = Annotated[list[str] | None, typer.Option("--student", help="Only theirs; may be given several times.")]
+Students = Annotated[list[str] | None, typer.Option("--student", help="Only this student's; may be given several times.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes that grade.")]
 Ray = Annotated[str | None, typer.Option(metavar="auto|ADDRESS", help="Grade on this Ray cluster instead of here.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as data, too.")]
@@ -65,11 +64,11 @@ def batch(
     """Grade a cohort. What the journal has already is not graded again, so the same command goes on after a kill."""
     term = find_term(term_file)
     plan, path = plan_of(labs_of(term, labs), settings_of(term, isolation)), journal or term.journal
-    _can_be_late(term, plan)
+    _require_times(term, plan)
     with open_journal(term, journal, create=True) as base:
         _same_seeds(base, plan)
         cohort = _cohort(submissions_of(term, submissions), plan, term)
-        cohort.lines += _strangers(term, cohort)
+        cohort.lines += _unknown_students(term, cohort)
         _only(students, cohort)
         memory = Memory()
         total = left_to_do(base, plan, cohort, repeat)
@@ -93,7 +92,7 @@ def regrade(
     journal: JournalFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     allow_lower: Annotated[bool, typer.Option("--allow-lower", help="Let lower results count, too.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Run them once more though nothing has changed.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run the hand-ins once more though nothing has changed.")] = False,
     todo: Annotated[int | None, typer.Option(min=1, help="Only this TODO's points may change; the others stay.")] = None,
     jobs: Jobs = 2,
     isolation: Isolation = None,
@@ -135,16 +134,17 @@ def status(journal: JournalFile = None, term_file: TermFile = None) -> None:
                              str(sum(graded for _, graded in mine)), str(late_ones), points(scores["mean"]),
                              points(scores["median"]))
         console.print(overview)
+        zone = base.terms().zone
         for attempt, graded in attempts:
             if not graded:
-                console.print(_line(Remark(
-                    "to be graded", attempt.student, attempt.lab, f"handed in at {attempt.submitted or 'an unknown time'}")))
-        _print_rules(base, term.zone)
+                when = shown(attempt.submitted, zone) if attempt.submitted else "an unknown time"
+                console.print(_line(Remark("to be graded", attempt.student, attempt.lab, f"handed in at {when}")))
+        _print_rules(base)
 
 
 def synthetic(
     out: Annotated[Path, typer.Argument(help="A folder that is not there yet, or empty.")],
-    lab: Annotated[str, typer.Option(help="Such as 06.")] = "06",
+    lab: Annotated[str, typer.Option(help="Such as 06.")],
     count: Annotated[int, typer.Option(min=1)] = 200,
     seed: Annotated[str, typer.Option(help="The same seed makes the same submissions.")] = "0",
 ) -> None:
@@ -164,12 +164,12 @@ def synthetic(
 
 
 def lab_names() -> dict[str, str]:
-    """All that a file may call a lab → its id."""
+    """Every name that a file may use for a lab → the lab's id."""
     return {name: lab.id for lab in all_labs() for name in (lab.id, str(lab.number), f"lab{lab.id}", lab.folder.name)}
 
 
 def _same_seeds(base: Journal, plan: Plan) -> None:
-    """A journal has one term secret: with another everybody would get other inputs, and everything would be graded again."""
+    """A journal has one term secret: another secret would give every student other inputs and grade everything again."""
     if base.claim("seeds", plan.fingerprint()) != plan.fingerprint():
         raise ValueError(
             "this journal's results were made with another term secret or seed_mode; put those into term.toml, "
@@ -177,18 +177,18 @@ def _same_seeds(base: Journal, plan: Plan) -> None:
 
 
 def _only(students: Sequence[str] | None, cohort: Cohort) -> None:
-    """Leaves these students' hand-ins and lines. Raises `ValueError` for one who handed in nothing."""
+    """Keeps only these students' hand-ins and lines. Raises `ValueError` for a student who handed in nothing."""
     if not students:
         return
     there = {hand_in.attempt.student for hand_in in cohort.handed_in}
-    if strangers := [student for student in students if student not in there]:
-        raise ValueError(f"--student {strangers[0]}: there is no submission of that name; there are {len(there)} others")
+    if missing := [student for student in students if student not in there]:
+        raise ValueError(f"--student {missing[0]}: there is no submission of that name; there are {len(there)} others")
     cohort.handed_in = [hand_in for hand_in in cohort.handed_in if hand_in.attempt.student in students]
     cohort.lines = [line for line in cohort.lines if not line.student or line.student in students]
 
 
-def _can_be_late(term: Term, plan: Plan) -> None:
-    """Raises `ValueError` where lateness would be judged by the files' own times and nobody has asked for that."""
+def _require_times(term: Term, plan: Plan) -> None:
+    """Raises `ValueError` if lateness would be judged by the files' own times and term.toml does not ask for that."""
     dated = [lab for lab in plan.labs if lab in term.labs and term.labs[lab].all is not None]
     if dated and term.times is None and not term.mtimes:
         raise ValueError(
@@ -197,15 +197,15 @@ def _can_be_late(term: Term, plan: Plan) -> None:
             "those of the files themselves, which a download or a copy changes")
 
 
-def _strangers(term: Term, cohort: Cohort) -> list[Remark]:
-    """A line for each extension of a student who has no submission, where no roster says who there is: a slip, perhaps."""
+def _unknown_students(term: Term, cohort: Cohort) -> list[Remark]:
+    """Without a roster: a line for each extension of a student who has no submission, which may be a slip."""
     known = {hand_in.attempt.student for hand_in in cohort.handed_in}
     return [Remark("extension", extension.student, extension.lab, "there is no such student among the submissions, and no roster")
             for extension in term.extensions if term.roster is None and extension.student not in known]
 
 
 def _without_result(base: Journal, plan: Plan) -> list[Remark]:
-    """A line for each decision about a score that is not there."""
+    """A line for each override that has no result to change."""
     there = {(last.student, last.lab) for last, _ in base.settled()}
     return [Remark("override", override.student, override.lab, "there is no result that could be overridden")
             for override in base.overrides()
@@ -213,7 +213,7 @@ def _without_result(base: Journal, plan: Plan) -> list[Remark]:
 
 
 def _cohort(submissions: Path, plan: Plan, term: Term) -> Cohort:
-    """What was handed in; where the files' own times are taken, a line says of how many."""
+    """The hand-ins; if the files' own times are used, a line says for how many."""
     times = read_times(term.times, lab_names(), term.zone) if term.times else None
     cohort = read_cohort(submissions, list(plan.labs.values()), term.roster, times)
     own = sum(hand_in.attempt.source == "mtime" for hand_in in cohort.handed_in)
@@ -236,7 +236,7 @@ def _crew(plan: Plan, jobs: int, ray: str | None, memory: Memory, total: int) ->
 
 @contextmanager
 def _resumable(base: Journal, path: Path) -> Iterator[None]:
-    """Ctrl-C, or being asked to end, stops the workers and says how to go on."""
+    """On Ctrl-C or SIGTERM, stops the workers and says how to go on."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -254,7 +254,7 @@ def _resumable(base: Journal, path: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _spread(settled: Sequence[tuple[Last, Late]]) -> dict[str, float]:
+def _spread(settled: Sequence[tuple[LatestHandIn, Late]]) -> dict[str, float]:
     """Of final scores."""
     scores = [late.score for _, late in settled]
     if not scores:
@@ -280,7 +280,7 @@ def _print_summary(summary: Summary, by_lab: dict[str, dict[str, float]], no_sec
 
 
 def print_lines(lines: Sequence[Remark]) -> None:
-    """Print lines by kind, those that want something done first."""
+    """Print lines by kind; kinds that need an action come first."""
     kinds: dict[str, list[Remark]] = defaultdict(list)
     for line in lines:
         kinds[line.kind].append(line)
@@ -312,13 +312,13 @@ def _print_regraded(regraded: Regraded, dry: bool) -> None:
         console.print(f"{regraded.held} lower results were kept and do not count; --allow-lower lets them.")
 
 
-def _print_rules(base: Journal, zone: tzinfo | None) -> None:
+def _print_rules(base: Journal) -> None:
     """Policy, due dates and decisions."""
     terms = base.terms()
     console.print(Text(f"late policy: {terms.policy.words()}"), soft_wrap=True)
     for lab, when in sorted(terms.due.items()):
         mine = sum(whose[1] == lab for whose in terms.extended)
-        console.print(Text(f"lab {lab} is due at {when.astimezone(zone or UTC):%Y-%m-%d %H:%M %Z}"
+        console.print(Text(f"lab {lab} is due at {shown(when, terms.zone)}"
                            + (f"; {mine} students have a deadline of their own" if mine else "")
                            + (f"; late policy there: {own.words()}" if (own := terms.policies.get(lab)) else "")), soft_wrap=True)
     for override in base.overrides():

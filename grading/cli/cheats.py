@@ -20,10 +20,10 @@ from grading.sandbox.supervisor import NOT_HERE, SetupError
 def levels_for_cheats() -> list[str]:
     """The levels at which cheats can be run on this machine, the strongest first.
 
-    At `none` they run where bubblewrap makes something to throw away, and nowhere else.
+    At `none` they run only inside a throwaway that bubblewrap makes.
 
     Raises:
-        SetupError: there are none.
+        SetupError: cheats can run at no level here.
     """
     if strongest_level() == "none":
         raise SetupError(NOT_HERE)
@@ -60,7 +60,7 @@ def _print(console: Console, by_level: dict[str, list[TrialResult]]) -> None:
     for row in zip(*by_level.values(), strict=True):
         scores = [Text("-" if trial.report is None else points(trial.report.score), style="" if trial.right else "bold red")
                   for trial in row]
-        cheat, happened = row[0].cheat, plain(_said(row), 90).replace("\n", " ")
+        cheat, happened = row[0].cheat, plain(_outcome_in_words(row), 90).replace("\n", " ")
         table.add_row(cheat.lab, cheat.name, points(cheat.worth), *scores, Text(happened))
     console.print(table)
     wrong = [trial for of_level in by_level.values() for trial in of_level if not trial.right]
@@ -75,6 +75,6 @@ def _print(console: Console, by_level: dict[str, list[TrialResult]]) -> None:
     console.print(f"{sum(map(len, by_level.values())) - len(wrong)} of {sum(map(len, by_level.values()))} as expected")
 
 
-def _said(row: Sequence[TrialResult]) -> str:
-    """The words of the first level at which it is wrong, or else of the first."""
+def _outcome_in_words(row: Sequence[TrialResult]) -> str:
+    """What happened at the first level whose result is wrong, or else at the first level."""
     return next((trial for trial in row if not trial.right), row[0]).happened

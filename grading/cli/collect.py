@@ -21,7 +21,7 @@ from labs.harness.catalog import Lab, find_lab
 from nano_qwen3_serving.observe.files import write_atomically
 
 KEPT = ".downloads.json"
-"""In the folder of submissions: how a platform names each submission's files, by lab. Feedback goes back under these names."""
+"""A file in the folder of submissions: how a platform names each submission's files, by lab. Feedback uses these names."""
 NOTES = "collected.txt"
 
 console = Console(highlight=False)
@@ -53,7 +53,7 @@ def collect(
 
 
 def _lay(folder: Path, hand_in: Collected) -> None:
-    """The graded files of a submission, in place of those of an earlier download; the journal has those."""
+    """Writes a submission's graded files over those of an earlier download, which the journal still has."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*ALLOWED, NOTES):
         (folder / name).unlink(missing_ok=True)
@@ -71,9 +71,9 @@ def _keep(path: Path, lab: Lab, form: str, hand_ins: Sequence[Collected]) -> Non
 
 
 def _note_times(term: Term, lab: Lab, times: Mapping[str, str]) -> None:
-    """The times that a download says, in the term's file of times, in place of those of an earlier download."""
+    """Writes a download's times into the term's file of times, over those of an earlier download."""
     if not times or term.times is None:
-        why = 'term.toml names no file for times, [submissions] times = "times.csv"' if times else "the download says no times"
+        why = 'term.toml names no file for times, [submissions] times = "times.csv"' if times else "the download has no times"
         console.print(f"{why}: they have to come from the platform's own list", markup=False, soft_wrap=True)
         return
     rows = table(term.times, ["student", "lab", "submitted"])[0] if term.times.is_file() else []

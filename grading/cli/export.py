@@ -31,9 +31,9 @@ FORMATS = ("gradescope", "classroom50", "canvas", "moodle", "junit", "csv", "mar
 ENDINGS = {"gradescope": "json", "classroom50": "json", "markdown": "md", "html": "html"}
 """Formats with a file for each submission."""
 SLOWER = 2
-"""Times as long as here one check may take in Gradescope's container, which has half a core."""
+"""How many times longer a check may take in Gradescope's container, which has half a core."""
 
-Section = Annotated[str | None, typer.Option(help="only theirs, as the roster has them")]
+Section = Annotated[str | None, typer.Option(help="only this section's students, by the roster")]
 
 console = Console(highlight=False)
 
@@ -43,7 +43,7 @@ def export(
     out: Annotated[Path, typer.Option(
         help="the file, a zip of feedback; a folder where each submission has a file (gradescope, classroom50, markdown, html)")],
     lab: Annotated[str | None, typer.Option(help="such as 06; default: every lab in the journal")] = None,
-    student: Annotated[str | None, typer.Option(help="only theirs; --out is a file then")] = None,
+    student: Annotated[str | None, typer.Option(help="only this student's results; --out is a file then")] = None,
     section: Section = None,
     journal: JournalFile = None,
     fill: Annotated[Path | None, typer.Option(
@@ -60,7 +60,7 @@ def export(
         help="markdown, html: with the seed; for students once results are published")] = False,
     term_file: TermFile = None,
 ) -> None:
-    """Write results as another program wants them. Exit status 1 if somebody's grade found no place."""
+    """Write results as another program wants them. Exit status 1 if a student's grade found no place."""
     term = find_term(term_file)
     entries = _entries(term, journal, lab, student, section)
     forms: dict[str, Callable[[Entry], str]] = {
@@ -88,7 +88,7 @@ def export(
 def _entries(
     term: Term, journal: Path | None, lab: str | None, student: str | None = None, section: str | None = None
 ) -> list[Entry]:
-    """What counts, by lab and student. Raises `ValueError` if there is nothing."""
+    """The hand-ins that count, by lab and student. Raises `ValueError` if there are none."""
     with open_journal(term, journal) as opened:
         counting = opened.latest(find_lab(lab).id if lab else None)
     there = term.roster.students if term.roster else {}
@@ -104,7 +104,7 @@ def _entries(
 
 
 def _table(entries: Sequence[Entry], term: Term, student: str | None, section: str | None) -> str:
-    """The CSV table; a roster's students without a result have a row, too, in each lab that is there."""
+    """The CSV table; students on the roster without a result also have a row, for each lab in the table."""
     labs, there = {entry.report.lab for entry in entries}, {(entry.report.student, entry.report.lab) for entry in entries}
     roster = term.roster.students if term.roster else {}
     missing = [(name, lab) for lab in sorted(labs) for name, row in roster.items()
@@ -127,13 +127,13 @@ def _classroom50(entries: Sequence[Entry], out: Path, places: Path | None, stude
     if places is None:
         raise ValueError(f"classroom50 needs --places FILE:\n{classroom50.__doc__.partition(':')[2].strip()}")
     known = classroom50.read_places(places.read_text(encoding="utf-8"))
-    unplaced = [f"{plain(entry.report.student)}: {places} has no submission of theirs" for entry in entries
+    unplaced = [f"{plain(entry.report.student)}: {places} has no submission by this student" for entry in entries
                 if entry.report.student not in known]
     unplaced += [f"{plain(entry.report.student)}: it is not known when they handed in" for entry in entries
                  if entry.report.student in known and entry.submitted is None]
     good = [entry for entry in entries if entry.report.student in known and entry.submitted is not None]
     _each(good, out, "classroom50", student, lambda entry: classroom50.result(entry, known[entry.report.student]))
-    _tell("not written", unplaced)
+    _print_lines("not written", unplaced)
     return unplaced
 
 
@@ -154,13 +154,13 @@ def _gradebook(
     filled: Filled = (canvas.fill(data, assignment or "", entries, roster) if form == "canvas"
                       else moodle.fill_worksheet(data, entries, roster))
     _write(out, filled.data)
-    _tell("note", filled.notes)
-    _tell("not entered", filled.unplaced)
+    _print_lines("note", filled.notes)
+    _print_lines("not entered", filled.unplaced)
     return filled.unplaced
 
 
 def _feedback(entries: Sequence[Entry], out: Path, term: Term, page: Callable[[Entry], str]) -> list[str]:
-    """A zip of pages under the names by which the platform that the submissions came from takes feedback back."""
+    """A zip of pages, named as the platform that the submissions came from expects feedback files to be named."""
     labs = sorted({entry.report.lab for entry in entries})
     kept = term.submissions / KEPT if term.submissions else None
     downloads = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
@@ -171,9 +171,9 @@ def _feedback(entries: Sequence[Entry], out: Path, term: Term, page: Callable[[E
     names = feedback_names(came["form"], came["prefixes"], list(by_student), term.roster or Roster({}))
     _write(out, zipped({name: page(by_student[student]).encode("utf-8") for student, name in names.items()}))
     grouped = {student for owner in came["prefixes"] for student in (term.roster.owners(owner) if term.roster else [])}
-    unplaced = [f"{plain(student)}: the download had no submission of theirs" for student in by_student
+    unplaced = [f"{plain(student)}: the download had no submission by this student" for student in by_student
                 if student not in names and student not in grouped]
-    _tell("not written", unplaced)
+    _print_lines("not written", unplaced)
     return unplaced
 
 
@@ -186,7 +186,7 @@ def _write(path: Path, data: bytes, quiet: bool = False) -> None:
         console.print(Text(f"wrote {path}"), soft_wrap=True)
 
 
-def _tell(what: str, lines: Sequence[str]) -> None:
+def _print_lines(what: str, lines: Sequence[str]) -> None:
     for line in lines:
         console.print(Text(f"{what}: {line}"), soft_wrap=True)
 
@@ -220,7 +220,8 @@ def report(
         _write(comments, csv_table.written([("student", "todo", "comment"), *rows]).encode("utf-8"))
     waiting = [cluster for cluster in clusters
                if cluster.comment and not cluster.verified and len(cluster.students) >= cohort_page.VERIFIED_BY]
-    _tell("to verify", [f"cluster {cluster.id}, {len(cluster.students)} students: {cluster.comment}" for cluster in waiting])
+    _print_lines("to verify", [f"cluster {cluster.id}, {len(cluster.students)} students: {cluster.comment}"
+                               for cluster in waiting])
 
 
 def gradescope_zip_command(
@@ -250,7 +251,7 @@ def gradescope_zip_command(
 
 
 def _tried(archive: Path, submission: Path) -> bool:
-    """Run the zip here and say what that took; whether it came to an end."""
+    """Run the zip here and print what that took; returns whether it came to an end."""
     with tempfile.TemporaryDirectory(prefix="autograder-", ignore_cleanup_errors=True) as name:
         try:
             used, results = dry_run.run(archive, submission, Path(name))
@@ -289,8 +290,8 @@ def similarity_command(
         table.add_row(*map(Text, _cells(pair)))
     console.print(table)
     console.print("A high share is a reason to look at both, and no verdict.")
-    _tell("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(folder, chosen)])
-    _tell("not compared", [plain(line) for line in unusable])
+    _print_lines("the same predictions", [plain(", ".join(group)) for group in similarity.same_predictions(folder, chosen)])
+    _print_lines("not compared", [plain(line) for line in unusable])
     if out:
         _write(out,
                csv_table.written([("one", "share", "lines", "other", "share", "lines"), *map(_cells, pairs)]).encode("utf-8"))

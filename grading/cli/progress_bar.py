@@ -12,7 +12,7 @@ from nano_qwen3_serving.observe.terminal import is_terminal
 
 @contextmanager
 def bar(total: int, what: str, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; call what is yielded after each. It starts no thread."""
+    """A bar on standard error; call the yielded function after each item. It starts no thread."""
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())
     with Progress(

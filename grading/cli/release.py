@@ -1,4 +1,4 @@
-"""`python -m grading release`, `workflow`: what leaves for a term's students."""
+"""`python -m grading release`, `workflow`: files for a term's students."""
 
 from pathlib import Path
 from typing import Annotated

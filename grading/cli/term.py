@@ -36,7 +36,7 @@ def init(
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = out.parent / secret
     if not kept.exists():
-        handle = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # who reads it works out the inputs of hidden checks
+        handle = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # its reader can work out the inputs of hidden checks
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(16) + "\n")
         print(f"wrote {kept}: keep it, and out of every repository")
@@ -46,17 +46,17 @@ def init(
 
 
 def settings_of(term: Term, isolation: str | None = None, seed: str | None = None) -> Settings:
-    """How the term's submissions are graded; level and seed may be others this once."""
+    """How the term's submissions are graded; level and seed can be overridden for this run."""
     limits = Limits(wall_seconds=term.seconds, cpu_seconds=max(1, int(term.seconds / 2)))
     level = isolation or term.isolation or strongest_level()
     return Settings(term.secret, term.seed_mode, seed, level, limits, term.predictions, term.submission_seconds)
 
 
 def open_journal(term: Term, other: Path | None = None, create: bool = False) -> Journal:
-    """The term's journal, which from now on has the term's due dates, policy and overrides; or another one, as it is.
+    """The term's journal, which from now on has the term's due dates, policy and overrides; or another journal, unchanged.
 
     Args:
-        create: whether it is made if it is not there; another one is then given the term's rules, too.
+        create: whether to make the journal if it does not exist; another journal then also gets the term's rules.
     """
     base = Journal(other or term.journal, create)
     if term.file is not None and (create or other is None):

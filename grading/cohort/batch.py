@@ -1,7 +1,7 @@
 """A cohort's grading: every submission once, each result journaled as soon as it is there.
 
-What a result depends on is hashed into its key. A key that the journal has is not graded again; so a
-run that was killed goes on where it was, and one without changes does nothing.
+Everything a result depends on is hashed into its key. A key that the journal has is not graded again, so a
+killed run goes on where it was, and a run without changes does nothing.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from grading.cohort.journal import Journal
+from grading.cohort.late import shown
 from grading.cohort.roster import Cohort, HandedIn, Remark
 from grading.cohort.worker_pool import Crew, UnitOutcome, schedule
 from grading.judge.checks import shorter
@@ -26,11 +27,11 @@ from grading.sandbox.runtime import make_runtime
 from labs.harness.catalog import Lab
 
 SLOW_SECONDS = 3.0
-"""For each check, from which on a submission is named; solutions take a tenth of that."""
+"""Seconds per check above which a submission is reported as slow; solutions take a tenth of that."""
 SPARED_SECONDS = 60.0
-"""That no submission is named for, however few its checks: Python may start slowly."""
+"""Seconds below which no submission is reported as slow, however few its checks: Python may start slowly."""
 SPARE_SECONDS = 180.0
-"""Beyond what its checks may take, for what a submission needs besides: starting Python, a worker, the predictions."""
+"""Seconds that a submission may take beyond its checks: to start Python and a worker, and for the predictions."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Unit:
     """One submission to be graded for one lab.
 
     Attributes:
-        key: the hash of all that its report depends on.
-        number: which of several runs of the same, see `--repeat`.
+        key: the hash of everything that its report depends on.
+        number: the number of this run among several of the same submission, see `--repeat`.
     """
 
     lab: str
@@ -57,20 +58,20 @@ class Plan:
     versions: Mapping[str, dict[str, str]]
 
     def unit(self, hand_in: HandedIn) -> Unit:
-        """What is graded, and a key of all that its result depends on: what has the same is not graded again."""
+        """The unit for a hand-in. Its key covers everything the result depends on; the same key is not graded again."""
         submission, lab, settings = hand_in.submission, hand_in.attempt.lab, self.settings
         depends_on = [submission.student, lab, submission.digest, submission.notes,
                       self.seed(submission.student, lab, submission.digest), self.versions[lab],
                       settings.level, settings.predictions, asdict(settings.limits)]
-        depends_on += [settings.seconds] if settings.seconds is not None else []  # older journals' keys know no such limit
+        depends_on += [settings.seconds] if settings.seconds is not None else []  # older journals' keys have no such limit
         return Unit(lab, submission, hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest())
 
     def seed(self, student: str, lab: str, digest: str) -> str:
-        """What the inputs of the checks of this student's file are drawn from."""
+        """The seed from which the inputs of the checks of this student's file are drawn."""
         return self.settings.seed or seed_for(self.settings.secret, lab, student, digest, self.settings.seed_mode)
 
     def fingerprint(self) -> str:
-        """What tells seeds from others without telling them."""
+        """A fingerprint that distinguishes seeds without revealing them."""
         return self.seed("", "journal", "") + f" {self.settings.seed_mode}"
 
 
@@ -81,10 +82,10 @@ def plan_of(labs: Sequence[Lab], settings: Settings) -> Plan:
 
 @dataclass(frozen=True)
 class Graders:
-    """Makes what grades, in whatever process it is called: one `Grader` for each lab, from folders that are there.
+    """Called in any process, returns the function that grades: one `Grader` for each lab, from existing folders.
 
     Attributes:
-        runtimes: lab → its runtime folder and the names to hide; a lab that is not there gets a folder of its own.
+        runtimes: lab → its runtime folder and the names to hide; a lab that is missing here gets a folder of its own.
     """
 
     plan: Plan
@@ -128,21 +129,21 @@ def graders_here(plan: Plan) -> Iterator[Graders]:
 
 
 def seconds_for(plan: Plan, checks: int) -> float:
-    """What a unit may take before its process is given up: a judge that hangs is not waited for."""
+    """Seconds that a unit may take before its process is ended: nothing waits for a judge that hangs."""
     each, together = plan.settings.limits.wall_seconds, plan.settings.seconds
     return (checks * each if together is None else min(checks * each, together + each)) + SPARE_SECONDS
 
 
 @dataclass
 class Summary:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
         found: submissions, each for a lab.
-        known: of them, whose result was in the journal.
-        graded: of them, now.
-        failed: of them, without a result.
-        lines: all that is to be known besides.
+        known: how many of them had a result in the journal.
+        graded: how many of them were graded now.
+        failed: how many of them have no result.
+        lines: everything else to report.
         seconds: the run took.
         peak_bytes: of memory, of this machine's processes together; 0 if others graded.
     """
@@ -157,7 +158,7 @@ class Summary:
 
     @property
     def is_good(self) -> bool:
-        """Whether everybody has a result, and every repeat gave the same."""
+        """Whether every submission has a result, and every repeat gave the same one."""
         return not self.failed and not any(line.kind == "flaky" for line in self.lines)
 
     def to_json(self, **more: object) -> str:
@@ -169,12 +170,12 @@ class Summary:
 def run_batch(
     journal: Journal, plan: Plan, cohort: Cohort, crew: Crew, repeat: int = 1, done: Callable[[], None] = lambda: None
 ) -> Summary:
-    """Grade what the journal does not know, and journal it; `done` after each run.
+    """Grade what the journal does not know, and journal it; `done` is called after each run.
 
-    Interrupted, it stops every worker; what was graded is in the journal.
+    An interrupt stops every worker; everything graded so far is in the journal.
 
     Args:
-        repeat: grade everything so many times, and say whose verdicts differ.
+        repeat: grade everything this many times, and report submissions whose verdicts differ.
     """
     began = time.monotonic()
     journal.hand_in(hand_in.attempt for hand_in in cohort.handed_in)
@@ -203,17 +204,17 @@ def left_to_do(journal: Journal, plan: Plan, cohort: Cohort, repeat: int = 1) ->
 
 
 def runs_of(units: Mapping[str, Unit], known: set[str], repeat: int = 1) -> list[Unit]:
-    """What has to be graded: what is not known once, or everything `repeat` times."""
+    """The units to grade: unknown ones once, or everything `repeat` times."""
     if repeat == 1:
         return [unit for key, unit in units.items() if key not in known]
     return [replace(unit, number=number) for number in range(repeat) for unit in units.values()]
 
 
 class _Runs:
-    """Takes what comes from workers into the journal.
+    """Writes the workers' results into the journal.
 
     Attributes:
-        reports: key → what is known of it, each run's report.
+        reports: key → the known reports, one for each run.
     """
 
     def __init__(self, journal: Journal, lines: list[Remark]) -> None:
@@ -238,14 +239,14 @@ class _Runs:
         self._take(unit.key, outcome.answer)
 
     def _take(self, key: str, report: Report, run: str | None = None) -> None:
-        """A report of what has this key; `run` is the key of the run that it is from, if that is not the first."""
+        """Notes a report for this key; `run` is the key of its run, if that is not the first one."""
         first = key not in self.reports
         self.reports.setdefault(key, []).append(report)
         if not first:
             return
         before = self.journal.standing(report.student, report.lab, report.digest)
         if not self.journal.record(run or key, report):
-            assert before is not None  # what is refused is lower than it
+            assert before is not None  # a refused result is lower than this one
             self.lines.append(Remark("lower", report.student, report.lab,
                                    f"{report.score:g} now, but {before.score:g}, given earlier, stands; "
                                    "python -m grading regrade --allow-lower changes that"))
@@ -255,7 +256,7 @@ class _Runs:
 
 
 def slow(report: Report, seconds: float) -> list[Remark]:
-    """A line about a submission whose checks took long, or did not all begin because of that."""
+    """A line about a submission whose checks took long, or so long that some never began."""
     late = sum(check.message.startswith(OUT_OF_TIME) and not check.passed for check in report.checks)
     each, many = seconds / max(1, len(report.checks)), len(report.checks)
     if late:
@@ -281,7 +282,7 @@ def differing(reports: Sequence[Report]) -> list[Remark]:
 
 
 def _older(journal: Journal, cohort: Cohort) -> list[Remark]:
-    """A line for each student of whom something counts that is not there any more."""
+    """One line per student whose counted submission no longer exists."""
     there: dict[tuple[str, str], set[str]] = {}
     lines = []
     for hand_in in cohort.handed_in:
@@ -289,7 +290,8 @@ def _older(journal: Journal, cohort: Cohort) -> list[Remark]:
     for (student, lab), digests in there.items():
         counts = journal.counting(student, lab)
         if counts is not None and counts.digest not in digests:
+            when = shown(counts.submitted, journal.terms().zone) if counts.submitted else "an unknown time"
             lines.append(Remark("older", student, lab,
-                              f"what counts is not what is here, but what was handed in at {counts.submitted}, which is later; "
+                              f"the submission that counts is not this one but that of {when}, which is later; "
                               "if that is wrong, give the times in the file that term.toml names"))
     return lines

@@ -1,11 +1,11 @@
-"""What a platform gives out of an assignment, as zip or folder: whose each part is, when it came, and what is in it.
+"""A platform's download of an assignment, as zip or folder: the owner, time and files of each part.
 
     canvas      lovelaceada_LATE_101_55501_starter.py          a file for each file; 101 is the student's number
     moodle      Ada Lovelace_7001_assignsubmission_file_/…     7001 is of this assignment; its grading worksheet knows whose
     gradescope  submission_123/…  submission_metadata.yml      the latter says who and when
     github      lab06-ada-l/…                                  a checkout for each, called after the login
 
-Reads; writes nothing but into a temporary folder, and runs nothing. Whom the roster does not have for certain is nobody.
+Reads; writes only into a temporary folder, and runs nothing. A part without a certain owner on the roster belongs to nobody.
 """
 
 import re
@@ -26,13 +26,13 @@ from labs.harness.catalog import Lab
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 8 << 30
-"""Of a download, unpacked."""
+"""The largest size of a download, unpacked."""
 PASSED_OVER = {".git", "__pycache__", ".venv", "__MACOSX"}
 METADATA = "submission_metadata.yml"
 _CANVAS = re.compile(r"(?P<prefix>[^_]*(?P<late>_LATE)?_(?P<number>\d+)_\d+_)(?P<name>.+)")
 _MOODLE = re.compile(r"(?P<prefix>(?P<who>.*)_(?P<number>\d+)_assignsubmission_file_?)(?P<name>.*)")
 _SLIP = re.compile(r"(?P<stem>starter|predictions)(?: ?\(\d+\)|-\d+)?(?P<ending>\.py|\.json)(?:\.txt)?", re.IGNORECASE)
-"""What browsers, editors and Canvas make of the two files' names: `starter-1.py`, `Starter (2).py.txt`."""
+"""The names that browsers, editors and Canvas give the two files: `starter-1.py`, `Starter (2).py.txt`."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Part:
     """One submission of a download.
 
     Attributes:
-        prefix: how the platform's names of its files begin; feedback that is called so finds its way back.
+        prefix: the beginning of the platform's names for its files; the platform matches feedback by it.
         files: path inside the submission → file.
         submitted: when, ISO 8601 in UTC; None if the download does not say.
         is_late: whether the platform says so.
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Collected:
-    """One submission, and whose it is: a student's id, a group's name, or `ada+ben`."""
+    """One submission and its owner: a student's id, a group's name, or `ada+ben`."""
 
     owner: str
     part: Part
@@ -64,7 +64,7 @@ class Collected:
 def collect(
     download: Path, form: str, lab: Lab, roster: Roster, worksheet: Path | None = None, zone: tzinfo | None = None
 ) -> tuple[list[Collected], list[Remark]]:
-    """The submissions of a download, by owner, and a line for each thing in it that is nobody's or is taken for something else.
+    """The submissions of a download, by owner, and a line for each part without an owner and each file read under another name.
 
     Args:
         form: one of `FORMS`.
@@ -72,13 +72,13 @@ def collect(
         zone: of the worksheet's times.
 
     Raises:
-        ValueError: if it is no such download.
+        ValueError: if the download does not have this platform's form.
     """
     if form not in FORMS:
         raise ValueError(f"--from is {', '.join(FORMS)}, not {form!r}")
     with _unpacked(download) as folder:
         people = _People(roster, _worksheet(worksheet, zone) if worksheet else {})
-        parts, lines = _found(FORMS[form], folder, people, lab)
+        parts, lines = _unwrapped_contents(FORMS[form], folder, people, lab)
         made = []
         for owner, part in sorted(parts.items()):
             submission, remarks = _submission(owner, part, lab)
@@ -89,7 +89,7 @@ def collect(
 
 @contextmanager
 def _unpacked(download: Path) -> Iterator[Path]:
-    """The folder; of a zip, what is in it."""
+    """The downloaded folder, or the contents of the zip."""
     if not download.is_dir() and not zipfile.is_zipfile(download):
         raise ValueError(f"{download} is neither a folder nor a zip; give what the platform gave you")
     with tempfile.TemporaryDirectory(prefix="download-") as name:
@@ -99,7 +99,7 @@ def _unpacked(download: Path) -> Iterator[Path]:
         with zipfile.ZipFile(download) as archive:
             if (size := sum(info.file_size for info in archive.infolist())) > MOST_BYTES:
                 raise ValueError(f"{download} has {size >> 30} GiB in it; {MOST_BYTES >> 30} GiB are allowed")
-            archive.extractall(name)  # which follows no link, and climbs out of nothing
+            archive.extractall(name)  # extractall follows no link and cannot climb out of the folder
         yield Path(name)
 
 
@@ -112,7 +112,7 @@ def _inside(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Person:
-    """A row of Moodle's worksheet: what it calls somebody, and when they handed in."""
+    """A row of Moodle's worksheet: a student's names there, and when they handed in."""
 
     names: tuple[str, ...]
     submitted: str | None
@@ -126,7 +126,7 @@ class _People:
     worksheet: Mapping[str, _Person]
 
     def by(self, value: str, *fields: str) -> str | None:
-        """The one student who has this value in one of these fields of the roster; None if nobody has, or two have."""
+        """The one student with this value in one of these fields of the roster; None if no student or several have it."""
         wanted = _same(value)
         hits = [student for student, row in self.roster.students.items()
                 if wanted and any(_same(row.get(field, "")) == wanted for field in fields)]
@@ -138,7 +138,7 @@ def _same(text: str) -> str:
 
 
 def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
-    """Moodle's participant number → who that is."""
+    """Moodle's participant number → that person's row."""
     by_number = {}
     for where, row in table(path, ["Identifier"])[0]:
         names = tuple(filter(None, (row.get(field) for field in ("email address", "id number", "username", "full name"))))
@@ -154,26 +154,26 @@ def _worksheet(path: Path, zone: tzinfo | None) -> dict[str, _Person]:
 
 # the platforms
 
-Found = tuple[dict[str, Part], list[Remark]]
+Contents = tuple[dict[str, Part], list[Remark]]
 
 
-def _found(read: Callable[[Path, _People, Lab], Found], folder: Path, people: _People, lab: Lab) -> Found:
-    """What is in a folder; if that is only one other folder, what is in that."""
+def _unwrapped_contents(read: Callable[[Path, _People, Lab], Contents], folder: Path, people: _People, lab: Lab) -> Contents:
+    """The contents of a folder; if they are a single folder, the contents of that one."""
     inside = _inside(folder)
-    contents: Found = {}, []
+    contents: Contents = {}, []
     try:
         contents = read(folder, people, lab)
     except ValueError:
         if len(inside) != 1 or not inside[0].is_dir():
             raise
-        return _found(read, inside[0], people, lab)
+        return _unwrapped_contents(read, inside[0], people, lab)
     if not contents[0] and len(inside) == 1 and inside[0].is_dir():
-        deeper = _found(read, inside[0], people, lab)
+        deeper = _unwrapped_contents(read, inside[0], people, lab)
         return deeper if deeper[0] else contents
     return contents
 
 
-def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
+def _canvas(folder: Path, people: _People, lab: Lab) -> Contents:
     parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
@@ -181,7 +181,7 @@ def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
         owner = people.by(named["number"], "lms_id") if named else None
         if named is None or owner is None:
             why = f"the roster's lms_id has no {named['number']}" if named else "its name is not as Canvas makes them"
-            lines.append(_nobodys(path.name, why, lab))
+            lines.append(_not_collected(path.name, why, lab))
             continue
         part = parts.setdefault(owner, Part(named["prefix"]))
         part.files[named["name"]] = path
@@ -189,7 +189,7 @@ def _canvas(folder: Path, people: _People, lab: Lab) -> Found:
     return parts, lines
 
 
-def _moodle(folder: Path, people: _People, lab: Lab) -> Found:
+def _moodle(folder: Path, people: _People, lab: Lab) -> Contents:
     parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
@@ -198,7 +198,7 @@ def _moodle(folder: Path, people: _People, lab: Lab) -> Found:
         if named is None or owner is None:
             why = ("neither roster nor worksheet says for certain whose it is; --worksheet is the assignment's grading worksheet"
                    if named else "its name is not as Moodle makes them")
-            lines.append(_nobodys(path.name, why, lab))
+            lines.append(_not_collected(path.name, why, lab))
             continue
         person = people.worksheet.get(named["number"])
         prefix = named["prefix"] + "_" * (not named["prefix"].endswith("_"))
@@ -215,7 +215,7 @@ def _of_moodle(named: re.Match[str], people: _People) -> str | None:
     return people.by(named["number"], "lms_id") or people.by(named["who"], "name")
 
 
-def _gradescope(folder: Path, people: _People, lab: Lab) -> Found:
+def _gradescope(folder: Path, people: _People, lab: Lab) -> Contents:
     import yaml  # transformers needs it
 
     try:
@@ -233,7 +233,7 @@ def _gradescope(folder: Path, people: _People, lab: Lab) -> Found:
                   or people.by(str(submitter.get(":sid") or ""), "student", "sis_id", "lms_id")
                   or people.by(str(submitter.get(":name") or ""), "name") for submitter in submitters]
         if not owners or None in owners:
-            lines.append(_nobodys(path.name, f"the roster has not everybody whom {METADATA} names", lab))
+            lines.append(_not_collected(path.name, f"the roster lacks a student that {METADATA} names", lab))
             continue
         when = stamp(moment(created.isoformat() + ("" if created.tzinfo else "Z"))) if isinstance(created, datetime) else None
         files = _below(path) if path.is_dir() else {path.name: path}
@@ -241,7 +241,7 @@ def _gradescope(folder: Path, people: _People, lab: Lab) -> Found:
     return parts, lines
 
 
-def _github(folder: Path, people: _People, lab: Lab) -> Found:
+def _github(folder: Path, people: _People, lab: Lab) -> Contents:
     parts: dict[str, Part] = {}
     lines = []
     for path in _inside(folder):
@@ -251,17 +251,17 @@ def _github(folder: Path, people: _People, lab: Lab) -> Found:
         longest = max(map(len, hits.values()), default=0)
         owners = [student for student, login in hits.items() if len(login) == longest]
         if not path.is_dir() or len(owners) != 1:
-            lines.append(_nobodys(path.name, "it does not end in the login of one student of the roster", lab))
+            lines.append(_not_collected(path.name, "it does not end in the login of one student of the roster", lab))
         else:
             parts[owners[0]] = Part(f"{path.name}_", _below(path))
     return parts, lines
 
 
-def _nobodys(name: str, why: str, lab: Lab) -> Remark:
+def _not_collected(name: str, why: str, lab: Lab) -> Remark:
     return Remark("not collected", "", lab.id, f"{name}: {why}")
 
 
-FORMS: dict[str, Callable[[Path, _People, Lab], Found]] = {
+FORMS: dict[str, Callable[[Path, _People, Lab], Contents]] = {
     "canvas": _canvas, "moodle": _moodle, "gradescope": _gradescope, "github": _github}
 """Platforms, by name."""
 
@@ -270,13 +270,13 @@ FORMS: dict[str, Callable[[Path, _People, Lab], Found]] = {
 
 
 def _below(folder: Path) -> dict[str, Path]:
-    """Every file, but for git's and Python's own; links are none."""
+    """Every file except those of git and Python; links do not count as files."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
             if path.is_file() and not path.is_symlink() and not PASSED_OVER & set(path.relative_to(folder).parts)}
 
 
 def _submission(owner: str, part: Part, lab: Lab) -> tuple[Submission, list[str]]:
-    """What is graded of it, and a sentence for each file that is taken though it is called otherwise."""
+    """The graded files, and a sentence for each file that is used in spite of its name."""
     remarks = []
     with tempfile.TemporaryDirectory(prefix="collected-") as name:
         folder, archives = Path(name), []
@@ -305,10 +305,10 @@ def _meant(name: str) -> str:
 
 
 def feedback_names(form: str, prefixes: Mapping[str, str], students: Sequence[str], roster: Roster) -> dict[str, str]:
-    """Student → what a file of feedback has to be called for the platform to give it to them.
+    """Student → the name that a feedback file must have for the platform to give it to that student.
 
     Raises:
-        ValueError: for a platform that takes none back.
+        ValueError: for a platform that accepts no feedback files.
     """
     if form not in ("canvas", "moodle"):
         raise ValueError(f"{form} takes no feedback files back; Canvas and Moodle do")

@@ -2,7 +2,7 @@
 
 A result is stored under a key, the hash of all it depends on, in one short transaction: a process that
 is killed at any instant leaves a result wholly or not at all. Nothing is deleted or overwritten; what
-changes is only which result stands. What was handed in is kept, too: a file that is overwritten later can still
+changes is only which result stands. The handed-in files are kept, too: a file that is overwritten later can still
 be compared. Knows no labs and grades nothing.
 """
 
@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from grading.cohort import overrides as deciding
@@ -38,7 +39,7 @@ CREATE TABLE IF NOT EXISTS standing (
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS texts (digest TEXT PRIMARY KEY, files BLOB NOT NULL);
 """
-"""`texts` came later: a journal without it gets it when it is opened, and an older course passes it over."""
+"""`texts` was added later: opening a journal without it adds it, and an older course ignores it."""
 
 _LAST = """
 SELECT id, digest, submitted, source FROM attempts WHERE student = ? AND lab = ? ORDER BY submitted DESC, id DESC LIMIT 1
@@ -60,8 +61,8 @@ class Attempt:
 
     Attributes:
         digest: SHA-256 of what is graded.
-        submitted: when, ISO 8601 in UTC; None if nobody knows.
-        source: who says so: `times` (the instructor's file) or `mtime` (the file's own).
+        submitted: when, ISO 8601 in UTC; None if unknown.
+        source: where the time is from: `times` (the instructor's file) or `mtime` (the file's own).
     """
 
     student: str
@@ -73,27 +74,35 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Entry:
-    """What counts for one student and lab.
+    """The hand-in that counts for one student and lab.
 
     Attributes:
         report: as it was graded.
-        submitted: when it was handed in, ISO 8601 in UTC; None if nobody knows.
+        submitted: when it was handed in, ISO 8601 in UTC; None if unknown.
         late_days: after the deadline, extensions counted.
         final_score: after what lateness costs, and what the instructor decided.
-        charged_days: days that cost something.
-        tokens: days that a grace token paid for.
-        attempts: hand-ins of this student and lab, this one among them.
+        charged: days, or hours, that cost something.
+        tokens: days that grace tokens paid for.
+        attempts: how many hand-ins this student has for this lab, including this one.
         overrides: what the instructor decided.
+        unit: what is charged, `day` or `hour`.
+        deadline: the student's own; None if the lab has no date.
+        grace: the free time after it.
+        zone: the zone in which times are shown to people; UTC if None.
     """
 
     report: Report
     submitted: str | None
     late_days: float
     final_score: float
-    charged_days: int = 0
+    charged: int = 0
     tokens: int = 0
     attempts: int = 1
     overrides: tuple[Override, ...] = ()
+    unit: str = "day"
+    deadline: datetime | None = None
+    grace: timedelta = timedelta()
+    zone: tzinfo | None = None
 
     @property
     def score(self) -> float:
@@ -107,7 +116,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Last:
+class LatestHandIn:
     """A student's latest hand-in for a lab.
 
     Attributes:
@@ -130,16 +139,16 @@ class Journal:
     Args:
         path: the file.
         create: whether to make it if it is not there.
-        fault: called with a name before and after each statement; tests kill the process in it.
+        fault: called with a name before and after each statement; tests kill the process there.
 
     Raises:
-        ValueError: if there is none, or the file is something else.
+        ValueError: if there is no journal, or the file is something else.
     """
 
     def __init__(self, path: Path, create: bool = False, fault: Callable[[str], None] = lambda where: None) -> None:
         if not create and not path.is_file():
             raise ValueError(f"there is no journal {path}; python -m grading batch makes one")
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its seeds tell the inputs of hidden checks
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # its seeds reveal the inputs of hidden checks
         self._path, self._fault = path, fault
         self._base = sqlite3.connect(path, isolation_level=None, timeout=60.0)
         try:
@@ -182,10 +191,10 @@ class Journal:
     # writing
 
     def hand_in(self, attempts: Iterable[Attempt]) -> None:
-        """Note hand-ins, in one transaction; those that are known already change nothing.
+        """Note hand-ins, in one transaction; known ones change nothing.
 
-        The content of a student's last hand-in once more is no new one: a time from the instructor's
-        file corrects its time, and of two times of files the earlier stands.
+        A student's last content handed in once more is no new hand-in: a time from the instructor's
+        file corrects its time, and of two file times the earlier one stands.
         """
         with self._transaction():
             for attempt in attempts:
@@ -215,11 +224,11 @@ class Journal:
                 self._do("INSERT OR IGNORE INTO texts (digest, files) VALUES (?, ?)", digest, packed)
 
     def record(self, key: str, report: Report, allow_lower: bool = False) -> bool:
-        """Store a result, in one transaction; one that is known stays as it is.
+        """Store a result, in one transaction; a known result stays as it is.
 
         Returns:
-            Whether it stands for its hand-in from now on. One with fewer points than the one that
-            stands does not, unless `allow_lower`.
+            Whether the result stands for its hand-in from now on. A result with fewer points than the
+            standing one does not, unless `allow_lower`.
         """
         with self._transaction():
             self._insert(key, report)
@@ -248,12 +257,12 @@ class Journal:
         return self.fact(name) or value
 
     def set_terms(self, terms: Terms) -> None:
-        """From now on lateness is judged by these."""
+        """Judge lateness by these terms from now on."""
         with self._transaction():
             self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('terms', ?)", terms.to_json())
 
     def set_overrides(self, overrides: Iterable[Override]) -> None:
-        """From now on these, and no others, are what the instructor decided."""
+        """Replace the instructor's decisions by these."""
         with self._transaction():
             self._do("INSERT OR REPLACE INTO facts (name, value) VALUES ('overrides', ?)", deciding.to_json(overrides))
 
@@ -265,17 +274,17 @@ class Journal:
         return rows[0][0] if rows else None
 
     def terms(self) -> Terms:
-        """What lateness is judged by; nothing is late by default."""
+        """The terms by which lateness is judged; by default nothing is late."""
         text = self.fact("terms")
         return Terms.from_json(text) if text else Terms()
 
     def overrides(self) -> list[Override]:
-        """What the instructor decided."""
+        """The instructor's decisions."""
         text = self.fact("overrides")
         return deciding.from_json(text) if text else []
 
     def files(self, digest: str) -> dict[str, bytes] | None:
-        """What was handed in; None if it is not kept: journals of older courses have no texts."""
+        """The files that were handed in; None if they were not kept: journals of older courses have no texts."""
         rows = self._do("SELECT files FROM texts WHERE digest = ?", digest)
         if not rows:
             return None
@@ -287,18 +296,18 @@ class Journal:
         return Report.from_json(rows[0][0]) if rows else None
 
     def run_of(self, key: str) -> str | None:
-        """Of the runs of what has this key, the one whose result stands, else the last; None if there is none."""
+        """The run of this key whose result stands, else the last run; None if there is none."""
         runs = self._runs(key)
         standing = [run for run in runs if self._do("SELECT 1 FROM standing WHERE key = ?", run)] if len(runs) > 1 else []
         return next(reversed(standing or runs), None)
 
     def next_run(self, key: str) -> str:
-        """The key of another run of what has this key: of something that is graded again though nothing has changed."""
+        """The key for one more run of this key, for a submission that is graded again though nothing has changed."""
         runs = self._runs(key)
         return f"{key}+{len(runs)}" if runs else key
 
     def _runs(self, key: str) -> list[str]:
-        """The keys of all runs, the first first: KEY, KEY+1, KEY+2."""
+        """The keys of all runs, in order: KEY, KEY+1, KEY+2."""
         return [run for run, in self._do(
             "SELECT key FROM results WHERE key = ? OR (key > ? || '+' AND key < ? || ',') ORDER BY rowid", key, key, key)]
 
@@ -318,36 +327,37 @@ class Journal:
                 for student, lab, digest, submitted, source, key, _ in self._do(_ALL)]
 
     def results(self) -> int:
-        """How many are stored, those that do not stand any more or never did among them."""
+        """How many results are stored, including those that no longer stand or never did."""
         return self._value("SELECT COUNT(*) FROM results")
 
     def latest(self, lab_id: str | None = None) -> list[Entry]:
-        """What counts, by lab and student: the latest hand-in of each. One that has no result yet is left out."""
-        entries = []
+        """The latest hand-in of each student, by lab and student. A hand-in without a result is left out."""
+        entries, terms = [], self.terms()
         for last, late in self.settled(lab_id):
             report = self.result(last.key)
             assert report is not None  # it stands
-            report = deciding.given_to_all(report, last.overrides)
+            report = deciding.with_checks_given_to_all(report, last.overrides)
             entries.append(Entry(report, last.submitted, late.days, late.score, late.charged, late.tokens, last.attempts,
-                                 last.overrides))
+                                 last.overrides, late.unit, terms.deadline(last.student, last.lab),
+                                 terms.policy_of(last.lab).grace, terms.zone))
         return entries
 
-    def settled(self, lab_id: str | None = None) -> list[tuple[Last, Late]]:
-        """What counts and what lateness and the instructor did to it, as `latest` has it, without reading the reports."""
-        last = self._last()
+    def settled(self, lab_id: str | None = None) -> list[tuple[LatestHandIn, Late]]:
+        """The hand-ins of `latest`, and the effect of lateness and of the instructor's decisions, without reading the reports."""
+        last = self._latest_hand_ins()
         late = _lateness(self.terms(), last)
         for whose, hand_in in last.items():
             if (final := deciding.final_of(hand_in.overrides)) is not None:
                 late[whose] = replace(late[whose], score=final)
         return [(hand_in, late[whose]) for whose, hand_in in last.items() if hand_in.key and lab_id in (None, hand_in.lab)]
 
-    def _last(self) -> dict[tuple[str, str], Last]:
+    def _latest_hand_ins(self) -> dict[tuple[str, str], LatestHandIn]:
         """(lab, student) → the latest hand-in."""
         decided = self.overrides()
-        last: dict[tuple[str, str], Last] = {}
+        last: dict[tuple[str, str], LatestHandIn] = {}
         for student, lab, _, submitted, _, key, score in self._do(_ALL):
             before = last.get((lab, student))
-            last[lab, student] = Last(student, lab, submitted or None, key or "", score or 0.0,
+            last[lab, student] = LatestHandIn(student, lab, submitted or None, key or "", score or 0.0,
                                       before.attempts + 1 if before else 1, before.overrides if before
                                       else deciding.decided_for(decided, student, lab))
         for whose, hand_in in last.items():
@@ -368,7 +378,7 @@ class Journal:
         self._do("COMMIT")
 
     def _do(self, statement: str, *values: object) -> list[tuple]:
-        """Run one statement; what it finds."""
+        """Run one statement; returns its rows."""
         self._fault(f"before {statement}")
         try:
             rows = self._base.execute(statement, values).fetchall()
@@ -381,8 +391,8 @@ class Journal:
         return self._do(statement)[0][0]
 
 
-def _lateness(terms: Terms, last: Mapping[tuple[str, str], Last]) -> dict[tuple[str, str], Late]:
-    """(lab, student) → what lateness did; each student's labs in their order, for tokens are used up over all of them."""
+def _lateness(terms: Terms, last: Mapping[tuple[str, str], LatestHandIn]) -> dict[tuple[str, str], Late]:
+    """(lab, student) → the effect of lateness; each student's labs in order, because one stock of tokens serves them all."""
     labs_of = defaultdict(list)
     for lab, student in sorted(last):
         labs_of[student].append(lab)

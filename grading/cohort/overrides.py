@@ -17,10 +17,10 @@ class Override:
     Attributes:
         student: empty for everybody, which goes with `check` alone.
         comment: why; the student reads it.
-        todo: whose points are set, 0 for the predictions; None for the lab's final score, lateness or not.
-        points: what is set; None if points are added.
+        todo: the TODO whose points are set, 0 for the predictions; None for the lab's final score, whatever lateness costs.
+        points: the points that are set; None if points are added.
         bonus: points that are added before lateness is charged; None if points are set.
-        check: whose points everybody gets, for instance because it was wrong.
+        check: the check whose points everybody gets, for instance because it was wrong.
     """
 
     student: str
@@ -32,7 +32,7 @@ class Override:
     check: str = ""
 
     def words(self) -> str:
-        """In a line for the student, who may not know what checks there are."""
+        """One line for the student, who may not know which checks exist."""
         if self.check:
             return f"The instructor gave everybody the points of one check: {self.comment}"
         what = "the score" if self.todo is None else "the predictions" if self.todo == 0 else f"TODO {self.todo}"
@@ -41,7 +41,7 @@ class Override:
 
 
 def to_json(overrides: Iterable[Override]) -> str:
-    """As the journal keeps them."""
+    """The overrides as the journal keeps them."""
     return json.dumps([asdict(override) for override in overrides], ensure_ascii=False, sort_keys=True)
 
 
@@ -51,12 +51,12 @@ def from_json(text: str) -> list[Override]:
 
 
 def decided_for(overrides: Iterable[Override], student: str, lab: str) -> tuple[Override, ...]:
-    """Those that are about a student's result in a lab."""
+    """The overrides that concern a student's result in a lab."""
     return tuple(override for override in overrides if override.lab == lab and override.student in ("", student))
 
 
-def given_to_all(report: Report, overrides: Sequence[Override]) -> Report:
-    """A report in which the checks are passed whose points everybody gets."""
+def with_checks_given_to_all(report: Report, overrides: Sequence[Override]) -> Report:
+    """The report with every check passed whose points everybody gets."""
     names = {override.check for override in overrides if override.check}
     checks = tuple(replace(check, earned=check.points, message="", printed="") if check.name in names else check
                    for check in report.checks)
@@ -67,7 +67,7 @@ def todos_with(report: Report, overrides: Sequence[Override]) -> list[TodoResult
     """A report's rows, one for each TODO, with the points that were set or given to all."""
     set_to = {override.todo: override.points for override in overrides if override.points is not None}
     return [_worth(row, set_to[row.todo]) if row.todo in set_to else row
-            for row in given_to_all(report, overrides).todos()]
+            for row in with_checks_given_to_all(report, overrides).todos()]
 
 
 def _worth(row: TodoResult, earned: float | None) -> TodoResult:

@@ -1,7 +1,7 @@
-"""The batch's workers on a Ray cluster that is there already: an actor each, for the same loop as processes.
+"""The batch's workers on an existing Ray cluster: one actor each, for the same loop as processes.
 
-Every machine of the cluster has this course installed, in the same version: results of others are
-refused. A worker that is lost costs its submission a retry on another.
+Every machine of the cluster has this course installed, in the same version: results of other versions are
+refused. A lost worker costs its submission a retry on another one.
 """
 
 import socket
@@ -44,7 +44,7 @@ class Actor:
 
 
 class _Grading:
-    """In the actor's process: what `make` gives grades one unit after another."""
+    """In the actor's process: the function that `make` returns grades one unit after another."""
 
     def __init__(self, make: Make) -> None:
         self._open = make()
@@ -101,12 +101,12 @@ def _connect(ray: Any, address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"there is no Ray cluster at {address!r} ({_first_line(error)}); "
-            "ray start --head begins one on this machine") from None
+            f"there is no Ray cluster at {address!r} that answers ({_first_line(error)}); ray start --head begins one on this "
+            "machine; one with RAY_AUTH_MODE=token wants that set here, too, and its token as RAY_AUTH_TOKEN") from None
 
 
 def _probe(address: str) -> None:
-    """Raise `OSError` if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raise `OSError` if no server listens at HOST:PORT: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()

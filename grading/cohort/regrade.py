@@ -1,4 +1,4 @@
-"""What other checks do to scores: who gains, who loses, at which TODO and why. Nobody is lowered silently."""
+"""The effect of changed checks on scores: who gains, who loses, at which TODO and why. No score is lowered silently."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
@@ -18,7 +18,7 @@ from grading.judge.show import plain, points
 
 @dataclass(frozen=True)
 class ScoreChange:
-    """One check that is worth something else now.
+    """One check whose points have changed.
 
     Attributes:
         points: gained; lost if negative.
@@ -33,19 +33,19 @@ class ScoreChange:
 
 @dataclass(frozen=True)
 class Change:
-    """One hand-in's result that stands, and the one under the present checks."""
+    """One hand-in's standing result, and its result under the present checks."""
 
     before: Report
     after: Report
 
     @property
     def points(self) -> float:
-        """What the score gains; below zero for who loses."""
+        """The points that the score gains; negative for a loss."""
         return round(self.after.score - self.before.score, 2)
 
     @property
     def differences(self) -> list[ScoreChange]:
-        """By TODO, in the order of the checks; those that are gone come last in their TODO."""
+        """The differences by TODO, in the order of the checks; removed checks come last in their TODO."""
         old = {check.name: check for check in self.before.checks}
         new = {check.name: check for check in self.after.checks}
         differences = [_difference(old.get(name), new.get(name)) for name in dict.fromkeys([*new, *old])]
@@ -76,12 +76,12 @@ def _reason(old: CheckResult | None, new: CheckResult | None) -> str:
 
 @dataclass
 class Regraded:
-    """What a run found.
+    """The outcome of a regrade.
 
     Attributes:
-        changes: of hand-ins that have a result, by lab and student; those without a difference, too.
-        lines: all that could not be compared.
-        held: of the changes, those that lose and therefore do not stand.
+        changes: one per hand-in that has a result, by lab and student, even without a difference.
+        lines: one for each hand-in that could not be compared.
+        held: how many changes lose points and therefore do not stand.
     """
 
     changes: list[Change]
@@ -90,12 +90,12 @@ class Regraded:
 
     @property
     def winners(self) -> list[Change]:
-        """Who gains points."""
+        """Changes that gain points."""
         return [change for change in self.changes if change.points > 0]
 
     @property
     def losers(self) -> list[Change]:
-        """Who loses points."""
+        """Changes that lose points."""
         return [change for change in self.changes if change.points < 0]
 
 
@@ -105,13 +105,13 @@ def run_regrade(
 ) -> Regraded:
     """Grade every hand-in that has a result under the present checks; a dry run changes nothing in the journal.
 
-    What stands is changed at the end only: one that was interrupted and goes on tells of all changes.
+    Standing results change only at the end, so a regrade that was interrupted and goes on still reports all changes.
 
     Args:
         again: students whose hand-ins run once more even if the journal knows their result: the machine may have been
             at fault.
-        todo: take only this TODO's checks from the new results, see `with_todo`. Everything runs once more: a result that is
-            known may be such a mixed one.
+        todo: take only this TODO's checks from the new results, see `with_todo`. Everything runs once more, because a known
+            result may be such a mixed one.
     """
     if todo is not None:
         again = {hand_in.attempt.student for hand_in in cohort.handed_in}
@@ -137,7 +137,7 @@ def run_regrade(
 
 
 def with_todo(before: Report, after: Report, todo: int) -> Report:
-    """An earlier result in which one TODO's checks are those of a later one; a note says so."""
+    """An earlier result with one TODO's checks from a later one; a note says so."""
     checks = [check for check in before.checks if check.todo != todo] + [check for check in after.checks if check.todo == todo]
     note = f"TODO {todo} was graded again, with checks {after.versions.get('checks', '')}"
     notes = tuple(earlier for earlier in before.notes if not earlier.startswith(f"TODO {todo} was graded again"))
@@ -147,7 +147,7 @@ def with_todo(before: Report, after: Report, todo: int) -> Report:
 def _keep_the_rest(
     journal: Journal, before: Mapping[str, Report], after: dict[str, Report], runs: dict[str, str], todo: int, dry: bool
 ) -> None:
-    """Puts the mixed results in place of the new ones: as further runs, so that a batch finds them and grades nothing again."""
+    """Replaces the new results by mixed ones, stored as further runs, so that a batch finds them and grades nothing again."""
     for key, report in after.items():
         after[key] = with_todo(before[key], report, todo)
         if not dry:
@@ -158,14 +158,14 @@ def _keep_the_rest(
 def _known(
     journal: Journal, units: Mapping[str, Unit], again: Collection[str]
 ) -> tuple[dict[str, Report], dict[str, str]]:
-    """What need not run: key → report, and key → the run that it is from."""
+    """Units that need not run: key → report, and key → the run that the report is from."""
     runs = {key: run for key, unit in units.items()
             if unit.submission.student not in again and (run := journal.run_of(key))}
     return {key: report for key, run in runs.items() if (report := journal.result(run))}, runs
 
 
 def _comparable(journal: Journal, plan: Plan, cohort: Cohort) -> list[tuple]:
-    """The units that have a result which stands; a line for each hand-in that has none."""
+    """The units that have a standing result; the cohort gets a line for each hand-in without one."""
     comparable = []
     for hand_in in cohort.handed_in:
         attempt = hand_in.attempt
@@ -185,7 +185,7 @@ def to_regrade(journal: Journal, plan: Plan, cohort: Cohort, again: Collection[s
 
 
 def change_table(changes: Sequence[Change], title: str) -> Table:
-    """A row for each check that is worth something else now."""
+    """A row for each check whose points have changed."""
     table = Table(title=title, title_justify="left")
     for name in ("student", "lab", "score", "TODO", "points", "check, and why"):
         table.add_column(name, justify="right" if name in ("score", "TODO", "points") else "left", overflow="fold")

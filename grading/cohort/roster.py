@@ -1,8 +1,8 @@
-"""Who handed in what: a roster, a folder of submissions, and a named line for all that does not fit.
+"""Who handed in what: a roster, a folder of submissions, and a line for everything that does not fit.
 
 Reads; grades nothing and keeps nothing. The submissions' folder has one folder, archive or `.py` file
-for each student, called by the student's id; in it files of several labs lie in folders called as the
-labs' are (`lab06_block_manager`).
+for each student, named by the student's id; in it, files of several labs lie in folders named like the
+labs' own (`lab06_block_manager`).
 """
 
 import csv
@@ -23,21 +23,21 @@ from grading.judge.intake import ALLOWED, Submission, lab_folders, read_submissi
 from labs.harness.catalog import Lab
 
 FIELDS = ("student", "name", "email", "login", "sis_id", "lms_id", "section", "group")
-"""Columns that a roster may have: the id that everything here goes by; others that platforms know a student by; two that say
-to whom one belongs."""
+"""Columns that a roster may have: the id that all code here uses; other names that platforms use for a student; and the
+student's section and group."""
 NOBODY = ("Points Possible", "Student, Test")
-"""Rows of a Canvas gradebook that are no students."""
+"""Rows of a Canvas gradebook that are not students."""
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".py")
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something to be known about a run.
+    """One line of a run's report.
 
     Attributes:
-        kind: in a word or two, `no submission`, by which lines are sorted and counted.
-        student: empty if it is about none.
-        lab: its id; empty if it is about none or all.
+        kind: a word or two, such as `no submission`, by which lines are sorted and counted.
+        student: empty if the line is about no student.
+        lab: its id; empty if the line is about no lab or about all.
         text: a sentence.
     """
 
@@ -57,14 +57,14 @@ class Roster:
     def called(self, name: str) -> str:
         """The id of the student of this name, else the name.
 
-        macOS writes ü as two characters, and nobody minds the case of an address: the student is the same.
+        macOS writes ü as two characters, and the case of an address does not matter: it is the same student.
         """
         name = normalize("NFC", name)
         same = [student for student in self.students if "@" in name and student.casefold() == name.casefold()]
         return name if name in self.students or len(same) != 1 else same[0]
 
     def owners(self, name: str) -> list[str]:
-        """Whose a hand-in of this name is: a student's and the rest of their group's, a group's, or that of `ada+ben`.
+        """The owners of a hand-in of this name: a student and the rest of their group, a group, or the students in `ada+ben`.
 
         Empty for a name that the roster does not have.
         """
@@ -87,7 +87,7 @@ class HandedIn:
 
 @dataclass
 class Cohort:
-    """All that was found."""
+    """All hand-ins that were found, and the lines of the report."""
 
     handed_in: list[HandedIn] = field(default_factory=list)
     lines: list[Remark] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Cohort:
 
 
 def table(path: Path, needed: Sequence[str]) -> tuple[list[tuple[str, dict[str, str]]], list[str]]:
-    """The rows of a CSV file, each with where it stands, `roster.csv line 3`; and what is odd about the file.
+    """The rows of a CSV file, each with its place, `roster.csv line 3`; and a sentence for each oddity of the file.
 
     Names of columns are read in lower case. A byte-order mark, UTF-16, CRLF, a first line `sep=;`, and `;` or a tab for `,`
     do no harm.
@@ -128,10 +128,10 @@ def table(path: Path, needed: Sequence[str]) -> tuple[list[tuple[str, dict[str, 
 
 
 def _separator(text: str) -> tuple[str, int]:
-    """What stands between the cells, and how many lines come before the heading: Excel's `sep=;` is one."""
+    """The separator, and how many lines come before the heading: Excel's `sep=;` is one."""
     if match := re.match(r'"?sep=([,;\t])"?\r?\n', text):
         return match[1], 1
-    outside = re.sub(r'"(?:[^"]|"")*"', "", text).partition("\n")[0]  # a comma in quotation marks separates nothing
+    outside = re.sub(r'"(?:[^"]|"")*"', "", text).partition("\n")[0]  # a comma in quotation marks is no separator
     return max(",;\t", key=outside.count), 0
 
 
@@ -144,7 +144,7 @@ def read_roster(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -
     """The roster in a CSV file.
 
     Args:
-        columns: of `FIELDS`, which is headed how; by default as it is called. Only `student` is needed.
+        columns: field of `FIELDS` → the column's heading; by default its own name. Only `student` is required.
 
     Raises:
         ValueError: as `table` does; for a Canvas gradebook whose display names are taken for ids.
@@ -167,7 +167,7 @@ def read_roster(path: Path, columns: Mapping[str, str] = MappingProxyType({})) -
             lines.append(Remark("roster", "", "", f"{where} has no student"))
         elif student in students:
             lines.append(Remark("roster", student, "",
-                              f"{where} has {student} again, who stands in {seen[student]}; the first row counts"))
+                              f"{where} has {student} again, who is also in {seen[student]}; the first row counts"))
         else:
             students[student], seen[student] = row, where
     if not students:
@@ -179,7 +179,7 @@ def read_times(path: Path, lab_of: Mapping[str, str], zone: tzinfo | None = None
     """(student, lab) → when it was handed in, from a CSV file with student, lab, submitted.
 
     Args:
-        zone: of times that do not say theirs.
+        zone: the zone of times that name none.
 
     Raises:
         ValueError: naming a bad row.
@@ -200,7 +200,7 @@ def read_times(path: Path, lab_of: Mapping[str, str], zone: tzinfo | None = None
 def read_cohort(
     folder: Path, labs: Sequence[Lab], roster: Roster | None = None, times: Mapping[tuple[str, str], str] | None = None
 ) -> Cohort:
-    """Every submission in `folder`, for each of `labs`, by student and time, and a line for all that is odd.
+    """Every submission in `folder`, for each of `labs`, by student and time, and a line for each oddity.
 
     Raises:
         ValueError: if there is no such folder.
@@ -223,14 +223,14 @@ def read_cohort(
 
 @dataclass(frozen=True)
 class _Entry:
-    """What lies in the folder of submissions, and the name that it has there: of a student, or of a group."""
+    """An entry of the submissions' folder, and its owner's name: a student's or a group's."""
 
     owner: str
     path: Path
 
 
 def _by_student(folder: Path, cohort: Cohort, roster: Roster | None) -> dict[str, list[_Entry]]:
-    """Student → what is called by their id or their group's, in the order of the names."""
+    """Student → the entries named by their id or their group's, in the order of the names."""
     by_student: dict[str, list[_Entry]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
@@ -253,8 +253,8 @@ def _by_student(folder: Path, cohort: Cohort, roster: Roster | None) -> dict[str
 def _hand_in(
     cohort: Cohort, student: str, entries: Sequence[_Entry], lab: Lab, several: bool, times: Mapping[tuple[str, str], str]
 ) -> None:
-    """What a student handed in for one lab, the earliest first."""
-    mine = _timed([entry for entry in entries if not _is_of_others(entry.path, lab, several, student, cohort)], lab, times)
+    """A student's hand-ins for one lab, the earliest first."""
+    mine = _timed([entry for entry in entries if not _is_of_another_lab(entry.path, lab, several, student, cohort)], lab, times)
     if len(mine) > 1:
         names = " and ".join(path.name for path, _, _ in mine)
         cohort.say("two submissions", f"{names} are all {student}'s; all are graded, and {mine[-1][0].name}, the latest, counts",
@@ -267,9 +267,9 @@ def _hand_in(
 
 
 def _timed(entries: Sequence[_Entry], lab: Lab, times: Mapping[tuple[str, str], str]) -> list[tuple[Path, str, str]]:
-    """(path, when it was handed in, who says so), the earliest first.
+    """(path, when it was handed in, source of that time), the earliest first.
 
-    Of several of one name the last has the time that the instructor's file says, and none is later.
+    Of several entries of one name the last gets the time in the instructor's file, and no other is later than that.
     """
     ordered = sorted(entries, key=lambda entry: (_changed(entry.path, lab), entry.path.name))
     last = {entry.owner: entry.path for entry in ordered}
@@ -283,8 +283,8 @@ def _timed(entries: Sequence[_Entry], lab: Lab, times: Mapping[tuple[str, str], 
     return sorted(timed, key=lambda row: row[1])
 
 
-def _is_of_others(path: Path, lab: Lab, several: bool, student: str, cohort: Cohort) -> bool:
-    """Whether a submission has nothing for this lab, which is said."""
+def _is_of_another_lab(path: Path, lab: Lab, several: bool, student: str, cohort: Cohort) -> bool:
+    """Whether a submission has nothing for this lab; if so, the cohort gets a line."""
     folders = lab_folders(path)
     if folders is None or any(name.startswith(f"lab{lab.id}_") for name in folders) or not (folders or several):
         return False
@@ -299,7 +299,7 @@ def _is_of_others(path: Path, lab: Lab, several: bool, student: str, cohort: Coh
 
 
 def _changed(path: Path, lab: Lab) -> float:
-    """When the graded files of a submission were last changed, by the file system; of an archive, when itself was."""
+    """When the graded files of a submission were last changed, by the file system; for an archive, when the archive was."""
     if path.is_symlink() or not path.is_dir():
         return os.lstat(path).st_mtime
     inside = path / lab.folder.name
@@ -314,7 +314,7 @@ def _graded(folder: Path) -> Iterator[Path]:
 
 
 def _compare(cohort: Cohort, roster: Roster, by_student: Mapping[str, object]) -> None:
-    """Rows without submissions, and submissions without a row."""
+    """Reports rows without submissions, and submissions without a row."""
     for student in roster.students:
         if student not in by_student:
             near = next((other for other in by_student if other.casefold() == student.casefold()), None)
@@ -326,7 +326,7 @@ def _compare(cohort: Cohort, roster: Roster, by_student: Mapping[str, object]) -
 
 
 def _compare_times(cohort: Cohort, times: Mapping[tuple[str, str], str], labs: set[str], roster: Roster | None) -> None:
-    """Hand-ins without a time, and times without one."""
+    """Reports hand-ins without a time, and times without a hand-in."""
     there = {(hand_in.attempt.student, hand_in.attempt.lab) for hand_in in cohort.handed_in}
     told = {(hand_in.attempt.student, hand_in.attempt.lab) for hand_in in cohort.handed_in if hand_in.attempt.source == "times"}
     for student, lab in sorted(there - told):

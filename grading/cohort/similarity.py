@@ -1,6 +1,6 @@
-"""Which submissions are alike more than people who solve the same lab are: copydetect, on this machine only.
+"""Which submissions are more alike than independent solutions of a lab: copydetect, on this machine only.
 
-Names and comments do not count, nor does what stands in the starter. Compared are submissions with
+Names, comments and the starter's code do not count. Submissions are compared with
 each other, with our solution and with the engine. A high share is a reason to look, no verdict:
 the shorter a lab, the more alike its honest solutions. Needs the extra `similarity`.
 """
@@ -20,16 +20,16 @@ from labs.harness.catalog import Lab
 
 ENGINE = Path(nano_qwen3_serving.__file__).parent
 LENGTH = 25
-"""Characters of a piece that two files have in common, after names have become one letter each."""
+"""Length in characters of a piece that counts as shared, after names have become one letter each."""
 ALIKE = 0.8
-"""The share from which on a pair is listed, unless another is asked for.
+"""The share from which on a pair is listed, unless the caller gives another.
 
 Renamed copies share all; honest solutions of the labs' alternatives share 10 to 70 % of each other, now and then 90 %."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Somebody's code; `ours` if it is the course's, or of people who have nobody to copy from here: an earlier term's."""
+    """A student's code; `ours` if it is the course's or an earlier term's, which cannot have copied from this term."""
 
     name: str
     text: str
@@ -41,9 +41,9 @@ class Pair:
     """Two sources and what they share.
 
     Attributes:
-        shares: of each one's own code, what the other has too; from 0 to 1.
-        share: the larger one, for who copies and adds something still has copied; beside our code, the submission's.
-        lines: of each, the ranges of lines that are alike, counted from 1.
+        shares: for each source, the share of its own code that the other has too; from 0 to 1.
+        share: the larger of the two, because a copy with additions is still a copy; against our code, the submission's.
+        lines: for each source, the ranges of lines that are alike, counted from 1.
     """
 
     one: str
@@ -67,7 +67,7 @@ def read_sources(folder: Path, lab: Lab) -> tuple[list[Source], list[str]]:
 
 
 def earlier(folder: Path, lab: Lab) -> list[Source]:
-    """Another term's submissions: what this term's are compared with, and not each other."""
+    """Another term's submissions: compared with this term's, not with each other."""
     return [Source(f"{folder.name}/{source.name}", source.text, ours=True) for source in read_sources(folder, lab)[0]]
 
 
@@ -76,7 +76,7 @@ def _text(submission: Submission) -> str:
 
 
 def ours(lab: Lab) -> list[Source]:
-    """The solution, and the engine's own code for what the lab has people write: what `lab.toml` refuses to have imported."""
+    """The solution, and the engine's own code for the lab's TODOs: what `lab.toml` forbids importing."""
     sources = [Source("the solution", lab.solution.read_text(encoding="utf-8"), ours=True)]
     names = [*([lab.reference] if lab.reference else []), *lab.refuse]
     for name in dict.fromkeys(names):
@@ -86,7 +86,7 @@ def ours(lab: Lab) -> list[Source]:
 
 
 def _of_engine(name: str) -> list[Source]:
-    """A module's source, a function's, or those of all modules in a folder."""
+    """The source of a module, of a function, or of all modules in a folder."""
     path = ENGINE.joinpath(*name.split(".")[1:])
     if path.is_dir():
         paths = [module for module in sorted(path.rglob("*.py")) if module.name != "__init__.py"]
@@ -100,7 +100,7 @@ def _of_engine(name: str) -> list[Source]:
 
 
 def pairs(sources: Sequence[Source], starter: str, least: float = ALIKE) -> list[Pair]:
-    """Pairs that share `least` or more, the most alike first; what is ours is not compared with itself.
+    """Pairs that share `least` or more, the most alike first; our own sources are not compared with each other.
 
     Raises `ValueError` if copydetect is not installed.
     """
@@ -111,7 +111,7 @@ def pairs(sources: Sequence[Source], starter: str, least: float = ALIKE) -> list
 
 
 def _print_of(source: Source, of_starter: set[int]) -> Any:
-    """A file's fingerprint: every piece of it, less those that everybody was given."""
+    """A file's fingerprint: every piece of it, except those of the starter."""
     copydetect = _copydetect()
     made = copydetect.CodeFingerprint(source.name, LENGTH, 1, language="python", fp=io.StringIO(source.text))
     made.hash_idx = {value: places for value, places in made.hash_idx.items() if value not in of_starter}
@@ -129,7 +129,7 @@ def _pair(source: Source, its_print: Any, other: Source, others_print: Any) -> P
 
 
 def _lines(text: str, slices: Iterable) -> tuple[tuple[int, int], ...]:
-    """Ranges of characters as ranges of lines; those that touch are one."""
+    """Ranges of characters as ranges of lines; adjacent ranges are merged."""
     ranges: list[tuple[int, int]] = []
     bounds = [list(map(int, part)) for part in slices]
     for begin, end in zip(*bounds, strict=True) if len(bounds) == 2 else ():
@@ -151,7 +151,7 @@ def _copydetect() -> Any:
 
 
 def same_predictions(folder: Path, lab: Lab) -> list[tuple[str, ...]]:
-    """Groups of students who handed in the same predictions, with the same seed: nothing in that file says whose it is."""
+    """Groups of students who handed in the same predictions with the same seed; the file itself names no student."""
     met: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith("."):
@@ -162,7 +162,7 @@ def same_predictions(folder: Path, lab: Lab) -> list[tuple[str, ...]]:
 
 
 def _attempts(content: bytes) -> list[str]:
-    """Each attempt in a form that can be compared; nothing of a file that is none."""
+    """Each attempt in a form that can be compared; empty if the file has no attempts."""
     try:
         attempts = json.loads(content)["attempts"]
         return [json.dumps(attempt, sort_keys=True) for attempt in attempts if attempt.get("answers")]

@@ -1,7 +1,7 @@
-"""What an instructor says once a term: `term.toml`, read and checked as a whole.
+"""What an instructor decides once a term: `term.toml`, read and checked as a whole.
 
-Every mistake in it is named at once, with its key, its value and the way out. Paths in it are meant from its folder, times
-without a zone are those of its `time_zone`. Knows the roster and the term secret; knows no submissions and no journal's contents.
+All its mistakes are named at once, each with key, value and way out. Its paths are relative to its folder, and times
+without a zone are in its `time_zone`. Knows the roster and the term secret; knows no submissions and no journal's contents.
 """
 
 import tomllib
@@ -11,9 +11,8 @@ from datetime import UTC, date, datetime, time, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from grading.cohort.late import DAY, Policy, Terms, in_zone
+from grading.cohort.late import DAY, MINUTE, Policy, Terms, by_the_clock, in_zone, named_zone, shown
 from grading.cohort.overrides import Override
 from grading.cohort.roster import FIELDS, Roster, read_roster
 from grading.cohort.toml_table import Table
@@ -24,7 +23,7 @@ from labs.harness.catalog import LabError, all_labs, find_lab
 from labs.harness.regions import functions_of
 
 FILE = Path("term.toml")
-"""Where commands look for it: in the folder they are started in."""
+"""The name under which commands look for it in the folder they are started in."""
 YEARS = range(1990, 2200)
 SEED_MODES = ("student", "cohort")
 
@@ -54,19 +53,19 @@ class Due:
 
 @dataclass(frozen=True)
 class Term:
-    """A term, as its file says; without a file, what holds by default.
+    """A term, as its file defines it; without a file, the defaults.
 
     Attributes:
         file: None if there is none.
-        name: `2027S`, by which the student edition and the tag are called.
-        secret: what the inputs of checks are drawn from; the public one if none is named.
-        submissions: the folder with everybody's.
+        name: such as `2027S`; the student edition and the tag have it.
+        secret: the secret from which the inputs of checks are drawn; the public one if none is named.
+        submissions: the folder with everybody's submissions.
         times: a CSV file with student, lab, submitted; or None.
         mtimes: whether the files' own times count.
-        zone: of times that do not say theirs; None, if the file names none: then they have to.
-        labs: id → when it is due, of the labs of this term.
-        seconds: that one check may take.
-        submission_seconds: that all checks of a submission may take together; None for no such limit.
+        zone: the zone of times that name none; if None, every time has to name its zone.
+        labs: id → when it is due, for the labs of this term.
+        seconds: how long one check may take.
+        submission_seconds: how long all checks of a submission may take together; None for no such limit.
         overrides: decisions about scores.
     """
 
@@ -90,7 +89,7 @@ class Term:
     overrides: tuple[Override, ...] = ()
 
     def terms(self) -> Terms:
-        """What decides about lateness: the roster's sections and the extensions have become deadlines of students."""
+        """The rules for lateness, with the roster's sections and the extensions turned into students' deadlines."""
         due = {lab: of_lab.all for lab, of_lab in self.labs.items() if of_lab.all is not None}
         own = {(student, lab): of_lab.sections[row["section"]] for lab, of_lab in self.labs.items()
                for student, row in (self.roster.students if self.roster else {}).items() if row.get("section") in of_lab.sections}
@@ -98,18 +97,18 @@ class Term:
         for extension in self.extensions:
             whose = extension.student, extension.lab
             extended[whose] = self._extended(extension, own.get(whose, due.get(extension.lab)))
-        return Terms(self.policy, due, own | extended, {lab: of_lab.policy for lab, of_lab in self.labs.items() if of_lab.policy})
+        policies = {lab: of_lab.policy for lab, of_lab in self.labs.items() if of_lab.policy}
+        return Terms(self.policy, due, own | extended, policies, self.zone)
 
     def _extended(self, extension: Extension, due: datetime | None) -> datetime:
         if extension.until is not None:
             return extension.until
         assert due is not None and extension.days is not None
-        local = due.astimezone(self.zone or UTC) + extension.days * DAY  # by the wall clock
-        return max(local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))  # it may show an hour twice, or never
+        return by_the_clock(due, extension.days * DAY, self.zone)
 
 
 def find_term(file: Path | None) -> Term:
-    """The term in `file`; without one, that of `term.toml` in the folder one is in, if it is there, else what holds by default.
+    """The term in `file`; by default that of `term.toml` in the current folder, or without such a file the defaults.
 
     Raises:
         TermError: as `read_term`.
@@ -120,7 +119,7 @@ def find_term(file: Path | None) -> Term:
 
 
 def read_term(file: Path) -> Term:
-    """The term in a file. Raises `TermError` that names all that is wrong with it."""
+    """The term in a file. Raises a `TermError` that names every mistake in it."""
     try:
         entries = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -170,8 +169,8 @@ class _Reader:
         value = table.take(key, str, default)
         return None if value is None else self.file.parent / value
 
-    def _there(self, table: Table, key: str) -> Path | None:
-        """A file that has to be there."""
+    def _existing_file(self, table: Table, key: str) -> Path | None:
+        """The path of a file that has to exist; None, with a mistake noted, if it does not."""
         path = self._path(table, key, None)
         if path is not None and not path.is_file():
             table.say(key, f"there is no file {path}")
@@ -181,14 +180,13 @@ class _Reader:
     def _zone(self, top: Table) -> tzinfo | None:
         name = top.take("time_zone", str, None)
         try:
-            return None if name is None else ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            top.say("time_zone", "there is no such IANA time zone; write Europe/Berlin, America/New_York or UTC "
-                                 "(on a machine without a list of zones: pip install tzdata)")
+            return None if name is None else named_zone(name)
+        except ValueError as error:
+            top.say("time_zone", str(error))
             return UTC
 
     def _secret(self, top: Table) -> str:
-        path = self._there(top, "secret")
+        path = self._existing_file(top, "secret")
         try:
             return read_secret(path)
         except (OSError, ValueError) as error:
@@ -196,7 +194,7 @@ class _Reader:
             return PUBLIC_SECRET
 
     def _roster(self, table: Table) -> Roster | None:
-        path, columns = self._there(table, "file"), table.table("columns")
+        path, columns = self._existing_file(table, "file"), table.table("columns")
         self.roster_is_wrong = "file" in table.entries
         headings = {name: columns.take(name, str, None) for name in FIELDS}
         columns.end()
@@ -228,7 +226,7 @@ class _Reader:
             own = lab.table("late")
             labs[id_] = Due(self._moment(lab, "due"), dates, self._policy(own, policy, of_term=False) if own.entries else None)
             if labs[id_].sections and labs[id_].all is None and "due" not in lab.entries:
-                lab.say("sections", "give due, too: it holds for who is in none of them")
+                lab.say("sections", "give due, too, for students in none of these sections")
             self._sections(sections)
             lab.end()
         return dict(sorted(labs.items()))
@@ -271,16 +269,28 @@ class _Reader:
             return None
 
     def _policy(self, table: Table, default: Policy, of_term: bool = True) -> Policy:
-        """The term's, which has the tokens, or a lab's, which has the rest from the term's where it does not say otherwise."""
-        grace, penalty = table.number("grace_days", None, 0, 1000), table.number("percent_per_day", None, 0, 100)
+        """The term's policy, with the tokens, or a lab's, which takes from the term's whatever it does not set itself."""
+        grace = self._one_of_two(table, ("grace_days", 1000), ("grace_minutes", 100_000))
+        penalty = self._one_of_two(table, ("percent_per_day", 100), ("percent_per_hour", 100))
         most, cutoff = table.number("most_percent", None, 0, 100), table.number("cutoff_days", None, 0, 1000)
         tokens = table.take("tokens", int, 0) if of_term else default.tokens
         if not 0 <= tokens <= 1000:
             table.say("tokens", "it has to be a whole number from 0 to 1000")
         table.end()
         return Policy(
-            default.grace if grace is None else grace * DAY, default.penalty if penalty is None else penalty / 100,
-            default.most if most is None else most / 100, tokens, default.cutoff if cutoff is None else cutoff * DAY)
+            default.grace if grace is None else grace[1] * (DAY if grace[0] == "grace_days" else MINUTE),
+            default.penalty if penalty is None else penalty[1] / 100, default.most if most is None else most / 100, tokens,
+            default.cutoff if cutoff is None else cutoff * DAY,
+            default.unit if penalty is None else penalty[0].removeprefix("percent_per_"))
+
+    def _one_of_two(self, table: Table, *keys: tuple[str, float]) -> tuple[str, float] | None:
+        """Of two keys, each with its most, the one that is there, and its number; None if neither is, or something is wrong."""
+        there = {key: number for key, most in keys if (number := table.number(key, None, 0, most)) is not None}
+        (one, _), (other, _) = keys
+        if one in table.entries and other in table.entries:
+            table.say(other, f"give {one} or {other}, and not both")
+            return None
+        return next(iter(there.items()), None)
 
     def _extensions(self, top: Table, labs: Mapping[str, Due]) -> tuple[Extension, ...]:
         extensions: dict[tuple[str, str], Extension] = {}
@@ -295,7 +305,7 @@ class _Reader:
             elif lab and labs.get(lab, Due()).all is None:
                 table.say("lab", f"lab {lab} has no due date to extend; [labs.{lab}] gives it: due = …")
             elif until and lab and (due := labs[lab].all) and until < due:
-                table.say("until", f"that is before the lab is due, {due}")
+                table.say("until", f"that is before the lab is due, {shown(due, self.zone)}")
             elif (student, lab) in extensions:
                 table.say("student", f"{student} has an extension for lab {lab} already; leave one of the two")
             elif student and lab and (days is not None or until is not None):
@@ -305,7 +315,7 @@ class _Reader:
     def _overrides(self, top: Table, labs: Mapping[str, Due]) -> tuple[Override, ...]:
         overrides: dict[object, Override] = {}
         for table in top.tables("overrides"):
-            override = self._given_to_all(table, labs) if "check" in table.entries else self._override(table, labs)
+            override = self._check_given_to_all(table, labs) if "check" in table.entries else self._override(table, labs)
             if override is None:
                 continue
             key = (override.student, override.lab, override.todo, override.check) if override.bonus is None else len(overrides)
@@ -315,7 +325,7 @@ class _Reader:
         return tuple(overrides.values())
 
     def _override(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
-        """What was decided about one student; None if something is wrong with it."""
+        """A decision about one student; None if something is wrong with it."""
         before = len(self.wrong)
         student, lab = self._whose(table, labs)
         comment, todo = self._comment(table), self._todo(table, lab)
@@ -327,7 +337,7 @@ class _Reader:
             table.say("todo", "a bonus is for the whole lab; leave todo out")
         return Override(student, lab, comment, todo, points, bonus) if len(self.wrong) == before else None
 
-    def _given_to_all(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
+    def _check_given_to_all(self, table: Table, labs: Mapping[str, Due]) -> Override | None:
         """A check whose points everybody gets; None if something is wrong with it."""
         before = len(self.wrong)
         lab = self._lab(table, "lab", table.take("lab", str, "", 'text such as "06"'))
@@ -359,7 +369,7 @@ class _Reader:
         """Student and lab, each empty if it is wrong."""
         student, name = table.take("student", str, ""), table.take("lab", str, "", 'text such as "06"')
         if "student" not in table.entries or not student:
-            table.say("student", "say whose it is")
+            table.say("student", "name the student")
         elif self.roster and student not in self.roster.students:
             near = get_close_matches(student, self.roster.students, 1)
             table.say("student", "the roster has no such student" + (f"; is {near[0]} meant?" if near else ""))

@@ -1,4 +1,4 @@
-"""A table of a TOML file whose keys are taken out one by one: what is wrong is noted with key, value and way out, and goes on.
+"""A table of a TOML file whose keys are read one by one; a mistake is noted with key, value and way out, and reading goes on.
 
 Knows TOML's kinds of values; knows nothing of what they mean.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Table:
-    """One table of the file. Keys are taken one by one, what is wrong with them is noted, and what is left is unknown."""
+    """One table of the file. Keys are taken one by one, mistakes in them are noted, and keys left over are unknown."""
 
     def __init__(self, entries: dict[str, Any], where: str, wrong: list[str]) -> None:
         self.entries, self.where, self.wrong = entries, where, wrong
@@ -22,7 +22,7 @@ class Table:
         self.wrong.append(f"{self.where}{key}{_shown(self.entries[key]) if key in self.entries else ''}: {what}")
 
     def take(self, key: str, kinds: type | tuple[type, ...], default: Any = None, wanted: str = "") -> Any:
-        """The value of a key; `default` if it is not there, or is of no such kind."""
+        """The value of a key; `default` if the key is missing or its value is of another kind."""
         self.known.append(key)
         value = self.entries.get(key, default)
         allowed = kinds if isinstance(kinds, tuple) else (kinds,)
@@ -40,7 +40,7 @@ class Table:
         return None if value is None else float(value)
 
     def one_of(self, key: str, choices: Sequence[str], default: str | None) -> str | None:
-        """One of some words."""
+        """A value that has to be one of some words."""
         value = self.take(key, str, default)
         if value != default and value not in choices:
             self.say(key, f"it is {', '.join(choices[:-1])} or {choices[-1]}")
@@ -60,7 +60,7 @@ class Table:
         return [Table(table, f"{self.where}{key}, the {_nth(number)}: ", self.wrong) for number, table in enumerate(tables, 1)]
 
     def end(self, *more: str) -> None:
-        """What was not asked for is a mistake; `more` keys there might be."""
+        """Notes a mistake for each key that was not taken; `more` are further keys that exist, for the hint."""
         known = [*self.known, *more]
         for key in self.entries:
             if key not in known:

@@ -1,4 +1,4 @@
-"""Processes that grade, and the loop that hands them submissions. One that crashes costs a retry and no more.
+"""Processes that grade, and the loop that hands them submissions. A crash costs one retry and nothing more.
 
 Knows nothing of labs, journals and reports: a unit goes in, an answer comes out. `grading.cohort.ray_cluster` has
 workers of another kind for the same loop.
@@ -26,11 +26,11 @@ PR_SET_PDEATHSIG = 1
 """Of Linux' prctl(2)."""
 
 Make = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
-"""Called in each process; what it gives grades one unit. It has to be picklable."""
+"""Called in each process, returns the function that grades one unit. It has to be picklable."""
 
 
 class Crashed(Exception):
-    """A worker is gone; says how."""
+    """A worker is gone; the message says how it ended."""
 
 
 class Failed(str):
@@ -38,16 +38,16 @@ class Failed(str):
 
 
 class Worker(Protocol):
-    """What grades somewhere, one unit at a time."""
+    """A process or actor that grades one unit at a time."""
 
     def give(self, unit: Any) -> None:
-        """Hand it a unit. It has no other: the last one's answer was taken."""
+        """Hand it a unit. The answer to its last unit was taken before."""
 
     def take(self) -> Any:
-        """The answer, which is there. Raises `Crashed` instead if the worker is gone."""
+        """The answer, which has arrived. Raises `Crashed` instead if the worker is gone."""
 
     def stop(self, why: str = "") -> None:
-        """End it, whatever it does. If it had a unit, `take` raises `Crashed` with these words."""
+        """End it, whatever it is doing. If it had a unit, `take` raises `Crashed` with these words."""
 
 
 @dataclass
@@ -55,9 +55,9 @@ class UnitOutcome:
     """How a unit ended.
 
     Attributes:
-        answer: what grading gave; None if every try failed.
-        crashes: why a try failed, one for each.
-        seconds: that the last try took.
+        answer: the result of grading; None if every try failed.
+        crashes: one reason for each failed try.
+        seconds: how long the last try took.
     """
 
     unit: Any
@@ -115,7 +115,7 @@ def schedule(units: Sequence[Any], crew: Crew[W]) -> Generator[UnitOutcome, None
 
 
 def _answered(outcome: UnitOutcome, worker: Worker) -> bool:
-    """Take what the worker has; whether it can go on."""
+    """Take the worker's answer; returns whether it can go on."""
     try:
         answer = worker.take()
     except Crashed as crash:
@@ -130,7 +130,7 @@ def _answered(outcome: UnitOutcome, worker: Worker) -> bool:
 
 
 def answer_of(grade: Callable[[Any], Any], unit: Any) -> Any:
-    """What a worker answers: what raises in grading is said, and ends nothing."""
+    """A worker's answer: an exception in grading becomes a `Failed`, and the worker lives on."""
     try:
         return grade(unit)
     except Exception as error:
@@ -152,7 +152,7 @@ class Process:
         theirs.close()
 
     def give(self, unit: Any) -> None:
-        with suppress(OSError):  # it is gone, as take() will find
+        with suppress(OSError):  # the worker is gone; take() will notice
             self.connection.send(unit)
 
     def take(self) -> Any:
@@ -171,7 +171,7 @@ class Process:
 
 
 def processes(count: int, make: Make, seconds: float, memory: "Memory") -> Crew[Process]:
-    """`count` processes; while they work `memory` is looked after."""
+    """`count` processes; while they work, `memory` is measured."""
 
     def ready(workers: Sequence[Process]) -> list[Process]:
         there = wait([worker.connection for worker in workers], timeout=SECONDS_BETWEEN_LOOKS)
@@ -182,7 +182,7 @@ def processes(count: int, make: Make, seconds: float, memory: "Memory") -> Crew[
 
 
 def _serve(connection: Any, make: Make) -> None:
-    """In the process: grade what comes until nobody is there any more."""
+    """In the process: grade every unit that comes, until the parent is gone."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves the `with` blocks: a sandbox ends its workers
     _end_with_parent()
     with suppress(EOFError, OSError), make() as grade:
@@ -200,10 +200,10 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """What is started here does not hear Ctrl-C, which goes to all processes of a terminal: its parent ends it."""
+    """Processes started here ignore Ctrl-C, which a terminal sends to all its processes: their parent ends them."""
     try:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread: there no process can be told
+    except ValueError:  # not the main thread, where signals cannot be set
         yield
         return
     try:
@@ -219,7 +219,7 @@ def _how(status: int | None) -> str:
 
 
 class Memory:
-    """The most memory that this process and all it started had at once, looked at now and then.
+    """The most memory that this process and all that it started had at once, sampled now and then.
 
     Attributes:
         peak: in bytes. Pages that several processes share count once (where Linux says so).
@@ -229,7 +229,7 @@ class Memory:
         self.peak, self._next = 0, 0.0
 
     def look(self) -> None:
-        """May be called often: it looks once in a while."""
+        """May be called often: it measures only once in a while."""
         now = time.monotonic()
         if now >= self._next:
             self.peak = max(self.peak, sum(map(_share_of, processes_of(os.getpid()))))

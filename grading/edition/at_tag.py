@@ -1,4 +1,4 @@
-"""Running a grading command as a term's tag has it: the checks, engine and labs that its students were given."""
+"""Running a grading command at a term's tag: with the checks, engine and labs that its students were given."""
 
 import os
 import subprocess

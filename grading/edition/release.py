@@ -1,7 +1,7 @@
-"""The student edition of a term: the course without anything that tells how a TODO is done.
+"""The student edition of a term: the course without anything that shows how a TODO is done.
 
-Knows which files students get; knows nothing of grading. What it is made of is pinned in `term.json`
-and, in a git repository, by the tag `term/NAME`, by which regrades run.
+Knows which files students get; knows nothing of grading. Its versions are pinned in `term.json`
+and, in a git repository, by the tag `term/NAME`, at which regrades run.
 """
 
 import json
@@ -22,7 +22,7 @@ COURSE = Path(__file__).parents[2]
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 MARK = "<!-- with solutions -->"
-"""A line of a README that has this is not for the student edition."""
+"""Marks a README line that the student edition leaves out."""
 
 _ROOT = ("CHANGELOG.md", "LICENSE", "pyproject.toml", "requirements.txt", ".gitignore")
 _FOLDERS = ("labs/", "notebooks/", "reference_engine/")
@@ -34,8 +34,8 @@ _WORKFLOW = Path(".github/workflows/practice.yml")
 def release(term: str, out: Path, course: Path = COURSE) -> dict:
     """Write the student edition of `term` into the new folder `out`; return what `term.json` says.
 
-    Raises `LabError` for a name that makes no tag, a folder that is there already, or a course
-    that git does not know.
+    Raises `LabError` for a name that cannot be a tag, a folder that is not empty, or a course
+    outside of git.
     """
     if not NAME.fullmatch(term):
         raise LabError(f"--term {term!r}: letters, digits, points, dashes and underscores, at most 40, such as 2027S.")
@@ -76,17 +76,17 @@ def _build(term: str, course: Path, built: Path) -> dict:
 
 
 def _files(course: Path) -> Iterator[Path]:
-    """What git knows of the course, and students get."""
+    """The course's files in git that students get."""
     listed = _git(course, "ls-files", "-z")
     if listed is None:
-        raise LabError(f"{course} is no git repository: what belongs to the course is read from there.")
+        raise LabError(f"{course} is no git repository: the list of the course's files comes from git.")
     for name in filter(None, listed.split("\0")):
         if name in _ROOT or (name.startswith(_FOLDERS) and not _LEFT_OUT.match(name)):
             yield Path(name)
 
 
 def _for_students(text: str) -> str:
-    """A README without the lines about what is not there, and with what is there instead of a solution."""
+    """A README without lines about files that students do not get, and with lines about the files in a solution's place."""
     kept = [line for line in text.splitlines() if MARK not in line and not re.match(r"[├└]── going_further\.py", line)]
     return re.sub(r"^├── solution\.py( +)#.*$", _instead, "\n".join(kept), flags=re.MULTILINE) + "\n"
 
@@ -99,7 +99,7 @@ def _instead(line: re.Match) -> str:
 
 
 def _add_starter(lab: Lab, built: Path) -> Lab:
-    """The starter, made anew, the copy that `labs reset` puts back, and what stands in for a TODO."""
+    """The starter, made anew; the copy that `labs reset` puts back; and our functions that stand in for a TODO."""
     built_lab = lab_at(built / "labs" / lab.folder.name)
     for path in (built_lab.starter, built_lab.untouched):
         path.write_text(starter_text(lab), encoding="utf-8", newline="\n")
@@ -108,7 +108,7 @@ def _add_starter(lab: Lab, built: Path) -> Lab:
 
 
 def _pin(lab: Lab) -> str:
-    """Of what a lab's points depend on."""
+    """A digest of everything that a lab's points depend on."""
     return digest_of((path.name, path.read_bytes()) for path in (lab.tests, lab.untouched, lab.sealed, lab.folder / "lab.toml"))
 
 
@@ -143,7 +143,7 @@ def _commit(course: Path) -> str:
 
 
 def _git(course: Path, *arguments: str) -> str | None:
-    """What git says; None if it fails or is not there."""
+    """The output of git; None if git fails or is not installed."""
     try:
         done = subprocess.run(["git", *arguments], cwd=course, capture_output=True, text=True, encoding="utf-8")
     except OSError:

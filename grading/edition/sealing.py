@@ -1,8 +1,8 @@
-"""What stands in for a TODO in the student edition: our functions, sealed, so that nobody reads them by accident.
+"""The stand-ins for TODOs in the student edition: our functions, sealed, so that no one reads them by accident.
 
-No secret: who wants to undo it can, as who wants to can read another's solution. Docstrings and comments go,
-local variables lose their names, and what is left is packed. It stays source text: compiled code would run on
-one version of Python only, and the reference engine's parts have other names, shapes and callers than a lab's.
+This keeps no secret: anyone determined can undo it, just as they can read another student's solution. Docstrings and
+comments are removed, local variables lose their names, and the rest is packed. It stays source text, because compiled
+code runs on one version of Python only, and the reference engine's parts have other names, shapes and callers than a lab's.
 `labs.harness.originals` opens it.
 """
 
@@ -36,7 +36,7 @@ def bare(solution: str) -> str:
 
 
 def _only(body: list[ast.stmt], wanted: list[str], prefix: str) -> Iterator[ast.stmt]:
-    """The functions of a body that are wanted, and of what holds such functions its name and these."""
+    """The wanted functions of a body; of a class or function that contains some, only its name and those."""
     for node in body:
         if isinstance(node, Function | ast.ClassDef):
             name = prefix + node.name
@@ -53,7 +53,7 @@ def _drop_docstrings(function: Function) -> None:
 
 
 def _rename_locals(function: Function, taken: set[str]) -> None:
-    """New names for variables that only this function has; parameters keep theirs, for callers may pass them by name."""
+    """New names for a function's own variables; parameters keep their names, because callers may pass them by name."""
     nodes = list(ast.walk(function))
     kept = taken | set(dir(builtins)) | {name for node in nodes if not isinstance(node, ast.Name) for name in _names_of(node)}
     assigned = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]

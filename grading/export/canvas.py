@@ -1,6 +1,6 @@
 """Canvas: fills one assignment's column in a gradebook that the instructor exported, and leaves all else as it is.
 
-A column that Canvas does not know would become a new assignment; hence no file is invented.
+Canvas turns an unknown column into a new assignment, so this module never makes a gradebook of its own.
 """
 
 import re
@@ -13,9 +13,9 @@ from grading.export.sheet import Filled, Sheet, changed, grade, names_in, number
 from grading.judge.show import plain, points
 
 KEYS = ("ID", "SIS User ID", "SIS Login ID", "Student")
-"""By what Canvas matches, in this order; `Student` is the name."""
+"""The columns by which Canvas matches students, in this order; `Student` is the name."""
 OF_ROSTER = {"ID": "lms_id", "SIS User ID": "sis_id", "SIS Login ID": "login", "Student": "name"}
-"""Canvas' columns, and what a roster calls the same."""
+"""Canvas' columns, each with the roster's column for the same."""
 EXCUSED = "EX"
 _TITLED = re.compile(r"(.*) \((\d+)\)")
 
@@ -66,7 +66,7 @@ def _column(sheet: Sheet, wanted: str) -> int:
 
 
 def _wrong_points(sheet: Sheet, column: int, entries: Sequence[Entry]) -> list[str]:
-    """A remark if the assignment is worth something else in Canvas."""
+    """A remark if the assignment has other maximum points in Canvas."""
     row = next((row for row in range(1, len(sheet)) if sheet.value(row, 0).strip() == "Points Possible"), None)
     there = None if row is None else number(sheet.value(row, column))
     most = {entry.report.max_score for entry in entries}

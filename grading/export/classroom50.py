@@ -1,6 +1,6 @@
-"""Classroom 50's `result.json` for one submission. Its scores are whole numbers: halves are rounded up.
+"""Classroom 50's `result.json` for one submission. Its scores are whole numbers; halves are rounded up.
 
-What Classroom 50 knows of a submission (tag, links) is not in the journal, so the instructor gives a file:
+The journal does not have Classroom 50's tag and links of a submission, so the instructor gives a file:
 
     {"classroom": "serving", "assignment": "lab06", "assignment_type": "individual",
      "submissions": {"ada": {"submission": "submit/2027-02-01T10-00-00Z-0a1b2c3",
@@ -34,7 +34,7 @@ class Place:
 
 
 def read_places(text: str) -> dict[str, Place]:
-    """Student -> where their submission lies. Raises `ValueError` that names what is missing."""
+    """Student -> where their submission lies. Raises a `ValueError` that names missing keys."""
     try:
         places = json.loads(text)
         common = {name: places[name] for name in ("classroom", "assignment", "assignment_type")}
@@ -55,7 +55,7 @@ def read_places(text: str) -> dict[str, Place]:
 
 
 def result(entry: Entry, place: Place) -> str:
-    """The file's text. Raises `ValueError` if it is not known when the submission came."""
+    """The file's text. Raises `ValueError` if the time of the hand-in is unknown."""
     report = entry.report
     if entry.submitted is None:
         raise ValueError(f"it is not known when {report.student} handed in, and Classroom 50 asks for it")

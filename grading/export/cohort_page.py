@@ -1,7 +1,7 @@
 """How a whole cohort did in one lab: clusters of failures that look the same, and the page that shows them.
 
-A cluster is a TODO, the checks that failed, and what they said with the numbers left out. A comment
-comes from the lab's `symptoms.json`, and only where the failing checks leave no doubt which symptom it
+A cluster is a TODO, the checks that failed, and their messages without the numbers. A comment
+comes from the lab's `symptoms.json`, and only if the failing checks leave no doubt which symptom it
 is; it goes to a cluster's students after an instructor has verified it against three of them. Knows
 entries of the journal; runs nothing.
 """
@@ -21,10 +21,10 @@ from labs.harness.learner.diagnosis import Symptom
 from labs.harness.learner.results import VARYING
 
 VERIFIED_BY = 3
-"""Students of a cluster against whom a comment is verified before it goes to all of them."""
+"""How many students of a cluster an instructor checks before its comment goes to all of them."""
 BINS = 10
 NAMED_ALIKE = 0.6
-"""The share of words from which on a test of a lab and a check are taken to be about the same."""
+"""The share of common words above which a test of a lab and a check count as the same."""
 _WORDING = 160
 
 
@@ -37,9 +37,9 @@ class Cluster:
         failures: names of the checks that failed, and how: (check, wording).
         students: in alphabetical order.
         unwritten: whether the TODO was not started.
-        unusable: whether nothing of their file could be run: all checks say the same, and none is about the TODO.
-        comment: what the lab's symptoms say of it; empty if that is unsure.
-        verified: against whom; empty if nobody has looked.
+        unusable: whether nothing in their file could run: all checks have the same message, and none is about the TODO.
+        comment: the comment of the lab's symptoms; empty if that is unsure.
+        verified: the students it was verified against; empty if no one has looked.
     """
 
     id: str
@@ -52,13 +52,13 @@ class Cluster:
     verified: tuple[str, ...] = ()
 
     @property
-    def goes_out(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether its comment goes to its students."""
         return bool(self.comment and self.verified)
 
 
 def clusters(entries: Iterable[Entry]) -> list[Cluster]:
-    """By TODO, the largest first. Predictions are in none: they fail by question, not by mistake."""
+    """The clusters by TODO, the largest first. Predictions form no clusters: they fail by question, not by mistake."""
     students_of: dict[tuple, set[str]] = defaultdict(set)
     for entry in entries:
         unusable = _is_unusable(entry)
@@ -72,7 +72,7 @@ def clusters(entries: Iterable[Entry]) -> list[Cluster]:
 
 
 def anonymous(entries: Iterable[Entry]) -> list[Entry]:
-    """The same results of `student 01` and so on, in an order that tells nothing of who they are: that of what was handed in."""
+    """The same results for `student 01` and so on, ordered by the digests of the hand-ins, which reveal no name."""
     ordered = sorted(entries, key=lambda entry: (entry.report.digest, entry.report.student))
     width = len(str(len(ordered)))
     return [replace(entry, report=replace(entry.report, student=f"student {number:0{width}}"))
@@ -80,7 +80,7 @@ def anonymous(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _is_unusable(entry: Entry) -> bool:
-    """Whether every check has the same message, as where there is no file or it is no Python."""
+    """Whether every check has the same message, as when the file is missing or is not Python."""
     messages = {check.message for check in entry.report.checks if check.todo}
     return len(messages) == 1 and "" not in messages and len({check.todo for check in entry.report.checks}) > 1
 
@@ -94,7 +94,7 @@ def _failed(entry: Entry) -> dict[int, list[CheckResult]]:
 
 
 def wording(message: str) -> str:
-    """A message without what differs from student to student."""
+    """A message without the parts that differ from student to student."""
     return VARYING.sub("…", plain(" ".join(message.split()), 2 * _WORDING))[:_WORDING]
 
 
@@ -107,7 +107,7 @@ def _id(todo: int, failures: tuple[tuple[str, str], ...]) -> str:
 
 
 def with_comments(clusters: Sequence[Cluster], symptoms: Sequence[Symptom], checks: Mapping[int, set[str]]) -> list[Cluster]:
-    """The clusters, with what the lab's symptoms say of them.
+    """The clusters, each with the comment of the lab's symptoms.
 
     Args:
         checks: TODO -> the names of all its checks.
@@ -116,7 +116,7 @@ def with_comments(clusters: Sequence[Cluster], symptoms: Sequence[Symptom], chec
 
 
 def checks_by_todo(entries: Iterable[Entry]) -> dict[int, set[str]]:
-    """The names of all checks that there are."""
+    """The names of all checks."""
     by_todo = defaultdict(set)
     for entry in entries:
         for check in entry.report.checks:
@@ -125,7 +125,7 @@ def checks_by_todo(entries: Iterable[Entry]) -> dict[int, set[str]]:
 
 
 def _comment(cluster: Cluster, symptoms: Sequence[Symptom], checks: set[str]) -> str:
-    """What is said of a symptom that fails exactly these checks; empty unless it is the only one and can be told from others.
+    """The comment of the symptom that fails exactly these checks; empty unless it is the only one and distinct from others.
 
     A lab's tests and its checks are about the same things and mostly have the same names. A symptom is
     known by those of its tests that have a check; a cluster in which anything else fails is unsure.
@@ -139,7 +139,7 @@ def _comment(cluster: Cluster, symptoms: Sequence[Symptom], checks: set[str]) ->
 
 
 def _check_like(test: str, checks: set[str]) -> str:
-    """The one check whose name has most words in common with a test's; empty if none has enough, or two have as many."""
+    """The one check whose name shares the most words with a test's; empty if no check shares enough, or two share as many."""
     words = set(re.sub(r"^test_todo_\d+_", "", test).split("_"))
     near = sorted(((len(words & set(check.split("_"))) / len(words | set(check.split("_"))), check) for check in checks),
                   reverse=True)
@@ -148,10 +148,10 @@ def _check_like(test: str, checks: set[str]) -> str:
 
 
 def read_verified(marks: Iterable[str], clusters: Sequence[Cluster]) -> dict[str, tuple[str, ...]]:
-    """Cluster -> the students against whom its comment was verified, from `CLUSTER=ada,ben,cem`.
+    """Cluster -> the students its comment was verified against, from `CLUSTER=ada,ben,cem`.
 
-    Raises `ValueError` for what is no such mark, for an unknown cluster or one without a comment, for
-    students who are not in it, and for fewer than three.
+    Raises `ValueError` for a malformed mark, for an unknown cluster or one without a comment, for
+    students who are not in it, and for fewer than three students.
     """
     known, verified = {cluster.id: cluster for cluster in clusters}, {}
     for mark in marks:
@@ -162,8 +162,8 @@ def read_verified(marks: Iterable[str], clusters: Sequence[Cluster]) -> dict[str
                              f"there are: {', '.join(known) or 'none'}")
         if not known[name].comment:
             raise ValueError(f"cluster {name} has no comment that could be verified")
-        if strangers := [student for student in students if student not in known[name].students]:
-            raise ValueError(f"{', '.join(strangers)} not in cluster {name}: its students are {', '.join(known[name].students)}")
+        if outsiders := [student for student in students if student not in known[name].students]:
+            raise ValueError(f"{', '.join(outsiders)} not in cluster {name}: its students are {', '.join(known[name].students)}")
         if len(students) < VERIFIED_BY:
             raise ValueError(
                 f"cluster {name} was verified against {len(students)} students; a comment goes out after {VERIFIED_BY}")
@@ -177,9 +177,9 @@ def marked(clusters: Sequence[Cluster], verified: Mapping[str, tuple[str, ...]])
 
 
 def comments(clusters: Iterable[Cluster]) -> list[tuple[str, int, str]]:
-    """What goes out: (student, TODO, comment), of verified clusters only."""
+    """The comments to send: (student, TODO, comment), of verified clusters only."""
     return sorted((student, cluster.todo, cluster.comment)
-                  for cluster in clusters if cluster.goes_out for student in cluster.students)
+                  for cluster in clusters if cluster.is_sent for student in cluster.students)
 
 
 # the page
@@ -187,7 +187,7 @@ def comments(clusters: Iterable[Cluster]) -> list[tuple[str, int, str]]:
 
 @dataclass(frozen=True)
 class Bin:
-    """How many scores are from `low` to `high` percent of the points, `high` itself only in the last one."""
+    """How many scores are from `low` to `high` percent of the points; only the last bin includes `high` itself."""
 
     low: int
     high: int
@@ -202,7 +202,7 @@ def distribution(entries: Sequence[Entry]) -> list[Bin]:
 
 
 def page(lab_id: str, title: str, entries: Sequence[Entry], clusters: Sequence[Cluster]) -> str:
-    """The report, complete in itself. Raises `ValueError` if nobody was graded."""
+    """The report, complete in itself. Raises `ValueError` if the lab has no results."""
     if not entries:
         raise ValueError(f"the journal has no results of lab {lab_id}")
     entries = sorted(entries, key=lambda entry: entry.report.student)

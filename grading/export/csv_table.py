@@ -1,4 +1,4 @@
-"""The results as one CSV table, a row for each submission, for an instructor's own reckoning."""
+"""The results as one CSV table, a row for each submission, for an instructor's own calculations."""
 
 import csv
 import io
@@ -21,8 +21,8 @@ def table(
     """The file's text; columns for every TODO that any of the labs has.
 
     Args:
-        missing: (student, lab) of whom there is no result: rows without points.
-        roster: student → what the roster says of them; columns for the name, the email and the section where it has them.
+        missing: (student, lab) without a result, which get rows without points.
+        roster: student → their row of the roster; the table has columns for name, email and section if the roster does.
     """
     todos = sorted({row.todo for entry in entries for row in entry.todos()})
     about = [name for name in _OF_ROSTER if any(row.get(name) for row in roster.values())]
@@ -42,12 +42,12 @@ def _row(entry: Entry, todos: Sequence[int]) -> list:
 
 
 def written(rows: Iterable[Sequence]) -> str:
-    """Rows as CSV. Numbers stay numbers; text that a spreadsheet would take for a formula does not, nor can it begin a row."""
+    """Rows as CSV. Numbers stay numbers; text that looks like a formula is defused, and cannot begin a row."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\r\n").writerows([[harmless(cell) for cell in row] for row in rows])
     return out.getvalue()
 
 
 def harmless(cell: object) -> object:
-    """A cell that no spreadsheet runs: before text that begins like a formula stands an apostrophe."""
+    """A cell that no spreadsheet runs: text that begins like a formula gets an apostrophe in front."""
     return "'" + cell if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else cell

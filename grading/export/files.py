@@ -1,4 +1,4 @@
-"""Files as they leave: named after students whatever these are called, whole or not at all."""
+"""Exported files: named after students, whatever characters their names have, and written whole or not at all."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ from nano_qwen3_serving.observe.files import write_atomically
 
 
 def write(path: Path, data: bytes) -> None:
-    """Bytes as a file that only its owner reads; it is there completely or not at all."""
+    """Writes bytes to a file that only its owner can read, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
 
@@ -28,7 +28,7 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 def file_name(student: str, lab: str, ending: str) -> str:
-    """`lab06-ada.json`. A name that is no good for a file is made one, with a digest, so that two stay two."""
+    """`lab06-ada.json`. A name that cannot be a file's is changed and gets a digest, so that two names give two files."""
     name = re.sub(r"[^A-Za-z0-9@+._-]+", "_", student).lstrip(".")
     if name != student or len(name) > 80 or name.lower() != name:
         name = f"{name[:80]}-{hashlib.sha256(student.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

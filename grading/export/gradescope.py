@@ -1,7 +1,7 @@
 """Gradescope's `results.json` for one submission.
 
 A check that is not hidden is a visible test. A hidden one is `after_published` (or `hidden`), and
-even then says only its TODO and what it is about; while there is such a test, Gradescope shows a
+even then shows only its TODO and what it is about; while such a test exists, Gradescope shows a
 student no total. The seed comes with the published results.
 """
 
@@ -12,7 +12,7 @@ from grading.export.lines import Line, conditions, decided, lateness, lines_of, 
 from grading.judge.show import plain
 
 HIDDEN = ("after_published", "hidden")
-"""What Gradescope may do with hidden checks."""
+"""The visibilities that Gradescope can give hidden checks."""
 
 
 def results(entry: Entry, hidden: str = "after_published", seconds: float | None = None) -> str:
@@ -20,7 +20,7 @@ def results(entry: Entry, hidden: str = "after_published", seconds: float | None
 
     Args:
         hidden: one of `HIDDEN`.
-        seconds: that the run took, where it is known.
+        seconds: how long the run took, if known.
     """
     if hidden not in HIDDEN:
         raise ValueError(f"hidden checks are {' or '.join(HIDDEN)}, not {hidden!r}")
@@ -58,7 +58,7 @@ def _test(line: Line, hidden: str) -> dict:
 
 
 def _output(entry: Entry) -> str:
-    """What stands above the tests."""
+    """The text above the tests."""
     report = entry.report
     lab = f"Lab {report.lab}. Part of the checks are hidden: that every test shown here has passed is not yet the whole score."
     late = [words] if (words := lateness(entry)) else []
@@ -66,7 +66,7 @@ def _output(entry: Entry) -> str:
 
 
 def _receipt(entry: Entry) -> dict:
-    """With what the run can be repeated; a test, for only tests have a date from which they are shown."""
+    """The seed that repeats the run; a test, because only tests have a date from which they are shown."""
     return {
         "name": "Receipt", "number": "receipt", "score": 0, "max_score": 0, "status": "passed", "output_format": "text",
         "output": f"seed {entry.report.seed}, student {plain(entry.report.student)}", "tags": [], "visibility": "after_published"}

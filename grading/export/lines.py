@@ -1,16 +1,17 @@
-"""What is told of each check, in the order of the report. Of a hidden one a student is told TODO and concept, and no more.
+"""The lines about each check, in the order of the report. For a hidden check a student sees only its TODO and concept.
 
-Of one that ran on our code a student is told what `grading.judge.show.told_on_ours` says.
+For a check that ran on our code a student sees the text of `grading.judge.show.message_on_ours`.
 """
 
 from dataclasses import dataclass
 
 from grading.cohort.journal import Entry
+from grading.cohort.late import DAY, HOUR, many, shown, span
 from grading.judge.report import CheckResult, Report
-from grading.judge.show import CHECKED_AT, plain, points, told_on_ours
+from grading.judge.show import CHECKED_AT, message_on_ours, plain, points
 
 MOST_TEXT = 2_000
-"""Characters of a message, or of what was printed, that are handed on."""
+"""How many characters of a message, or of printed text, a line keeps."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Line:
         number: `2.1`, the first check of TODO 2.
         title: its name, or for a hidden check what it is about.
         message: what was expected and what came; empty if it passed.
-        section: of the lab's README; empty where it would tell what a hidden check does.
-        printed: what the submission printed meanwhile; only of checks that are not hidden, or for instructors.
+        section: of the lab's README; empty if it would reveal what a hidden check does.
+        printed: what the submission printed during the check; only for instructors, or if the check is not hidden.
     """
 
     todo: int
@@ -38,7 +39,7 @@ class Line:
 
 
 def lines_of(report: Report, as_student: bool = True) -> list[Line]:
-    """One for each check."""
+    """One line for each check."""
     met: dict[int, int] = {}
     lines = []
     for check in report.checks:
@@ -47,13 +48,19 @@ def lines_of(report: Report, as_student: bool = True) -> list[Line]:
     return lines
 
 
+def lost_lines(report: Report, as_student: bool = True) -> list[Line]:
+    """One for each check that lost points; all of a TODO that say that it is not written are one, whose number is the TODO's."""
+    number_of = dict(zip((check.name for check in report.checks), (line.number for line in lines_of(report)), strict=True))
+    return [_line(check, number_of.get(check.name, str(check.todo)), as_student) for check in report.lost()]
+
+
 def _line(check: CheckResult, number: str, as_student: bool) -> Line:
     secret = as_student and check.hidden
     common = (check.todo, number, _title(check, secret), check.earned, check.points, check.passed, check.hidden)
     if secret:
         return Line(*common, message="" if check.passed else f"A hidden check failed; it is about: {check.concept}")
     printed = "" if check.passed else plain(check.printed, MOST_TEXT)
-    return Line(*common, message=_said(check, as_student), section=check.section, printed=printed)
+    return Line(*common, message=_message(check, as_student), section=check.section, printed=printed)
 
 
 def _title(check: CheckResult, secret: bool) -> str:
@@ -62,36 +69,48 @@ def _title(check: CheckResult, secret: bool) -> str:
     return check.name.replace("_", " ")
 
 
-def _said(check: CheckResult, as_student: bool) -> str:
+def _message(check: CheckResult, as_student: bool) -> str:
     if check.passed:
         return ""
     if as_student and check.on_ours:
-        return told_on_ours(check)
+        return message_on_ours(check)
     ours = f" (Our TODO {', '.join(map(str, check.on_ours))} was in place of yours.)" if check.on_ours else ""
     return plain(check.message, MOST_TEXT) + ours
 
 
 def name_of(todo: int) -> str:
-    """What a TODO is called in reports."""
+    """A TODO's name in reports."""
     return f"TODO {todo}" if todo else "predictions"
 
 
-def days(late_days: float) -> str:
-    """`1.5 days`."""
-    return f"{points(round(late_days, 2))} day{'' if late_days == 1 else 's'}"
+def dates(entry: Entry) -> str:
+    """`handed in 2027-03-03 10:00 CET, due 2027-03-01 23:59 CET`, as far as it is known."""
+    known = [("handed in", entry.submitted), ("due", entry.deadline)]
+    return ", ".join(f"{what} {shown(when, entry.zone)}" for what, when in known if when is not None)
+
+
+def how_late(entry: Entry) -> str:
+    """`1.5 days late (due 2027-03-01 23:59 CET, 1 day of grace)`; in hours where these are charged."""
+    much = many(round(entry.late_days * (DAY / HOUR if entry.unit == "hour" else 1), 2), entry.unit)
+    grace = f", {span(entry.grace)} of grace" if entry.grace else ""
+    return f"{much} late" + (f" (due {shown(entry.deadline, entry.zone)}{grace})" if entry.deadline else "")
 
 
 def lateness(entry: Entry) -> str:
-    """What it cost to be late, `17 points, 4.06 days late; 3 days are charged: 11.9 count.`; empty if it cost nothing."""
+    """The cost of lateness, `17 points, 4.06 days late (due 2027-03-01 23:59 CET); 3 days charged: 11.9 count.`
+
+    Empty if it cost nothing.
+    """
     if entry.final_score == entry.score:
         return ""
-    paid = f", {entry.tokens} paid for by tokens" if entry.tokens else ""
-    charged = f"; {entry.charged_days} day{'' if entry.charged_days == 1 else 's'} charged{paid}" if entry.charged_days else ""
-    return f"{points(entry.score)} points, {days(entry.late_days)} late{charged}: {points(entry.final_score)} count."
+    tokens = many(entry.tokens, "day") if entry.unit == "hour" else entry.tokens
+    paid = f", {tokens} paid for by tokens" if entry.tokens else ""
+    charged = f"; {many(entry.charged, entry.unit)} charged{paid}" if entry.charged else ""
+    return f"{points(entry.score)} points, {how_late(entry)}{charged}: {points(entry.final_score)} count."
 
 
 def decided(entry: Entry) -> list[str]:
-    """What the instructor decided about a score, a sentence each, with the comment."""
+    """The instructor's decisions about a score, one sentence each, with the comment."""
     return [plain(override.words()) for override in entry.overrides]
 
 

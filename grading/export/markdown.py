@@ -1,33 +1,33 @@
-"""A report in Markdown, for a job's summary. What came from a submission stands in fences that it cannot close."""
+"""A report in Markdown, for a job's summary. Text from a submission is put in fences that it cannot close."""
 
 import re
 
 from grading.cohort.journal import Entry
-from grading.export.lines import Line, conditions, decided, lateness, lines_of, name_of
+from grading.export.lines import Line, conditions, dates, decided, lateness, lost_lines, name_of
 from grading.judge.show import plain, points
 
 
 def summary(entry: Entry, as_student: bool = True, with_seed: bool = False) -> str:
-    """The report of one submission; `with_seed` where it may be known."""
+    """The report of one submission; `with_seed` only for readers who may know it."""
     report = entry.report
     lines = [f"# Lab {report.lab}: {points(entry.final_score)} of {points(report.max_score)} points", "", coded(report.student),
-             ""]
+             "", *([when, ""] if (when := dates(entry)) else [])]
     for decision in decided(entry):
         lines += [coded(decision), ""]
     lines += [late, ""] if (late := lateness(entry)) else []
     lines += ["| | points | state |", "| --- | ---: | --- |"]
     lines += [f"| {name_of(row.todo)} | {points(row.earned)}/{points(row.points)} | {row.state} |" for row in entry.todos()]
-    lost = [line for line in lines_of(report, as_student) if not line.passed]
+    lost = lost_lines(report, as_student)
     if lost:
         lines += ["", "## Where points were lost", ""]
     for line in lost:
-        lines += [*_told(line), ""]
+        lines += [*_lost_point(line), ""]
     lines += ["", "## How it was graded", "", fenced("\n".join(conditions(report, with_seed)))]
     return "\n".join(lines) + "\n"
 
 
-def _told(line: Line) -> list[str]:
-    """One lost point's heading, what was said, what was printed."""
+def _lost_point(line: Line) -> list[str]:
+    """A failed check: heading, message, and what it printed."""
     lines = [f"### {name_of(line.todo)}: -{points(line.points - line.earned)}", "",
              fenced(f"{line.number} {line.title}\n{line.message}")]
     if line.section:
@@ -38,7 +38,7 @@ def _told(line: Line) -> list[str]:
 
 
 def fenced(text: str) -> str:
-    """`text` as a block that is shown as it is: the fence is longer than any row of backticks in it."""
+    """`text` as a literal block: the fence is longer than any row of backticks in the text."""
     fence = "`" * max(3, 1 + _longest(text))
     return f"{fence}text\n{text}\n{fence}"
 

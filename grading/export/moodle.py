@@ -1,19 +1,19 @@
-"""Moodle, in both of its ways: a file for the gradebook's import, and an offline grading worksheet that is filled in."""
+"""Moodle, both ways: a file for the gradebook's import, and an offline grading worksheet to fill in."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from grading.cohort.journal import Entry
 from grading.export.csv_table import harmless, written
-from grading.export.lines import days, decided, lateness, name_of
+from grading.export.lines import decided, how_late, lateness, lost_lines, name_of
 from grading.export.sheet import Filled, Sheet, changed, grade, names_in, number, place
 from grading.judge.show import plain, points
 
 IDENTITIES = {"username": "Username", "email": "Email address", "idnumber": "ID number", "id": "User ID"}
-"""By what the import finds a person, and what the column is headed here."""
+"""The field by which the import finds a person, and our heading for its column."""
 OF_ROSTER = {"Username": "login", "Email address": "email", "ID number": "sis_id", "User ID": "lms_id", "Identifier": "lms_id",
              "Full name": "name"}
-"""Moodle's columns, and what a roster calls the same."""
+"""Moodle's columns, each with the roster's column for the same."""
 KEYS = ("Identifier", "ID number", "Email address", "Username", "Full name")
 NEEDED = ("Identifier", "Grade", "Last modified (grade)")
 
@@ -21,12 +21,12 @@ NEEDED = ("Identifier", "Grade", "Last modified (grade)")
 def gradebook(
     entries: Sequence[Entry], identity: str = "username", roster: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 ) -> str:
-    """The file for the import: who, final score, feedback.
+    """The file for the import: student, final score, feedback.
 
-    Moodle asks which column is which when it is uploaded, and lists whom it does not know.
+    On upload, Moodle asks which column is which, and lists the students it does not know.
 
     Args:
-        identity: one of `IDENTITIES`: what the roster has for the students, or what they are called by here.
+        identity: one of `IDENTITIES`: a column of the roster, or the id that names students here.
     """
     if identity not in IDENTITIES:
         raise ValueError(f"Moodle finds people by {', '.join(IDENTITIES)}, not by {identity!r}")
@@ -43,10 +43,10 @@ def gradebook(
 def fill_worksheet(
     data: bytes, entries: Sequence[Entry], roster: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 ) -> Filled:
-    """The worksheet that Moodle gave out, with final scores and feedback in it.
+    """The worksheet that Moodle exported, with final scores and feedback filled in.
 
-    `Last modified (grade)` stays: by it Moodle notices that somebody has graded meanwhile. Raises
-    `ValueError` if it is no such worksheet.
+    `Last modified (grade)` stays, because Moodle uses it to notice grades given meanwhile. Raises
+    `ValueError` if the file is no such worksheet.
     """
     sheet = Sheet(data)
     if missing := [name for name in NEEDED if name not in sheet.heading]:
@@ -68,10 +68,14 @@ def fill_worksheet(
 
 
 def feedback(entry: Entry) -> str:
-    """Points per TODO, what it cost to be late and what the instructor decided, in a line."""
+    """Points per TODO, where they were lost, the cost of lateness and the instructor's decisions, in one line."""
     told = ", ".join(f"{name_of(row.todo)} {points(row.earned)}/{points(row.points)}" for row in entry.todos())
-    late = lateness(entry) or (f"{days(entry.late_days)} late" if entry.late_days else "")
-    return "; ".join(filter(None, [told, f"total {points(entry.score)}/{points(entry.report.max_score)}", late, *decided(entry)]))
+    short = {row.todo for row in entry.todos() if row.todo and row.earned < row.points}  # as the instructor has decided
+    late = lateness(entry) or (how_late(entry) if entry.late_days else "")
+    total = f"total {points(entry.score)}/{points(entry.report.max_score)}"
+    lost = [f"{name_of(line.todo)}, -{points(line.points - line.earned)}: {line.title}" for line in lost_lines(entry.report)
+            if line.todo in short]
+    return "; ".join(filter(None, [told, total, *lost, late, *decided(entry)]))
 
 
 def _wrong_points(sheet: Sheet, row: int, entry: Entry) -> list[str]:

@@ -1,6 +1,6 @@
-"""A CSV file of somebody else, of which single cells are filled in: all else stays as it is, byte for byte.
+"""A platform's CSV file in which single cells are filled in; everything else stays as it is, byte for byte.
 
-Knows bytes, cells and who is meant; knows nothing of Canvas or Moodle.
+Knows bytes, cells and which row is a student's; knows nothing of Canvas or Moodle.
 """
 
 import re
@@ -19,8 +19,8 @@ class Filled:
 
     Attributes:
         data: all of it.
-        unplaced: graded students for whom there is no row, or no certain one: a sentence each.
-        notes: what else is to be known: grades that change, rows without a grade.
+        unplaced: one sentence for each graded student without a row, or without a certain one.
+        notes: other remarks: grades that change, rows without a grade.
     """
 
     data: bytes
@@ -51,11 +51,11 @@ class Sheet:
         return len(self._rows)
 
     def column(self, *names: str) -> int | None:
-        """The first of these headings that is there."""
+        """The first of these headings that the file has."""
         return next((self.heading.index(name) for name in names if name in self.heading), None)
 
     def value(self, row: int, column: int | None) -> str:
-        """What a cell says; empty if there is no such cell."""
+        """A cell's text; empty if there is no such cell."""
         return _value(self._rows[row][column][0]) if column is not None and column < len(self._rows[row]) else ""
 
     def put(self, row: int, column: int, text: str) -> None:
@@ -75,11 +75,11 @@ class Sheet:
 
 
 def _rows(text: str, separator: str) -> Iterable[list[tuple[str, str]]]:
-    """Rows of cells as they stand there, each with what ends it."""
+    """Rows of raw cells, each with the separator or line end that follows it."""
     cell = re.compile(rf'("(?:[^"]|"")*"[^{separator}\r\n]*|[^{separator}\r\n]*)({separator}|\r\n|\n|\r|\Z)')
     row: list[tuple[str, str]] = []
     at = 0
-    while (at < len(text) or row) and (match := cell.match(text, at)):  # it always does: a cell may be empty
+    while (at < len(text) or row) and (match := cell.match(text, at)):  # always matches, because a cell may be empty
         row.append((match[1], match[2]))
         at = match.end()
         if match[2] != separator:
@@ -97,10 +97,10 @@ def place(
     sheet: Sheet, entries: Sequence[Entry], keys: Sequence[tuple[str, int | None]], rows: Sequence[int],
     names: Callable[[str, str], str] = lambda student, key: student,
 ) -> tuple[dict[int, Entry], list[str], list[str]]:
-    """Row -> whose grade goes there; sentences about those that have none; and remarks.
+    """Row -> the entry whose grade goes there; a sentence for each entry without a row; and remarks.
 
     The first of `keys` (name and column of each) in which exactly one row has the student's name
-    counts. Where several rows have it, or several students come to one row, nobody is placed.
+    decides. If several rows have it, or several students match one row, none of them is placed.
 
     Args:
         names: of a student in the column of a key, see `names_in`.
@@ -128,16 +128,16 @@ def place(
 
 
 def names_in(roster: Mapping[str, Mapping[str, str]], of_roster: Mapping[str, str]) -> Callable[[str, str], str]:
-    """Says what a student is called in a column: as the roster has it, else by their id.
+    """The function that gives a student's name in a column: the roster's value, else their id.
 
     Args:
-        of_roster: column → what the roster calls the same.
+        of_roster: column → the roster's column for the same.
     """
     return lambda student, key: roster.get(student, {}).get(of_roster.get(key, "")) or student
 
 
 def changed(before: str, entry: Entry, read: Callable[[str], float | None]) -> list[str]:
-    """A remark if a grade that is there becomes another one."""
+    """A remark if an existing grade changes."""
     old = read(before)
     if old is None or old == entry.final_score:
         return []
@@ -146,7 +146,7 @@ def changed(before: str, entry: Entry, read: Callable[[str], float | None]) -> l
 
 
 def number(text: str) -> float | None:
-    """A grade as such files have it; None if it is none."""
+    """The grade in a cell of such a file; None if the cell holds no grade."""
     try:
         return float(text.strip().replace(",", "."))
     except ValueError:
@@ -154,5 +154,5 @@ def number(text: str) -> float | None:
 
 
 def grade(value: float) -> str:
-    """A grade as such files have it, to two places."""
+    """A grade as such files write it, to two places."""
     return f"{round(value, 2):.10g}"

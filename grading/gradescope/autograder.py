@@ -2,7 +2,7 @@
 
     setup.sh  run_autograder     at the root, as Gradescope wants them
     requirements.txt             the packages, in the versions that are installed here
-    settings.json  term_secret   what was chosen, and what the inputs of the checks are drawn from
+    settings.json  term_secret   the options, and the secret from which the inputs of the checks are drawn
     course/                      grading, labs, nano_qwen3_serving: what judge and worker import
 
 The same sources and choices make the same bytes.
@@ -28,7 +28,7 @@ ENGINE = Path(nano_qwen3_serving.__file__).parent
 ROOMS = ("authoring", "cli", "cohort", "edition", "export", "gradescope", "judge", "red_team", "sandbox")
 SCRIPTS = ("setup.sh", "run_autograder")
 WITHOUT = {"__pycache__", "tests", "predictions.json"}
-"""Folders and files that are left out, besides those whose names begin with a dot."""
+"""Folders and files to leave out, besides those whose names begin with a dot."""
 STUDENTS_HAVE = ("reference_engine/requirements.txt", "notebooks/requirements.txt")
 """What `requirements.txt` installs."""
 IDENTITIES = ("email", "id", "name")
@@ -36,16 +36,16 @@ IDENTITIES = ("email", "id", "name")
 
 @dataclass(frozen=True)
 class Choices:
-    """What `settings.json` says.
+    """The contents of `settings.json`.
 
     Attributes:
         lab: its id.
         hidden: see `grading.export.gradescope`.
         seed_mode: `student` or `cohort`.
-        identity: what of Gradescope's users is a student's name here.
+        identity: which field of a Gradescope user names a student here.
         isolation: a level; None takes the strongest that the container has.
-        seconds: of one check, by the wall clock; half a core does in it what a core does in half of it.
-        memory_mib: of a worker, 200 of which Python and torch take; the judge takes up to 250, and a container has 768.
+        seconds: of one check, by the wall clock; half a core needs twice the time of a whole one.
+        memory_mib: of a worker; Python and torch take 200 of it. The judge takes up to 250, and a container has 768.
     """
 
     lab: str
@@ -83,7 +83,7 @@ def build(lab: Lab, choices: Choices, secret: str, index: str | None = None) -> 
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """A file of the zip: its date says nothing, its mode what it is for."""
+    """A file of the zip, with a fixed date; scripts are executable."""
     info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = (0o100755 if name in SCRIPTS else 0o100600 if name == "term_secret" else 0o100644) << 16
@@ -114,7 +114,7 @@ def _below(folder: Path, where: str) -> Iterator[tuple[str, Path]]:
 
 
 def requirements(index: str | None = None) -> str:
-    """All that students have, in the versions that are installed here: their imports work there, and a score depends on them."""
+    """All packages that students have, in the versions installed here: imports have to work there, and scores depend on them."""
     lines = [line for file in STUDENTS_HAVE for line in (HERE.parent / file).read_text(encoding="utf-8").splitlines()]
     names = {match[0] for line in lines if (match := re.match(r"[\w.-]+", line)) and "==" in line}
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(names)]

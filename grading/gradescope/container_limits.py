@@ -16,19 +16,19 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 SECONDS_BETWEEN_LOOKS = 0.05
 PERIOD = 100_000
-"""Microseconds over which the share of a core is meant."""
+"""The period in microseconds to which the share of a core applies."""
 
 
 @dataclass(frozen=True)
 class Used:
-    """What a command took.
+    """The resources that a command used.
 
     Attributes:
         seconds: by the wall clock.
         cpu_seconds: of all its processes.
-        peak_bytes: memory that is its own, of all processes together: what cannot be read again from a file.
-        charged_bytes: the most that the group was charged with, pages of files among it.
-        killed: processes that were ended because memory ran out.
+        peak_bytes: the most memory of its own, all processes together: memory that cannot be read again from a file.
+        charged_bytes: the most that the group was charged with, including pages of files.
+        killed: how many processes were ended because memory ran out.
     """
 
     returncode: int
@@ -50,7 +50,7 @@ def run(
     """Run a command to its end.
 
     Raises:
-        NoGroups: what it uses cannot be limited here.
+        NoGroups: this machine cannot limit a command.
         subprocess.TimeoutExpired: after `timeout` seconds.
     """
     with _group(cpus, memory_bytes) as group:
@@ -73,7 +73,7 @@ def run(
                     group.killed())
 
 
-class _One:
+class _GroupV1:
     """Version 1: a folder for each kind of limit."""
 
     def __init__(self, name: str, cpus: float, memory_bytes: int) -> None:
@@ -86,7 +86,7 @@ class _One:
         (self.memory / "memory.limit_in_bytes").write_text(str(memory_bytes))
 
     def own_bytes(self) -> int:
-        counters = _facts(self.memory / "memory.stat")
+        counters = _counters(self.memory / "memory.stat")
         return counters["total_rss"] + counters.get("total_shmem", 0)
 
     def cpu_seconds(self) -> float:
@@ -96,14 +96,14 @@ class _One:
         return int((self.memory / "memory.max_usage_in_bytes").read_text())
 
     def killed(self) -> int:
-        return _facts(self.memory / "memory.oom_control").get("oom_kill", 0)
+        return _counters(self.memory / "memory.oom_control").get("oom_kill", 0)
 
     def enter(self) -> None:
         for folder in self.folders:
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
-class _Two:
+class _GroupV2:
     """Version 2: one folder."""
 
     def __init__(self, name: str, cpus: float, memory_bytes: int) -> None:
@@ -116,26 +116,26 @@ class _Two:
         (self.folder / "memory.max").write_text(str(memory_bytes))
 
     def own_bytes(self) -> int:
-        counters = _facts(self.folder / "memory.stat")
+        counters = _counters(self.folder / "memory.stat")
         return counters["anon"] + counters["shmem"]
 
     def cpu_seconds(self) -> float:
-        return _facts(self.folder / "cpu.stat")["usage_usec"] / 1e6
+        return _counters(self.folder / "cpu.stat")["usage_usec"] / 1e6
 
     def charged(self) -> int:
         return int((self.folder / "memory.peak").read_text())
 
     def killed(self) -> int:
-        return _facts(self.folder / "memory.events")["oom_kill"]
+        return _counters(self.folder / "memory.events")["oom_kill"]
 
     def enter(self) -> None:
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
 @contextlib.contextmanager
-def _group(cpus: float, memory_bytes: int) -> Iterator[_One | _Two]:
+def _group(cpus: float, memory_bytes: int) -> Iterator[_GroupV1 | _GroupV2]:
     name = f"grading-{os.getpid()}-{threading.get_ident()}"
-    kind = _Two if (GROUPS / "cgroup.controllers").is_file() else _One
+    kind = _GroupV2 if (GROUPS / "cgroup.controllers").is_file() else _GroupV1
     try:
         group = kind(name, cpus, memory_bytes)
     except OSError as error:
@@ -150,7 +150,7 @@ def _group(cpus: float, memory_bytes: int) -> Iterator[_One | _Two]:
 
 
 def _remove(folder: Path) -> None:
-    """End whatever is left in a group, and the group. Two of version 1 may be one folder under two names."""
+    """End the processes left in a group, and remove the group. In version 1 two groups may be one folder under two names."""
     for _ in range(50):
         if not folder.is_dir():
             return
@@ -163,5 +163,5 @@ def _remove(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def _facts(path: Path) -> dict[str, int]:
+def _counters(path: Path) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in path.read_text().splitlines())}

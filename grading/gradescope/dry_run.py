@@ -1,4 +1,4 @@
-"""The autograder's zip, run here as Gradescope would run it, with what its default container has."""
+"""The autograder's zip, run here as Gradescope would run it, under the limits of its default container."""
 
 import json
 import os
@@ -18,17 +18,17 @@ METADATA = {
 def run(
     archive: Path, submission: Path, root: Path, cpus: float = 0.5, memory_bytes: int = 768 << 20
 ) -> tuple[container_limits.Used, dict]:
-    """What it took, and `results.json`; empty if there is none. Raises `small_machine.NoGroups` where nothing can be limited."""
+    """The resources used, and `results.json`, empty if there is none. Raises `container_limits.NoGroups`."""
     lay_out(archive, submission, root)
     used = container_limits.run([str(root / "run_autograder")], environment(root), cpus, memory_bytes)
     return used, results(root)
 
 
 def lay_out(archive: Path, submission: Path, root: Path) -> None:
-    """Make `root` what `/autograder` is before `run_autograder` starts.
+    """Lay out `root` as `/autograder` is before `run_autograder` starts.
 
     Args:
-        submission: a `starter.py` under whatever name, or a folder with what is handed in.
+        submission: a `starter.py` under any name, or a folder with the files of a submission.
     """
     root.chmod(0o755)
     with zipfile.ZipFile(archive) as opened:
@@ -44,7 +44,7 @@ def lay_out(archive: Path, submission: Path, root: Path) -> None:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What `run_autograder` has to be told when it does not run in `/autograder`."""
+    """The variables that `run_autograder` needs when it does not run in `/autograder`."""
     return {"PATH": os.environ.get("PATH", os.defpath), "AUTOGRADER_ROOT": str(root), "AUTOGRADER_PYTHON": sys.executable}
 
 

@@ -1,9 +1,9 @@
-"""What runs in Gradescope's container: one submission, graded into `results.json`.
+"""The program in Gradescope's container: grades one submission into `results.json`.
 
     python -m grading.gradescope.run ROOT
 
 ROOT is laid out as `/autograder` is. If grading itself fails there is no `results.json`, and
-Gradescope says so: nobody gets a zero for it.
+Gradescope reports that: no student gets a zero for it.
 """
 
 import json
@@ -25,20 +25,20 @@ from labs.harness.catalog import find_lab
 
 @dataclass(frozen=True)
 class GradescopeHandIn:
-    """What Gradescope says of a submission: whose it is, and when it came (ISO 8601 in UTC)."""
+    """A submission's student and time (ISO 8601 in UTC), as Gradescope gives them."""
 
     student: str
     submitted: str | None
 
 
 def read_metadata(path: Path, identity: str = "email") -> GradescopeHandIn:
-    """What `submission_metadata.json` says; a group is named by all its members, in alphabetical order.
+    """Reads `submission_metadata.json`; a group is named by all its members, in alphabetical order.
 
     Args:
-        identity: `email`, `id` or `name`: by what the journal and the roster know a student.
+        identity: `email`, `id` or `name`: the field that names a student in the journal and the roster.
 
     Raises:
-        ValueError: if it does not say who handed in.
+        ValueError: if the file does not say who handed in.
     """
     metadata = json.loads(path.read_text(encoding="utf-8"))
     users = [str(user.get(identity) or "") for user in metadata.get("users", [])]
@@ -65,7 +65,7 @@ def run(root: Path) -> Entry:
 
 
 def settings_of(chosen: dict, secret: Path) -> Settings:
-    """What was chosen when the zip was made."""
+    """The settings chosen when the zip was made."""
     seconds = chosen["seconds"]
     limits = Limits(wall_seconds=seconds, cpu_seconds=max(1, int(seconds / 2)), memory_bytes=chosen["memory_mib"] << 20)
     level = chosen["isolation"] or strongest_level()
@@ -73,7 +73,7 @@ def settings_of(chosen: dict, secret: Path) -> Settings:
 
 
 def main() -> None:
-    """Grade; what is printed only instructors see."""
+    """Grade; only instructors see what is printed."""
     entry = run(Path(sys.argv[1]))
     report = entry.report
     print(f"{report.student}: {report.score:g} of {report.max_score:g}; isolation level {report.isolation}")

@@ -1,1 +1,1 @@
-"""One submission: what was handed in, the seeds of its checks, the checks, and the report."""
+"""One submission: its files, the seeds of its checks, the checks, and the report."""

@@ -1,7 +1,7 @@
-"""What the judge asks with beside a submission: checks, values that live there, what may be measured there.
+"""The judge's tools for testing a submission: checks, values that live beside it, measurements there.
 
-`lab` is a `Remote` of the submission's module: what is called on it runs in the worker, what comes back are plain values,
-tensors, or further remotes. A check fails by raising `Wrong`, or by what the submission raises.
+`lab` is a `Remote` of the submission's module: calls on it run in the worker and return plain values, tensors, or
+further remotes. A check fails if it raises `Wrong`, or if the submission raises.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from grading.sandbox.worker.peer import Exported, Final, Remote, kept
 
 
 class Wrong(Final):
-    """What was expected and what came instead. Also where the submission calls what is ours: it cannot catch it."""
+    """What was expected and what came instead. Also raised in our objects that the submission calls; it cannot catch it."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a lab, see `grading.judge.report.CheckResult` for what its fields mean.
+    """One check of a lab; `grading.judge.report.CheckResult` explains the other fields.
 
     Attributes:
-        repeats: if it says something, the check is run in two processes, one after the other, with the same inputs, and what
-            it returns has to be the same; else this is what was wrong. It is told which run it is, 0 or 1.
+        repeats: if not empty, the check runs in two processes, one after the other, with the same inputs, and has to return
+            the same; if it does not, this is the message. The check gets the number of its run, 0 or 1.
     """
 
     name: str
@@ -41,12 +41,12 @@ def expect(right: bool, otherwise: str) -> None:
 
 
 def hold(lab: Remote, value: Any) -> Remote:
-    """A copy of a value that lives where the submission is: a tensor that its functions can change in place."""
+    """A copy of a value that lives in the worker: for instance a tensor that the submission can change in place."""
     return kept(tool(lab, "hold"), value)
 
 
 def look(remote: Remote) -> Any:
-    """The value of something held there, as it is now."""
+    """The present value of something held in the worker."""
     expect_nothing_replaced(remote, "memory")
     return tool(remote, "look")(remote)
 
@@ -58,13 +58,13 @@ def tool(remote: Remote, name: str) -> Remote:
 
 
 def operators_seen(lab: Remote) -> Remote:
-    """What notes which of torch's operators run where the submission is, see `labs.harness.suite.operators`."""
+    """A log of torch's operators that run in the worker, see `labs.harness.suite.operators`."""
     expect_nothing_replaced(lab, "memory", "operators")
     return tool(lab, "log")()
 
 
 def expect_nothing_replaced(remote: Remote, *measured: str) -> None:
-    """What is `measured` beside the submission counts where Python, torch and the bench are what they were.
+    """Raises `Wrong` unless Python, torch and the bench are still what they were, so that a measurement in the worker counts.
 
     Args:
         measured: keys of `grading.sandbox.worker.bench.MEASURED_WITH`.
@@ -76,7 +76,7 @@ def expect_nothing_replaced(remote: Remote, *measured: str) -> None:
 
 
 def ours(thing: Any, *names: str) -> Exported:
-    """A function of the judge's, or an object of which the submission may use `names`: every use is seen here."""
+    """A function of the judge, or an object of which the submission may use `names`: the judge sees every use."""
     return Exported(thing, *names)
 
 

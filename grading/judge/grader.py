@@ -1,7 +1,7 @@
 """One submission's grading: its checks, TODO by TODO, each in a process of its own.
 
-The judge never imports what it grades. What a TODO builds on is taken from our solution where the
-submission's own lost points, so that no mistake is paid for twice.
+The judge never imports what it grades. If a TODO builds on one that lost points, the judge puts our solution of that one in
+its place, so that no mistake costs points twice.
 """
 
 import ast
@@ -31,14 +31,14 @@ from labs.harness import loading, regions, source
 from labs.harness.catalog import Lab, LabError
 
 PRINTED = 2_000
-"""Characters of what a check printed that the report keeps."""
+"""How many characters of a check's printed output the report keeps."""
 MESSAGE = 2_000
-"""Of what it says of a check."""
+"""How many characters of a check's message the report keeps."""
 OUT_OF_TIME = "not tried in time"
-"""How the message of a check begins that would have begun too late."""
+"""How the message begins for a check that would have started too late."""
 NOTHING_SAID = "an exception without a name or a message"
 TOOLS = ("hold", "look", "log", "replaced")
-"""Of the bench, what checks measure with."""
+"""The functions of the bench that checks measure with."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
         level: of isolation; by default the strongest there is.
         limits: of one check.
         predictions: whether they count.
-        seconds: that all checks of a submission may take together: then no other begins. None for as long as each may take.
+        seconds: how long all checks of a submission may take together; after that no check starts. None for no such limit.
     """
 
     secret: str = PUBLIC_SECRET
@@ -86,7 +86,7 @@ class Grader:
         Args:
             shared: a sandbox to use; by default one of its own.
         """
-        settings, notes, student = self.settings, list(submission.notes), sayable(submission.student)
+        settings, notes, student = self.settings, list(submission.notes), encodable(submission.student)
         seed = settings.seed or seed_for(settings.secret, self.lab.id, student, submission.digest, settings.seed_mode)
         results: list[CheckResult] = []
         text, problem = self._usable(submission)
@@ -100,11 +100,11 @@ class Grader:
                     results += self._grade_todo(todo, text, results, seed, sandbox, done, until)
         if settings.predictions:
             results = [*predictions.judge(self.lab, submission.files.get("predictions.json")), *results]
-        sayable_notes = tuple(map(sayable, notes))
+        sayable_notes = tuple(map(encodable, notes))
         return Report(student, self.lab.id, submission.digest, settings.level, seed, self.versions, tuple(results), sayable_notes)
 
     def _usable(self, submission: Submission) -> tuple[str, str]:
-        """The text that is run, and why nothing of it can be; the latter is empty if it can."""
+        """The text to run, and the reason why it cannot run, empty if it can."""
         try:
             text = submission.text()
             if text is None:
@@ -141,12 +141,12 @@ class Grader:
     def _run(
         self, check: Check, text: str, ours: tuple[int, ...], seed: str, sandbox: Sandbox, functions: dict[str, str] | None = None
     ) -> tuple[CheckResult, bool]:
-        """One check's result, and whether it ended so that the TODO's other checks are not worth their time."""
+        """One check's result, and whether it ended in a way that makes the TODO's other checks a waste of time."""
         message, ended, unwritten, printed = None, False, False, b""
         try:
             runs = []
             for which in range(2 if check.repeats else 1):
-                if which:  # forks of one process share what Python drew when it began, such as the hashes of texts
+                if which:  # forks of one process share Python's random choices at its start, such as the hashes of texts
                     sandbox.begin_anew()
                 with sandbox.child() as child:
                     _lay(child, text)
@@ -172,7 +172,7 @@ class Grader:
             raise
         except OSError as error:  # the judge's own: a submission's arrive as `Raised`
             raise SetupError(f"{check.name} could not be run on this machine: {error}") from error
-        except Exception as error:  # an answer of a kind that the check did not think of
+        except Exception as error:  # an answer of a kind that the check did not expect
             message = f"its answer could not be judged: {type(error).__name__}: {shorter(str(error))}"
         if message is not None:
             sandbox.look_for_room()
@@ -181,7 +181,7 @@ class Grader:
 
 
 def _lay(child: Child, text: str) -> None:
-    """The submission into its folder. A full disk, say, is nobody's mistake: it raises `SetupError`, and nothing is graded."""
+    """Writes the submission into its folder. A full disk, say, is not the student's mistake: `SetupError`, and no grade."""
     try:
         child.bench.write(text)
     except Raised as error:
@@ -189,14 +189,14 @@ def _lay(child: Child, text: str) -> None:
 
 
 def our_functions(solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> dict[str, str]:
-    """By name the text of our functions for `todos`, or of those of them in `only`."""
+    """Name → text of our functions for `todos`, or only of those in `only`."""
     made = regions.definitions(ast.parse(solution))
     return {name: ast.unparse(made[name]) for todo, names in regions.functions_of(solution).items() if todo in todos
             for name in names if only is None or name in only}
 
 
 def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str] | None = None) -> str:
-    """A submission with our functions for `todos`, or those of them in `only`.
+    """A submission with our functions for `todos`, or only those in `only`.
 
     Raises `LabError` if they cannot be put into it.
     """
@@ -211,7 +211,7 @@ def with_ours(text: str, solution: str, todos: Sequence[int], only: Sequence[str
             f"our code for {', '.join(names)}, which lost points, could not be put in its place: {shorter(str(error))}") from None
 
 
-def sayable(text: str, most: int = MESSAGE) -> str:
+def encodable(text: str, most: int = MESSAGE) -> str:
     """Text that can be written as UTF-8, of at most `most` characters."""
     writable = text[:most].encode("utf-8", errors="replace").decode("utf-8")
     return writable if len(text) <= most else writable[:-1] + "…"
@@ -220,8 +220,8 @@ def sayable(text: str, most: int = MESSAGE) -> str:
 def _result(
     check: Check, message: str | None, ours: tuple[int, ...] = (), unwritten: bool = False, printed: str = ""
 ) -> CheckResult:
-    """Without a message it has passed. One that is empty is a message: its words may be the submission's."""
-    earned, words = (check.points, "") if message is None else (0, sayable(message).strip() or NOTHING_SAID)
+    """The result; a message of None means passed. An empty message is a failure: its words may be the submission's."""
+    earned, words = (check.points, "") if message is None else (0, encodable(message).strip() or NOTHING_SAID)
     return CheckResult(
         check.todo, check.name, check.points, earned, check.hidden, words, check.section, check.concept, ours, unwritten, printed)
 
@@ -237,7 +237,7 @@ def grader_of(lab: Lab, settings: Settings) -> Iterator[Grader]:
 
 
 def versions(lab: Lab) -> dict[str, str]:
-    """What, besides seed and submission, a score depends on."""
+    """The versions that a score depends on, besides seed and submission."""
     return {"checks": digest_of(_what_judges(lab))[:12], "python": platform.python_version(), "torch": torch.__version__}
 
 

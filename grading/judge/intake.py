@@ -1,7 +1,7 @@
-"""From what was handed in to what is graded: the allow-listed files, and a named line for all that is wrong.
+"""From a hand-in to a submission: the allow-listed files, and a note for everything that is wrong.
 
 Reads folders, single files, zip and tar archives; never unpacks one to disk, follows no link, runs
-nothing. What is not taken is said; a submission that cannot be used is one with notes and without
+nothing. A note names each file that is left out; an unusable submission has notes and no
 `starter.py`, so that it is reported like every other.
 """
 
@@ -26,28 +26,28 @@ from labs.harness.source import MOST_BYTES
 
 ALLOWED = ("starter.py", "predictions.json")
 MOST_ENTRIES = 10_000
-"""Looked at in one submission."""
+"""How many entries of one submission are looked at."""
 MOST_COPIES = 50
-"""Of files with an allowed name in one submission; the one nearest the top is taken."""
+"""How many files of an allowed name one submission may have; the one nearest the top is taken."""
 MOST_UNPACKED = 128 << 20
-"""Of an archive, and of what is in one that is packed as a whole."""
+"""The largest size of an archive, and of the contents of an archive that is compressed as a whole."""
 SHOWN = 5
-"""Names of files that were not taken."""
+"""How many names of files left out a note lists."""
 UNREADABLE = (
     OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, MemoryError,
     struct.error, zlib.error)
-"""What a damaged, encrypted or strange archive raises."""
+"""The errors that a damaged, encrypted or strange archive raises."""
 _LAB_FOLDER = re.compile(r"lab\d\d_\w+")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What somebody handed in.
+    """A student's submission.
 
     Attributes:
-        student: who.
+        student: who handed it in.
         files: name → content, allow-listed names only.
-        notes: what is wrong with it, a sentence each.
+        notes: what is wrong with the submission, one sentence each.
     """
 
     student: str
@@ -56,7 +56,7 @@ class Submission:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is graded."""
+        """SHA-256 of the graded files."""
         return digest_of(self.files.items())
 
     def text(self) -> str | None:
@@ -88,7 +88,7 @@ def read_submission(path: Path, student: str | None = None, lab_folder: str = ""
 
 
 def lab_folders(path: Path) -> set[str] | None:
-    """The folders in a submission that are called as labs' are; None if it is empty or cannot be read."""
+    """The folders in a submission that have a lab's name; None if the submission is empty or cannot be read."""
     try:
         entries = _all_entries(path)
     except UNREADABLE:
@@ -101,7 +101,7 @@ def _labs_in(entry: "_Entry") -> set[str]:
 
 
 def _of_lab(entries: list["_Entry"], lab_folder: str) -> list["_Entry"]:
-    """What lies in the lab's folder, if there is one; else what lies in no other lab's."""
+    """The files in the lab's folder, if there is one; else the files that lie in no other lab's folder."""
     if any(lab_folder in entry.path.parts for entry in entries):
         return [entry for entry in entries if lab_folder in entry.path.parts]
     number = lab_folder[: len("lab06_")]
@@ -110,7 +110,7 @@ def _of_lab(entries: list["_Entry"], lab_folder: str) -> list["_Entry"]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file that is there: its path inside the submission, and what is wrong with it or what is in it."""
+    """A file: its path inside the submission, and its content or what is wrong with it."""
 
     path: PurePosixPath
     content: bytes = b""
@@ -223,7 +223,7 @@ def _in_zip(path: Path) -> Iterator[_Entry]:
 
 
 def _bytes_of_the_list(path: Path) -> int:
-    """How long a zip archive says the list of what is in it is."""
+    """The length of its list of entries, as a zip archive gives it."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (1 << 16) - 22))
         last = file.read()
@@ -232,7 +232,7 @@ def _bytes_of_the_list(path: Path) -> int:
 
 
 def _unpacked_tar(path: Path) -> bytes | None:
-    """A tar archive's bytes; None if it is none."""
+    """A tar archive's bytes; None if the file is no tar archive."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else path.open("rb") as file:
@@ -260,7 +260,7 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _member(name: str, link: bool, size: int, read: Callable[..., bytes]) -> _Entry:
-    """One member of an archive. A path that climbs is a fault of its own, whatever it is called."""
+    """One member of an archive. A path that climbs out of the archive is a fault, whatever the file's name."""
     name = _name(name)
     inside = PurePosixPath(name.replace("\\", "/"))
     if inside.is_absolute() or ".." in inside.parts:
@@ -296,5 +296,5 @@ def _without_endings(name: str) -> str:
 
 
 def with_note(submission: Submission, note: str) -> Submission:
-    """The same submission with one more thing to be said of it."""
+    """The same submission with one more note."""
     return replace(submission, notes=(*submission.notes, note))

@@ -9,7 +9,7 @@ MOST_ATTEMPTS = 20
 
 
 def judge(lab: Lab, content: bytes | None) -> list[CheckResult]:
-    """One result for the best attempt; none if the lab asks nothing."""
+    """One result for the best attempt; none if the lab has no questions."""
     if not (lab.folder / "predict.toml").is_file():
         return []
     if content is None:
@@ -24,7 +24,7 @@ def judge(lab: Lab, content: bytes | None) -> list[CheckResult]:
 
 
 def _share(lab: Lab, seed: int, answers: dict[str, str | int]) -> float:
-    """The share of right answers, found out by running the reference engine."""
+    """The share of right answers, checked by running the reference engine."""
     case = predictions.make_case(lab, seed)
     correct = [question.id in answers and answers[question.id] == case.truth(question) for question in case.questions]
     return sum(correct) / len(correct)

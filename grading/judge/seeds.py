@@ -1,4 +1,4 @@
-"""Where the inputs of checks come from: a seed for what a student hands in; a file that was changed draws others."""
+"""The seeds of the checks' inputs: each hand-in has its own, so a changed file gets other inputs."""
 
 import hashlib
 import hmac
@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 PUBLIC_SECRET = "no term secret"
-"""Stands in where an instructor has none: anybody can then work out the inputs."""
+"""The secret if an instructor sets none: then anyone can work out the inputs."""
 
 
 def read_secret(path: Path | None) -> str:
@@ -22,15 +22,15 @@ def read_secret(path: Path | None) -> str:
 
 
 def seed_for(secret: str, lab_id: str, student: str, digest: str, mode: str = "student") -> str:
-    """HMAC-SHA256 of lab, student and what was handed in under the term secret, 16 hex digits.
+    """HMAC-SHA256 of lab, student and hand-in under the term secret, 16 hex digits.
 
-    What a report says of its inputs is of no use for the next file, and the same file gets the same score. With mode `cohort`
-    everybody has the same, always.
+    The inputs that a report reveals are of no use for the next file, and the same file gets the same score. With mode
+    `cohort` every student always has the same inputs.
     """
-    whom = f"{student}/{digest}" if mode == "student" else ""
-    return hmac.new(secret.encode(), f"{lab_id}/{whom}".encode(), hashlib.sha256).hexdigest()[:16]
+    owner = f"{student}/{digest}" if mode == "student" else ""
+    return hmac.new(secret.encode(), f"{lab_id}/{owner}".encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def rng_for(seed: str, check: str) -> random.Random:
-    """The random numbers of one check: whatever other checks draw, these stay the same."""
+    """The random numbers of one check, which do not depend on what other checks draw."""
     return random.Random(f"{seed}/{check}")

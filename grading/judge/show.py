@@ -22,18 +22,18 @@ def plain(text: str, most: int = 500) -> str:
 
 
 def words_for(check: CheckResult, as_student: bool) -> str:
-    """What is said of a check that lost points: for a hidden one a student is told what it is about, and no more."""
+    """The line about a check that lost points; for a hidden check a student sees only what it is about."""
     if as_student and check.hidden:
         return f"a hidden check failed; it is about: {check.concept}"
     if as_student and check.on_ours:
-        return f"{check.name.replace('_', ' ')}: {told_on_ours(check)}"
+        return f"{check.name.replace('_', ' ')}: {message_on_ours(check)}"
     return f"{check.name.replace('_', ' ')}: {plain(check.message)}"
 
 
-def told_on_ours(check: CheckResult) -> str:
-    """What a student is told of a check that ran on our code: the error's class, and our own words.
+def message_on_ours(check: CheckResult) -> str:
+    """The message for a student about a check that ran on our code: the error's class, and our own words.
 
-    Whatever else a message says may be that code, which the submission could read.
+    Any other part of a message may contain that code, which the submission could read.
     """
     if check.unwritten:
         return f"TODO {check.todo} is not written yet"
@@ -46,7 +46,7 @@ def told_on_ours(check: CheckResult) -> str:
 
 
 def points(value: float) -> str:
-    """Without a fraction where there is none."""
+    """Points as text, without a fraction if they are whole."""
     return f"{value:g}"
 
 
@@ -60,13 +60,12 @@ def print_report(report: Report, console: Console, as_student: bool = False) -> 
     table.add_section()
     table.add_row("total", f"{points(report.score)}/{points(report.max_score)}", "")
     console.print(table)
-    for check in report.checks:
-        if not check.passed:
-            where = f" (README: {check.section})" if not (as_student and check.hidden) else ""
-            line = f"-{points(check.points - check.earned)}  {words_for(check, as_student)}{where}"
-            console.print(Text(("" if check.todo == 0 else f"TODO {check.todo}  ") + line))
-            if check.printed and not as_student:
-                console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
+    for check in report.lost():
+        where = f" (README: {check.section})" if check.section and not (as_student and check.hidden) else ""
+        line = f"-{points(check.points - check.earned)}  {words_for(check, as_student)}{where}"
+        console.print(Text(("" if check.todo == 0 else f"TODO {check.todo}  ") + line))
+        if check.printed and not as_student:
+            console.print(Text("    it printed: " + plain(check.printed, 200).replace("\n", "\n    "), style="dim"))
     for note in report.notes:
         console.print(Text(f"note: {plain(note)}"))
     seed = "" if as_student else f" seed {report.seed};"

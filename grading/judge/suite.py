@@ -8,10 +8,11 @@ A test of `hidden.py` belongs to one of `test_lab.py`, or to several:
     @hidden("test_todo_6_the_engine_runs_on_your_blocks", concept="in the engine")
     def test_todo_6_the_engine_generates_the_same_tokens(lab, rng): ...
 
-What a test of the lab is worth is shared by itself, unless it is left out, and the hidden ones that belong to it. Of a
-hidden one the learner is told the TODO and the concept.
+A lab's test shares its points equally with the hidden tests that belong to it; if it is left out, they get all. For a
+hidden test the learner sees only the TODO and the concept.
 
-One that must return the same in any process says so. It is run in two, with the same inputs; `which` is 0, then 1:
+A test that must return the same in any process says so with `repeats`. It runs in two, with the same inputs; `which` is
+0, then 1:
 
     @hidden("test_todo_5_a_draw_does_not_depend_on_the_rows_beside_it", concept="other batches",
             repeats="in another run of the program the same rows gave other tokens")
@@ -60,7 +61,7 @@ class OverTheWire(Here):
         return look(held)
 
     def kept(self, call: Callable[..., Any], *arguments: Any) -> Remote:
-        """What a call returns, as an object of the worker."""
+        """The result of a call, as an object of the worker."""
         return kept(self.of(call), *arguments)
 
     def iterator(self, values: Iterable[Any]) -> Remote:
@@ -80,12 +81,12 @@ class OverTheWire(Here):
             return thing
         if thing not in self._known:
             inside = [] if isinstance(thing, ModuleType) else thing.__qualname__.split(".")
-            module = self.package(thing.__module__ if inside else thing.__name__)
+            module = self._lab._peer.root.package(thing.__module__ if inside else thing.__name__)
             self._known[thing] = functools.reduce(getattr, inside, module)
         return self._known[thing]
 
     def lend(self, thing: Any, *names: str) -> Exported:
-        """The judge's, of which the worker may call what is named."""
+        """An object of the judge, of which the worker may call the named methods."""
         return ours(thing, *names)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
@@ -98,16 +99,16 @@ class OverTheWire(Here):
         setattr(self.of(owner), name, placed)
 
     def unawaited(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What a call returns; a coroutine or a stream is an object of the worker."""
+        """The result of a call; a coroutine or a stream is an object of the worker."""
         [answer] = self.of(list)(self.of(itertools.starmap)(self.of(call), [list(arguments)]))
         return answer
 
     def awaited(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """What the coroutine comes to that a call returns, on the worker's event loop."""
+        """The result of the coroutine that a call returns, run on the worker's event loop."""
         return self.of(beside.awaited)(self.of(call), *arguments, **named)
 
     def printed(self, run: Callable[[], Any]) -> str:
-        """What is printed in the worker while `run` runs."""
+        """The text printed in the worker while `run` runs."""
         self.of(sys).stdout = heard = kept(self.of(io.StringIO))
         run()
         return heard.getvalue()
@@ -115,27 +116,23 @@ class OverTheWire(Here):
     def at_end(self, call: Callable[[], Any]) -> None:
         """Nothing: the worker ends."""
 
-    def package(self, name: str) -> Remote:
-        """A module of the worker."""
-        return self._lab._peer.root.package(name)
-
     def operators(self) -> Any:
         """A `labs.harness.suite.operators.Log` of the worker."""
         return operators_seen(self._lab)
 
     def nothing_replaced(self, *measured: str) -> None:
-        """Raises `Wrong` where the submission has replaced what is measured with."""
+        """Raises `Wrong` if the submission has replaced a function that is used to measure."""
         expect_nothing_replaced(self._lab, *measured)
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What makes a function a hidden test.
+    """The mark of a hidden test.
 
     Attributes:
         of: tests of the lab that it belongs to.
-        concept: what the learner is told.
-        repeats: what was wrong if it returns something else in another process; empty if it is run in one.
+        concept: what the learner sees of it.
+        repeats: the message if it returns something else in another process; empty if it runs in one process only.
     """
 
     of: tuple[str, ...]
@@ -155,15 +152,15 @@ def hidden(*of: str, concept: str, repeats: str = "") -> Callable:
 
 @functools.cache
 def tests_in(folder: Path) -> ModuleType:
-    """A lab's `test_lab.py`: what its tests are made of may be used by those of `hidden.py`, too."""
+    """A lab's `test_lab.py`, whose helpers the tests of `hidden.py` may use, too."""
     return loading.run_file(folder / "test_lab.py", f"_suite_of_{folder.name}")
 
 
 def checks_of(lab: Lab, home: Path = HOME) -> list[Check]:
-    """What the judge asks of a lab: checks from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
+    """The judge's checks for a lab, from `test_lab.py` and `hidden.py`, TODO by TODO, in the order of these files.
 
-    Raises `ValueError` for a test that only practice runs and to which no hidden one belongs: its points would be nobody's.
-    Also for two of one name without their TODOs: reports, corrections and regrading know a check by that name.
+    Raises `ValueError` for a test that only practice runs and that has no hidden test, because no one could earn its points.
+    Also for two tests whose names differ only in the TODO: reports, corrections and regrading know a check by that name.
     """
     tests = {name: (mark, test) for name, test in vars(tests_in(lab.folder)).items() if (mark := _mark(test, "todo")) is not None}
     belongs = {name: [name] for name, (_, test) in tests.items() if _mark(test, "practice") is None}
@@ -196,7 +193,7 @@ def _check(name: str, todo: int, points: float, test: Callable[..., Any], sectio
 
 
 def _run(test: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """The test with all its cases, and what they return. What it asserts is told as `Wrong`; what else is raised passes."""
+    """The test with all its cases, and what they return. A failed assertion becomes a `Wrong`; other errors pass through."""
     wanted = set(inspect.signature(test).parameters)
 
     def run(lab: Remote, rng: random.Random, which: int = 0) -> list[Any]:

@@ -32,6 +32,7 @@ def without_todo_4(lab: Lab) -> str:
 def own_files_beside(lab: Lab, folder: Path) -> Path:
     """Brings a conftest.py and pytest.ini that pass all tests, modules called like Python's and torch's, and compiled files.
 
+    lab = "06"
     base = "solution"
     worth = 73
     todos = [4]
@@ -51,6 +52,7 @@ def own_files_beside(lab: Lab, folder: Path) -> Path:
 def number_that_is_not_written_back(lab: Lab, folder: Path) -> Path:
     """Has a number in its source that Python reads and does not write, so that our functions are hard to put into it.
 
+    lab = "06"
     base = "solution"
     worth = 73
     todos = [1]
@@ -62,6 +64,7 @@ def number_that_is_not_written_back(lab: Lab, folder: Path) -> Path:
 def link_to_the_solution(lab: Lab, folder: Path) -> Path:
     """Is a symbolic link to where the solution lies.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]
@@ -75,6 +78,7 @@ def link_to_the_solution(lab: Lab, folder: Path) -> Path:
 def links_in_a_tar(lab: Lab, folder: Path) -> Path:
     """Is a tar archive of links to the solution, hard and symbolic ones, of devices and of paths that climb.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]
@@ -93,6 +97,7 @@ def links_in_a_tar(lab: Lab, folder: Path) -> Path:
 def paths_that_climb(lab: Lab, folder: Path) -> Path:
     """Is a zip archive whose paths lead out of it, onto the judge's own files.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]
@@ -110,6 +115,7 @@ def paths_that_climb(lab: Lab, folder: Path) -> Path:
 def zip_bomb(lab: Lab, folder: Path) -> Path:
     """Is a zip archive of some kilobytes that unpacks to 128 megabytes.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]
@@ -124,6 +130,7 @@ def zip_bomb(lab: Lab, folder: Path) -> Path:
 def gzip_bomb(lab: Lab, folder: Path) -> Path:
     """Is a packed tar archive that unpacks to 160 megabytes before its starter.py comes.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]
@@ -153,6 +160,7 @@ class _Zeros(io.RawIOBase):
 def oversized(lab: Lab, folder: Path) -> Path:
     """Is the solution with a comment of ten megabytes.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]
@@ -163,6 +171,7 @@ def oversized(lab: Lab, folder: Path) -> Path:
 def binary(lab: Lab, folder: Path) -> Path:
     """Is a compiled file under the name of a text.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]
@@ -173,6 +182,7 @@ def binary(lab: Lab, folder: Path) -> Path:
 def nested_source(lab: Lab, folder: Path) -> Path:
     """Is nested so deeply that what reads it as Python runs out of stack.
 
+    lab = "06"
     base = "solution"
     worth = 0
     todos = [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,4 @@
-"""The cheats: reading them, and making the submission that each of them is. Runs none of them."""
+"""The cheats: reads them and makes their submissions. Runs none of them."""
 
 import ast
 import tomllib
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grading.red_team import archives
-from labs.harness.catalog import Lab, LabError, find_lab
+from labs.harness.catalog import LabError, find_lab
 from labs.harness.regions import Function, definitions, with_stand_ins
 
 HERE = Path(__file__).parent / "cheats"
-LAB = "06"
-"""Of cheats that name none."""
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "lab": str, "base": str, "worth": (int, float), "todos": list, "needs_isolation": bool}
 
@@ -24,10 +22,10 @@ class Cheat:
     Attributes:
         name: of its file.
         tries: what it tries, in a sentence or two.
-        lab: whose submission it is.
+        lab: the lab that it is a submission of.
         worth: the points that its honest part earns, of 85.
-        todos: at which it loses the others.
-        needs_isolation: whether it has its way at the level `none`.
+        todos: the TODOs at which it loses the others.
+        needs_isolation: whether it succeeds at the level `none`.
         make: writes it into an empty folder, and returns the submission's path.
     """
 
@@ -41,9 +39,9 @@ class Cheat:
 
 
 def read_cheats() -> list[Cheat]:
-    """All of them, by name: files, and what only an archive or a folder can express."""
+    """All cheats, by name: files, and those that only an archive or a folder can express."""
     written = [_read(path) for path in HERE.glob("*.py") if path.name != "__init__.py"]
-    built = [_built(find_lab(LAB), build) for build in archives.BUILDERS]
+    built = [_built(build) for build in archives.BUILDERS]
     return sorted([*written, *built], key=lambda cheat: cheat.name)
 
 
@@ -58,8 +56,9 @@ def _read(path: Path) -> Cheat:
     return _cheat(path.stem, tries, fields, lambda folder: archives.write(folder, path.stem, whole.encode()))
 
 
-def _built(lab: Lab, build: archives.Builder) -> Cheat:
+def _built(build: archives.Builder) -> Cheat:
     tries, fields = _heading(Path(build.__name__), ast.get_docstring(ast.parse(f'"""{build.__doc__}"""')) or "")
+    lab = find_lab(fields["lab"])
     return _cheat(build.__name__, tries, fields, lambda folder: build(lab, folder))
 
 
@@ -68,23 +67,23 @@ def _cheat(name: str, tries: str, fields: dict, make: Callable[[Path], Path]) ->
 
 
 def _heading(path: Path, docstring: str) -> tuple[str, dict]:
-    """What it tries, and the facts below that, `lab` and `needs_isolation` among them."""
+    """What the cheat tries, and the fields below that sentence, including `needs_isolation`."""
     tries, _, rest = docstring.partition("\n\n")
     try:
-        fields = {"needs_isolation": False, "lab": LAB} | tomllib.loads(rest)
+        fields = {"needs_isolation": False} | tomllib.loads(rest)
     except tomllib.TOMLDecodeError as error:
         raise LabError(f"{path.name}: what follows the first empty line of its docstring is no TOML: {error}") from None
     wrong = [key for key, kind in _KEYS.items() if not isinstance(fields.get(key), kind)] + sorted(set(fields) - set(_KEYS))
     if not tries or wrong:
         raise LabError(
-            f"{path.name}: its docstring says what it tries, then base = 'solution', worth = 73, todos = [4] and "
-            "perhaps lab = '04' and needs_isolation = true; "
+            f"{path.name}: its docstring says what it tries, then lab = '04', base = 'solution', worth = 73, "
+            "todos = [4] and perhaps needs_isolation = true; "
             f"see {', '.join(wrong)}.")
     return " ".join(tries.split()), fields
 
 
 def composed(base: str, cheat: str) -> str:
-    """`base` with the functions that `cheat` has too taken from there, and all else of `cheat` at the end."""
+    """`base` with its functions replaced by those of `cheat` of the same name, and the rest of `cheat` at the end."""
     work, theirs = ast.parse(base), ast.parse(cheat)
     known = definitions(work)
     there = {node.name for node in work.body if isinstance(node, Function | ast.ClassDef)}

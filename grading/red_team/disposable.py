@@ -1,6 +1,6 @@
-"""Cheats at the level `none`, on something to throw away.
+"""Cheats at the level `none`, inside a throwaway environment.
 
-There a submission may do all that the judge's user may. So the judge itself runs inside bubblewrap, without
+At this level a submission may do all that the judge's user may. So the judge itself runs inside bubblewrap, without
 any privilege: with a copy of the course, empty folders for temporary files, and processes and a network of its
 own. The rest of the disk it can read and not change. Where a cheat ends the judge, the next one gets a new judge.
 """
@@ -25,9 +25,9 @@ from grading.sandbox.supervisor import SetupError
 
 COURSE = Path(__file__).parents[2]
 PARTS = ("grading", "labs", "reference_engine", "pyproject.toml")
-"""Of the course: what a judge needs."""
+"""The parts of the course that a judge needs."""
 PATIENCE = 300.0
-"""Seconds without a verdict, after which the judge counts as ended."""
+"""How many seconds without a verdict count as the judge's end."""
 READY = b"ready"
 
 
@@ -35,10 +35,10 @@ def verdicts(
     cheats: Sequence[Cheat], done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
     besides: Sequence[int] = range(1, 7)
 ) -> Iterator[TrialResult]:
-    """As `cheat_trial.verdicts`, at the level `none`.
+    """Like `trial.verdicts`, at the level `none`.
 
     Raises:
-        SetupError: this machine has no bubblewrap that works, or no judge starts in it.
+        SetupError: bubblewrap does not work on this machine, or no judge starts in it.
     """
     if strongest_level() != "namespaces":
         raise SetupError("cheats run at the level none only inside bubblewrap (Linux), which does not work here; "
@@ -68,7 +68,7 @@ def copied(folder: Path) -> Path:
 
 
 def inside(copy: Path) -> list[str]:
-    """What comes before a command that is to run in the throwaway, with `copy` in the place of the course."""
+    """The command prefix that runs a command in the throwaway, with `copy` in the place of the course."""
     options = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
                "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8", "--ro-bind", "/", "/",
                "--dev", "/dev", "--proc", "/proc"]
@@ -81,7 +81,7 @@ def inside(copy: Path) -> list[str]:
 
 
 def _judged(copy: Path, cheats: Sequence[Cheat], limits: Limits, besides: Sequence[int]) -> Iterator[dict[str, str]]:
-    """What one judge says of the cheats, in order, as long as it lives."""
+    """One judge's verdicts on the cheats, in order, as long as the judge lives."""
     task = {"names": [cheat.name for cheat in cheats], "limits": asdict(limits), "besides": list(besides)}
     command = [*inside(copy), sys.executable, "-m", "grading.red_team.disposable", json.dumps(task)]
     with (tempfile.TemporaryFile() as errors,
@@ -97,7 +97,7 @@ def _judged(copy: Path, cheats: Sequence[Cheat], limits: Limits, besides: Sequen
 
 
 def _lines(judge: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """What the judge says, until it says nothing for too long, or is gone."""
+    """The judge's lines, until it is silent for too long or is gone."""
     assert judge.stdout is not None
     answers, begun = judge.stdout.fileno(), b""
     while select.select([answers], [], [], PATIENCE)[0] and (piece := os.read(answers, 1 << 16)):
@@ -106,7 +106,7 @@ def _lines(judge: subprocess.Popen[bytes]) -> Iterator[bytes]:
 
 
 def main(task: str) -> None:
-    """In the throwaway: a line for each verdict to what is stdout now; what is printed later goes to stderr."""
+    """In the throwaway: writes a line for each verdict to the original stdout; anything printed later goes to stderr."""
     arguments = json.loads(task)
     by_name = {cheat.name: cheat for cheat in read_cheats()}
     chosen = [by_name[name] for name in arguments["names"]]

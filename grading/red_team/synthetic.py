@@ -1,4 +1,4 @@
-"""Submissions of nobody, to measure a batch with: solutions, starters, mutants, cheats, and mixtures of them.
+"""Synthetic submissions, to measure a batch with: solutions, starters, mutants, cheats, and mixtures of them.
 
 The same seed makes the same.
 """
@@ -22,7 +22,7 @@ from labs.harness.regions import definitions, functions_of, put_back
 from nano_qwen3_serving.observe.files import write_atomically
 
 SHARES = {"solution": 10, "starter": 5, "mutant": 25, "cheat": 5, "mixture": 55}
-"""Of a hundred; a lab without cheats has more mixtures."""
+"""The share of each kind, in percent; a lab without cheats has more mixtures."""
 ARCHIVES = 4
 """One in so many is handed in as a zip."""
 TERM = """\
@@ -31,12 +31,12 @@ roster = {{ file = "roster.csv" }}
 labs = {{ {lab} = {{}} }}
 grading = {{ predictions = false }}
 """
-"""Nobody of them has predicted anything."""
+"""The term.toml; synthetic students make no predictions."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """One submission: whose, what it is made of, and its text, or the cheat that makes it."""
+class SyntheticSubmission:
+    """One submission: its student, its kind, and its text or the cheat that makes it."""
 
     student: str
     kind: str
@@ -44,7 +44,7 @@ class Made:
     cheat: Cheat | None = None
 
 
-def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None) -> list[Made]:
+def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None) -> list[SyntheticSubmission]:
     """`count` submissions of one lab.
 
     Args:
@@ -53,11 +53,11 @@ def make(lab: Lab, count: int, seed: str, cheats: Sequence[Cheat] | None = None)
     rng = random.Random(f"{seed}/{lab.id}")
     parts = _Parts(lab, cheats if cheats is not None else [cheat for cheat in read_cheats() if cheat.lab == lab.id])
     width = max(3, len(str(count)))
-    return [Made(f"s{number:0{width}}", *parts.draw(rng)) for number in range(1, count + 1)]
+    return [SyntheticSubmission(f"s{number:0{width}}", *parts.draw(rng)) for number in range(1, count + 1)]
 
 
 class _Parts:
-    """What submissions of a lab are made of."""
+    """The parts that submissions of a lab are made of."""
 
     def __init__(self, lab: Lab, cheats: Sequence[Cheat]) -> None:
         self.solution, self.starter = lab.solution.read_text(encoding="utf-8"), lab.starter.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ class _Parts:
         self.mutants = [(mutant, set(definitions(ast.parse(mutant.text)))) for mutant in read_mutants(lab)]
 
     def draw(self, rng: random.Random) -> tuple[str, str] | tuple[str, str, Cheat]:
-        """What it is, in words, and its text, or the cheat."""
+        """A submission's kind, in words, and its text or the cheat."""
         kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
         if kind == "mutant" and self.mutants:
             mutant, _ = rng.choice(self.mutants)
@@ -92,11 +92,11 @@ class _Parts:
         return "mixture: " + ", ".join(parts), text
 
 
-def write(folder: Path, lab: Lab, made: Sequence[Made]) -> None:
-    """Under `folder`: `submissions/`, `roster.csv`, a `term.toml`, and `truth.csv`, which says what each is made of.
+def write(folder: Path, lab: Lab, made: Sequence[SyntheticSubmission]) -> None:
+    """Writes `submissions/`, `roster.csv`, a `term.toml`, and `truth.csv` with the kind of each submission, into `folder`.
 
     Raises:
-        ValueError: if there is something in the folder already.
+        ValueError: if the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; synthetic submissions go into a folder of their own")

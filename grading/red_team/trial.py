@@ -1,4 +1,4 @@
-"""Grading cheats, one after the other, at one level of isolation; whether each got what it is to get."""
+"""Grading cheats, one after the other, at one level of isolation; whether each got the points it should get."""
 
 import tempfile
 from collections import Counter
@@ -17,11 +17,11 @@ from grading.sandbox.supervisor import Sandbox
 from labs.harness.catalog import find_lab
 
 LIMITS = Limits(wall_seconds=5.0, cpu_seconds=3, memory_bytes=768 << 20)
-"""Of one check of a cheat: what is stopped is to be stopped soon."""
+"""The limits of one check of a cheat, short so that a stopped cheat is stopped soon."""
 
 
 MOST = 85
-"""Points of a lab, without predictions."""
+"""The points of a lab, without predictions."""
 GONE = "the judge was gone before it had a verdict"
 
 
@@ -41,17 +41,17 @@ class TrialResult:
 
     @property
     def right(self) -> bool:
-        """Whether it got what it is to get: its honest part's worth, or at `none` its way if nothing there stops it."""
+        """Whether the cheat got what it should: the worth of its honest part; at `none`, success if only isolation stops it."""
         return self.had_its_way if self.level == "none" and self.cheat.needs_isolation else self.held
 
     @property
     def had_its_way(self) -> bool:
-        """Whether it lost nothing, or ended the judge."""
+        """Whether the cheat lost no points, or ended the judge."""
         return self.error == GONE if self.report is None else self.report.score == self.report.max_score
 
     @property
     def held(self) -> bool:
-        """Whether it lost what it is to lose, at the TODOs that were graded, and nothing else."""
+        """Whether the cheat lost exactly the points it should lose, at the TODOs that were graded."""
         if self.report is None:
             return False
         lost = {check.todo for check in self.report.checks if not check.passed}
@@ -59,7 +59,7 @@ class TrialResult:
 
     @property
     def happened(self) -> str:
-        """What most of the lost points say."""
+        """The most frequent message among the lost points."""
         if self.report is None:
             return self.error
         messages = Counter(check.message for check in self.report.checks
@@ -71,10 +71,10 @@ def verdicts(
     cheats: Sequence[Cheat], level: str, done: Callable[[], None] = lambda: None, limits: Limits = LIMITS,
     besides: Sequence[int] = range(1, 7)
 ) -> Iterator[TrialResult]:
-    """Each cheat's, in order. The worker is one for all of a lab: what a cheat does to it is to do nothing to the next.
+    """Each cheat's result, in order. One worker serves all cheats of a lab: a cheat must not affect the next one through it.
 
     Args:
-        besides: TODOs that are graded, besides those at which a cheat loses points.
+        besides: TODOs to grade besides those at which a cheat loses points.
     """
     settings = Settings(seed="cheats", level=level, limits=limits, predictions=False)
     with tempfile.TemporaryDirectory(prefix="cheats-") as name, ExitStack() as open_ones:

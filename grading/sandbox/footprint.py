@@ -1,4 +1,4 @@
-"""What processes and folders take, and how a folder is emptied. Knows nothing of workers and limits."""
+"""The memory and disk space that processes and folders use, and emptying a folder. Knows nothing of workers and limits."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 PAGE = 4096
 LONGEST_PATH = 3000
-"""Longer ones the system does not open."""
+"""Characters of a path: the system may refuse to open much longer ones."""
 CLEARINGS = 10_000
-"""Levels of folders that are deleted; no submission makes as many before it is stopped."""
+"""How many levels of folders are deleted; a submission is stopped before it makes that many."""
 
 
 def processes_of(pid: int) -> list[int]:
-    """A process and all that descend from it (on Linux; elsewhere itself)."""
+    """A process and all its descendants (on Linux; elsewhere the process alone)."""
     pids, pending = [], [pid]
     while pending:
         parent = pending.pop()
@@ -30,7 +30,7 @@ def processes_of(pid: int) -> list[int]:
 
 
 def threads_beside(pid: int) -> int:
-    """Threads of a process besides its first."""
+    """How many threads a process has besides its first."""
     try:
         return max(0, len(os.listdir(f"/proc/{pid}/task")) - 1)
     except OSError:
@@ -38,7 +38,7 @@ def threads_beside(pid: int) -> int:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process still runs: one that has ended stays in the list until somebody asks how."""
+    """Whether a process still runs: one that has ended stays in the list until its parent waits for it."""
     try:
         with open(f"/proc/{pid}/stat") as status:
             return status.read().rpartition(")")[2].split()[0] not in "ZX"
@@ -57,7 +57,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def share_of_memory(pid: int) -> int | None:
-    """The same, of pages that several processes share only its part; None where the kernel does not tell this user."""
+    """The same, with only its share of pages that several processes share; None if the kernel hides that from this user."""
     try:
         with open(f"/proc/{pid}/smaps_rollup") as rollup:
             lines = dict(line.split(":", 1) for line in rollup if ":" in line and line.startswith("Pss_"))
@@ -67,11 +67,12 @@ def share_of_memory(pid: int) -> int | None:
 
 
 def memory_of_worker(pids: Sequence[int]) -> int:
-    """Memory of a worker, its child and what the child started, in that order, as `processes_of` lists them.
+    """Memory of a worker, its child and the processes that the child started, in that order, as `processes_of` lists them.
 
-    Pages that a fork shares count once. The kernel tells only root, and the owner of a user namespace, which pages those
-    are (a worker and its child cannot be looked into). For everybody else each counts as what it has beyond the worker that all
-    were forked from; so one that writes to all its inherited pages goes over its limit by the size of the worker at most.
+    Pages that a fork shares count once. The kernel shows only root, and the owner of a user namespace, which pages those
+    are (a worker and its child cannot be inspected). For any other user each process counts with what it has beyond the
+    worker that all were forked from; so a process that writes to all its inherited pages can exceed its limit by the size
+    of the worker at most.
     """
     shares = [share_of_memory(pid) for pid in pids]
     known = [share for share in shares if share is not None]
@@ -87,9 +88,9 @@ def _resident_by_ps(pid: int) -> int:
 
 
 def bytes_in(folder: Path, enough: int) -> int:
-    """What takes room in a folder, up to a bit more than `enough`.
+    """The bytes that a folder uses; counting stops a bit above `enough`.
 
-    Empty files and folders count a page; one too deep to be seen, all.
+    An empty file or folder counts as a page; a folder too deep to be opened counts as more than `enough`.
     """
     total, pending = 0, [str(folder)]
     while pending and total <= enough:
@@ -118,7 +119,7 @@ def clear(folder: Path) -> bool:
 
 
 def _delete(folder: Path, entry: os.DirEntry) -> None:
-    """A file; or a folder, whose own folders come to lie in `folder`: so no path gets long."""
+    """Deletes a file, or a folder after moving its own folders into `folder`, so that no path gets long."""
     if not entry.is_dir(follow_symlinks=False):
         os.unlink(entry.path)
         return

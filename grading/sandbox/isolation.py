@@ -1,11 +1,11 @@
-"""How far a worker is kept from the machine, found out once and said in every report.
+"""How well a worker is isolated from the machine, found out once and named in every report.
 
     namespaces  bubblewrap: files, processes and network of its own; and all that `limits` has
     limits      a process group, CPU and file limits, another user where the judge is root; on Linux no
                 files, processes and network but its own, as far as the kernel has Landlock and seccomp
-    none        a process; only where it is asked for, and on systems on which nothing can be graded
+    none        a plain process; only on request, and on systems on which nothing can be graded
 
-At every level the judge's clock, the memory watchdog and the wire of bytes hold. `weaknesses` says what
+At every level the judge's clock, the memory watchdog and the wire of bytes apply. `weaknesses` names what
 is missing.
 """
 
@@ -28,19 +28,19 @@ COURSE = Path(__file__).parents[2]
 SITE = sysconfig.get_path("purelib")
 SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/bin", "/usr/local/lib", "/usr/local/lib64",
           "/usr/share/zoneinfo", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
-"""Of the machine's own files, what Python and its libraries may need."""
+"""The machine's own files that Python and its libraries may need."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one check may use.
+    """The limits of one check.
 
     Attributes:
         wall_seconds, cpu_seconds: of one check.
-        memory_bytes: resident, of all processes of a worker.
+        memory_bytes: resident memory of all processes of a worker.
         file_bytes: of one file, and of all files in the folder.
-        output_bytes: printed; the rest is dropped, and ten times as much ends the check.
-        processes: that a worker may have at once.
+        output_bytes: of printed output; the rest is dropped, and ten times as much ends the check.
+        processes: how many a worker may have at once.
     """
 
     wall_seconds: float = 30.0
@@ -71,7 +71,7 @@ def confinement() -> tuple[int, bool]:
 
 
 def other_sites() -> list[str]:
-    """Where else packages are installed on this machine: a worker sees none of them."""
+    """Other folders with installed packages on this machine, which a worker must not see."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     folders = [f"{prefix}/lib/{of}/{name}-packages" for prefix in (sys.base_prefix, "/usr/local", "/usr")
                for of in (version, "python3") for name in ("site", "dist")]
@@ -80,9 +80,9 @@ def other_sites() -> list[str]:
 
 @functools.cache
 def other_user() -> int | None:
-    """Who submissions are where the judge is root and there are no namespaces.
+    """The user that submissions run as if the judge is root and there are no namespaces.
 
-    Nobody, if root may be that here and read this Python.
+    It is `nobody`, if root may become that user here and the user can read this Python.
     """
     if os.name != "posix" or os.geteuid() != 0:
         return None
@@ -92,7 +92,7 @@ def other_user() -> int | None:
 
 
 def weaknesses(level: str) -> tuple[str, ...]:
-    """What the level does not keep a submission from, as reports say it."""
+    """What a submission could still do at this level, in the words of reports."""
     if level == "namespaces":
         return ()
     landlock, filters = confinement() if level == "limits" else (0, False)
@@ -104,11 +104,11 @@ def weaknesses(level: str) -> tuple[str, ...]:
 
 
 def command(level: str, runtime: Path, folder: Path, libraries: Sequence[str], control: int) -> list[str]:
-    """What starts a worker.
+    """The command that starts a worker.
 
     Args:
         runtime: made by `grading.sandbox.runtime`.
-        folder: an empty one, where the submission runs.
+        folder: an empty folder, where the submission runs.
         libraries: names of the installed packages that it may have.
         control: the descriptor of the control socket.
     """
@@ -139,13 +139,13 @@ def _bwrap(runtime: Path, folder: Path, libraries: Sequence[str] | None) -> list
 
 
 def _lies_in(path: str, folders: Sequence[str]) -> bool:
-    """Whether it would be seen in one of them, and does not have one of them in it, as a checkout may have its environment."""
+    """Whether the path lies in one of the folders and contains none of them, as a checkout may contain its environment."""
     seen = any(Path(path).is_relative_to(folder) for folder in folders)
     return seen and not any(Path(folder).is_relative_to(path) for folder in folders)
 
 
 def _only(libraries: Sequence[str]) -> list[str]:
-    """Of the installed packages these, and nothing else."""
+    """Mounts these installed packages, and nothing else."""
     options = ["--tmpfs", SITE]
     for name in sorted(os.listdir(SITE)):
         if name.split(".")[0] in libraries:
@@ -158,6 +158,6 @@ def _bind_python(path: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """A worker's variables: nothing of the judge's. A check's process makes its own folder its home."""
+    """A worker's environment variables, none of them the judge's. A check's process makes its own folder its home."""
     return {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "LOGNAME": "student",
             "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -1,7 +1,7 @@
-"""The folder from which a worker runs: of the engine what the lab's file may use, and of the rest the names.
+"""The folder from which a worker runs: the parts of the engine that the lab's file may use, and only the names of the rest.
 
-Nothing in it tells how a TODO is done: no solution, no tests, no checks. A module of the engine that `labs.harness.imports`
-does not allow keeps its names, so that it can be imported by those that do, and nothing of what it does.
+Nothing in it shows how a TODO is done: no solution, no tests, no checks. A module of the engine that `labs.harness.imports`
+does not allow keeps its names, so that allowed modules can import it, and loses its code.
 """
 
 import ast
@@ -22,7 +22,7 @@ WORKER = Path(__file__).parent / "worker"
 STUDENTS_HAVE = (
     "torch", "numpy", "safetensors", "tokenizers", "jinja2", "matplotlib", "ipython", "pytest", "hypothesis", "rich", "tqdm",
     "psutil", "einops", "scipy", "pandas", "setuptools")
-"""Distributions that a file may have at hand: what students install with the course and would import, and what is common."""
+"""Distributions that a file may import: those that students install with the course, and common ones."""
 
 
 def make_runtime(lab: Lab, folder: Path, checkpoints: bool = True) -> list[str]:
@@ -43,9 +43,9 @@ def make_runtime(lab: Lab, folder: Path, checkpoints: bool = True) -> list[str]:
 
 @functools.cache
 def libraries() -> list[str]:
-    """The packages that a worker has: of what is installed, `STUDENTS_HAVE` and all that these need, without answers.
+    """The packages that a worker has: the installed ones of `STUDENTS_HAVE` and all that these need, without answers.
 
-    What else a submission imports is there by name, see `worker.absent`.
+    Other imports of a submission get empty stand-ins, see `worker.absent`.
     """
     needed, waiting = set(), list(STUDENTS_HAVE)
     while waiting:
@@ -61,7 +61,7 @@ def libraries() -> list[str]:
 
 
 def canonical(distribution: str) -> str:
-    """The name of a distribution as one compares it: `Typing_Extensions` is `typing-extensions`."""
+    """The name of a distribution in the form for comparisons: `Typing_Extensions` is `typing-extensions`."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
@@ -71,7 +71,7 @@ def _module(path: Path) -> list[str]:
 
 
 def _leave_names(path: Path, original: Path) -> None:
-    """Of a file of the engine that does not work there: Python's names, and nothing of others."""
+    """A file of the engine that is not allowed: keeps a Python file's names; any other file is left out."""
     if path.suffix == ".py":
         path.write_text(_emptied(original.read_text(encoding="utf-8")), encoding="utf-8")
     else:
@@ -79,7 +79,7 @@ def _leave_names(path: Path, original: Path) -> None:
 
 
 def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
-    """What starters import, the lab's own modules, and what its tests use beside the submission."""
+    """Copies the modules that starters import, the lab's own modules, and those that its tests use beside the submission."""
     (folder / "labs" / "harness" / "suite").mkdir(parents=True)
     for name in ("", "harness", "harness/suite"):
         shutil.copy(LABS / name / "__init__.py", folder / "labs" / name)
@@ -93,7 +93,7 @@ def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
 
 
 def _leave_out(package: Path, names: list[str]) -> None:
-    """Of a module, a folder of them, or a function: leave what others may import by name, and nothing of what it does."""
+    """Strips a module, a folder of modules, or a function: the names stay importable, the code goes."""
     target = package.joinpath(*names)
     paths = list(target.rglob("*")) if target.is_dir() else [target.with_suffix(".py")]
     if target.is_dir() or paths[0].is_file():
@@ -107,7 +107,7 @@ def _leave_out(package: Path, names: list[str]) -> None:
 
 @functools.cache
 def _emptied(text: str, name: str | None = None) -> str:
-    """A module without what its functions do, or without what the one of this name does."""
+    """A module without the bodies of its functions, or without the body of the named one."""
     tree = ast.parse(text)
     nodes = ast.walk(tree) if name is None else tree.body
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and name in (None, node.name)]
@@ -121,7 +121,7 @@ def _emptied(text: str, name: str | None = None) -> str:
 
 
 def _of_the_engine(tree: ast.Module) -> set[str]:
-    """The names in a module that the engine's own functions have: as decorators they would be called while it is loaded."""
+    """Names in a module that are functions of the engine: used as decorators, they would be called during loading."""
     imported = [node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == ENGINE]
     return ({alias.asname or alias.name for node in imported for alias in node.names}
             | {node.name for node in tree.body if isinstance(node, ast.FunctionDef)})

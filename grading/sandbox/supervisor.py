@@ -1,7 +1,7 @@
 """A worker and its supervision: starting it, one child per check, clocks and watchdogs, its end.
 
-Knows processes and limits; knows nothing of labs. Every wait has a deadline. If the worker itself is
-gone or does not answer it is killed with all it started, and the next check gets a new one.
+Knows processes and limits; knows nothing of labs. Every wait has a deadline. A worker that is gone or does
+not answer is killed with all that it started, and the next check gets a new one.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from grading.sandbox.worker.peer import Peer
 from grading.sandbox.worker.wire import Ended
 
 START_SECONDS = 120.0
-"""For importing torch, on a slow and busy machine."""
+"""Seconds for importing torch, on a slow and busy machine."""
 ANSWER_SECONDS = 20.0
-"""For forking, and for ending what was forked."""
+"""Seconds for forking, and for ending the forked process."""
 KILL_SECONDS = 5.0
 TRIES = 2
 SECONDS_BETWEEN_LOOKS = 0.05
@@ -36,7 +36,7 @@ NOT_HERE = "submissions are graded on Linux and macOS; on Windows, use its Linux
 
 
 class Stopped(Ended):
-    """A check was ended; says why in the words of the report.
+    """A check was ended; the message says why, in the words of the report.
 
     Attributes:
         costly: whether it took all the time that a check has.
@@ -48,7 +48,7 @@ class Stopped(Ended):
 
 
 class SetupError(Exception):
-    """No worker can be started here: nothing that a submission could help."""
+    """No worker can be started here, whatever the submission."""
 
 
 class _Gone(Ended):
@@ -106,7 +106,7 @@ class Sandbox:
         self._stop()
 
     def look_for_room(self) -> None:
-        """Raises `SetupError` if the disk has not the room left that a check may use: what fails then tells nothing."""
+        """Raises `SetupError` if the disk has less room than a check may use, because a failure would then mean nothing."""
         if self._process is not None and (free := shutil.disk_usage(self._folder).free) < self.limits.file_bytes:
             raise SetupError(
                 f"the disk of {self._folder} is full: {free >> 10} KiB are left, and a check may use "
@@ -140,7 +140,7 @@ class Sandbox:
     def _fork(self) -> tuple[socket.socket, int]:
         """The judge's ends of a new child's wire and output.
 
-        A worker that does not answer, which no new child can help, is replaced.
+        A worker that does not answer is replaced, because a new child would not help.
         """
         for _ in range(TRIES):
             if self._process is None:
@@ -208,7 +208,7 @@ class Sandbox:
         return answer["ended"]
 
     def _new_folder(self) -> Path:
-        """One that no check has left a mark on, be it only a time or an attribute of the folder itself."""
+        """A new folder without any mark of an earlier check, not even a time or an attribute."""
         self._number += 1
         folder = self._folder / str(self._number)
         folder.mkdir()
@@ -217,7 +217,7 @@ class Sandbox:
         return folder
 
     def _clear_folder(self) -> None:
-        """Whatever the check left behind is gone before the next one."""
+        """Removes everything that a check left behind, before the next one."""
         if self._process is not None and not clear(self._folder):
             self._stop()
 
@@ -268,7 +268,7 @@ class Child:
         self.bench = self.peer.root
 
     def _read(self, connection: socket.socket, count: int) -> bytes:
-        """Exactly `count` bytes of the wire, while clock, watchdog and what is printed are looked after."""
+        """Exactly `count` bytes of the wire, while clock, watchdog and printed output are attended to."""
         data = bytearray()
         while len(data) < count:
             sources: list[socket.socket | int] = [connection, *([] if self._silent else [self._output])]
@@ -281,7 +281,7 @@ class Child:
         return bytes(data)
 
     def _write(self, connection: socket.socket, data: bytes) -> None:
-        """All of it, while the same is looked after: a submission need not read."""
+        """Sends all of it, with the same attention to clock and output: a submission may never read."""
         left = memoryview(data)
         while left:
             sources = [] if self._silent else [self._output]
@@ -320,12 +320,12 @@ class Child:
         return piece
 
     def last_words(self) -> None:
-        """Take what was printed and not read yet."""
+        """Take the printed output that was not read yet."""
         with contextlib.suppress(Stopped):
             self._drain()
 
     def _drain(self) -> None:
-        """Take what was printed; keep the beginning."""
+        """Take printed output; keep the beginning."""
         limit = self._sandbox.limits.output_bytes
         while True:
             try:
@@ -343,7 +343,7 @@ class Child:
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:
-    """All that comes from a worker, and it last: while it lives, what loses its parent becomes its own."""
+    """All processes of a worker, with itself last: while it lives, it adopts orphans."""
     deadline = time.monotonic() + KILL_SECONDS
     while (pids := [pid for pid in processes_of(worker.pid)[1:] if lives(pid)]) and time.monotonic() < deadline:
         for pid in pids:

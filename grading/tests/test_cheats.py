@@ -22,17 +22,19 @@ from grading.cli.cheats import levels_for_cheats
 from grading.judge.report import Report
 from grading.judge.show import print_report
 from grading.red_team import disposable
-from grading.red_team.corpus import HERE, LAB, Cheat, composed, read_cheats
+from grading.red_team.corpus import HERE, Cheat, _heading, composed, read_cheats
 from grading.red_team.trial import MOST, TrialResult, verdicts
 from grading.sandbox.isolation import LEVELS, Limits, strongest_level
 from grading.sandbox.supervisor import SetupError, processes_of
-from labs.harness.catalog import find_lab
+from labs.harness.catalog import LabError, find_lab
 
 pytestmark = pytest.mark.slow
 
 LIMITS = Limits(wall_seconds=1.5, cpu_seconds=1, memory_bytes=768 << 20)
 PATIENT = replace(LIMITS, wall_seconds=20.0, cpu_seconds=10)
 """For a cheat whose honest part was too slow on a busy machine."""
+LIGHT = "06"
+"""The lab whose checks compute little."""
 HONEST = (1, 4)
 """TODOs that are graded of every cheat, whatever it cheats at; `python -m grading cheats` grades all."""
 MARK = Path("/tmp/nano-qwen3-cheat-was-unpickled")
@@ -65,7 +67,7 @@ def whole_run(level: str) -> Outcome:
     before = set(os.listdir(tempfile.gettempdir()))
     started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     grade = disposable.verdicts if level == "none" else functools.partial(verdicts, level=level)
-    usual, others = ([one for one in read_cheats() if (one.lab == LAB) == of_lab] for of_lab in (True, False))
+    usual, others = ([one for one in read_cheats() if (one.lab == LIGHT) == of_lab] for of_lab in (True, False))
     found = {one.cheat.name: one for one in grade(usual, limits=LIMITS, besides=HONEST)}
     # the checks of other labs compute more; graded are the TODOs at which a cheat cheats
     found |= {one.cheat.name: one for one in grade(others, limits=PATIENT, besides=())}
@@ -197,6 +199,11 @@ def test_there_are_many_and_each_says_what_it_tries():
     for one in found:
         assert len(one.tries) > 20 and one.tries.endswith((".", ")", "ones.")), one.name
         assert (one.worth == MOST) == (not one.todos) and 0 <= one.worth <= MOST, one.name
+
+
+def test_one_that_does_not_say_its_lab_is_refused_with_what_to_write():
+    with pytest.raises(LabError, match="mine.py: its docstring says what it tries, then lab = '04', base = .*; see lab"):
+        _heading(Path("mine.py"), 'It tries.\n\nbase = "solution"\nworth = 73\ntodos = [4]\n')
 
 
 def test_they_cover_every_vector_that_is_known():

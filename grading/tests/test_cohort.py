@@ -55,12 +55,12 @@ LIST = Symptom(1, "The free list does not begin with every block.", 1, ({"test_t
 NAMES = {1: {"every_block_is_free", "takes_all_or_none"}, 2: {"rounds_up"}}
 
 
-def found(symptoms=(LIST,)):
+def commented_clusters(symptoms=(LIST,)):
     return cohort_page.with_comments(cohort_page.clusters(COHORT), symptoms, NAMES)
 
 
 def first():
-    return found()[0]
+    return commented_clusters()[0]
 
 
 def test_the_same_checks_and_words_are_one_cluster_whatever_the_numbers():
@@ -80,11 +80,11 @@ def test_predictions_are_in_no_cluster():
 
 def test_a_comment_needs_a_symptom_that_fits_exactly_and_alone():
     assert first().comment == LIST.says
-    assert found()[-1].comment == "", "TODO 2 has no symptom"
+    assert commented_clusters()[-1].comment == "", "TODO 2 has no symptom"
     other = replace(LIST, says="Something else.")
     both = replace(LIST, patterns=({"test_todo_1_every_block_is_free": [], "test_todo_1_takes_all_or_none": []},))
     for symptoms in ((LIST, other), (replace(LIST, speaks=False),), (both,), (replace(LIST, todo=2),), ()):
-        assert found(symptoms)[0].comment == "", "unsure clusters get none"
+        assert commented_clusters(symptoms)[0].comment == "", "unsure clusters get none"
 
 
 def test_who_handed_in_nothing_that_runs_is_told_of_no_mistake_in_a_todo():
@@ -98,22 +98,22 @@ def test_who_handed_in_nothing_that_runs_is_told_of_no_mistake_in_a_todo():
 
 def test_tests_of_the_lab_that_have_no_check_do_not_hide_a_symptom():
     wider = replace(LIST, patterns=({"test_todo_1_every_block_is_free": [], "test_todo_1_the_engine_runs_on_it": []},))
-    assert found((wider,))[0].comment == LIST.says
+    assert commented_clusters((wider,))[0].comment == LIST.says
 
 
 def test_only_a_comment_verified_against_three_students_of_the_cluster_goes_out():
-    assert cohort_page.comments(found()) == [], "nobody has looked yet"
+    assert cohort_page.comments(commented_clusters()) == [], "nobody has looked yet"
     name = first().id
-    marks = cohort_page.read_verified([f"{name}=ada, cem,dora"], found())
-    out = cohort_page.comments(cohort_page.marked(found(), marks))
+    marks = cohort_page.read_verified([f"{name}=ada, cem,dora"], commented_clusters())
+    out = cohort_page.comments(cohort_page.marked(commented_clusters(), marks))
     assert out == [(student, 1, LIST.says) for student in ("ada", "ben", "cem", "dora")]
-    silent = found()[1].id
+    silent = commented_clusters()[1].id
     for mark, told in ((f"{name}=ada,ben", "verified against 2 students; a comment goes out after 3"),
                        (f"{name}=ada,ada,ada", "against 1 students"),
                        (f"{name}=ada,ben,eli", "eli not in cluster"), ("9-000000=a,b,c", "not '9-000000=a,b,c'"),
                        (name, "CLUSTER=student"), (f"{silent}=fay,gus,ada", "no comment that could be verified")):
         with pytest.raises(ValueError, match=told):
-            cohort_page.read_verified([mark], found())
+            cohort_page.read_verified([mark], commented_clusters())
 
 
 def test_scores_are_counted_in_tenths_the_full_score_in_the_last():
@@ -125,7 +125,7 @@ def test_scores_are_counted_in_tenths_the_full_score_in_the_last():
 
 
 def page(marks=()):
-    clusters = found()
+    clusters = commented_clusters()
     marked = cohort_page.marked(clusters, cohort_page.read_verified(marks, clusters))
     return cohort_page.page("06", "The block manager", COHORT, marked)
 
@@ -164,7 +164,7 @@ def test_states_are_figures_and_words_and_links_lead_to_their_cluster():
     assert tags.text.count(", partly") == 5 and tags.text.count(", not started") == 2
     targets = {attributes["id"] for _, attributes in tags.seen if "id" in attributes}
     links = [attributes["href"][1:] for tag, attributes in tags.seen if tag == "a"]
-    assert set(links) <= targets and len(links) - 1 == sum(len(one.students) for one in found())
+    assert set(links) <= targets and len(links) - 1 == sum(len(one.students) for one in commented_clusters())
 
 
 def test_the_page_says_what_goes_out_and_what_does_not():
@@ -175,7 +175,7 @@ def test_the_page_says_what_goes_out_and_what_does_not():
 
 
 def test_the_same_journal_gives_the_same_page():
-    clusters = found()
+    clusters = commented_clusters()
     others = cohort_page.with_comments(cohort_page.clusters(COHORT[::-1]), (LIST,), NAMES)
     assert cohort_page.page("06", "x", COHORT, clusters) == cohort_page.page("06", "x", COHORT[::-1], others)
     with pytest.raises(ValueError, match="no results of lab 07"):

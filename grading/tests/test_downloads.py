@@ -55,7 +55,7 @@ def as_zip(tmp_path: Path, files: dict[str, bytes]) -> Path:
     return packed(tmp_path / "submissions.zip", files)
 
 
-def got(found) -> dict[str, dict[str, bytes]]:
+def files_by_owner(found) -> dict[str, dict[str, bytes]]:
     return {one.owner: one.submission.files for one in found}
 
 
@@ -69,7 +69,7 @@ def test_canvas_names_a_files_student_by_number_and_several_files_are_one_submis
         "babbageben_LATE_102_55503_starter-2.py": b"x = 1\n",
         "mller_103_55504_work.zip": in_zip(tmp_path, {"a/starter.py": GOOD}),
         "who_999_55505_starter.py": GOOD, "lovelaceada_101_text.html": b"hello"}), "canvas", LAB, roster)
-    assert got(found) == {"ada": {"starter.py": GOOD, "predictions.json": b"{}"}, "ben": {"starter.py": b"x = 1\n"},
+    assert files_by_owner(found) == {"ada": {"starter.py": GOOD, "predictions.json": b"{}"}, "ben": {"starter.py": b"x = 1\n"},
                           "cem": {"starter.py": GOOD}}
     assert [(one.owner, one.part.is_late, one.part.prefix) for one in found] == [
         ("ada", False, "lovelaceada_101_55501_"), ("ben", True, "babbageben_LATE_102_55503_"), ("cem", False, "mller_103_55504_")]
@@ -92,7 +92,7 @@ WORKSHEET = (
 @forms
 def test_moodles_submissions_are_whose_name_one_has_and_of_the_same_name_nobodys(tmp_path, roster, form):
     found, lines = collect(form(tmp_path, MOODLE), "moodle", LAB, roster)
-    assert got(found) == {"ada": {"starter.py": GOOD}} and found[0].part.submitted is None
+    assert files_by_owner(found) == {"ada": {"starter.py": GOOD}} and found[0].part.submitted is None
     assert len(lines) == 2 and all("give" not in line.text and "--worksheet" in line.text for line in lines)
 
 
@@ -102,7 +102,7 @@ def test_moodles_worksheet_says_whose_each_is_and_when_it_came(tmp_path, roster,
 
     (tmp_path / "worksheet.csv").write_text(WORKSHEET, encoding="utf-8")
     found, lines = collect(form(tmp_path, MOODLE), "moodle", LAB, roster, tmp_path / "worksheet.csv", ZoneInfo("Europe/Berlin"))
-    texts = {owner: files["starter.py"] for owner, files in got(found).items()}
+    texts = {owner: files["starter.py"] for owner, files in files_by_owner(found).items()}
     assert texts == {"ada": GOOD, "cem": b"three = 3\n", "dee": b"four = 4\n"}
     assert [one.part.submitted for one in found] == ["2027-02-01T21:00:00Z", None, "2027-02-02T07:30:00Z"]
     assert [line.text for line in lines] == ["Starter (1).py.txt is taken as starter.py"]
@@ -119,7 +119,7 @@ def test_a_worksheet_in_another_language_or_without_the_terms_zone_says_so(tmp_p
 def test_moodles_files_without_folders_are_read_too(tmp_path, roster):
     found, _ = collect(as_folder(tmp_path, {"Ada Lovelace_7001_assignsubmission_file_starter.py": GOOD,
                                             "Ben Babbage_7002_assignsubmission_file_starter.py": GOOD}), "moodle", LAB, roster)
-    assert got(found) == {"ada": {"starter.py": GOOD}, "ben": {"starter.py": GOOD}}
+    assert files_by_owner(found) == {"ada": {"starter.py": GOOD}, "ben": {"starter.py": GOOD}}
 
 
 METADATA = """---
@@ -153,9 +153,9 @@ def test_gradescope_says_who_and_when_and_groups_are_named_by_all(tmp_path, rost
     files = {f"assignment_4_export/submission_{number}/{LAB.folder.name}/starter.py": GOOD for number in (1, 2, 3)}
     files |= {"assignment_4_export/submission_metadata.yml": METADATA}
     found, lines = collect(form(tmp_path, files), "gradescope", LAB, roster)
-    assert got(found) == {"ada": {"starter.py": GOOD}, "ben+dee": {"starter.py": GOOD}}
+    assert files_by_owner(found) == {"ada": {"starter.py": GOOD}, "ben+dee": {"starter.py": GOOD}}
     assert [one.part.submitted for one in found] == ["2027-02-01T21:00:00Z", "2027-02-02T13:00:00Z"]
-    assert [line.text for line in lines] == ["submission_3: the roster has not everybody whom submission_metadata.yml names"]
+    assert [line.text for line in lines] == ["submission_3: the roster lacks a student that submission_metadata.yml names"]
     with pytest.raises(ValueError, match="that is no export of Gradescope: submission_metadata.yml cannot be used"):
         collect(laid(tmp_path / "other", **{"a.py": GOOD, "b.py": GOOD}), "gradescope", LAB, roster)
 
@@ -166,7 +166,8 @@ def test_github_checkouts_end_in_the_login_and_the_longest_is_meant(tmp_path, ro
              "ada-l/.git/starter.py": b"no\n", "CEM_X/starter.py": b"three = 3\n", "zoe/starter.py": b"no\n"}
     files = {f"lab06-submissions/lab06-{name}": text for name, text in files.items()}
     found, lines = collect(form(tmp_path, files), "github", LAB, roster)
-    assert got(found) == {"ada": {"starter.py": GOOD}, "cem": {"starter.py": b"three = 3\n"}}, "not ben, whose login is l"
+    assert files_by_owner(found) == {
+        "ada": {"starter.py": GOOD}, "cem": {"starter.py": b"three = 3\n"}}, "not ben, whose login is l"
     assert [line.text for line in lines] == ["lab06-zoe: it does not end in the login of one student of the roster"]
 
 
@@ -176,7 +177,7 @@ def test_github_checkouts_end_in_the_login_and_the_longest_is_meant(tmp_path, ro
 @pytest.mark.parametrize("inside", ["starter.py", "labs/lab06_block_manager/starter.py"])
 def test_a_download_of_one_submission_is_read_like_one_of_many(tmp_path, roster, platform, name, owner, inside):
     found, lines = collect(as_zip(tmp_path, {f"{name}/{inside}": GOOD}), platform, LAB, roster)
-    assert got(found) == {owner: {"starter.py": GOOD}} and not lines
+    assert files_by_owner(found) == {owner: {"starter.py": GOOD}} and not lines
 
 
 def test_what_is_no_download_is_refused(tmp_path, roster):
@@ -252,7 +253,7 @@ def test_feedback_goes_back_under_the_names_that_the_platform_knows(tmp_path, te
     run("collect", as_folder(tmp_path, files), "--lab", "06", "--from", form, "--term-file", term)
     graded(tmp_path, "ada", "ben", "zoe")
     said = run("export", "feedback", "--lab", "06", "--out", tmp_path / "feedback.zip", "--term-file", term, status=1)
-    assert "not written: zoe: the download had no submission of theirs" in said
+    assert "not written: zoe: the download had no submission by this student" in said
     with zipfile.ZipFile(tmp_path / "feedback.zip") as archive:
         pages = {name: archive.read(name).decode() for name in archive.namelist()}
     whose = {name: next(who for who in ("ada", "ben", "zoe") if f"Lab 06, {who}<" in page) for name, page in pages.items()}
@@ -279,7 +280,7 @@ def test_attempts_are_listed_and_compared_though_the_file_is_gone(tmp_path, term
         base.record("k", Report("ada", "06", "d1", "none", "s", {"checks": "v"}, (CheckResult(1, "a", 12.0, 6.0, False, "x"),)))
     said = run("attempts", "ada", "--lab", "06", "--diff", "--term-file", term)
     assert said.splitlines() == [
-        "1. 2027-02-01T00:00:00Z: 6 of 12 points; d1", "2. 2027-02-02T00:00:00Z: not graded yet, which counts; d2",
+        "1. 2027-02-01 01:00 CET: 6 of 12 points; d1", "2. 2027-02-02 01:00 CET: not graded yet, which counts; d2",
         "--- before/starter.py", "+++ after/starter.py", "@@ -1,2 +1,2 @@", " one = 1", "-two = 2", "+two = 3"]
     with pytest.raises(ValueError, match="has no hand-in of zoe in lab 06"):
         run("attempts", "zoe", "--lab", "06", "--term-file", term)

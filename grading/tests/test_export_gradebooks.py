@@ -6,6 +6,7 @@ import io
 import pytest
 
 from grading.cohort.journal import Entry
+from grading.cohort.overrides import Override
 from grading.export import canvas, moodle
 from grading.export.sheet import Sheet
 from grading.judge.report import CheckResult, Report
@@ -118,7 +119,8 @@ def test_moodles_worksheet_is_filled_and_keeps_when_grades_were_changed():
                                                entry("nobody", 1)])
     before, after = cells(WORKSHEET), cells(filled.data)
     assert [row[4] for row in after] == ["Grade", "9.5", "2", ""]
-    assert [row[9] for row in after] == ["Feedback comments", "TODO 1 9.5/10; total 9.5/10", "TODO 1 2/10; total 2/10", ""]
+    assert [row[9] for row in after] == ["Feedback comments", "TODO 1 9.5/10; total 9.5/10; TODO 1, -0.5: x",
+                                       "TODO 1 2/10; total 2/10; TODO 1, -8: x", ""]
     assert [row[:4] + row[5:9] for row in after] == [row[:4] + row[5:9] for row in before]
     assert set(filled.unplaced) == {"Cem König: the grade is locked in Moodle",
                                     "nobody: no row has it as Identifier, Email address, Full name"}
@@ -132,7 +134,23 @@ def test_moodle_refuses_a_sheet_that_is_no_worksheet():
 
 def test_moodles_import_has_a_column_by_which_people_are_found():
     read = cells(moodle.gradebook([entry("ada@example.com", 9.5), entry("=cmd|x", 3, late=1.5)], "email").encode())
-    assert read == [["Email address", "Lab 06", "Lab 06 feedback"], ["ada@example.com", "9.5", "TODO 1 9.5/10; total 9.5/10"],
-                    ["'=cmd|x", "3.0", "TODO 1 3/10; total 3/10; 1.5 days late"]]
+    assert read == [["Email address", "Lab 06", "Lab 06 feedback"],
+                    ["ada@example.com", "9.5", "TODO 1 9.5/10; total 9.5/10; TODO 1, -0.5: x"],
+                    ["'=cmd|x", "3.0", "TODO 1 3/10; total 3/10; TODO 1, -7: x; 1.5 days late"]]
+
+
+def test_moodles_line_says_where_points_were_lost_and_nothing_hidden():
+    checks = (CheckResult(0, "predictions", 15, 9, False), CheckResult(1, "a", 12, 12, False),
+              CheckResult(5, "the_name_that_tells", 4, 0, True, "words that tell", "TODO 5", "free exactly once"),
+              *(CheckResult(6, f"unwritten_{number}", 2, 0, False, "TODO 6: the goal", "", "", (), True) for number in range(3)))
+    report = Report("ada", "06", "d", "limits", "5eed", {"checks": "v"}, checks)
+    lost = "TODO 5, -4: a hidden check, about: free exactly once; TODO 6, -6: not written yet"
+    assert moodle.feedback(Entry(report, None, 0.0, 21)) == (
+        f"predictions 9/15, TODO 1 12/12, TODO 5 0/4, TODO 6 0/6; total 21/37; {lost}")
+    decided = Entry(report, None, 0.0, 25, overrides=(Override("ada", "06", "Shown.", 5, 4.0),))
+    assert "TODO 5, -4" not in moodle.feedback(decided)
+
+
+def test_moodles_import_refuses_what_it_does_not_find_people_by():
     with pytest.raises(ValueError, match="username, email, idnumber, id, not by 'name'"):
         moodle.gradebook([], "name")

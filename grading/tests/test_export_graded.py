@@ -133,7 +133,7 @@ def test_one_students_report_is_one_file_and_the_same_each_time(journal, reports
     assert all((check.name.replace("_", " ") in page) != check.hidden for check in lost) and any(check.hidden for check in lost)
 
 
-def test_the_cohorts_page_names_clusters_and_their_comments_are_written_when_verified(journal, tmp_path):
+def test_the_cohorts_page_names_clusters_and_verified_comments_are_written(journal, tmp_path):
     run("report", "cohort", "--journal", journal, "--lab", "06", "--out", tmp_path / "cohort.html",
         "--comments", tmp_path / "comments.csv")
     page = (tmp_path / "cohort.html").read_text()

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from grading.cohort.journal import Entry
 from grading.export import classroom50, gradescope, html, junit, markdown
 from grading.export.files import file_name
-from grading.export.lines import lines_of
+from grading.export.lines import lines_of, lost_lines
 from grading.judge.report import CheckResult, Report
+from grading.judge.show import print_report
 
 PLACE = classroom50.Place("serving", "lab06", "individual", "submit/2027-02-01T10-00-00Z-0a1b2c3", "commit", "release", "review")
 SECRETS = ("the_name_that_tells", "the name that tells", "words that tell", "a section that tells", "prints that tell",
@@ -51,6 +53,31 @@ def test_instructors_see_hidden_checks_in_full(form):
     said = form([ENTRY] if form is junit.document else ENTRY, as_student=False)
     assert all(secret in said
                for secret in ("the name that tells", "words that tell", "a section that tells", "prints that tell"))
+
+
+UNWRITTEN = [CheckResult(3, f"check_{number}", 2, 0, number == 1, f"TODO 3: the goal{' and more' * (number == 1)}",
+                         f"TODO 3: Goal{' hidden' * (number == 1)}", "goals", on_ours, True)
+             for number, on_ours in enumerate([(2,), (), (), (), ()], 0)]
+
+
+@pytest.mark.parametrize("form", [markdown.summary, html.page])
+def test_a_todo_that_is_not_written_is_said_once_with_all_the_points_it_costs(form):
+    entry = entry_of(OPEN, *UNWRITTEN[:2], CheckResult(3, "passes", 1, 1, False), *UNWRITTEN[2:])
+    told = form(entry).replace("&minus;", "-")
+    assert told.count("TODO 3: the goal") == 1 and told.count("not written yet") == 1 and "and more" not in told
+    assert "TODO 3, -10: not written yet" in told or "TODO 3: -10" in told
+    assert "expected 4 blocks, 3 came" in told, "what is written and wrong is said as before"
+    assert sum(line.points - line.earned for line in lost_lines(entry.report)) == 3 + 10
+    assert len(lines_of(entry.report)) == 7, "every check has its line where all are listed"
+
+
+def test_of_a_todo_that_is_not_written_nothing_hidden_is_said():
+    hidden = entry_of(*UNWRITTEN[:2])
+    line, = lost_lines(hidden.report)
+    assert (line.message, line.section, line.points) == ("TODO 3 is not written yet", "", 4)
+    console = Console(record=True, width=200)
+    print_report(hidden.report, console, as_student=True)
+    assert "TODO 3  -4  not written yet: TODO 3 is not written yet\n" in console.export_text()
 
 
 def test_control_sequences_and_marks_of_direction_do_not_get_through():

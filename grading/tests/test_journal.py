@@ -60,7 +60,7 @@ def test_a_hand_in_that_is_not_graded_yet_is_not_replaced_by_an_older_one(journa
     assert journal.latest() == []
 
 
-def test_the_same_content_again_is_no_new_hand_in_and_the_earlier_time_of_files_stands(journal):
+def test_the_same_content_again_is_no_new_hand_in_and_keeps_the_files_earliest_time(journal):
     for day in (3, 9, 2, 5):
         journal.hand_in([attempt("alice", "same", day, source="mtime")])
     assert [one.submitted for one, _ in journal.attempts()] == ["2027-03-02T00:00:00Z"]
@@ -110,8 +110,8 @@ def test_lateness_is_judged_over_all_labs_even_if_one_is_asked_for(journal):
     journal.record("k6", report("alice", "a", 80))
     journal.record("k7", report("alice", "b", 50, lab="07"))
     six, seven = journal.latest()
-    assert (six.late_days, six.tokens, six.charged_days, six.final_score) == (1.0, 1, 0, 80.0)
-    assert (seven.late_days, seven.tokens, seven.charged_days, seven.final_score) == (2.0, 0, 2, 40.0)
+    assert (six.late_days, six.tokens, six.charged, six.final_score) == (1.0, 1, 0, 80.0)
+    assert (seven.late_days, seven.tokens, seven.charged, seven.final_score) == (2.0, 0, 2, 40.0)
     assert journal.latest("07") == [seven]
 
 

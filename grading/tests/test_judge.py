@@ -211,7 +211,7 @@ Sampler.sample = sample
 """
 
 
-def test_a_part_that_fails_in_a_step_of_many_loses_points_though_the_engine_helps_itself(capfd: pytest.CaptureFixture[str]):
+def test_a_part_that_fails_in_a_step_of_many_loses_points_though_the_engine_recovers(capfd: pytest.CaptureFixture[str]):
     """And nothing that it says is printed by the engine's log."""
     lab = find_lab("04")
     with grader_of(lab, Settings(seed="judge", predictions=False)) as grader:
@@ -234,7 +234,7 @@ def blocks_needed(num_tokens, block_size):
 """
 
 
-def test_of_a_check_on_our_code_a_student_is_told_the_errors_class_and_our_own_words_only():
+def test_a_failed_check_on_our_code_shows_students_only_error_class_and_our_words():
     with grader_of(LAB, Settings(seed="judge", predictions=False)) as grader, grader.sandbox() as box:
         grader.checks = [check for check in grader.checks if check.todo in (1, 2)]
         report = graded(grader, box, SAYS_OUR_CODE)

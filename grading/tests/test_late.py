@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grading.cohort.late import DAY, Policy, Terms, in_zone, moment, settle, stamp
+from grading.cohort.late import DAY, HOUR, Policy, Terms, in_zone, moment, settle, shown, stamp
 
 DUE = {"06": datetime(2027, 3, 1, 22, 59, tzinfo=UTC)}
 policies = st.builds(
     Policy, st.integers(0, 96).map(lambda hours: timedelta(hours=hours)), st.floats(0, 1), st.floats(0, 1), st.integers(0, 6),
-    st.none() | st.integers(0, 20).map(lambda days: days * DAY))
+    st.none() | st.integers(0, 20).map(lambda days: days * DAY), st.sampled_from(["day", "hour"]))
 scores = st.floats(0, 100)
 delays = st.integers(0, 20 * 24 * 60).map(lambda minutes: timedelta(minutes=minutes))
 courses = st.lists(st.tuples(delays, scores), min_size=1, max_size=6)
@@ -35,8 +35,12 @@ def test_handing_in_later_never_gives_more_for_any_lab(policy, labs, data):
 def test_tokens_are_used_in_order_and_never_more_than_there_are(policy, labs):
     settled, left = settle(policy, labs), policy.tokens
     for one, (late, score) in zip(settled, labs, strict=True):
-        days = len(range(0, max(0, int((late - policy.grace).total_seconds())), 86400))  # begun, counted one by one
-        assert one.tokens == min(left, days) and one.charged == days - one.tokens
+        over = range(0, max(0, int((late - policy.grace).total_seconds())), 3600)  # the hours begun, counted one by one
+        days = [hour // 86400 for hour in over]
+        assert one.tokens == min(left, len(set(days)))
+        unpaid = [(hour, day) for hour, day in zip(over, days, strict=True) if day >= one.tokens]
+        assert one.charged == (len(unpaid) if policy.unit == "hour" else len({day for _, day in unpaid}))
+        assert one.unit == policy.unit
         left -= one.tokens
         assert left >= 0 and 0 <= one.score <= round(score, 2)
 
@@ -64,6 +68,27 @@ def test_on_time_costs_nothing_under_any_policy(labs):
 def test_a_day_that_has_begun_after_the_grace_is_charged_whole(late, charged, score):
     one = settle(Policy(grace=2 * DAY, penalty=0.1, most=0.5), [(late, 80.0)])[0]
     assert (one.charged, one.score, one.days) == (charged, score, round(late / DAY, 4))
+
+
+@pytest.mark.parametrize(("late", "charged", "score"), [
+    (timedelta(), 0, 80.0),
+    (timedelta(minutes=15), 0, 80.0),  # the grace's last second
+    (timedelta(minutes=15, seconds=1), 1, 79.2),
+    (timedelta(minutes=75), 1, 79.2),
+    (timedelta(minutes=75, seconds=1), 2, 78.4),
+    (timedelta(hours=10, minutes=15), 10, 72.0),
+    (30 * DAY, 720, 40.0),  # half is the most it costs
+])  # fmt: skip
+def test_an_hour_that_has_begun_after_the_grace_is_charged_whole(late, charged, score):
+    one = settle(Policy(timedelta(minutes=15), 0.01, 0.5, unit="hour"), [(late, 80.0)])[0]
+    assert (one.charged, one.score, one.unit) == (charged, score, "hour")
+
+
+def test_a_token_pays_for_the_first_24_hours_that_are_charged():
+    hourly = Policy(penalty=0.01, tokens=1, unit="hour")
+    settled = settle(hourly, [(20 * HOUR, 100.0), (2 * HOUR, 100.0)])
+    assert [(one.tokens, one.charged, one.score) for one in settled] == [(1, 0, 100.0), (0, 2, 98.0)]
+    assert settle(hourly, [(25 * HOUR, 100.0)])[0].charged == 1
 
 
 def test_tokens_pay_for_the_first_labs_late_days():
@@ -103,6 +128,19 @@ def test_a_policy_as_older_journals_keep_it_means_the_same(text, policy):
     assert Terms.from_json(kept) == Terms(policy, DUE)
     again = json.loads(Terms(policy, DUE).to_json())
     assert again.keys() == {"due", "extended", "policy"} and Terms.from_json(json.dumps(again)) == Terms(policy, DUE)
+
+
+def test_a_policy_by_the_hour_survives_being_written_and_is_said_in_words():
+    hourly = Policy(timedelta(minutes=15), 0.015, 0.5, 1, DAY, "hour")
+    terms = Terms(hourly, DUE, {}, {"07": replace(hourly, unit="day")}, ZoneInfo("America/New_York"))
+    assert Terms.from_json(terms.to_json()) == terms
+    assert hourly.words() == "15 minutes of grace; 1.5% an hour, 50% at most; 1 token; nothing after 1 day"
+
+
+def test_a_zone_that_this_machine_does_not_know_is_named_with_the_way_out():
+    kept = Terms(zone=ZoneInfo("Europe/Berlin")).to_json().replace("Berlin", "Berln")
+    with pytest.raises(ValueError, match="no such IANA time zone.*pip install tzdata"):
+        Terms.from_json(kept)
 
 
 def test_an_older_course_reads_what_is_written_now():
@@ -147,3 +185,67 @@ def test_terms_say_how_late_and_survive_being_written():
     assert terms.late("bob", "06", "2027-03-02T22:59:00Z") == timedelta()
     assert terms.late("alice", "07", "2027-03-02T22:59:00Z") == timedelta(), "a lab without a date is never late"
     assert terms.late("alice", "06", None) == timedelta()
+
+
+# a day is one by the wall clock, an hour is 60 minutes
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def lateness_in_berlin(due: datetime, unit: str):
+    terms = Terms(Policy(penalty=0.01, unit=unit), {"06": due}, zone=BERLIN)
+
+    def charged(when: datetime) -> int:
+        return settle(terms.policy, [(terms.late("ada", "06", stamp(when)), 100.0)])[0].charged
+
+    return charged
+
+
+@pytest.mark.parametrize(("due", "hours_of_the_day_after"), [
+    (datetime(2027, 3, 27, 23, 59, tzinfo=BERLIN), 23),  # summer time begins on the 28th
+    (datetime(2027, 10, 30, 23, 59, tzinfo=BERLIN), 25),  # and ends on the 31st
+    (datetime(2027, 6, 1, 23, 59, tzinfo=BERLIN), 24),
+])
+def test_the_same_hour_a_day_after_the_deadline_is_one_day_late_for_any_days_length(due, hours_of_the_day_after):
+    next_day = datetime(due.year, due.month, due.day, 23, 59, tzinfo=BERLIN) + DAY  # by the wall clock
+    assert stamp(next_day) == stamp(due.astimezone(UTC) + hours_of_the_day_after * HOUR)
+    days, hours = lateness_in_berlin(due, "day"), lateness_in_berlin(due, "hour")
+    second = timedelta(seconds=1)
+    assert [days(when.astimezone(UTC) + second) for when in (due, next_day, next_day + DAY)] == [1, 2, 3]
+    assert [days(when) for when in (due, next_day, next_day + DAY)] == [0, 1, 2]
+    assert hours(next_day) == hours_of_the_day_after and hours(next_day.astimezone(UTC) + second) == hours_of_the_day_after + 1
+    assert Terms(Policy(), {"06": due}, zone=BERLIN).late("ada", "06", stamp(next_day)) == DAY
+
+
+@given(st.sampled_from(["day", "hour"]), st.integers(0, 4 * 24 * 12),
+       st.lists(st.integers(0, 6 * 24 * 12), min_size=2, max_size=6))
+def test_later_is_never_less_late_whatever_the_clock_does_meanwhile(unit, due_after, delays):
+    for before in (datetime(2027, 3, 26, tzinfo=UTC), datetime(2027, 10, 29, tzinfo=UTC)):
+        due = before + due_after * timedelta(minutes=5)
+        terms = Terms(Policy(unit=unit), {"06": due}, zone=BERLIN)
+        late = [terms.late("ada", "06", stamp(due + delay * timedelta(minutes=5))) for delay in sorted(delays)]
+        assert late == sorted(late)
+        assert all(bool(how_late) == bool(delay) for how_late, delay in zip(late, sorted(delays), strict=True))
+
+
+def test_a_hand_in_after_the_deadline_is_late_though_the_clock_shows_an_earlier_hour():
+    due = datetime(2027, 10, 31, 2, 50, tzinfo=BERLIN)  # the first time that the clock shows it
+    assert lateness_in_berlin(due, "day")(due.astimezone(UTC) + 20 * timedelta(minutes=1)) == 1
+
+
+# what people read
+
+
+@pytest.mark.parametrize(("zone", "text"), [
+    ("Europe/Berlin", "2027-03-01 23:59 CET"), ("America/New_York", "2027-03-01 17:59 EST"),
+    ("Asia/Kolkata", "2027-03-02 04:29 IST"), ("America/Sao_Paulo", "2027-03-01 19:59 -03"), ("UTC", "2027-03-01 22:59 UTC")])
+def test_a_time_is_shown_by_the_clock_of_its_zone_with_its_name(zone, text, monkeypatch):
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    assert shown(DUE["06"], ZoneInfo(zone)) == shown("2027-03-01T22:59:00Z", ZoneInfo(zone)) == text
+
+
+def test_a_time_shows_its_seconds_where_it_has_any_and_which_of_two_same_hours_it_is():
+    assert shown("2027-03-01T22:59:59Z", BERLIN) == "2027-03-01 23:59:59 CET"
+    assert shown("2027-03-01T22:59:59Z", None) == "2027-03-01 22:59:59 UTC"
+    assert [shown(when, BERLIN) for when in ("2027-10-31T00:30:00Z", "2027-10-31T01:30:00Z")] == [
+        "2027-10-31 02:30 CEST", "2027-10-31 02:30 CET"]

@@ -40,7 +40,7 @@ def journal_in(path: Path, *overrides: Override, terms: Terms = LATE) -> Path:
     ((ada(bonus=5),), 35, 31.5), ((ada(5, 13), ada(bonus=5), ada(bonus=1)), 40, 36.0), ((ada(bonus=-3),), 27, 24.3),
     ((ada(None, 20),), 20, 20), ((ada(None, 20), ada(5, 0)), 20, 20),
 ])  # fmt: skip
-def test_a_todos_points_and_a_bonus_count_before_lateness_and_the_labs_score_as_it_is_set(tmp_path, overrides, score, final):
+def test_set_todo_points_and_bonuses_count_before_lateness_and_a_set_score_as_it_is(tmp_path, overrides, score, final):
     with Journal(journal_in(tmp_path / "j", *overrides)) as base:
         one, other = base.latest()
     assert (one.score, one.final_score, one.report.score) == (score, final, 30)
@@ -153,4 +153,5 @@ def test_being_late_is_said_with_what_it_cost(tmp_path):
 
     terms = Terms(Policy(penalty=0.1, tokens=1), {"06": moment("2027-02-27T00:00Z")})
     with Journal(journal_in(tmp_path / "j", terms=terms)) as base:
-        assert lateness(base.latest()[0]) == "30 points, 3 days late; 2 days charged, 1 paid for by tokens: 24 count."
+        assert lateness(base.latest()[0]) == (
+            "30 points, 3 days late (due 2027-02-27 00:00 UTC); 2 days charged, 1 paid for by tokens: 24 count.")

@@ -54,6 +54,9 @@ class Submission:
             return f"caught {type(error).__name__}"
         return "nothing came"
 
+    def chooses(self, given: Any) -> str:
+        return "what was handed out" if given or None else "its own"
+
     def gives_back(self, value: Any) -> Any:
         return value
 
@@ -222,6 +225,12 @@ def test_an_object_is_neither_true_nor_false_nor_equal_to_anything():
         with pytest.raises(TypeError, match="neither true nor false"):
             bool(thing)
         assert thing != 1 and (thing == judge.root.an_object()) is False
+
+
+def test_what_the_judge_hands_out_is_true_there_as_it_is_in_practice():
+    with pair() as judge:
+        for handed_out in (ours(len), ours(Ledger(), "add")):
+            assert judge.root.calls(judge.root.chooses, handed_out) == "what was handed out"
 
 
 class Unsendable:

@@ -97,7 +97,7 @@ def course(tmp_path) -> Course:
     return made
 
 
-def test_a_dry_run_names_who_gains_and_loses_with_todo_and_reason_and_changes_nothing(course):
+def test_a_dry_run_names_gains_and_losses_with_todo_and_reason_and_changes_nothing(course):
     before = course.rows()
     found = course.regrade(V2, "v2", dry=True)
     assert course.rows() == before

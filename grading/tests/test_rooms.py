@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from labs.harness.catalog import all_labs
+
 PROJECT = Path(__file__).parents[2]
 HOUSES = {
     "nano_qwen3_serving": PROJECT / "reference_engine" / "nano_qwen3_serving",
@@ -82,6 +84,16 @@ def test_the_engine_knows_no_lab_and_the_labs_know_no_judge():
         for path in modules(house).values():
             strangers = {module for module in imports(path) if module.split(".")[0] in unknown}
             assert not strangers, f"{path.relative_to(PROJECT)} imports {sorted(strangers)}"
+
+
+@pytest.mark.parametrize("name", HOUSES)
+def test_no_code_names_a_lab_by_its_number(name):
+    """Which labs there are, their folders say; a command that needs one is told which."""
+    names = {name for lab in all_labs() for name in (lab.id, f"lab{lab.id}", lab.folder.name)}
+    found = [f"{path.relative_to(PROJECT)}:{node.lineno} {node.value!r}" for path in modules(name).values()
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Constant) and node.value in names]
+    assert not found
 
 
 @pytest.mark.parametrize("name", ["labs.harness", "grading"])

@@ -33,7 +33,7 @@ def zipped(path: Path, when: int = 1_800_000_000, **members: str) -> Path:
     return path
 
 
-def said(cohort: Cohort, kind: str) -> list[str]:
+def remarks(cohort: Cohort, kind: str) -> list[str]:
     return [f"{line.student}: {line.text}" for line in cohort.lines if line.kind == kind]
 
 
@@ -68,7 +68,7 @@ def test_several_labs_come_from_the_folders_of_their_names(home):
     cohort = read_cohort(home, [LAB, OTHER])
     assert [(one.submission.student, one.attempt.lab, one.submission.text()) for one in cohort.handed_in] == [
         ("alice", "06", "six = 6\n"), ("alice", "07", "seven = 7\n"), ("bob", "06", "six = 6\n")]
-    assert said(cohort, "no submission") == [
+    assert remarks(cohort, "no submission") == [
         f"bob: bob has nothing in a folder {OTHER.folder.name}; it has {LAB.folder.name}",
         *("carol: carol does not say which lab it is of, and several are graded; "
           f"its files belong into a folder {lab.folder.name}" for lab in (LAB, OTHER))]
@@ -98,7 +98,7 @@ def test_another_labs_starter_is_never_graded_for_this_one(home):
 def test_a_submission_that_cannot_be_used_is_there_with_a_line_that_says_why(home, make, wanted, labs):
     make(home)
     cohort = read_cohort(home, labs)
-    lines = said(cohort, "submission") + (said(cohort, "no submission") if len(labs) > 1 else [])
+    lines = remarks(cohort, "submission") + (remarks(cohort, "no submission") if len(labs) > 1 else [])
     assert any(wanted in line for line in lines) or (len(labs) > 1 and lines), (
         f"expected a line with {wanted!r}, found {cohort.lines}")
     assert all(one.submission.text() is None for one in cohort.handed_in)
@@ -111,7 +111,7 @@ def test_two_submissions_of_one_student_are_both_attempts_and_the_later_counts(h
     cohort = read_cohort(home, [LAB])
     assert [one.submission.text() for one in cohort.handed_in] == ["first = 1\n", "second = 2\n"]
     assert [one.attempt.submitted for one in cohort.handed_in] == ["2027-01-15T08:01:40Z", "2027-01-15T08:08:20Z"]
-    assert said(cohort, "two submissions") == [
+    assert remarks(cohort, "two submissions") == [
         "alice: alice.zip and alice are all alice's; all are graded, and alice, the latest, counts"]
     timed = read_cohort(home, [LAB], times={("alice", "06"): "2027-01-15T08:00:00Z"})
     assert [one.attempt.submitted for one in timed.handed_in] == ["2027-01-15T08:00:00Z"] * 2, (
@@ -122,7 +122,7 @@ def test_what_is_no_submission_is_said(home):
     put(home / "starter.py")
     put(home / "grades.xlsx")
     put(home / ".DS_Store")
-    assert [line.partition(": ")[2].split()[0] for line in said(read_cohort(home, [LAB]), "not a submission")] == [
+    assert [line.partition(": ")[2].split()[0] for line in remarks(read_cohort(home, [LAB]), "not a submission")] == [
         "grades.xlsx", "starter.py", str(home)]
     with pytest.raises(ValueError, match="there is no folder of submissions"):
         read_cohort(home / "none", [LAB])
@@ -133,16 +133,16 @@ def test_roster_and_submissions_are_compared_both_ways(home):
     put(home / "Bob" / "starter.py")
     roster = read_roster(csv_file(home.parent / "roster.csv", "student,name\nalice,A\nbob,B\ncarol,C\n"))
     cohort = read_cohort(home, [LAB], roster)
-    assert said(cohort, "no submission") == ["bob: bob is in the roster and has handed in nothing; there is one called Bob",
+    assert remarks(cohort, "no submission") == ["bob: bob is in the roster and has handed in nothing; there is one called Bob",
                                              "carol: carol is in the roster and has handed in nothing"]
-    assert said(cohort, "not in roster") == ["Bob: Bob has handed in and is not in the roster; it is graded nevertheless"]
+    assert remarks(cohort, "not in roster") == ["Bob: Bob has handed in and is not in the roster; it is graded nevertheless"]
     assert [one.submission.student for one in cohort.handed_in] == ["Bob", "alice"]
 
 
 @pytest.mark.parametrize(("content", "students", "line"), [
     (b"student\n", [], "has no students; every submission is graded"),
     (b"student\nalice\nbob\nalice\n", ["alice", "bob"],
-     "roster.csv line 4 has alice again, who stands in roster.csv line 2; the first row counts"),
+     "roster.csv line 4 has alice again, who is also in roster.csv line 2; the first row counts"),
     (b"\xef\xbb\xbfstudent,name\nalice,A\n", ["alice"], "begins with a byte-order mark"),
     (b"student,name\r\nalice,A\r\n", ["alice"], "lines that end in CRLF"),
     (b"student,name\n,Nobody\nalice,A\n", ["alice"], "roster.csv line 2 has no student"),
@@ -239,7 +239,7 @@ def test_of_two_members_hand_ins_the_later_counts_for_both_by_the_instructors_ti
     cohort = read_cohort(home, [LAB], roster, {("ada", "06"): "2027-01-22T08:00:00Z", ("ben", "06"): "2027-01-20T08:00:00Z"})
     assert [(one.submission.student, one.submission.text()) for one in cohort.handed_in] == [
         ("ada", "early = 1\n"), ("ada", "late = 1\n"), ("ben", "early = 1\n"), ("ben", "late = 1\n")]
-    assert "ada: ben and ada are all ada's; all are graded, and ada, the latest, counts" in said(cohort, "two submissions")
+    assert "ada: ben and ada are all ada's; all are graded, and ada, the latest, counts" in remarks(cohort, "two submissions")
 
 
 def test_ada_plus_somebody_whom_the_roster_does_not_have_is_nobody_elses(home):
@@ -265,7 +265,7 @@ def test_times_come_from_the_instructors_file_and_what_lacks_is_said(home):
     cohort = read_cohort(home, [LAB], times=times)
     assert [(one.attempt.submitted, one.attempt.source) for one in cohort.handed_in] == [
         ("2027-03-01T11:00:00Z", "times"), ("2027-01-15T08:00:00Z", "mtime")]
-    assert said(cohort, "time") == ["bob: the file of times has none for it; that of the files themselves was taken",
+    assert remarks(cohort, "time") == ["bob: the file of times has none for it; that of the files themselves was taken",
                                     "carol: the file of times has one for it, and nothing was handed in"]
 
 

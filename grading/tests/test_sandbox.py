@@ -351,7 +351,7 @@ def test_a_submission_that_does_not_read_holds_nobody_up(box: Sandbox, monkeypat
     assert tried(box, "who").isdigit(), "the next check runs"
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_start_takes_nothing_from_a_checks_time(
+def test_a_killed_worker_is_replaced_and_its_start_takes_nothing_from_a_checks_time(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(Stopped, match="lost|ended"), box.child() as child:

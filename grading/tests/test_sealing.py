@@ -123,5 +123,5 @@ def test_a_sealed_file_that_is_damaged_or_gone_is_said_to_be(without_solution):
     with pytest.raises(LabError, match="ours.sealed is damaged. Take it from the course again"):
         loading.load(without_solution, without_solution.starter, stand_ins=(1,))
     without_solution.sealed.unlink()
-    with pytest.raises(LabError, match="Nothing can stand in for what is not written"):
+    with pytest.raises(LabError, match="Nothing can stand in for unwritten functions"):
         loading.load(without_solution, without_solution.starter, stand_ins=(1,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import re
 import sys
@@ -136,7 +137,7 @@ def test_values_live_where_the_part_lives():
     held = there.hold([1, 2])
     held.append(3)
     assert there.look(held) == [1, 2, 3] and there.kept(sorted, [2, 1]) == [1, 2]
-    assert next(there.iterator([5])) == 5 and there.package("math").floor(2.5) == 2 and there.lend(len) is len
+    assert next(there.iterator([5])) == 5 and there.of(math).floor(2.5) == 2 and there.lend(len) is len
     assert kind_of(Here()) == "Here" and kind_of(3) == "int"
     assert same([1, (2.0, "x")], [1, (2.0, "x")]) and not same([1], [True]) and not same((1,), [1])
 

@@ -3,7 +3,7 @@
 import re
 import shutil
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from grading.cli import term as command
 from grading.cli.app import app
 from grading.cohort.journal import Attempt, Journal
-from grading.cohort.late import DAY, Policy, Terms
+from grading.cohort.late import DAY, Policy, Terms, settle, stamp
 from grading.cohort.overrides import Override
 from grading.cohort.term import Due, Extension, Term, TermError, find_term, read_term
 from grading.judge.report import CheckResult, Report
@@ -118,7 +118,7 @@ def test_a_whole_file_says_what_it_says(home):
     assert "0123456789abcdef" not in repr(term)
 
 
-def test_a_section_has_its_own_date_and_an_extension_counts_from_it_by_the_wall_clock(home):
+def test_a_section_has_its_own_date_and_extensions_count_from_it_by_the_wall_clock(home):
     terms = read(home, WHOLE).terms()
     assert terms.due == {"06": datetime(2027, 3, 26, 22, 59, tzinfo=UTC), "07": datetime(2027, 6, 1, 16, tzinfo=UTC)}
     assert terms.extended == {
@@ -144,7 +144,8 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
     ("journal =", "jurnal =", "jurnal: there is no such key; is journal meant?"),
     ("grace_days", "grase_days", "late.grase_days: there is no such key; is grace_days meant?"),
     ("due = 2027-03-26T23:59:00", "late = { tokens = 1 }, due = 2027-03-26T23:59:00",
-     "labs.06.late.tokens: there is no such key; there are grace_days, percent_per_day, most_percent, cutoff_days"),
+     "labs.06.late.tokens: there is no such key; there are grace_days, grace_minutes, percent_per_day, "
+     "percent_per_hour, most_percent, cutoff_days"),
     ("tokens = 3", "tokns = 3", "late.tokns: there is no such key"),
     ("tokens = 3", "tokens = 1.5", "late.tokens = 1.5: it has to be a whole number"),
     ("tokens = 3", "tokens = -1", "late.tokens = -1: it has to be a whole number from 0 to 1000"),
@@ -153,6 +154,15 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
     ("percent_per_day = 10", "percent_per_day = 110", "late.percent_per_day = 110: it has to be a number from 0 to 100"),
     ("percent_per_day = 10", "percent_per_day = true", "late.percent_per_day = true: it has to be a number"),
     ("most_percent = 50", 'most_percent = "half"', 'late.most_percent = "half": it has to be a number'),
+    ("percent_per_day = 10", "percent_per_hour = 110", "late.percent_per_hour = 110: it has to be a number from 0 to 100"),
+    ("percent_per_day = 10", "percent_per_day = 10\npercent_per_hour = 1",
+     "late.percent_per_hour = 1: give percent_per_day or percent_per_hour, and not both"),
+    ("percent_per_day = 10", "percent_per_huor = 1", "late.percent_per_huor: there is no such key; is percent_per_hour meant?"),
+    ("grace_days = 0.5", "grace_minutes = -1", "late.grace_minutes = -1: it has to be a number from 0 to 100000"),
+    ("grace_days = 0.5", "grace_days = 0\ngrace_minutes = 15",
+     "late.grace_minutes = 15: give grace_days or grace_minutes, and not both"),
+    ("due = 2027-03-26T23:59:00", "late = { percent_per_day = 1, percent_per_hour = 1 }, due = 2027-03-26T23:59:00",
+     "labs.06.late.percent_per_hour = 1: give percent_per_day or percent_per_hour, and not both"),
     ("Europe/Berlin", "Europe/Berln", 'time_zone = "Europe/Berln": there is no such IANA time zone; write Europe'),
     ('"roster.csv"', '"people.csv"', 'roster.file = "people.csv": there is no file '),
     ('"SIS Login ID"', '"login"', "roster: roster.csv has no column login; its first line is 'Student,ID,SIS Login ID,Section'"),
@@ -166,7 +176,7 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
     ("due = 2027-03-26T23:59:00", "due = 2027-03-28T02:30:00",
      "labs.06.due = 2027-03-28 02:30:00: 2027-03-28 02:30:00 does not exist in Europe/Berlin"),
     ("due = 2027-03-26T23:59:00", "due = 9999-12-31", "labs.06.due = 9999-12-31: that year cannot be meant"),
-    ("due = 2027-03-26T23:59:00, ", "", "labs.06.sections: give due, too: it holds for who is in none of them"),
+    ("due = 2027-03-26T23:59:00, ", "", "labs.06.sections: give due, too, for students in none of these sections"),
     ("due = 2027-03-26", "dew = 2027-03-26", "labs.06.dew: there is no such key; is due meant?"),
     ('"cohort"', '"all"', 'grading.seed_mode = "all": it is student or cohort'),
     ('"limits"', '"docker"', 'grading.isolation = "docker": it is namespaces, limits or none'),
@@ -178,7 +188,8 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
     ('lab = "7"', 'lab = "12"', "extensions, the third: lab = \"12\": there is no lab '12'"),
     ('lab = "7"', 'lab = "6"', 'extensions, the third: student = "ben": ben has an extension for lab 06 already'),
     ('lab = "7"', "lab = 7", 'extensions, the third: lab = 7: it has to be text such as "06"'),
-    ("until = 2027-06-03T08:00:00", "until = 2027-05-03T08:00:00", "until = 2027-05-03 08:00:00: that is before the lab is due"),
+    ("until = 2027-06-03T08:00:00", "until = 2027-05-03T08:00:00",
+     "until = 2027-05-03 08:00:00: that is before the lab is due, 2027-06-01 18:00 CEST"),
     ("until = 2027-06-03T08:00:00", "", "extensions, the third: days: give days or until, and not both"),
     ("days = 2", "days = 2\nuntil = 2027-06-03T08:00:00", "extensions, the first: days = 2: give days or until, and not both"),
     ("days = 2", "days = -1", "extensions, the first: days = -1: it has to be a number from 0 to 1000"),
@@ -187,7 +198,7 @@ def test_an_extension_into_an_hour_that_is_skipped_or_comes_twice_is_the_later(h
      "overrides, the first: points = 13: give points, which replace what was earned, or bonus"),
     ("points = 13", "bonus = 1", "overrides, the first: todo = 5: a bonus is for the whole lab; leave todo out"),
     ('"Shown in the office."', '" "', 'overrides, the first: comment = " ": say why: the student reads it'),
-    ('[[overrides]]\nstudent = "ada"', "[[overrides]]", "overrides, the first: student: say whose it is"),
+    ('[[overrides]]\nstudent = "ada"', "[[overrides]]", "overrides, the first: student: name the student"),
     ("[[overrides]]", "[[overrides]]\nlab = '06'\ncheck = 'a_freed_reqest_is_forgotten'\ncomment = 'x'\n[[overrides]]",
      'check = "a_freed_reqest_is_forgotten": lab 06 has no such check; is a_freed_request_is_forgotten meant?'),
     ('[[overrides]]\nstudent = "ada"\nlab = "06"\ntodo = 5\npoints = 13',
@@ -222,6 +233,47 @@ def test_a_lab_has_the_terms_policy_where_it_does_not_say_otherwise(home):
     with command.open_journal(read(home, 'journal = "k.sqlite"\ntime_zone = "UTC"\n[labs]\n06 = { due = 2027-03-25, '
                                    "late = { percent_per_day = 20 } }\n[late]\npercent_per_day = 10\n")) as base:
         assert base.latest()[0].final_score == 9.6, "two days begun, 20 % each"
+
+
+def test_hours_are_charged_if_term_or_lab_says_so_and_a_missing_key_stays_the_terms(home):
+    hourly = WHOLE.replace("percent_per_day = 10", "percent_per_hour = 2").replace("grace_days = 0.5", "grace_minutes = 15")
+    quarter = timedelta(minutes=15)
+    assert read(home, hourly).policy == Policy(quarter, 0.02, 0.5, 3, 7 * DAY, "hour")
+    due = "due = 2027-03-26T23"
+    own = {said: read(home, text.replace(due, f"late = {{ {said} }}, {due}")).terms().policies["06"] for text, said in (
+        (hourly, "most_percent = 30"), (hourly, "percent_per_day = 10"), (WHOLE, "percent_per_hour = 1"),
+        (WHOLE, "grace_minutes = 15"), (hourly, "grace_days = 1"))}
+    assert own == {"most_percent = 30": Policy(quarter, 0.02, 0.3, 3, 7 * DAY, "hour"),
+                   "percent_per_day = 10": Policy(quarter, 0.1, 0.5, 3, 7 * DAY),
+                   "percent_per_hour = 1": Policy(DAY / 2, 0.01, 0.5, 3, 7 * DAY, "hour"),
+                   "grace_minutes = 15": Policy(quarter, 0.1, 0.5, 3, 7 * DAY),
+                   "grace_days = 1": Policy(DAY, 0.02, 0.5, 3, 7 * DAY, "hour")}
+
+
+@pytest.mark.parametrize(("late", "zone", "deadline", "costs"), [
+    # Berlin's clock goes from 02:00 CET to 03:00 CEST on 28 March 2027: due at 23:59 on the 26th, with two days more on the 28th
+    ("percent_per_hour = 1", "Europe/Berlin", "2027-03-28T23:59:00+02:00", {0: 0, 1: 1, 3600: 1, 3601: 2, 100_000: 28}),
+    ("percent_per_hour = 1\ngrace_minutes = 15", "Europe/Berlin", "2027-03-28T23:59:00+02:00",
+     {900: 0, 901: 1, 4500: 1, 4501: 2}),
+    ("percent_per_hour = 1\nmost_percent = 5", "Europe/Berlin", "2027-03-28T23:59:00+02:00", {18_000: 5, 18_001: 5, 10**6: 5}),
+    ("percent_per_hour = 1\ncutoff_days = 1", "Europe/Berlin", "2027-03-28T23:59:00+02:00", {86_400: 24, 86_401: 100}),
+    ("percent_per_day = 10", "Europe/Berlin", "2027-03-28T23:59:00+02:00", {0: 0, 1: 10, 86_400: 10, 86_401: 20}),
+    # in New York it was the 14th: the clock is four hours behind UTC before and after
+    ("percent_per_hour = 1", "America/New_York", "2027-03-28T23:59:00-04:00", {0: 0, 1: 1, 3600: 1, 3601: 2}),
+])
+def test_lateness_begins_a_second_after_a_deadline_extended_across_a_clock_change(
+        home, late, zone, deadline, costs):
+    term = read(home, f'time_zone = "{zone}"\n[labs]\n06 = {{ due = 2027-03-26T23:59:00 }}\n[late]\n{late}\n'
+                '[[extensions]]\nstudent = "ada"\nlab = "06"\ndays = 2\n')
+    terms = Terms.from_json(term.terms().to_json())
+    due = datetime.fromisoformat(deadline)
+    assert terms.deadline("ada", "06") == due
+
+    def cost(seconds: int) -> float:
+        handed_in = terms.late("ada", "06", stamp(due + timedelta(seconds=seconds)))
+        return 100 - settle(terms.policy, [(handed_in, 100.0)])[0].score
+
+    assert {seconds: cost(seconds) for seconds in costs} == costs and cost(-1) == cost(-10**6) == 0
 
 
 def test_times_need_a_zone_for_the_whole_term_or_their_own(home):
@@ -358,8 +410,8 @@ def test_a_batch_says_what_it_still_has_to_be_told(home, text, said):
         invoke("batch", "--term-file", home / "term.toml")
 
 
-def test_an_extension_of_who_handed_in_nothing_and_a_decision_about_no_result_are_said(home):
-    from grading.cli.batch import _strangers, _without_result
+def test_an_extension_without_hand_in_and_an_override_without_result_are_reported(home):
+    from grading.cli.batch import _unknown_students, _without_result
     from grading.cohort.batch import Plan
     from grading.cohort.roster import Cohort
     from grading.judge.grader import Settings
@@ -372,9 +424,9 @@ def test_an_extension_of_who_handed_in_nothing_and_a_decision_about_no_result_ar
         assert [(line.kind, line.student, line.text) for line in _without_result(base, plan)] == [
             ("override", "ada", "there is no result that could be overridden")]
     without = read(home, WHOLE.replace('file = "roster.csv"', "").replace(", sections = { B = 2027-03-30 }", ""))
-    assert [(line.kind, line.student) for line in _strangers(without, Cohort())] == [
+    assert [(line.kind, line.student) for line in _unknown_students(without, Cohort())] == [
         ("extension", "ada"), ("extension", "ben"), ("extension", "ben")]
-    assert _strangers(term, Cohort()) == [], "the roster has them"
+    assert _unknown_students(term, Cohort()) == [], "the roster has them"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed, and a term's tag is git's")

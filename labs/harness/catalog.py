@@ -1,4 +1,4 @@
-"""Which labs there are. A lab is a folder `labNN_name` with a `lab.toml`; nothing else registers it."""
+"""The labs. A lab is a folder `labNN_name` with a `lab.toml`; nothing else registers it."""
 
 import os
 import re
@@ -15,11 +15,11 @@ _KEYS_OF_TODO = {"title", "points", "needs", "stand_ins"}
 
 STATIONS = ("caller", "server", "async engine", "tokenizer", "scheduler", "block manager", "network", "paged attention",
             "sampler", "text")
-"""What a request passes from call to token."""
+"""The parts that a request passes from call to token."""
 
 
 class LabError(Exception):
-    """A mistake in what was asked for, told to the person in one line."""
+    """A mistake in the caller's request, reported in one line."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Todo:
     Attributes:
         number: its place in `lab.toml`, from 1.
         title: as in the README and the hints.
-        points: that its tests are worth together.
+        points: what its tests are worth together.
         needs: the earlier TODOs its tests run on.
-        stand_ins: of the functions of those, the only ones in whose place ours are put; none named: all of them. So a TODO
-            that asks for more of the same cannot be done by calling ours of the one before.
+        stand_ins: the only functions of those TODOs that ours may replace; if empty, all of them. So a TODO that extends
+            an earlier one cannot be solved by calling our code for that one.
     """
 
     number: int
@@ -59,13 +59,13 @@ class Lab:
     """What the lab makes, in a few words."""
     todos: tuple[Todo, ...]
     station: str | None = None
-    """Of `STATIONS`, where on the path from call to token that is; None for a lab that is beside the path."""
+    """One of `STATIONS`, the lab's place on the path from call to token; None for a lab beside the path."""
     reference: str | None = None
-    """The engine's module with the same part; None where a lab uses the engine instead of making a part."""
+    """The engine's module with the same part; None for a lab that uses the engine instead of making a part."""
     allow: tuple[str, ...] = ()
     """Dotted names of the engine that a learner's file may import, besides those of `labs.harness.imports`."""
     refuse: tuple[str, ...] = ()
-    """Dotted names a learner's file may read but not import, although they lie in what is allowed."""
+    """Dotted names that a learner's file may read but not import, although they lie inside allowed ones."""
 
     def todo(self, number: int) -> Todo:
         """The TODO of that number. Raises `LabError` if the lab has none."""
@@ -105,12 +105,12 @@ class Lab:
 
     @property
     def seam(self) -> Path:
-        """How the engine uses the lab's part; not there if the lab makes none."""
+        """How the engine uses the lab's part; missing if the lab makes none."""
         return self.folder / "seam.py"
 
     @property
     def reference_file(self) -> Path:
-        """The engine's part under the lab's names; only there if the two differ."""
+        """The engine's part under the lab's names; exists only if the two differ."""
         return self.folder / "reference.py"
 
 

@@ -1,7 +1,7 @@
 """`python -m labs doctor`: is this machine ready, and if not, what to do?
 
-Runs on the standard library alone and on Pythons too old for the course, so that it can say so:
-no import of anything installed, and nothing that Python 3.6 does not know.
+Runs on the standard library alone, even on a Python that is too old for the course, to report exactly that:
+no import of an installed package, and no syntax newer than Python 3.6.
 """
 
 import importlib
@@ -21,7 +21,7 @@ OPTIONAL = {
     "fastapi": "Lab 02's Going Further",
     "httpx": "Lab 02's Going Further",
 }
-"""Packages without which every TODO of every lab can be solved, and what they are for."""
+"""Packages that no TODO of any lab needs, and what they are for."""
 
 
 class Finding:
@@ -32,7 +32,7 @@ class Finding:
 
 
 def main(root: str = ROOT) -> int:
-    """Print the findings; return 1 if one of them blocks, else 0."""
+    """Print the findings; return 1 if one of them blocks the course, else 0."""
     findings = examine(root)
     for finding in findings:
         print(f"{finding.level:<7} {finding.subject:<14} {finding.found}")
@@ -52,7 +52,7 @@ def examine(root: str) -> "list[Finding]":
     python = check_python(sys.version_info[:2])
     findings = [python, Finding(OK, "platform", f"{platform.system()} {platform.release()}, {platform.machine()}")]
     if python.level == BLOCKS:
-        return findings  # what else is there belongs to another Python
+        return findings  # the rest would describe another Python
     findings.append(check_venv())
     findings.append(check_write(os.path.join(root, "labs")))
     pins = read_pins(os.path.join(root, "reference_engine", "requirements.txt"))
@@ -79,7 +79,7 @@ def check_python(version: "tuple[int, int]") -> Finding:
 
 
 def check_venv() -> Finding:
-    """A virtual environment in use, or the module that makes one."""
+    """Whether a virtual environment is in use, or can be made."""
     if sys.prefix != sys.base_prefix:
         return Finding(OK, "environment", f"virtual environment {sys.prefix}")
     try:
@@ -99,7 +99,7 @@ def check_venv() -> Finding:
 
 
 def check_write(folder: str) -> Finding:
-    """Progress and backups are written beside the labs."""
+    """Whether the labs' folder is writable: progress and backups are written there."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return Finding(OK, "write access", folder)
@@ -110,7 +110,7 @@ def check_write(folder: str) -> Finding:
 
 
 def check_disk(free_gb: float, installed: bool) -> Finding:
-    """Installing needs the room; an installed course only a little."""
+    """Whether there is enough disk space: installing needs much, an installed course only a little."""
     needed = 0.2 if installed else DISK_GB
     free = f"{free_gb:.1f} GB free"
     if free_gb >= needed:
@@ -133,8 +133,8 @@ def read_pins(path: str) -> "list[tuple[str, str]]":
 
 
 def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
-    """Each pinned package: there, and in the version the course was tested with?"""
-    from importlib import metadata  # not there before Python 3.8
+    """Whether each pinned package is installed, in the version the course was tested with."""
+    from importlib import metadata  # new in Python 3.8
 
     findings = []
     for package, wanted in pins:
@@ -158,7 +158,7 @@ def check_packages(pins: "list[tuple[str, str]]") -> "list[Finding]":
 
 
 def check_load() -> Finding:
-    """Other work on this machine: torch's threads then wait for each other, and everything takes several times as long."""
+    """Whether other work keeps the cores busy: torch's threads then wait for each other, and all is several times slower."""
     cores = os.cpu_count() or 1
     try:
         load = os.getloadavg()[0]
@@ -172,7 +172,7 @@ def check_load() -> Finding:
 
 
 def check_engine() -> Finding:
-    """The course itself can be imported."""
+    """Whether the course itself can be imported."""
     try:
         importlib.import_module("nano_qwen3_serving")
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Writing files of the learner's: whole or not at all, with the rights they had. Knows nothing of what is in them."""
+"""Writing a learner's files: whole or not at all, with the permissions they had. Knows nothing of their contents."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ def writing(what: str) -> Iterator[None]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one move. Raises `LabError` if that is impossible; then `path` is as it was."""
+    """Write `content` to `path` in one move. Raises `LabError` if that is impossible, and then leaves `path` as it was."""
     with writing(str(path)):
         target = path.resolve()  # a link stays a link
         staged = beside(target, content)
@@ -28,10 +28,10 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def replace_all(contents: Mapping[Path, bytes]) -> None:
-    """All of these files or none; folders that are missing are made.
+    """Writes all of these files or none; missing folders are made.
 
-    New and old contents are both written beside the files before the first file is replaced, so a disk
-    that is full stops this before anything changes, and undoing needs no space. Raises `LabError`.
+    New and old contents are both written beside the files before the first file is replaced, so a full
+    disk stops this before anything changes, and undoing needs no space. Raises `LabError`.
     """
     new: dict[Path, Path] = {}
     old: dict[Path, Path | None] = {}
@@ -57,7 +57,7 @@ def replace_all(contents: Mapping[Path, bytes]) -> None:
 
 
 def write_new(folder: Path, stem: str, suffix: str, content: bytes) -> Path:
-    """A new file in `folder`, which is made if missing; never over one that is there. Raises `LabError`."""
+    """Writes a new file in `folder`, which is made if missing; never over an existing file. Raises `LabError`."""
     with writing(f"A copy in {folder}"):
         folder.mkdir(exist_ok=True)
         for number in range(1000):
@@ -88,7 +88,7 @@ def beside(path: Path, content: bytes) -> Path:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # else a power cut after the move may leave an empty file
+            os.fsync(file.fileno())  # otherwise a power cut after the move may leave an empty file
         os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
     except BaseException:
         os.unlink(name)

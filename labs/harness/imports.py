@@ -1,7 +1,7 @@
-"""What a learner's file may import: one rule, by which practice, the judge and its workers go.
+"""What a learner's file may import: one rule for practice, the judge and its workers.
 
-Of the engine a lab allows what its starter uses and what everybody may need to name a type. The rest of the engine, and
-libraries that are the answer, may be read and not imported. Knows names only; loads nothing.
+A lab allows the parts of the engine that its starter uses and those that any file may need to name a type. The rest of the
+engine, and libraries that are the answer, may be read but not imported. Knows names only; loads nothing.
 """
 
 from labs.harness.catalog import Lab
@@ -11,37 +11,37 @@ ENGINE = "nano_qwen3_serving"
 COMMON = tuple(f"{ENGINE}.{name}" for name in (
     "arguments", "components", "config", "exceptions", "interfaces", "observe", "outputs", "prompts", "request",
     "sampling_params", "side_files"))
-"""Of the engine, for every lab: what is said between its parts, and the choice of parts."""
+"""Modules of the engine that every lab may import: the data between its parts, and the choice of parts."""
 ANSWERS = (
     "transformers", "vllm", "sglang", "lmdeploy", "tensorrt_llm", "nanovllm", "minivllm", "flash_attn", "flashinfer", "xformers",
     "mlx_lm", "llama_cpp", "ctransformers", "exllamav2", "optimum", "torch.nn.attention.experimental", "torch.onnx")
-"""Libraries that are, or have in them, what the labs have people write."""
+"""Libraries that are, or contain, what learners write in the labs."""
 NOT_GIVEN = {
     "solution", "starter", "untouched", "test_lab", "seam", "reference", "predict", "going_further", "__init__"}
-"""Files of a lab that a learner's file has nothing to do with; its other modules are given to the learner."""
+"""Files of a lab that a learner's file must not import; the lab's other modules are given to the learner."""
 
 
 def may_import(lab: Lab, name: str) -> bool:
-    """Whether a file for `lab` may import this dotted name; of what is neither the course's nor an answer, any."""
+    """Whether a file for `lab` may import this dotted name; any name is allowed that is neither the course's nor an answer."""
     parts = name.removesuffix(".*").split(".")
     if "solution" in parts or _below(name, lab.refuse):
         return False
     if parts[0] in ("grading", *NOT_GIVEN - {"starter"}):
         return False
     if parts[0] == "labs":
-        return _given(lab, parts)
+        return _is_given_to_learner(lab, parts)
     if parts[0] == ENGINE:
         return len(parts) == 1 or parts[1] in PUBLIC or _below(name, (*COMMON, *lab.allow))
     return _uses_all(lab) or not _below(name, ANSWERS)
 
 
 def works_there(lab: Lab, module: str) -> bool:
-    """Whether a module of the engine does its work where submissions of `lab` are graded, or only has its names."""
+    """Whether a module of the engine works where submissions of `lab` are graded; otherwise only its names exist there."""
     return _uses_all(lab) or module == ENGINE or _below(module, (*COMMON, *lab.allow))
 
 
 def why_not(lab: Lab, name: str) -> str:
-    """Why `name` may not be imported, and what may."""
+    """Why `name` may not be imported, and which names may."""
     if name.split(".")[0] != ENGINE or _below(name, lab.refuse):
         return "Reading it is allowed, importing it is not: it does what this lab asks you to write."
     allowed = ", ".join(module.removeprefix(f"{ENGINE}.") for module in (*COMMON, *lab.allow))
@@ -54,7 +54,7 @@ def _uses_all(lab: Lab) -> bool:
     return ENGINE in lab.allow
 
 
-def _given(lab: Lab, parts: list[str]) -> bool:
+def _is_given_to_learner(lab: Lab, parts: list[str]) -> bool:
     if parts[1:2] == ["harness"]:
         return parts[2:3] in ([], ["todo"])
     return parts[1:2] in ([], [lab.folder.name]) and not NOT_GIVEN & set(parts[2:])

@@ -1,6 +1,6 @@
 """Choosing and loading the file a lab's tests run on: starter, solution, reference or a path.
 
-Modules get unique names, so that several labs, and several versions of one, live in one process;
+Modules get unique names, so that several labs, and several versions of one, can live in one process;
 `sys.path` is left alone. A learner's file may read the solution and the reference part it is
 building, but not import them.
 """
@@ -32,13 +32,13 @@ class ImportRefused(LabError):
 
 
 def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
-    """What `--impl` means for `lab`: a file, or the dotted name of a module of the engine.
+    """The target of `--impl` for `lab`: a file, or the dotted name of a module of the engine.
 
     The reference is the lab's `reference.py`, which gives the engine's part the lab's names, or the
     module that `lab.toml` names.
 
-    A relative path is taken from `base` (default: the working folder). Raises `LabError` if there
-    is no such thing.
+    A relative path starts at `base` (default: the working folder). Raises `LabError` if the file or module
+    does not exist.
     """
     if impl == "reference":
         if lab.reference_file.is_file():
@@ -60,10 +60,10 @@ def choose(lab: Lab, impl: str, base: Path | None = None) -> Path | str:
 
 
 def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequence[str] | None = None) -> ModuleType:
-    """The module `choose` chose, with our functions for the TODOs in `stand_ins`; of these functions, with the `only` ones.
+    """The module that `choose` chose, with our functions for the TODOs in `stand_ins`, or only those in `only`.
 
-    Raises `LabError` for a file that is no Python or raises while it is run, `ImportRefused` for one that
-    imports the answer; an unwritten TODO that is called while it is run comes through as `TodoError`.
+    Raises `LabError` for a file that is not Python or raises during loading, `ImportRefused` for a file that
+    imports the answer; a `TodoError` of an unwritten TODO called during loading passes through.
     """
     if isinstance(chosen, str):
         return importlib.import_module(chosen)
@@ -76,7 +76,7 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequ
     if names:
         ours = originals.our_code(lab)
         if ours is None:
-            raise LabError(f"Nothing can stand in for what is not written: {lab.sealed} is not there.")
+            raise LabError(f"Nothing can stand in for unwritten functions: {lab.sealed} does not exist.")
         tree = regions.with_stand_ins(tree, ast.parse(ours), list(names))
     module = ModuleType(f"_lab{lab.id}_{chosen.stem}_{next(_counter)}", ast.get_docstring(tree))
     module.__file__ = str(chosen)
@@ -92,9 +92,9 @@ def load(lab: Lab, chosen: Path | str, stand_ins: Iterable[int] = (), only: Sequ
 
 
 def _as_ours(code: CodeType, names: Mapping[str, int]) -> CodeType:
-    """`code` whose functions `names` (→ their TODO) lie in a file of their own, so that no traceback shows a wrong line for them.
+    """`code` with the functions `names` (→ their TODO) in a file of their own, so that no traceback shows a wrong line for them.
 
-    What a debugger or a traceback prints of that file says whose it is.
+    That file's name, in a debugger or a traceback, says that the function is ours.
     """
     name = code.co_qualname.replace(".<locals>", "")
     if name in names:
@@ -121,14 +121,14 @@ def is_ours(file: str) -> bool:
 
 
 def _while_loaded(error: BaseException, file: Path) -> str:
-    """What a file that raises at module level has raised, and where."""
+    """The error that a file raised at module level, and where."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
     report = "".join(traceback.format_exception_only(error)).strip().splitlines()
     return f"{file.name} line {lines[-1] if lines else '?'}, while it is loaded: {report[-1] if report else type(error).__name__}"
 
 
 def _refuse_neighbours(tree: ast.Module, file: Path) -> None:
-    """Raise `LabError` if a learner's file imports another one of its folder: that one is not handed in."""
+    """Raise `LabError` if a learner's file imports a neighbouring file, because that one is not handed in."""
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
         for name in _imported_by(node) if not getattr(node, "level", 0) else ():
             top = name.split(".")[0]
@@ -139,7 +139,7 @@ def _refuse_neighbours(tree: ast.Module, file: Path) -> None:
 
 
 def run_file(path: Path, name: str) -> ModuleType:
-    """A file of ours as a module; one that nobody else can import."""
+    """A file of ours as a module that no other code can import."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise LabError(f"{path} is not a Python file.")
@@ -149,9 +149,9 @@ def run_file(path: Path, name: str) -> ModuleType:
 
 
 def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
-    """TODO → those of its functions that `module` does not have; TODOs of which it has all are left out.
+    """TODO → the functions of it that `module` lacks; complete TODOs are left out.
 
-    Where nothing says which functions there should be, nothing is known to be lacking.
+    If no file says which functions there should be, none counts as missing.
     """
     by_todo = {}
     for todo, names in originals.functions(lab).items():
@@ -161,7 +161,7 @@ def lacking(lab: Lab, module: ModuleType) -> dict[int, list[str]]:
 
 
 def _has(module: ModuleType, name: str) -> bool:
-    """Whether a dotted name is there; what is nested in a function is, if the function is."""
+    """Whether a dotted name exists in the module; a name nested in a function exists if the function does."""
     scope: Any = module
     for part in name.split("."):
         if inspect.isfunction(scope):
@@ -184,7 +184,7 @@ _ENGINES = {"LLM", "LLMEngine", "AsyncLLM", "AsyncLLMEngine"}
 
 
 def runs_when_loaded(file: Path) -> list[str]:
-    """What a learner's file starts at module level and should not: its program, or an engine. A sentence for each line."""
+    """A sentence for each line of a learner's file that wrongly starts its program or an engine at module level."""
     try:
         tree = parse(file)
     except (LabError, OSError):
@@ -223,6 +223,6 @@ def _imported_by(node: ast.AST) -> list[str]:
         if called in _IMPORTING_CALLS:
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             return [text.removesuffix(".py").replace("/", ".").strip(".") for text in texts]
-    if isinstance(node, ast.Attribute) and re.fullmatch(r"torch(\.\w+)+", name := ast.unparse(node)):  # a use imports it
+    if isinstance(node, ast.Attribute) and re.fullmatch(r"torch(\.\w+)+", name := ast.unparse(node)):  # its use imports it
         return [name]
     return []

@@ -1,4 +1,4 @@
-"""What a learner was given: the untouched starter, in which functions each TODO is, and what stands in for one.
+"""The learner's originals: the untouched starter, the functions of each TODO, and the stand-ins for them.
 
 All of it comes from the solution. The student edition has none: there `untouched.py` lies beside the starter,
 and our functions are in a sealed file, which `grading.edition.sealing` makes.
@@ -15,23 +15,23 @@ _HEADING = "Sealed: our functions, which stand in for yours while a TODO that ot
 
 
 def starter_text(lab: Lab) -> str:
-    """The starter as it was at the start. Raises `LabError` if nothing says how that was."""
+    """The starter as it was at the start. Raises `LabError` if neither solution nor untouched starter exists."""
     if lab.solution.is_file():
         return make_starter(lab.solution.read_text(encoding="utf-8"), lab.id)
     if lab.untouched.is_file():
         return lab.untouched.read_text(encoding="utf-8")
-    raise LabError(f"How the starter was is read from {lab.untouched}, which is not there.")
+    raise LabError(f"The original starter is read from {lab.untouched}, which does not exist.")
 
 
 def functions(lab: Lab) -> dict[int, list[str]]:
-    """TODO -> the dotted names of its functions; nothing if neither solution nor untouched starter is there."""
+    """TODO -> the dotted names of its functions; empty if neither solution nor untouched starter exists."""
     if lab.solution.is_file():
         return functions_of(lab.solution.read_text(encoding="utf-8"))
     return functions_of_starter(lab.untouched.read_text(encoding="utf-8")) if lab.untouched.is_file() else {}
 
 
 def our_code(lab: Lab) -> str | None:
-    """Source text that has our functions: the solution, or what is sealed; None if neither is there.
+    """Source text with our functions: the solution, or the opened sealed file; None if neither exists.
 
     Raises `LabError` if the sealed file is damaged.
     """
@@ -53,5 +53,5 @@ def closed(source: str) -> str:
 
 
 def opened(sealed: str) -> str:
-    """What `closed` closed. Raises `ValueError` or `zlib.error` for anything else."""
+    """The text that `closed` sealed. Raises `ValueError` or `zlib.error` for anything else."""
     return zlib.decompress(base64.b85decode("".join(sealed.split("\n")[1:]))).decode("utf-8")

@@ -8,7 +8,7 @@ A region lies in a function and is announced by a comment, which stays in the st
     ### END SOLUTION
 
 In the starter the lines from BEGIN to END become `raise TodoError("TODO 3: add the two …", lab="02")`.
-This module works on source text alone; it knows no files and imports nothing it is given.
+This module works on source text alone; it knows no files and never imports the code it is given.
 """
 
 import ast
@@ -38,7 +38,7 @@ class Region:
     begin: int
     end: int
     where: str
-    """The function it lies in, dotted: `Scheduler.step`, `outer.inner`."""
+    """The function that contains it, dotted: `Scheduler.step`, `outer.inner`."""
 
 
 def find_regions(source: str) -> list[Region]:
@@ -74,7 +74,7 @@ def functions_of(source: str) -> dict[int, list[str]]:
 
 
 def functions_of_starter(source: str) -> dict[int, list[str]]:
-    """What `functions_of` says of a solution, from the starter that was made of it."""
+    """The result of `functions_of` for a solution, computed from the starter that was made of it."""
     functions: dict[int, list[str]] = {}
     for name, function in definitions(ast.parse(source)).items():
         inner = {id(part) for other in definitions(function).values() for part in ast.walk(other)}
@@ -85,7 +85,7 @@ def functions_of_starter(source: str) -> dict[int, list[str]]:
 
 
 def make_starter(source: str, lab_id: str) -> str:
-    """The starter of a solution. A generator stays one: where a region held its last `yield`, an
+    """The starter of a solution. A generator stays one: if a region held its last `yield`, an
     unreachable `yield` follows the raise.
     """
     regions = find_regions(source)
@@ -120,8 +120,8 @@ def is_generator(function: Function) -> bool:
 def put_back(work: str, original: str, names: list[str]) -> str:
     """`work` with the text of the functions `names` as in `original`.
 
-    Raises `LabError` if `work` does not parse or lacks one of them, or if anything else in it would mean something
-    else afterwards: then only a whole reset helps.
+    Raises `LabError` if `work` does not parse or lacks one of them, or if the rest of it would change its
+    meaning: then only a reset of the whole file helps.
     """
     whole = "leave out --todo to have the whole file replaced."
     try:
@@ -149,7 +149,7 @@ def put_back(work: str, original: str, names: list[str]) -> str:
 
 
 def meaning(tree: ast.AST, without: Iterable[str] = ()) -> list[str]:
-    """What a tree means: equal lists, equal code. The functions `without` and the import of the harness' names are left aside.
+    """A tree's meaning: equal lists, equal code. The functions `without` and the import of the harness' names do not count.
 
     Written without recursion, because a submission's trees may be deep.
     """
@@ -175,13 +175,13 @@ def meaning(tree: ast.AST, without: Iterable[str] = ()) -> list[str]:
 
 
 def _mean_the_same(text: str, other: str, names: Iterable[str]) -> bool:
-    """Whether two texts define the functions `names` alike."""
+    """Whether two texts define the functions `names` in the same way."""
     first, second = definitions(ast.parse(text)), definitions(ast.parse(other))
     return all(name in first and meaning(first[name]) == meaning(second[name]) for name in names)
 
 
 def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> ast.Module:
-    """`work` with the functions `names` taken from `solution`, and the imports they may need; what calls them stays `work`'s."""
+    """`work` with the functions `names` taken from `solution`, and the imports they may need; their callers stay `work`'s."""
     theirs = definitions(solution)
 
     class _Swap(ast.NodeTransformer):
@@ -208,14 +208,14 @@ def with_stand_ins(work: ast.Module, solution: ast.Module, names: list[str]) -> 
 
 
 def with_our_functions(work: str, solution: str, todos: Iterable[int], only: Sequence[str] | None = None) -> str:
-    """`work` as text, with our functions for `todos`, or those in `only`. Comments and the lines' numbers are lost."""
+    """`work` as text, with our functions for `todos`, or only those in `only`. Comments and line numbers are lost."""
     names = [name for todo, functions in functions_of(solution).items() if todo in todos for name in functions
              if only is None or name in only]
     return ast.unparse(with_stand_ins(ast.parse(work), ast.parse(solution), names)) + "\n"
 
 
 def missing_imports(work: ast.Module, solution: ast.Module) -> list[ast.stmt]:
-    """The imports at the top of `solution` that bind a name which nothing at the top of `work` does."""
+    """The imports at the top of `solution` that bind a name which no statement at the top of `work` binds."""
     present = {name for node in work.body for name in bound_names(node)}
     missing: list[ast.stmt] = []
     for node in solution.body:
@@ -229,7 +229,7 @@ def missing_imports(work: ast.Module, solution: ast.Module) -> list[ast.stmt]:
 
 
 def bound_names(node: ast.stmt) -> list[str]:
-    """The names that a statement at the top of a module gives a meaning to."""
+    """The names that a statement at the top of a module binds."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return [alias.asname or alias.name.split(".")[0] for alias in node.names]
     if isinstance(node, Function | ast.ClassDef):
@@ -238,7 +238,7 @@ def bound_names(node: ast.stmt) -> list[str]:
 
 
 def unwritten_todos(tree: ast.AST) -> set[int]:
-    """The TODOs whose `raise TodoError("TODO n: …")` is still there."""
+    """The TODOs that still have their `raise TodoError("TODO n: …")`."""
     return {todo for node in ast.walk(tree) if (todo := _unwritten(node)) is not None}
 
 
@@ -258,7 +258,7 @@ def span(node: Function) -> tuple[int, int]:
 
 
 def extent(node: Function, lines: list[str]) -> tuple[int, int]:
-    """`span`, and the comments after the last statement that are indented as the function's body is."""
+    """`span`, and the comments after the last statement that are indented like the function's body."""
     first, last = span(node)
     for number in range(last, len(lines)):
         text = lines[number].strip()

@@ -1,9 +1,9 @@
 """A file of Python as text whose lines end where Python's parser says, and back to the same kind of bytes.
 
-Practice and judge read a learner's file with this, so both say the same of it; a fault is one sentence with its line.
+Practice and judge read a learner's file with this module, so both report the same; a fault is one sentence with its line.
 
-`str.splitlines` also ends lines at form feeds, U+2028 and the like, which may stand in comments and strings: who
-counts lines so cuts a file at other places than the parser's line numbers mean.
+`str.splitlines` also ends lines at form feeds, U+2028 and the like, which may occur in comments and strings: lines
+counted that way do not match the parser's line numbers.
 """
 
 import ast
@@ -20,24 +20,24 @@ from labs.harness.catalog import LabError
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _CONFLICT = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
 _ENCODINGS = {"utf-8", "utf-8-sig", "ascii", "iso8859-1", "iso8859-15", "cp1252"}
-"""What a file may say that it is in: the judge reads files of strangers, so no codec is used that does more than map bytes."""
+"""The encodings that a file may declare: the judge reads untrusted files, so every codec here only maps bytes."""
 MOST_BYTES = 256 << 10
-"""Of a file that is tested or graded: ten times the longest solution."""
+"""The largest size of a tested or graded file: ten times the longest solution."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a file of Python says."""
+    """The text of a Python file, and how its bytes encode it."""
 
     text: str
     r"""Its lines end in `\n`; a byte order mark is left out."""
     encoding: str = "utf-8"
-    """As its byte order mark or coding comment says; `utf-8-sig` with a mark."""
+    """The encoding that its byte order mark or coding comment declares; `utf-8-sig` with a mark."""
     newline: str = "\n"
-    """How its first line ends."""
+    """The line end of its first line."""
 
     def with_text(self, text: str) -> bytes:
-        """Another text in bytes of this file's kind. Raises `LabError` if its encoding lacks a character."""
+        """Another text as bytes, in this file's encoding and line ends. Raises `LabError` if the encoding lacks a character."""
         try:
             return text.replace("\n", self.newline).encode(self.encoding)
         except UnicodeEncodeError as error:
@@ -52,12 +52,12 @@ def lines_of(text: str) -> list[str]:
 
 
 def read(path: Path) -> Source:
-    """The text of `path`. Raises `LabError` for bytes that are no text."""
+    """The text of `path`. Raises `LabError` if the bytes are not text."""
     return decoded(path.read_bytes(), path.name)
 
 
 def decoded(content: bytes, name: str) -> Source:
-    """What the bytes of the file `name` say, read as Python reads them. Raises `LabError` if they are no text."""
+    """The text in the bytes of the file `name`, decoded as Python does. Raises `LabError` if they are not text."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise LabError(f"{name} is text in UTF-16. Save it as UTF-8: your editor offers that under Save as.")
     if b"\0" in content:
@@ -77,7 +77,7 @@ def _line(content: bytes, at: int) -> int:
 
 
 def _encoding(content: bytes, name: str) -> str:
-    """What a byte order mark or the first two lines say, by Python's rules."""
+    """The encoding that a byte order mark or the first two lines declare, by Python's rules."""
     marked = content.startswith(codecs.BOM_UTF8)
     try:
         declared, _ = tokenize.detect_encoding(io.BytesIO(content.replace(b"\r", b"\n")).readline)
@@ -85,7 +85,7 @@ def _encoding(content: bytes, name: str) -> str:
     except SyntaxError as error:
         if re.search(r"coding[:=]", content[:400].decode("latin-1")):
             raise LabError(f"{name}: its coding line is wrong ({error.msg}). Save it as UTF-8 and delete that line.") from None
-        return "utf-8"  # the bytes are not, and decoding says where
+        return "utf-8"  # the bytes are not in it; decoding will report where
     if known not in _ENCODINGS:
         raise LabError(
             f"{name} says that it is text in {declared}, which is not read here. Save it as UTF-8 and delete that line.")
@@ -96,9 +96,9 @@ def parsed(text: str, name: str) -> ast.Module:
     """The tree of a text that Python can compile. Raises `LabError` that names the line if it cannot."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an invalid escape is told when the file is loaded
+            warnings.simplefilter("ignore")  # loading the file warns of an invalid escape
             tree = ast.parse(text, name)
-            compile(text, name, "exec", dont_inherit=True)  # finds more: a `return` outside of functions
+            compile(text, name, "exec", dont_inherit=True)  # finds further faults, such as a `return` outside of functions
     except SyntaxError as error:
         raise LabError(_fault(text, name, error)) from None
     except (ValueError, RecursionError, MemoryError) as error:  # nested too deeply

@@ -1,4 +1,4 @@
-"""What an unwritten TODO says, and how a lab's program says it without a traceback.
+"""The message of an unwritten TODO, and how a lab's program prints it without a traceback.
 
 Knows nothing of pytest, of the engine or of where labs lie; a starter imports only this module.
 """

@@ -17,7 +17,7 @@ from typing import get_args
 
 import pytest
 
-from labs.harness.scripted_engine.engines import facts_of, scripted_llm, spare_memory
+from labs.harness.scripted_engine.engines import read_outputs, scripted_llm, spare_memory
 from labs.harness.scripted_engine.ledger import Ledger, assert_served
 from labs.harness.scripted_engine.own_engine import clear_prompts, exactly, own_llm, some_prompts, tokenizer, words
 from labs.harness.suite import beside
@@ -51,7 +51,7 @@ def loaded(lab, there, *arguments, **named):
 def assert_model(there, rng, llm, model: str, call: str) -> None:
     """The tokens that an engine generates are those of this model."""
     for known in clear_prompts(rng, 2):
-        [output] = facts_of(there, llm.generate(known["prompt"], exactly(6)))
+        [output] = read_outputs(there, llm.generate(known["prompt"], exactly(6)))
         tokens, expected = output["tokens"], known[model]
         assert tokens == expected, (
             f"{call} must load {model!r}, which answers {known['prompt']!r} with the tokens {expected}; it answered with "
@@ -73,7 +73,7 @@ def test_todo_1_hands_on_the_model_and_the_length(lab, rng, there):
         refusal("PromptTooLongError", lambda llm=llm, length=length: llm.generate(some_tokens(rng, length + 1), exactly(1)),
                 f"the engine of {call} was given a prompt of {length + 1} tokens: is max_model_len handed on, and as it is?")
         prompt = rng.randrange(4, length - 4)
-        [output] = facts_of(there, llm.generate(some_tokens(rng, prompt), exactly(200)))
+        [output] = read_outputs(there, llm.generate(some_tokens(rng, prompt), exactly(200)))
         used, room = len(output["tokens"]), length - prompt
         assert used == room, f"max_model_len={length} leaves a prompt of {prompt} tokens {room} to generate; it generated {used}"
 
@@ -83,7 +83,7 @@ def test_todo_1_every_call_loads_an_engine_of_its_own(lab, rng, there):
     few, prompt = rng.randrange(16, 24), some_tokens(rng, 30)
     many = 2 * few + 4
     short, long, again = (loaded(lab, there, "course-draft", max_model_len=length) for length in (few, many, many))
-    [output] = facts_of(there, long.generate(prompt, exactly(2)))
+    [output] = read_outputs(there, long.generate(prompt, exactly(2)))
     used = len(output["tokens"])
     assert used == 2, f"an engine of max_model_len={many} was asked for 2 tokens after a prompt of 30; it generated {used}"
     refusal("PromptTooLongError", lambda: short.generate(prompt, exactly(2)),
@@ -106,7 +106,7 @@ def test_todo_1_lets_the_error_of_a_wrong_model_through(lab, rng, there):
 def params_of(there, *returned) -> list[SamplingParams]:
     """The parameters that functions returned, as objects of the test's own; at most 200 tokens."""
     assert there.is_a(SamplingParams, *returned), f"it returned {shown(returned[0])}; expected SamplingParams"
-    return [rebuilt(there.of(beside.params_facts)(params)) for params in returned]
+    return [rebuilt(there.of(beside.params_dict)(params)) for params in returned]
 
 
 def rebuilt(values: dict) -> SamplingParams:
@@ -267,7 +267,7 @@ def batch(lab, there, llm, prompts: list[str], params) -> tuple[list[str], list]
 
 def assert_from(there, ledger: Ledger, pairs: tuple[list[str], list], prompts: list[str]) -> list[dict]:
     """Every prompt stands beside what this engine generated for it, each request in one place; what the outputs say."""
-    came, outputs = pairs[0], facts_of(there, pairs[1])
+    came, outputs = pairs[0], read_outputs(there, pairs[1])
     assert came == prompts, f"the prompts must come back in the order given, repeated ones too: {prompts}; there came {came}"
     assert_served(ledger, outputs, prompts)
     return outputs

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from labs.harness.scripted_engine.engines import facts_of, scripted_async_engine, spare_memory
+from labs.harness.scripted_engine.engines import read_outputs, scripted_async_engine, spare_memory
 from labs.harness.scripted_engine.ledger import PatientLedger, assert_served
 from labs.harness.scripted_engine.own_engine import SMALL, clear_prompts, exactly, own_llm, some_prompts, tokenizer, words
 from labs.harness.suite import beside
@@ -101,7 +101,7 @@ def assert_model(there, rng, engine, model: str) -> None:
     """The tokens that an engine generates are those of this model."""
     for known in clear_prompts(rng, 2):
         stream = there.unawaited(engine.generate, known["prompt"], exactly(6), some_id(rng))
-        last = facts_of(there, there.awaited(beside.read, stream)[-1:])[0]
+        last = read_outputs(there, there.awaited(beside.read, stream)[-1:])[0]
         assert last["finished"], "the engine's last output says that it is not finished"
         tokens, expected = last["tokens"], known[model]
         assert tokens == expected, (
@@ -125,7 +125,7 @@ def test_todo_1_hands_on_how_many_requests_may_run_at_once(lab, rng, there, most
     engine.engine.model_runner.sampler = there.of(beside.asking_sampler)(there.lend(ledger.choose))(None)
     requests = [(prompt, exactly(5), f"req-{place}") for place, prompt in enumerate(prompts)]
     outputs = there.awaited(beside.read_all, engine.generate, requests)
-    assert_served(ledger, facts_of(there, [every[-1] for every in outputs]), prompts)
+    assert_served(ledger, read_outputs(there, [every[-1] for every in outputs]), prompts)
     at_once = ledger.most
     assert at_once == most, (
         f"with max_num_seqs={most}, {most} of {most + 2} requests should run at once and the others wait; {at_once} ran at once")
@@ -235,7 +235,7 @@ def last_of(there, stream) -> dict:
     outputs = there.awaited(beside.read, stream)
     assert outputs, "the stream ended without an output"
     assert there.is_a(RequestOutput, *outputs), f"the stream gave {shown(outputs)}; expected outputs, each a RequestOutput"
-    return facts_of(there, outputs[-1:])[0]
+    return read_outputs(there, outputs[-1:])[0]
 
 
 @pytest.mark.todo(3, points=4)
@@ -261,7 +261,7 @@ def test_todo_3_changes_neither_the_prompt_nor_any_parameter(lab, rng, there):
     assert asked == prompt, f"the engine should get the prompt {prompt!r}, white space included; it got {shown(asked)}"
     assert whose == request_id, f"the caller chose the id {request_id!r}; the engine got {shown(whose)}"
     assert there.is_a(SamplingParams, used), f"the engine should get the caller's parameters; it got {shown(used)}"
-    used, expected = there.of(beside.params_facts)(used), beside.params_facts(params)
+    used, expected = there.of(beside.params_dict)(used), beside.params_dict(params)
     differ = {name: value for name, value in used.items() if value != expected[name]}
     assert not differ, (
         f"the engine should get the caller's parameters, {({name: expected[name] for name in differ})}; it got {differ}")
@@ -297,7 +297,7 @@ def test_todo_3_the_stream_shows_text_while_it_grows(lab, rng, there):
             "you ask for the next")
     outputs += there.awaited(beside.read, stream)
     expected = [(len(output.outputs[0].token_ids), output.finished) for output in handed.fetched]
-    passed_on = [(len(output["tokens"]), output["finished"]) for output in facts_of(there, outputs)]
+    passed_on = [(len(output["tokens"]), output["finished"]) for output in read_outputs(there, outputs)]
     assert passed_on == expected, (
         f"the engine's outputs held so many tokens, and were finished or not: {expected}; yours {passed_on}. Pass on the "
         "engine's stream, do not collect it first")
@@ -319,8 +319,8 @@ def assert_collected(lab, there, handed: Handed, *listener) -> None:
     """collect_output() reads to the end of the stream, and returns the last output."""
     output = there.awaited(lab.collect_output, handed.stream(), *listener)
     assert there.is_a(RequestOutput, output), f"collect_output() returned {shown(output)}; expected a RequestOutput"
-    [last], names = facts_of(there, [output]), ("request_id", "finished", "tokens", "text")
-    expected = beside.outputs_facts(handed.fetched[-1:])[0]
+    [last], names = read_outputs(there, [output]), ("request_id", "finished", "tokens", "text")
+    expected = beside.output_dicts(handed.fetched[-1:])[0]
     assert last["finished"] and all(last[name] == expected[name] for name in names), (
         f"collect_output() should return the last output, {({name: expected[name] for name in names})}; it returned "
         f"{({name: last[name] for name in names})}: go on until the stream ends by itself")
@@ -333,7 +333,7 @@ def test_todo_4_reads_to_the_end(lab, rng, there):
     stream = there.unawaited(scripted_async_engine(there).generate, known["prompt"], exactly(count), some_id(rng))
     output = there.awaited(lab.collect_output, stream)
     assert there.is_a(RequestOutput, output), f"collect_output() returned {shown(output)}; expected a RequestOutput"
-    [last], expected = facts_of(there, [output]), known["course-draft"][:count]
+    [last], expected = read_outputs(there, [output]), known["course-draft"][:count]
     assert last["finished"], "you returned an output before the last one: go on until the stream ends by itself"
     tokens = last["tokens"]
     assert tokens == expected, f"the stream generated the tokens {expected}; the output that you returned has {tokens}"
@@ -344,7 +344,7 @@ def test_todo_4_reads_to_the_end(lab, rng, there):
 def test_todo_4_returns_the_whole_text_with_or_without_a_listener(lab, rng, there):
     for listener in ([], [None], [there.of(beside.as_function)(there.lend(lambda piece: None))]):
         assert_collected(lab, there, Handed(there, saying(growing(rng, rng.randrange(5, 9)), some_id(rng))), *listener)
-    texts, heard = growing(rng, 4), there.kept(there.of(beside.Heard))
+    texts, heard = growing(rng, 4), there.kept(there.of(beside.Listener))
     assert_collected(lab, there, Handed(there, saying(texts, some_id(rng))), heard)
     pieces = list(there.look(heard))
     assert "".join(pieces) == texts[-1], (
@@ -402,7 +402,7 @@ def served(lab, there, engine, prompts, params: SamplingParams) -> list[dict]:
     count = len(prompts)
     assert len(outputs) == count, f"{count} prompts should give {count} outputs, equal prompts one each; they gave {len(outputs)}"
     assert there.is_a(RequestOutput, *outputs), f"serve_many() returned {shown(outputs)}; expected outputs, each a RequestOutput"
-    return facts_of(there, outputs)
+    return read_outputs(there, outputs)
 
 
 @pytest.mark.todo(5, points=8)

@@ -1208,7 +1208,7 @@ def drawn_prompts(rng: random.Random) -> list[dict[str, list[int]]]:
 
 
 @pytest.mark.todo(6, points=2)
-def test_todo_6_in_the_engine_a_seed_gives_the_same_text_alone_in_a_batch_and_in_chunks(lab, rng):
+def test_todo_6_in_the_engine_a_seed_gives_one_text_alone_in_a_batch_and_in_chunks(lab, rng):
     lab.Sampler().sample(weather(1), [row()])
     prompts = drawn_prompts(rng)
     params = [SamplingParams(temperature=2.0, seed=rng.getrandbits(40), n=2, max_tokens=8, ignore_eos=True) for _ in prompts]

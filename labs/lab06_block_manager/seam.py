@@ -22,6 +22,7 @@ class WholeBlockManager:
 
     def __init__(self, part, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
+        self.enable_prefix_caching = False
         self._part = part
         self._num_blocks = num_blocks
         self._holders: dict[str, None] = {}  # requests that were given blocks and not freed since
@@ -30,7 +31,7 @@ class WholeBlockManager:
     def num_free_blocks(self) -> int:
         return self._part.num_free_blocks
 
-    def find_cached_prefix(self, token_ids: Sequence[int], salt: str = "") -> int:
+    def find_cached_prefix(self, request_id: str, token_ids: Sequence[int], salt: str = "") -> int:
         """No tokens: every prompt is computed."""
         return 0
 
@@ -43,8 +44,14 @@ class WholeBlockManager:
     def block_table(self, request_id: str) -> list[int]:
         return self._part.block_table(request_id)
 
-    def commit(self, request_id: str, token_ids: Sequence[int]) -> None:
+    def commit(self, request_id: str, token_ids: Sequence[int], start: int = 0) -> None:
         """Nothing: no block is shared, so nobody has to know what is in it."""
+
+    def fork(self, parent_id: str, child_id: str, num_tokens: int) -> list[tuple[int, int]] | None:
+        """New blocks for the child, into which the parent's are copied; None if there are not enough."""
+        if not self.allocate(child_id, num_tokens):
+            return None
+        return list(zip(self.block_table(parent_id), self.block_table(child_id), strict=False))
 
     def free(self, request_id: str) -> None:
         self._part.free(request_id)

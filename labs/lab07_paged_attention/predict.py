@@ -82,7 +82,7 @@ def _attention(layers: int = 1, num_kv_heads: int = 2, head_dim: int = 8, dtype=
 
 def _chunk(name: str, count: int) -> ScheduledChunk:
     request = Request(name, None, list(range(1, count + 1)), SamplingParams(), seed=0, max_total_tokens=64)
-    return ScheduledChunk(request, 0, count, [1, 2])
+    return ScheduledChunk.of(request, 0, count, [1, 2])
 
 
 class _Calls(TorchPagedAttention):

@@ -521,7 +521,7 @@ def engine_chunk(rng: random.Random, count: int, block_size: int, spare: int) ->
     blocks = -(-(start + count) // block_size) + spare
     tokens = [rng.randrange(1000) for _ in range(start + count + rng.randrange(3))]
     request = Request(f"r{rng.random()}", None, tokens, SamplingParams(), seed=0, max_total_tokens=1000)
-    return ScheduledChunk(request, start, count, rng.sample(range(1, 200), blocks))
+    return ScheduledChunk.of(request, start, count, rng.sample(range(1, 200), blocks))
 
 
 def by_the_engine(chunks: list[ScheduledChunk], block_size: int) -> dict:

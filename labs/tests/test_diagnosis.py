@@ -8,7 +8,7 @@ import pytest
 
 from grading.authoring import symptoms
 from grading.authoring.mutants import Mutant, read_mutants
-from grading.authoring.symptoms import Concept, Score, Seen, family_left_out, leave_one_out, symptoms_of
+from grading.authoring.symptoms import Concept, MutantRun, Score, family_left_out, leave_one_out, symptoms_of
 from labs.harness.catalog import LabError, all_labs, lab_at
 from labs.harness.learner import diagnosis
 from labs.harness.learner.diagnosis import Area, Symptom, diagnose, likeness, match, most_telling, pattern_of, same_everywhere
@@ -134,9 +134,9 @@ def test_numbers_lists_and_quoted_text_do_not_matter_but_wording_does():
 # making and scoring tables
 
 
-def seen(name: str, *tests: str, todo: int = 1) -> Seen:
+def seen(name: str, *tests: str, todo: int = 1) -> MutantRun:
     mutant = Mutant("07", name, todo, "author", "a slip", name, f"{name} it is", 1)
-    return Seen(mutant, tuple(failing(*tests, todo=todo)))
+    return MutantRun(mutant, tuple(failing(*tests, todo=todo)))
 
 
 BUGS = [seen("one", "a", "b"), seen("two", "a", "b", "c"), seen("three", "d"), seen("four", "e", todo=2)]
@@ -296,7 +296,7 @@ def test_a_diagnosis_is_announced_given_when_asked_for_and_noted(workshop, toy):
 
 @pytest.mark.proof
 @pytest.mark.slow
-def test_what_it_cannot_tell_it_does_not_tell_and_the_message_that_says_most_is_repeated(workshop, toy):
+def test_an_unknown_mistake_is_not_named_and_the_most_telling_message_is_repeated(workshop, toy):
     make_table(workshop, toy)
     text = (toy / "starter.py").read_text()
     wrong = "raise RuntimeError(f'the number {number} is one that nobody ever thought of')"

@@ -188,7 +188,7 @@ def test_the_suites_of_all_labs_run_in_one_process():
     assert all(f"Lab {lab.id}, {lab.title}: solution" in run.stdout for lab in LABS)
 
 
-def test_collecting_the_suites_imports_neither_transformers_nor_the_plugin_of_the_notebooks():
+def test_collecting_the_suites_imports_neither_transformers_nor_the_notebooks_plugin():
     """Each takes more than a second, of the five that a TODO may take: a test that needs the oracle imports it itself."""
     suites = [lab.tests for lab in LABS]
     run = python("-X", "importtime", "-m", "pytest", "-s", *suites, "--collect-only", "-q", "-p", "no:cacheprovider")

@@ -13,7 +13,7 @@ import torch
 from labs.harness import loading, regions
 from labs.harness.catalog import Lab, all_labs
 from labs.harness.mixed_engine.blame import blame
-from labs.harness.mixed_engine.first_divergence import compare, tell
+from labs.harness.mixed_engine.first_divergence import compare, comparison_lines
 from labs.harness.mixed_engine.lockstep import make_scenario
 from labs.harness.mixed_engine.part import Part, load_seam, seam_fields
 from labs.harness.mixed_engine.parts import Engine, build, engine_of
@@ -78,7 +78,7 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @every_seam
 def test_compare_finds_nothing_wrong_with_the_solution(a_lab: Lab):
     found = compare(solution_of(a_lab), make_scenario())
-    assert (found.differences, found.error) == ([], None), tell(found)
+    assert (found.differences, found.error) == ([], None), comparison_lines(found)
     assert found.preemptions > 0 and found.tokens > 50
 
 

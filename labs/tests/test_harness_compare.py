@@ -76,7 +76,7 @@ def test_a_right_part_differs_nowhere_and_the_counts_say_what_was_looked_at(with
     found = compared(with_part(field, text))
     assert (found.differences, found.error) == ([], None)
     assert found.steps > 20 and found.tokens > 50 and found.preemptions > 0 and found.positions > 500
-    assert fd.tell(found) == [
+    assert fd.comparison_lines(found) == [
         f"Nothing differs: {found.steps} steps, {found.tokens} tokens, preemptions: {found.preemptions}, "
         f"keys and values of {found.positions} positions."]
 
@@ -121,8 +121,8 @@ def test_a_lost_block_is_found_in_the_step_that_loses_it(with_part):
 
 def test_a_block_with_two_owners_is_found(with_part):
     found = compared(with_part("block_manager", BLOCKS, (
-        "    def _pop_free(self):\n"
-        "        block = super()._pop_free()\n"
+        "    def _new_block(self):\n"
+        "        block = super()._new_block()\n"
         "        return 3 if block == 5 else block")))
     assert found.first.kind == fd.BLOCKS and "block 3 of your table" in found.first.text
 
@@ -134,7 +134,7 @@ def test_a_wrong_slot_is_named_with_the_right_one(with_part):
     first = found.first
     assert (first.kind, first.step) == (fd.SLOTS, 0)
     assert first.text.startswith("request A, position 5: yours slot ")
-    assert fd.tell(found)[0] == f"First difference, in the slots: step 0, {first.text}"
+    assert fd.comparison_lines(found)[0] == f"First difference, in the slots: step 0, {first.text}"
 
 
 def test_a_wrong_write_is_found_before_the_token_that_it_changes(with_part):
@@ -148,7 +148,7 @@ def test_a_wrong_write_is_found_before_the_token_that_it_changes(with_part):
     assert "the key in layer 0 is off by 3; written in this step by " in first.text
     later = found.differences[1:]
     assert later and all(one.step >= 11 for one in later)
-    since = [line for line in fd.tell(found) if line.endswith("; first wrong keys and values in step 11")]
+    since = [line for line in fd.comparison_lines(found) if line.endswith("; first wrong keys and values in step 11")]
     assert len(since) == sum(one.step > 11 for one in later)
 
 
@@ -162,7 +162,7 @@ def test_a_key_that_is_overwritten_later_is_found_then(with_part):
         "        self.first = slots[0]")))
     assert (found.first.kind, found.first.step) == (fd.KV, 1)
     assert "request A, position 0" in found.first.text and "the value in layer 0" in found.first.text
-    assert "nobody was to write there in this step" in found.first.text
+    assert "no request was due to write there in this step" in found.first.text
 
 
 def test_wrong_attention_shows_in_the_logits(with_part):
@@ -237,7 +237,7 @@ def test_a_token_that_rounding_alone_changes_is_no_mistake(with_part):
     finally:
         fd.TOLERANCE = real
     assert found.first.kind == fd.TOKEN and found.first.rounding
-    assert "No mistake." in fd.tell(found)[1]
+    assert "No mistake." in fd.comparison_lines(found)[1]
 
 
 def test_a_part_that_fails_ends_the_comparison_with_its_error(with_part):
@@ -247,7 +247,7 @@ def test_a_part_that_fails_ends_the_comparison_with_its_error(with_part):
         "        return None if self.calls == 4 else super().sample(logits, rows)")))
     assert found.first is None and "must return two lists" in str(found.error)
     assert found.tokens > 0
-    assert fd.tell(found)[0].startswith(f"Until it stopped nothing differed: {found.steps} steps")
+    assert fd.comparison_lines(found)[0].startswith(f"Until it stopped nothing differed: {found.steps} steps")
 
 
 def test_an_error_that_the_engine_gets_over_is_shown_all_the_same(with_part):
@@ -308,5 +308,5 @@ def test_with_shared_prefixes_a_block_belongs_to_two_requests():
     ],
 )
 def test_a_comparison_says_what_follows_from_the_first_difference(kind, text, says):
-    told = fd.tell(fd.Comparison([fd.Difference(3, kind, text)]))
+    told = fd.comparison_lines(fd.Comparison([fd.Difference(3, kind, text)]))
     assert told[0].startswith("First difference") and says in told[1]

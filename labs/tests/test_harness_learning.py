@@ -160,7 +160,7 @@ def test_the_whole_solution_passes_and_is_not_counted_as_the_learners(workshop, 
     run = workshop.pytest("lab07_toy/test_lab.py")
     assert run.returncode == 0 and "SOLUTION" not in (toy / "starter.py").read_text()
     progress = Progress(workshop.home)
-    assert learning_path.whose(lab_at(toy), progress) == learning_path.OURS
+    assert learning_path.authorship(lab_at(toy), progress) == learning_path.OURS
     assert learning_path.open_todos(lab_at(toy), progress) == []
     workshop.labs("reset", "7", "--todo", "3")
     after = Progress(workshop.home)

@@ -65,18 +65,19 @@ BLOCKS_SEAM = '''\
 class Adapter:
     def __init__(self, pool):
         self.pool, self.block_size, self.block_table = pool, pool.block_size, pool.block_table
+        self.enable_prefix_caching = False
 
     @property
     def num_free_blocks(self):
         return self.pool.num_free_blocks
 
-    def find_cached_prefix(self, token_ids, salt=""):
+    def find_cached_prefix(self, request_id, token_ids, salt=""):
         return 0
 
     def allocate(self, request_id, num_tokens, cached_prefix=(), salt=""):
         return self.pool.allocate(request_id, num_tokens)
 
-    def commit(self, request_id, token_ids):
+    def commit(self, request_id, token_ids, start=0):
         pass
 
     def free(self, request_id):
@@ -182,7 +183,7 @@ def test_parts_of_several_labs_make_one_engine_that_gives_the_references_tokens(
     assert engine.in_words() == [
         "Lab 06, the toy: your starter.py",
         "Lab 04, the toy: our solution.py",
-        "reference: scheduler, attention, model, detokenizer, tokenizer",
+        "reference: scheduler, attention, model, verifier, drafter, detokenizer, tokenizer",
     ]
 
 
@@ -244,7 +245,7 @@ def test_unwritten_todos_are_listed_before_anything_is_loaded(home: Path):
     starter = write(home, "lab06_toy", BLOCKS, ("class Pool", "raise SystemExit\nclass Pool"), todos=(2, 4))
     assert refusal("mine:06", home=home) == (
         f"Lab 06: TODO 2, 4 of {starter.name} are not written yet. "
-        "With --base solution ours stand in for what is not written.")
+        "With --base solution our functions stand in for unwritten ones.")
 
 
 def test_ours_stand_in_for_what_is_not_written_if_asked_for(home: Path):
@@ -307,7 +308,7 @@ def test_an_error_while_a_batch_runs_is_found_behind_the_errors_of_its_requests(
             "Pool.allocate",
             "returned True for ",
         ),
-        ("lab06_toy", BLOCKS, "list(self.tables[request_id])", "[0]", 2, "Pool.allocate", "block 0 is none of 1 to 11"),
+        ("lab06_toy", BLOCKS, "list(self.tables[request_id])", "[0]", 2, "Pool.allocate", "block 0 is not one of 1 to 11"),
         ("lab06_toy", BLOCKS, "return len(self.blocks)", "return None", None, "Pool.num_free_blocks", "must be a whole number"),
         ("lab04_toy", SAMPLER, ".tolist()", "", 2, "Greedy.sample", "must return tokens as a list of ints"),
         ("lab04_toy", SAMPLER, ", [None] * len(rows)", "", 2, "Greedy.sample", "must return two lists"),
@@ -436,7 +437,7 @@ def test_generate_streams_and_says_whose_parts_ran(workshop, home: Path):
     assert speed.startswith("8 tokens (length), ") and "tokens/s, the first after " in speed
     assert whose.pop() == "Not what you expected? python -m labs compare --use mine:06 --use solution:04"
     assert whose == ["Lab 06, the toy: your starter.py", "Lab 04, the toy: our solution.py",
-                     "reference: scheduler, attention, model, detokenizer, tokenizer"]
+                     "reference: scheduler, attention, model, verifier, drafter, detokenizer, tokenizer"]
 
 
 def test_generate_tells_whose_error_it_is_without_a_traceback(workshop, home: Path):
@@ -491,7 +492,7 @@ def test_bench_says_on_top_that_tokens_or_blocks_are_wrong_and_ends_with_1(works
     lines = wrong.stdout.splitlines()
     assert lines[0] == "The same tokens as the reference: NO, from request 0, token 0 on"
     assert "Lab 06, TODO 3: Pool.free" in lines[1]
-    assert "Where they part: python -m labs compare --use mine:04 --use mine:06" in lines
+    assert "Where they first differ: python -m labs compare --use mine:04 --use mine:06" in lines
     right = workshop.labs("bench", "--use", "solution:06", *options)
     assert right.returncode == 0 and right.stdout.startswith("The same tokens as the reference: yes. No block was lost.")
     assert "of the time was spent in your block manager." in right.stdout

@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_loaded_is_told_once(workshop, toy, way: str):
     assert len(run.stdout.splitlines()) < 30 and "harness" not in run.stdout and rows(run)["1"][0] == "0/30"
 
 
-def test_a_test_that_waits_for_ever_fails_with_the_line_and_the_todo_is_not_tried_again(workshop, toy):
+def test_a_test_that_waits_for_ever_fails_with_its_line_and_its_todo_is_not_retried(workshop, toy):
     solve(toy, 3, todo_1="while True: number += 1")
     run = workshop.pytest("test_lab.py", "--plain", "--limit", "1", cwd=toy)
     assert re.search(r"after 1 s of computing it was still in line \d+ of starter.py, in double: while True", run.stdout)
@@ -276,7 +276,7 @@ def test_a_test_that_is_named_or_marked_wrongly_stops_the_run(workshop, toy):
     assert "gives no points" in workshop.pytest("lab07_toy").stderr
 
 
-def test_the_program_of_an_unwritten_lab_ends_with_a_note_and_of_a_wrong_one_with_a_traceback(workshop, toy):
+def test_an_unwritten_labs_program_ends_in_a_note_and_a_wrong_ones_in_a_traceback(workshop, toy):
     run = workshop.run("starter.py", cwd=toy)
     assert (run.returncode, run.stderr) == (1, "")
     assert "TODO 1: return twice the number" in run.stdout and "python -m labs hint 07 1" in run.stdout

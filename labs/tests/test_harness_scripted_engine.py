@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from labs.harness.scripted_engine.engines import facts_of, scripted_async_engine, scripted_llm
+from labs.harness.scripted_engine.engines import read_outputs, scripted_async_engine, scripted_llm
 from labs.harness.scripted_engine.ledger import Ledger, PatientLedger, assert_served
 from labs.harness.scripted_engine.own_engine import clear_prompts, exactly, own_llm, some_prompts, tokenizer
 from labs.harness.suite import beside
@@ -16,10 +16,10 @@ from labs.harness.suite.expecting import Here
 from nano_qwen3_serving import SamplingParams
 
 
-def test_an_engine_says_what_the_ledger_chose_and_the_ledger_sees_who_shared_its_steps():
+def test_an_engine_says_what_the_ledger_chose_and_the_ledger_knows_who_shared_steps():
     rng = random.Random(1)
     ledger, prompts = Ledger(rng), some_prompts(rng, 3)
-    outputs = facts_of(Here(), scripted_llm(Here(), ledger).generate(prompts, [exactly(count) for count in (2, 4, 4)]))
+    outputs = read_outputs(Here(), scripted_llm(Here(), ledger).generate(prompts, [exactly(count) for count in (2, 4, 4)]))
     assert [len(step) for step in ledger.steps] == [3, 3, 2, 2]
     assert [output["tokens"] for output in outputs] == [served.tokens for served in ledger.requests]
     assert_served(ledger, outputs, prompts)

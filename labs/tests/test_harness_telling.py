@@ -8,7 +8,7 @@ import pytest
 from labs.harness.catalog import LabError
 from labs.harness.loading import file_of_ours
 from labs.harness.suite.failures import failure_of
-from labs.harness.suite.telling import LINES, PRINTED, Failure, told
+from labs.harness.suite.telling import LINES, PRINTED, Failure, report_lines
 from labs.harness.todo import TodoError
 
 SUITE = Path(__file__)
@@ -19,17 +19,19 @@ def failure(test: str, case: str = "", kind: str = "", lines: tuple[str, ...] = 
 
 
 def test_cases_of_one_test_are_told_once_and_counted():
-    assert told([failure("test_a", f"[{number}]") for number in range(28)]) == [
+    assert report_lines([failure("test_a", f"[{number}]") for number in range(28)]) == [
         "", "test_a[0]", "    wrong", "    … and 27 more cases of this test"]
 
 
 def test_tests_that_fail_in_the_same_way_are_told_once_and_named():
-    found = told([failure("test_a", kind="k"), failure("test_b", "[1]", "k"), failure("test_b", "[2]", "k"), failure("test_c")])
+    found = report_lines([
+        failure("test_a", kind="k"), failure("test_b", "[1]", "k"), failure("test_b", "[2]", "k"), failure("test_c")])
     assert found == ["", "test_a", "    wrong", "    … and in the same way test_b (2 cases)", "", "test_c", "    wrong"]
 
 
 def test_what_waits_for_something_else_is_only_counted():
-    found = told([failure("test_a", kind="k", waits=True), *(failure(f"test_{n}", kind="k", waits=True) for n in range(40))])
+    found = report_lines([
+        failure("test_a", kind="k", waits=True), *(failure(f"test_{n}", kind="k", waits=True) for n in range(40))])
     assert found == ["", "test_a", "    wrong", "    … and 40 more, for the same reason"]
 
 
@@ -37,7 +39,7 @@ def test_what_waits_for_something_else_is_only_counted():
 @pytest.mark.parametrize("lines", [1, 12, 500])
 def test_however_much_is_wrong_the_lines_are_bounded(kinds: int, lines: int):
     failures = [failure(f"test_{number}", kind=str(number), lines=("wrong",) * lines) for number in range(kinds)]
-    found = told(failures)
+    found = report_lines(failures)
     assert len(found) <= LINES
     hidden = [int(line.split()[2]) for line in found if "more failing tests" in line]
     short = sum(line.startswith("  test_") for line in found)
@@ -46,7 +48,7 @@ def test_however_much_is_wrong_the_lines_are_bounded(kinds: int, lines: int):
 
 def test_of_what_was_printed_the_end_is_told_once():
     lines = tuple(f"line {number}" for number in range(PRINTED + 1))
-    found = told([failure("test_a", printed=lines), failure("test_b", printed=lines)])
+    found = report_lines([failure("test_a", printed=lines), failure("test_b", printed=lines)])
     assert found[:3] == ["", "test_a printed:", "    … (more before; all of it: pytest -s)"]
     assert found[3 : 3 + PRINTED] == [f"    {line}" for line in lines[1:]] and found.count("    line 5") == 1
 
@@ -127,12 +129,13 @@ def test_a_message_without_end_is_cut():
     assert len(found.lines) <= 9 and max(map(len, found.lines)) < 400
 
 
-def test_an_unwritten_todo_and_a_file_that_cannot_be_loaded_are_one_thing_for_all_tests():
+def test_an_unwritten_todo_and_a_file_that_cannot_be_loaded_are_each_reported_once():
     todo = [failure_of(TodoError("TODO 3: add", lab="02"), 3, f"test_{n}", "", None, SUITE) for n in range(3)]
     assert len({one.kind for one in todo}) == 1 and all(one.waits for one in todo)
     assert todo[0].lines[0] == "TODO 3: add" and "hint 02 3" in todo[0].lines[2]
     wrong = [failure_of(LabError("starter.py line 2 is not Python yet"), n, f"test_{n}", "", None, SUITE) for n in range(3)]
-    assert told(wrong) == ["", "test_0", "    starter.py line 2 is not Python yet", "    … and 2 more, for the same reason"]
+    assert report_lines(wrong) == [
+        "", "test_0", "    starter.py line 2 is not Python yet", "    … and 2 more, for the same reason"]
 
 
 def test_tracebacks_through_ours_have_a_file_of_their_own(tmp_path: Path):

@@ -18,7 +18,7 @@ from nano_qwen3_serving.exceptions import InvalidParametersError, UnknownArgumen
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_DEPTH = 64  # of what a caller nests: far below Python's limit on recursion, and above any schema in use
+MAX_DEPTH = 64  # levels of nesting: far below Python's recursion limit, and above any schema in use
 MAX_NODES = 1_000_000
 MAX_INT = 2**63 - 1
 
@@ -62,9 +62,9 @@ def check_choice(parameter: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_text(parameter: str, text: Any) -> None:
-    """Refuses what is not a string, and a string with half of a surrogate pair: it has no UTF-8.
+    """Refuses what is not a string, and a string with half of a surrogate pair, which UTF-8 cannot encode.
 
-    Such strings come from JSON's "\\ud83d", from arguments of a command line that are no UTF-8, from cut UTF-16.
+    Such strings come from JSON's "\\ud83d", from command-line arguments that are not UTF-8, and from UTF-16 that was cut.
     """
     if not isinstance(text, str):
         raise invalid(parameter, text, "a string")
@@ -86,9 +86,9 @@ def check_texts(parameter: str, texts: Any, must: str) -> None:
 
 
 def own_copy(parameter: str, value: Any) -> Any:
-    """A copy, all the way down, of what a caller gives as JSON: dicts, lists, strings, numbers; others as they are.
+    """A deep copy of a caller's JSON value: dicts, lists, strings and numbers are copied, other objects are kept as they are.
 
-    What the caller changes later reaches nobody. Every string is checked.
+    Later changes by the caller do not reach the copy. Every string is checked.
 
     Raises:
         InvalidParametersError: a string cannot be encoded, or `value` is nested deeper than 64 levels, within
@@ -100,10 +100,10 @@ def own_copy(parameter: str, value: Any) -> Any:
         if depth > MAX_DEPTH or next(nodes) > MAX_NODES:
             raise invalid(parameter, value, f"nested at most {MAX_DEPTH} deep, with at most {MAX_NODES:,} parts")
         if isinstance(part, dict):
-            items = list(dict.items(part))  # a subclass' own may do anything
+            items = list(dict.items(part))  # not part.items(): a subclass may override it
             return {copied(k, depth + 1): copied(v, depth + 1) for k, v in items}
         if isinstance(part, (list, tuple)):
-            each = [copied(one, depth + 1) for one in list(part)]
+            each = [copied(element, depth + 1) for element in list(part)]
             return each if isinstance(part, list) else tuple(each)
         if isinstance(part, str):
             check_text(parameter, part)
@@ -112,10 +112,10 @@ def own_copy(parameter: str, value: Any) -> Any:
     return copied(value, 0)
 
 
-def refuse_unknown(call: str, names: Iterable[str], given: Iterable[str]) -> None:
+def refuse_unknown(call: str, names: Iterable[str], passed: Iterable[str]) -> None:
     """Refuses argument names that `call` does not have, and offers the nearest one it has."""
     names = list(names)
-    for name in given:
+    for name in passed:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "it takes " + ", ".join(names)
@@ -128,7 +128,7 @@ def names_unknown_arguments(target: F) -> F:
     """Decorator of a class or a function: an unknown keyword is an `UnknownArgumentError`."""
     function: Callable[..., Any] = target
     if isinstance(target, type):
-        function = target.__init__  # type: ignore[misc]  # of this class: the only one it is called with
+        function = target.__init__  # type: ignore[misc]  # the class' own __init__: no other is called
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.name not in ("self", "cls") and p.kind is not p.VAR_KEYWORD]
 

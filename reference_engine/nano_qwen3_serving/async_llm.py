@@ -36,7 +36,7 @@ RESULTS_KEPT = 1000  # of submit_request; the oldest finished one expires first
 
 
 class RequestPriority(IntEnum):
-    """Who goes first: the larger number."""
+    """Which request is scheduled first: the one with the larger number."""
 
     LOW = 0
     NORMAL = 1
@@ -117,13 +117,13 @@ class AsyncLLM:
     async def start(self) -> None:
         """Loads the checkpoint in a thread and starts the engine; a second call does nothing.
 
-        Calls that come meanwhile, on whatever thread and event loop, wait for the same engine. Cancelling one leaves the others
-        their engine.
+        Calls made meanwhile, on any thread and event loop, wait for the same engine. Cancelling one call does not stop the
+        build for the others.
         """
         await self._started()
 
     async def shutdown(self) -> None:
-        """Ends the engine. Whoever still waits gets an `EngineDeadError`, and so do results that were not ready."""
+        """Ends the engine. Calls that still wait raise an `EngineDeadError`; so does fetching a result that was not ready."""
         self._stopped = True
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
@@ -143,8 +143,8 @@ class AsyncLLM:
         If one of several fails the others are aborted and the error is raised. Cancelling aborts.
         """
         if isinstance(prompts, (list, tuple)):
-            return await self._gather([self._one(p, sampling_params, priority, timeout) for p in prompts])
-        return await self._one(prompts, sampling_params, priority, timeout)
+            return await self._gather([self._result(p, sampling_params, priority, timeout) for p in prompts])
+        return await self._result(prompts, sampling_params, priority, timeout)
 
     @names_unknown_arguments
     @copies_arguments
@@ -183,7 +183,7 @@ class AsyncLLM:
 
         `template` takes the template's switches, such as `enable_thinking=False`.
         """
-        return await self._one(await self._render(messages, template), sampling_params, priority, timeout)
+        return await self._result(await self._render(messages, template), sampling_params, priority, timeout)
 
     @copies_arguments
     async def chat_stream(
@@ -218,11 +218,11 @@ class AsyncLLM:
             raise invalid("prompts", prompts, "a list of prompts")
         places = asyncio.Semaphore(batch_size)
 
-        async def one(prompt: Prompt) -> Result:
+        async def limited(prompt: Prompt) -> Result:
             async with places:
-                return await self._one(prompt, sampling_params, priority, timeout)
+                return await self._result(prompt, sampling_params, priority, timeout)
 
-        return await self._gather([one(p) for p in prompts])
+        return await self._gather([limited(p) for p in prompts])
 
     @names_unknown_arguments
     @copies_arguments
@@ -234,9 +234,9 @@ class AsyncLLM:
         *,
         timeout: float | None = None,
     ) -> str:
-        """Queues a request and returns its id at once; `get_result` has its result.
+        """Queues a request and returns its id at once; `get_result` returns its result.
 
-        Raises what is wrong with the request here: a bad prompt, a full queue.
+        A bad prompt or a full queue raises here, not in `get_result`.
         """
         engine = await self._started()
         request_id = self._next_id()
@@ -276,7 +276,7 @@ class AsyncLLM:
             await self._engine.abort(request_id)
 
     async def get_stats(self) -> dict[str, Any]:
-        """Counts since the start, and numbers of this moment."""
+        """Counts since the start, and current values."""
         engine = await self._started()
         now = await engine.get_stats()
         config = engine.engine.config
@@ -298,7 +298,7 @@ class AsyncLLM:
         self._totals = Totals()
 
     def get_model_info(self) -> dict[str, Any]:
-        """`model_name, device, dtype, num_parameters, max_seq_length`; before the start as planned."""
+        """`model_name, device, dtype, num_parameters, max_seq_length`; before the start, the planned values."""
         config = self._engine.engine.config if self._engine else self._engine_args().create_engine_config()
         return {
             "model_name": self.model_name,
@@ -342,7 +342,7 @@ class AsyncLLM:
             return self._starting
 
     def _build(self, built: Future[AsyncLLMEngine]) -> None:
-        """Builds the engine, and says so to everybody who waits."""
+        """Builds the engine, and wakes every call that waits for it."""
         try:
             engine = AsyncLLMEngine.from_engine_args(
                 self._engine_args(), components=self._components, recorder=self._recorder,
@@ -360,21 +360,21 @@ class AsyncLLM:
 
     @staticmethod
     def _order(priority: RequestPriority) -> int:
-        """The scheduler's number, where the smallest goes first."""
+        """The scheduler's priority number; the smallest goes first."""
         check_choice("priority", priority, list(RequestPriority))
         return int(RequestPriority.URGENT - priority)
 
-    def _params(self, given: SamplingParams | None, kind: RequestOutputKind) -> SamplingParams:
+    def _params(self, sampling_params: SamplingParams | None, kind: RequestOutputKind) -> SamplingParams:
         """The parameters of one call: one completion, shown as the call needs it."""
-        if given is None:
+        if sampling_params is None:
             assert self._engine is not None
             defaults = self._engine.engine.config.model.generation_defaults
             return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **defaults, "output_kind": kind})
-        if not isinstance(given, SamplingParams):
-            raise invalid("sampling_params", given, "a SamplingParams or None")
-        if given.n != 1:
-            raise invalid("n", given.n, "1: a result dict holds one text; use AsyncLLMEngine for several")
-        return given.clone(output_kind=kind)
+        if not isinstance(sampling_params, SamplingParams):
+            raise invalid("sampling_params", sampling_params, "a SamplingParams or None")
+        if sampling_params.n != 1:
+            raise invalid("n", sampling_params.n, "1: a result dict holds one text; use AsyncLLMEngine for several")
+        return sampling_params.clone(output_kind=kind)
 
     async def _render(self, messages: list[Message], template: dict[str, Any]) -> str:
         engine = await self._started()
@@ -394,7 +394,7 @@ class AsyncLLM:
             async for output in counted:
                 yield output
 
-    async def _one(
+    async def _result(
         self, prompt: Any, params: SamplingParams | None, priority: RequestPriority, timeout: float | None
     ) -> Result:
         outputs = self._run(prompt, params, priority, timeout, RequestOutputKind.FINAL_ONLY)
@@ -412,7 +412,7 @@ class AsyncLLM:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _expire_results(self) -> None:
-        """Forgets the oldest results of which there are too many; not those that somebody still has to compute."""
+        """Forgets the oldest results beyond `RESULTS_KEPT`; never one that is still being computed."""
         finished = [i for i, future in self._submitted.items() if future.done()]
         for request_id in finished[: max(len(self._submitted) - RESULTS_KEPT, 0)]:
             del self._submitted[request_id]

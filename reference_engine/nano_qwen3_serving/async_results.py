@@ -32,7 +32,7 @@ class Totals:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def begin(self) -> Totals:
-        """Counts a request; its end is counted in the object returned, whatever was cleared since."""
+        """Counts a request; its end is counted in the object returned, even if `clear_stats` came between."""
         with self.lock:
             self.total += 1
         return self
@@ -52,7 +52,7 @@ class Totals:
         self.end(None if future.exception() else future.result())
 
     async def count(self, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
-        """Hands on a request's outputs and counts how it ends; given up is failed."""
+        """Passes a request's outputs on and counts how it ends; a request that is given up counts as failed."""
         end = None
         try:
             async with aclosing(outputs):
@@ -63,7 +63,7 @@ class Totals:
             self.end(end)
 
     def as_dict(self) -> dict[str, Any]:
-        """With the keys that users of `get_stats` know; the wait is in seconds until first scheduled."""
+        """A dict with the keys that users of `get_stats` know; the wait is seconds until the request was first scheduled."""
         return {
             "total_async_requests": self.total,
             "completed_async_requests": self.completed,
@@ -84,7 +84,7 @@ async def last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
 
 
 def result_dict(output: RequestOutput) -> Result:
-    """A finished request in the shape that users of `AsyncLLM` rely on; all of it is the caller's own."""
+    """A finished request in the shape that users of `AsyncLLM` rely on; the caller owns all of it."""
     completion = output.outputs[0]
     return {
         "request_id": output.request_id,

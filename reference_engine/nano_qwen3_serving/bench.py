@@ -1,6 +1,6 @@
 """Named workloads and how fast the engine runs them.
 
-Knows prompts of random tokens and the clock; every number is of one run on the machine at hand, so
+Knows prompts of random tokens and the clock; every number comes from one run on this machine, so
 compare numbers of one run only. `reference_engine/benchmarks/compare.py` puts ceilings and peers
 beside them.
 """
@@ -47,7 +47,7 @@ WORKLOADS = {
 
 
 def find_workload(name: str) -> Workload:
-    """The workload of that name; an error that lists them all if there is none."""
+    """The workload of that name; the error for an unknown name lists them all."""
     if name not in WORKLOADS:
         raise InvalidParametersError(
             f"there is no workload {name!r}; there are {', '.join(WORKLOADS)}", parameter="workload", value=name)
@@ -88,7 +88,7 @@ def mean_itl(output: RequestOutput) -> float:
 
 
 def bench(model: str | None, name: str, repeats: int = 3, seed: int = 0, **engine_args: Any) -> dict[str, Any]:
-    """Loads a model, warms up, runs a workload `repeats` times; the medians and where they are from."""
+    """Loads a model, warms up, runs a workload `repeats` times; the medians, and the machine they were measured on."""
     workload = find_workload(name)
     llm = LLM(model, **engine_args)
     run_workload(llm, WORKLOADS["quick"], seed)

@@ -53,7 +53,7 @@ def ceilings() -> dict[str, float]:
 
 
 class CacheSize(NamedTuple):
-    """Bytes of the last-level cache, and who says so."""
+    """Bytes of the last-level cache, and the source of the figure."""
 
     num_bytes: int
     source: str
@@ -66,20 +66,20 @@ def last_level_cache(sysfs: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -
 
 
 def from_sysfs(folder: Path) -> CacheSize | None:
-    """What Linux writes down."""
-    found = []
+    """The largest size that Linux lists in `folder`; None if it lists none."""
+    sizes = []
     for file in sorted(folder.glob("index*/size")):
         with contextlib.suppress(OSError, ValueError):
             text = file.read_text().strip()  # such as 32768K
-            found.append(CacheSize(int(text.rstrip("KMG")) * UNITS.get(text[-1:], 1), str(file)))
-    return max(found, default=None)
+            sizes.append(CacheSize(int(text.rstrip("KMG")) * UNITS.get(text[-1:], 1), str(file)))
+    return max(sizes, default=None)
 
 
 def from_sysctl() -> CacheSize | None:
-    """What macOS answers."""
-    found = []
+    """The largest size that macOS reports; None elsewhere."""
+    sizes = []
     for name in ("hw.l3cachesize", "hw.perflevel0.l2cachesize", "hw.l2cachesize"):
         with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
             run = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True, timeout=5)
-            found.append(CacheSize(int(run.stdout), f"sysctl {name}"))
-    return max(found, default=None)
+            sizes.append(CacheSize(int(run.stdout), f"sysctl {name}"))
+    return max(sizes, default=None)

@@ -60,7 +60,7 @@ def chat(
 
 
 async def converse(questions: list[str] | None, params: SamplingParams, **engine: Any) -> None:
-    """Asks the given questions, each on its own, or those typed at a prompt as one conversation."""
+    """Answers the given questions, each on its own, or questions typed at a prompt, as one conversation."""
     from nano_qwen3_serving.async_llm import AsyncLLM
 
     async with AsyncLLM(**engine) as llm:
@@ -77,7 +77,7 @@ async def converse(questions: list[str] | None, params: SamplingParams, **engine
 
 
 def ask() -> str | None:
-    """What a person types; None at the end of input."""
+    """The next question that a person types; None at the end of input."""
     try:
         while True:
             console.print("You (Ctrl-D ends):", style="bold", end=" ")
@@ -91,7 +91,7 @@ async def turn(llm: Any, messages: list[dict[str, str]], params: SamplingParams)
     """Answers the last message: the conversation after it.
 
     What no longer fits into the model's context is forgotten, the oldest question and answer first. A message that
-    cannot be answered is said so and left out; the conversation goes on.
+    cannot be answered is reported and left out; the conversation goes on.
     """
     while True:
         try:
@@ -191,7 +191,7 @@ def trace(
 
 
 def main() -> None:
-    """The command line; an error of ours is one line, not a traceback."""
+    """The command line; one of the engine's own errors is printed as one line, not as a traceback."""
     try:
         app()
     except (EngineError, OSError) as error:

@@ -1,7 +1,7 @@
 """The choice of parts. An engine is built from one `Components`; anything else in it is wiring.
 
-Each field is a factory for one part. The defaults import the reference part when they are called,
-so that this package imports, and runs with a replacement, when any one part's file is missing.
+Each field is a factory for one part. The defaults import the reference part only when they are called,
+so the package still imports, and runs with a replacement, when any one part's file is missing.
 The engine does not know where a replacement comes from.
 """
 
@@ -16,10 +16,12 @@ from nano_qwen3_serving.interfaces import (
     AttentionBackend,
     BlockManager,
     Detokenizer,
+    Drafter,
     Model,
     Sampler,
     Scheduler,
     Tokenizer,
+    Verifier,
 )
 from nano_qwen3_serving.sampling_params import SamplingParams
 
@@ -67,6 +69,18 @@ def default_sampler(config: EngineConfig) -> Sampler:
     return Sampler(config.max_logprobs, operators_for(config))
 
 
+def default_verifier(config: EngineConfig, sampler: Sampler) -> Verifier:
+    """Samples each position as if there were no drafts."""
+    from nano_qwen3_serving.execution.verifier import SamplingVerifier
+
+    return SamplingVerifier(sampler)
+
+
+def no_drafter(config: EngineConfig) -> Drafter | None:
+    """Nobody guesses: a step makes one token a request."""
+    return None
+
+
 def default_detokenizer(tokenizer: Tokenizer, params: SamplingParams) -> Detokenizer:
     """The reference `Detokenizer`."""
     from nano_qwen3_serving.text.detokenizer import make_detokenizer
@@ -90,6 +104,8 @@ class Components:
     attention: Callable[[EngineConfig], AttentionBackend] = default_attention
     model: Callable[[EngineConfig, AttentionBackend], Model] = default_model
     sampler: Callable[[EngineConfig], Sampler] = default_sampler
+    verifier: Callable[[EngineConfig, Sampler], Verifier] = default_verifier
+    drafter: Callable[[EngineConfig], Drafter | None] = no_drafter
     detokenizer: Callable[[Tokenizer, SamplingParams], Detokenizer] = default_detokenizer
     tokenizer: Callable[[EngineConfig], Any] = default_tokenizer
 

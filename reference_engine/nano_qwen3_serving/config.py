@@ -1,4 +1,4 @@
-"""What a checkpoint is and how the engine is to run it, checked and complete.
+"""What a checkpoint is and how the engine runs it, checked and complete.
 
 Knows the fields of a Qwen3 `config.json` and `generation_config.json`; knows nothing of tensors. `EngineArgs`
 (what a user writes) becomes `EngineConfig` (what the parts read) in `engine/arg_utils.py`.
@@ -18,7 +18,7 @@ from nano_qwen3_serving.side_files import Fields
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 MODEL_TYPE = "qwen3"
-DEFAULT_HEAD_DIM = 128  # of a config.json without one, as in transformers
+DEFAULT_HEAD_DIM = 128  # for a config.json that gives none, as in transformers
 DEFAULT_ROPE_THETA = 10_000.0  # the same
 SAMPLING_DEFAULTS = {name: name for name in ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")} | {
     "max_new_tokens": "max_tokens"}  # of generation_config.json → of SamplingParams, as in vLLM
@@ -26,12 +26,12 @@ SAMPLING_DEFAULTS = {name: name for name in ("repetition_penalty", "temperature"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Qwen3 network, from the checkpoint's `config.json`, and how it likes to be sampled.
+    """Shape of a Qwen3 network, from the checkpoint's `config.json`, and its recommended sampling parameters.
 
     Attributes:
         rope_theta: base of the rotary frequencies.
         eos_token_ids: tokens that end a sequence; the tokenizer's own is the first, see `with_eos`.
-        generation_defaults: of `generation_config.json`, under the names of `SamplingParams`.
+        generation_defaults: what `generation_config.json` gives, under the names of `SamplingParams`.
     """
 
     vocab_size: int
@@ -61,7 +61,7 @@ class ModelConfig:
             folder: where the files lie, for errors.
 
         Raises:
-            ModelLoadError: another architecture, a field that is missing or cannot be, or a feature that
+            ModelLoadError: another architecture, a field that is missing or has an impossible value, or a feature that
                 would change the results and is not implemented.
         """
         folder = folder or Path()
@@ -90,9 +90,9 @@ class ModelConfig:
         return config
 
     def with_eos(self, token_id: int | None) -> ModelConfig:
-        """The configuration with the tokenizer's end-of-sequence token before its own, as in vLLM.
+        """The configuration with the tokenizer's end-of-sequence token in front of its own ones, as in vLLM.
 
-        A token for which the network has no row can never be generated, and is left out.
+        A token without a row in the network can never be generated, so it is left out.
         """
         if token_id is None or token_id >= self.vocab_size:
             return self
@@ -100,7 +100,7 @@ class ModelConfig:
 
 
 def num_key_value_heads(fields: Fields, heads: int) -> int:
-    """Heads of keys and values: as many as of queries if it is null, a divisor of that otherwise."""
+    """The number of key and value heads: as many as query heads if the field is null, else a divisor of that number."""
     if "num_key_value_heads" in fields and fields.get("num_key_value_heads") is None:
         return heads
     count = fields.integer("num_key_value_heads")
@@ -110,7 +110,7 @@ def num_key_value_heads(fields: Fields, heads: int) -> int:
 
 
 def head_dim(fields: Fields) -> int:
-    """Numbers of a head: even, for rotary embeddings turn pairs."""
+    """Numbers in a head: even, because rotary embeddings turn pairs of numbers."""
     size = fields.integer("head_dim", DEFAULT_HEAD_DIM)
     if size % 2:
         raise fields.wrong("head_dim", "even: rotary embeddings turn pairs of numbers")
@@ -150,8 +150,8 @@ def rope_theta(fields: Fields) -> float:
     `rope_scaling`, the older name, comes before `rope_parameters`, as in transformers.
 
     Raises:
-        ModelLoadError: the angles are to be stretched for longer texts (YaRN and the like), or differ from
-            layer to layer.
+        ModelLoadError: the file asks for angles stretched for longer texts (YaRN and the like), or for angles that
+            differ from layer to layer.
     """
     older, newer = fields.section("rope_scaling"), fields.section("rope_parameters")
     rope = older if older.raw else newer
@@ -172,7 +172,7 @@ def token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
     """A field that names one token, several, or none.
 
     Raises:
-        ModelLoadError: it is something else, or the network has no row for one of them.
+        ModelLoadError: the field holds something else, or the network has no row for one of the tokens.
     """
     value = fields.get(name)
     ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -182,18 +182,18 @@ def token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
 
 
 def sampling_defaults(fields: Fields) -> dict[str, Any]:
-    """What `generation_config.json` says of `SamplingParams`: the six fields that vLLM uses.
+    """The defaults that `generation_config.json` gives for `SamplingParams`: the six fields that vLLM uses.
 
     Raises:
-        ModelLoadError: a request could not have one of them.
+        ModelLoadError: `SamplingParams` refuses one of the values.
     """
-    found = {ours: fields.raw[theirs] for theirs, ours in SAMPLING_DEFAULTS.items() if fields.get(theirs) is not None}
+    defaults = {ours: fields.raw[theirs] for theirs, ours in SAMPLING_DEFAULTS.items() if fields.get(theirs) is not None}
     try:
-        SamplingParams(**found)
+        SamplingParams(**defaults)
     except InvalidParametersError as error:
         theirs = next(theirs for theirs, ours in SAMPLING_DEFAULTS.items() if ours == error.parameter)
         raise fields.wrong(theirs, f"what SamplingParams takes ({error}), or null") from error
-    return found
+    return defaults
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,8 @@ class SchedulerConfig:
         max_model_len: tokens of one request, prompt and output.
         policy: "fcfs", or "priority" (smaller number first).
         enable_chunked_prefill: a prompt may be computed over several steps.
-        long_prefill_token_threshold: a chunk has at most this many tokens; 0 is no such bound.
+        long_prefill_token_threshold: a chunk has at most this many tokens; 0 means no bound.
+        num_speculative_tokens: drafts of a request in a step, if there is a drafter.
     """
 
     max_num_seqs: int = 128
@@ -229,6 +230,7 @@ class SchedulerConfig:
     policy: str = "fcfs"
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
+    num_speculative_tokens: int = 0
 
 
 INVARIANT_ROWS = 16

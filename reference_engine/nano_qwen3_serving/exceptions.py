@@ -35,7 +35,7 @@ class EngineError(Exception):
         return rebuilt, (type(self), self.args, kept(self.__dict__, through_pickle))
 
     def __copy__(self) -> EngineError:
-        """A twin to be raised: it has the cause, and a traceback of its own."""
+        """A copy to raise: it has the same cause, and a traceback of its own."""
         twin = rebuilt(type(self), self.args, dict(self.__dict__))
         twin.__cause__ = self.__cause__
         return twin
@@ -45,15 +45,15 @@ class EngineError(Exception):
 
 
 def rebuilt(kind: type[EngineError], args: tuple[Any, ...], attributes: dict[str, Any]) -> EngineError:
-    """The error again, without its constructor: that takes other arguments than an exception's `args`."""
+    """Rebuilds the error without calling its constructor, whose arguments differ from the exception's `args`."""
     error = kind.__new__(kind, *args)
-    error.args = args  # an OSError leaves that to its constructor
+    error.args = args  # OSError sets args only in its constructor
     error.__dict__.update(attributes)
     return error
 
 
 def kept(attributes: dict[str, Any], carried: Callable[[Any], Any]) -> dict[str, Any]:
-    """The attributes, each `carried`; one that cannot be is its repr. Callers put all kinds of values into them."""
+    """The attributes, each `carried`; one that cannot be becomes its repr, because callers put any kind of value there."""
     result = {}
     for name, value in attributes.items():
         try:
@@ -70,7 +70,7 @@ def through_pickle(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as errors name it: its repr, cut where it is long or deep. Never raises."""
+    """A value as error messages show it: its repr, shortened where it is long or deep. Never raises."""
     try:
         return SHORT_REPR.repr(value)
     except Exception:  # ints of thousands of digits, objects whose repr fails
@@ -107,7 +107,7 @@ class QueueFullError(EngineError):
     """As many requests as allowed are waiting already; nothing was queued.
 
     Attributes:
-        limit: the bound that was met (`max_num_queued_reqs`).
+        limit: the bound that was reached (`max_num_queued_reqs`).
         retry_after: seconds after which trying again is sensible.
     """
 
@@ -124,7 +124,7 @@ class RequestTimeoutError(EngineError, TimeoutError):
     """The request's timeout passed before it finished; its blocks are free again.
 
     Attributes:
-        partial: the `RequestOutput` with what was generated until then; of a stream of deltas, what its
+        partial: the `RequestOutput` with what was generated until then; for a stream of deltas, what its
             consumer had not read.
     """
 
@@ -147,5 +147,5 @@ class GenerationError(EngineError):
 class EngineDeadError(EngineError):
     """The engine stopped, by an error it could not recover from or by `shutdown()`.
 
-    Every request that was waiting gets it, and so does every later call.
+    Every waiting request fails with this error, and every later call raises it.
     """

@@ -17,40 +17,73 @@ from torch import Tensor
 from nano_qwen3_serving.outputs import FinishReason, Logprob
 from nano_qwen3_serving.request import Grammar, Request
 from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.token_counts import TokenCounts
 
 NULL_BLOCK = 0  #: never given to a request; padding rows write there
 
 
 @dataclass(frozen=True)
 class ScheduledChunk:
-    """Tokens [start, start + num_tokens) of one request, to be computed in this step.
+    """Tokens of one request to be computed in this step. Frozen: nothing of it is read from the request later.
 
-    `block_table` covers them all: token i lives in slot `block_table[i // block_size] * block_size
-    + i % block_size`.
+        token_ids    k k k k | d d        known tokens, then drafts: guesses at the tokens that follow
+                     start   known_end  end
+
+    Attributes:
+        request: whose tokens they are.
+        start: position of the first.
+        token_ids: the tokens, at least one of them known.
+        block_table: covers them all, perhaps more: token i lives in slot
+            `block_table[i // block_size] * block_size + i % block_size`. To be read, never changed.
+        samples: whether the request's last known token is among them, so that a new one follows.
+        num_drafts: how many of the tokens are guesses. Only a chunk that samples has any.
     """
 
     request: Request
     start: int
-    num_tokens: int
-    block_table: list[int]
+    token_ids: list[int]
+    block_table: Sequence[int]
+    samples: bool
+    num_drafts: int = 0
+
+    @classmethod
+    def of(
+        cls, request: Request, start: int, num_tokens: int, block_table: Sequence[int], drafts: Sequence[int] = ()
+    ) -> ScheduledChunk:
+        """`num_tokens` of the tokens that the request knows, from position `start` on, and then `drafts`."""
+        end = start + num_tokens
+        return cls(
+            request, start, [*request.token_ids(start, end), *drafts], block_table, end == request.num_tokens, len(drafts))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed for the request, drafts included."""
+        return len(self.token_ids)
 
     @property
     def end(self) -> int:
         """The first position after the chunk, and how many keys its last token attends to."""
-        return self.start + self.num_tokens
+        return self.start + len(self.token_ids)
 
     @property
-    def samples(self) -> bool:
-        """Whether the request's last known token is in the chunk, so that a new one follows."""
-        return self.end == self.request.num_tokens
+    def known_end(self) -> int:
+        """The first position after its known tokens."""
+        return self.end - self.num_drafts
 
 
 @dataclass(frozen=True)
 class ScheduledBatch:
-    """What one step computes. `preempted` lost their blocks to make room for it."""
+    """What one step computes.
+
+    Attributes:
+        chunks: at most one for each request.
+        preempted: requests that lost their blocks to make room.
+        block_copies: (source, target) of blocks whose content is copied before anything is computed.
+    """
 
     chunks: list[ScheduledChunk]
     preempted: list[Request] = field(default_factory=list)
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -62,9 +95,12 @@ class ScheduledBatch:
 class SampledTokens:
     """What a step sampled, by request id.
 
-    `token_ids` has an entry for every chunk that samples, `logprobs` for those that asked,
-    `prompt_logprobs` for the prompt's tokens that follow those of the chunk, if asked for, and
-    `errors` for requests that failed in the step and have no tokens.
+    Attributes:
+        token_ids: for every chunk that samples, one token, or with drafts up to `num_drafts + 1`: the accepted ones
+            and the one after them.
+        logprobs: of these tokens, for requests that asked.
+        prompt_logprobs: of the prompt's tokens that follow those of the chunk, for requests that asked.
+        errors: of requests that failed in the step and have no tokens.
     """
 
     token_ids: dict[str, list[int]]
@@ -84,24 +120,38 @@ class RequestUpdate:
 
 @dataclass(frozen=True)
 class StoppedRequest:
-    """A request that ended for a reason the scheduler cannot see, such as a stop string."""
+    """A request that ended for a reason the scheduler cannot see, such as a stop string.
+
+    Attributes:
+        num_output_tokens: how many of its output's tokens belong to it; None is all of them.
+    """
 
     request_id: str
     finish_reason: FinishReason
     stop_reason: str | int | None = None
+    num_output_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text that is safe to show, and the stop string if one was found."""
+    """Text that is safe to show, and the stop string if one was found.
+
+    Attributes:
+        num_tokens: how many of the tokens given belong to the text, the one that completed the stop string being the
+            last; None is all of them.
+    """
 
     text: str
     stop_reason: str | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
     """Where the tokens of a flat batch stand. Requests that compute one token come first.
+
+    A request that only fills a batch up computes one token, has one key, and a table of null blocks; what comes out
+    for it is finite and means nothing.
 
     Attributes:
         query_lens: tokens computed for each request.
@@ -140,7 +190,8 @@ class AttentionMetadata:
 class SamplingRow:
     """One row of logits: whose it is and where its draw stands.
 
-    Each draw is a function of (seed, sample_index, position) alone.
+    Each draw is a function of (seed, sample_index, position) alone. `position` is that of the token to be sampled, by
+    default the one after the output. `token_counts` saves a sampler counting the output's tokens anew in every step.
     """
 
     params: SamplingParams
@@ -151,11 +202,12 @@ class SamplingRow:
     eos_token_ids: frozenset[int] = frozenset()
     bad_words_token_ids: Sequence[Sequence[int]] = ()
     grammar: Grammar | None = None
+    position: int = -1
+    token_counts: TokenCounts | None = None
 
-    @property
-    def position(self) -> int:
-        """Position of the token to be sampled."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
+    def __post_init__(self) -> None:
+        if self.position < 0:
+            object.__setattr__(self, "position", len(self.prompt_token_ids) + len(self.output_token_ids))
 
 
 class Tokenizer(Protocol):
@@ -181,13 +233,17 @@ class BlockManager(Protocol):
     """Who owns which block of the KV cache."""
 
     block_size: int
+    enable_prefix_caching: bool  #: whether anything can ever be found in the cache
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that an allocation could get, those included whose content is cached and held by nobody."""
 
-    def find_cached_prefix(self, token_ids: Sequence[int], salt: str = "") -> int:
-        """How many leading tokens are cached for this salt: whole blocks, and never the last token."""
+    def find_cached_prefix(self, request_id: str, token_ids: Sequence[int], salt: str = "") -> int:
+        """How many of a waiting request's leading tokens are cached for this salt: whole blocks, and never the last token.
+
+        It may be asked in every step until the request is allocated or freed, so what was hashed once can be kept.
+        """
 
     def allocate(
         self, request_id: str, num_tokens: int, cached_prefix: Sequence[int] = (), salt: str = ""
@@ -198,11 +254,24 @@ class BlockManager(Protocol):
         their blocks are shared. Returns whether there were enough blocks; if not, nothing has changed.
         """
 
-    def block_table(self, request_id: str) -> list[int]:
-        """A copy of the request's block table, in the order of its tokens. Raises KeyError for an unknown id."""
+    def block_table(self, request_id: str) -> Sequence[int]:
+        """The request's block table, in the order of its tokens. Raises KeyError for an unknown id.
 
-    def commit(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """Says that `token_ids`, the request's tokens from its first, are in the KV cache and can be shared."""
+        It may be the manager's own: the engine only reads it, and what it has read stays true while the request runs.
+        """
+
+    def commit(self, request_id: str, token_ids: Sequence[int], start: int = 0) -> None:
+        """Says that the request's tokens up to the last of `token_ids` are in the KV cache and can be shared.
+
+        `token_ids` are those from `start` on, the beginning of a block; the ones before were committed already.
+        """
+
+    def fork(self, parent_id: str, child_id: str, num_tokens: int) -> list[tuple[int, int]] | None:
+        """Gives a new request the parent's first `num_tokens` tokens, which are computed: full blocks are shared.
+
+        Returns the copies (source, target) that are due before the child's next step: of the last block, if it is not
+        full. None if there was no block for that; then nothing has changed.
+        """
 
     def free(self, request_id: str) -> None:
         """Gives the request's blocks back. An unknown id is a no-op: an abort may come late, or twice."""
@@ -299,6 +368,32 @@ class Sampler(Protocol):
         Returns the tokens, and for each row its log-probabilities if it asked for them: those of the
         raw logits, before penalties and temperature.
         """
+
+
+class Verifier(Protocol):
+    """Logits to tokens where some of the tokens were guessed and computed already."""
+
+    def verify(
+        self, logits: Tensor, rows: Sequence[SamplingRow], drafts: Sequence[Sequence[int]]
+    ) -> tuple[list[list[int]], list[list[dict[int, Logprob]] | None]]:
+        """The tokens that follow each row's output: the drafts accepted, and one more.
+
+        Args:
+            logits: [sum(len(d) + 1 for d in drafts), vocab_size], not changed. Those of a row lie together: after its
+                last known token, then after each of its drafts.
+            rows: one for each request.
+            drafts: guesses at its next tokens, perhaps none.
+
+        Returns:
+            For each row its 1 to len(drafts) + 1 tokens, and their log-probabilities if it asked for them.
+        """
+
+
+class Drafter(Protocol):
+    """Guesses at tokens that requests will generate, cheaper than the model would compute them."""
+
+    def propose(self, requests: Sequence[Request], num_drafts: int) -> list[list[int]]:
+        """For each request at most `num_drafts` tokens that may follow those it knows; none where there is no good guess."""
 
 
 class Detokenizer(Protocol):

@@ -61,11 +61,11 @@ class LLM:
             return self.llm_engine.reset_prefix_cache()
 
     def get_metrics(self) -> list[Metric]:
-        """What the engine counted: `Counter`s and `Gauge`s with vLLM's names, labels and a value."""
+        """The engine's metrics: `Counter`s and `Gauge`s with vLLM's names, labels and a value."""
         return self.llm_engine.get_metrics()
 
     def shutdown(self) -> None:
-        """Gives the engine's memory back as soon as nobody else holds it. Every later call is an `EngineDeadError`."""
+        """Frees the engine's memory as soon as no other reference holds it. Every later call raises an `EngineDeadError`."""
         with self._one_at_a_time:
             self._engine = None
 
@@ -77,7 +77,7 @@ class LLM:
         return self._engine
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What is used without parameters: the checkpoint's generation_config.json."""
+        """The parameters used where a call gives none: those of the checkpoint's generation_config.json."""
         return SamplingParams(**self.llm_engine.config.model.generation_defaults)
 
     @names_unknown_arguments
@@ -107,9 +107,9 @@ class LLM:
         many = prompts if isinstance(prompts, (list, tuple)) else [prompts]
         params = self._spread(
             "sampling_params", self.get_default_sampling_params() if sampling_params is None else sampling_params, len(many))
-        for given in params:
-            if not isinstance(given, SamplingParams):
-                raise invalid("sampling_params", given, "a SamplingParams, or one for each prompt")
+        for p in params:
+            if not isinstance(p, SamplingParams):
+                raise invalid("sampling_params", p, "a SamplingParams, or one for each prompt")
         priorities = self._spread("priority", 0 if priority is None else priority, len(many))
         groups = [
             self.llm_engine.make_requests(
@@ -169,7 +169,7 @@ class LLM:
                     for group in itertools.islice(todo, max(room, 0)):
                         engine.add(group)
                     for output in engine.step():
-                        if output.request_id in position:  # else of somebody who uses `llm_engine`, too
+                        if output.request_id in position:  # other requests were added through `llm_engine`
                             done[position[output.request_id]] = output
                             bar.advance(task)
         finally:

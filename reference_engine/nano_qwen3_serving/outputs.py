@@ -1,12 +1,14 @@
-"""What a request gives back. vLLM's `RequestOutput` and `CompletionOutput`, same names.
+"""The outputs of a request. vLLM's `RequestOutput` and `CompletionOutput`, with the same names.
 
 Knows nothing of how tokens are made. Times are seconds on the engine's clock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -32,6 +34,12 @@ class RequestMetrics:
     num_generation_tokens: int = 0
     num_preemptions: int = 0
 
+    def copy(self) -> RequestMetrics:
+        """The same, to be changed apart from this."""
+        return RequestMetrics(
+            self.arrival_time, self.queued_ts, self.scheduled_ts, self.first_token_ts, self.last_token_ts,
+            self.num_generation_tokens, self.num_preemptions)
+
     @property
     def first_token_latency(self) -> float:
         """TTFT: seconds from arrival to the first token."""
@@ -44,7 +52,7 @@ class CompletionOutput:
 
     Attributes:
         index: which of the request's n completions this is.
-        text: generated text; all of it, or with `DELTA` what is new.
+        text: generated text; all of it, or with `DELTA` only the new part.
         token_ids: generated tokens, likewise; an end-of-sequence token is among them.
         cumulative_logprob: sum of the chosen tokens' log-probabilities, if asked for.
         logprobs: for each token the log-probabilities asked for.
@@ -68,9 +76,9 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """The state of a request, or with `DELTA` what is new of it.
+    """The state of a request, or with `DELTA` what is new since the last output.
 
-    Two are equal if they say the same; when things happened, and in which blocks, is not compared.
+    Two outputs are equal if they say the same; times and blocks are not compared.
 
     Attributes:
         request_id: the caller's id.
@@ -97,15 +105,42 @@ class RequestOutput:
     block_indices: list[int] = field(default_factory=list, compare=False)
 
     def merged(self, newer: RequestOutput, *, deltas: bool) -> RequestOutput:
-        """This output and a newer one as one: what a consumer gets who did not fetch this one.
+        """This output and a newer one merged, for a consumer that did not fetch this one in time.
 
-        With `deltas` text and tokens are joined, otherwise the newer ones hold everything already.
+        With `deltas` text and tokens are joined; otherwise the newer output holds everything already.
         """
         by_index = {o.index: o for o in self.outputs}
         for new in newer.outputs:
             old = by_index.get(new.index)
             by_index[new.index] = joined(old, new) if deltas and old is not None else new
-        return replace(newer, outputs=[by_index[i] for i in sorted(by_index)])
+        result = copy(newer)
+        result.outputs = [by_index[i] for i in sorted(by_index)]
+        return result
+
+
+class ListOfItsOwn:
+    """An attribute that may be given as a tuple, which others share; read first, it becomes a list of the object's own.
+
+    An output is made for every token of a request, and few readers look at its prompt: to copy thousands of tokens for
+    each would cost more than the rest of the step.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name]
+        if isinstance(value, tuple):
+            value = instance.__dict__[self._name] = list(value)
+        return value
+
+    def __set__(self, instance: Any, value: Sequence[int]) -> None:
+        instance.__dict__[self._name] = value
+
+
+RequestOutput.prompt_token_ids = ListOfItsOwn("prompt_token_ids")  # type: ignore[assignment]
 
 
 def joined(old: CompletionOutput, new: CompletionOutput) -> CompletionOutput:

@@ -1,6 +1,6 @@
 """What a caller passes belongs to the call from then on: copied as it is at that moment.
 
-Knows the shapes in which arguments come; checks nothing. What is wrong with a copy is said where it is looked at.
+Knows the shapes in which arguments come; checks nothing. Whoever reads the copy checks it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def snapshot(value: Any) -> Any:
-    """A copy all the way down of dicts, lists, tuples and sampling parameters; anything else is itself.
+    """A deep copy of dicts, lists, tuples and sampling parameters; any other object is returned as it is.
 
-    Never raises. What is nested too deep to be accepted, or within itself, is copied no further.
+    Never raises. A value nested too deep to be accepted, or within itself, is copied only down to there.
     """
     known: dict[int, Any] = {}
 
@@ -28,15 +28,15 @@ def snapshot(value: Any) -> Any:
         if depth > MAX_DEPTH or id(part) in known:
             return known.get(id(part), part)
         if isinstance(part, list):
-            return remember(part, list(part) if is_tokens(part) else [copied(one, depth + 1) for one in list(part)])
+            return remember(part, list(part) if is_tokens(part) else [copied(item, depth + 1) for item in list(part)])
         if isinstance(part, tuple):
-            return remember(part, tuple(copied(one, depth + 1) for one in part))
+            return remember(part, tuple(copied(item, depth + 1) for item in part))
         if isinstance(part, dict):
-            return remember(part, {key: copied(one, depth + 1) for key, one in list(dict.items(part))})
+            return remember(part, {key: copied(item, depth + 1) for key, item in list(dict.items(part))})
         if isinstance(part, (SamplingParams, StructuredOutputsParams)):
-            with suppress(Exception):  # of a subclass that cannot be copied
+            with suppress(Exception):  # a subclass may refuse to be copied
                 twin = copy.copy(part)
-                twin.__dict__.update({key: copied(one, depth + 1) for key, one in list(vars(part).items())})
+                twin.__dict__.update({key: copied(item, depth + 1) for key, item in list(vars(part).items())})
                 return remember(part, twin)
         return part
 

@@ -28,12 +28,12 @@ KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
 
 
 def parse_prompt(prompt: Any) -> tuple[str | None, list[int] | None, str]:
-    """(text, tokens, cache salt) of a prompt in any form; at least one of the first two is given.
+    """(text, tokens, cache salt) of a prompt in any form; at least one of text and tokens is not None.
 
-    The tokens are a list of its own. Strings can be encoded: nothing later has to look at them.
+    The tokens are a new list. Strings are checked to be encodable, so no later code has to check them.
 
     Raises:
-        InvalidParametersError: another form, or an empty prompt.
+        InvalidParametersError: the prompt has another form, or is empty.
     """
     fields = {"prompt": prompt} if isinstance(prompt, str) else prompt
     if not isinstance(fields, dict) or not set(fields) <= KEYS or not set(fields) & {"prompt", "prompt_token_ids"}:
@@ -53,7 +53,7 @@ def parse_prompt(prompt: Any) -> tuple[str | None, list[int] | None, str]:
 
 
 def own_prompt(prompt: Any) -> Any:
-    """The prompt, with dict and list copied: what its caller changes later reaches nobody. Of any form, a wrong one too."""
+    """The prompt with its dict and list copied, so that later changes by the caller do not reach it. Takes invalid forms too."""
     if not isinstance(prompt, dict):
         return prompt
     return {key: list(value) if isinstance(value, list) else value for key, value in list(prompt.items())}

@@ -16,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Protocol
 
 from nano_qwen3_serving.outputs import FinishReason, Logprob, RequestMetrics
 from nano_qwen3_serving.sampling_params import SamplingParams
+from nano_qwen3_serving.token_counts import TokenCounts
 
 
 class Grammar(Protocol):
@@ -30,6 +32,9 @@ class Grammar(Protocol):
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Moves on by tokens that were generated. Raises ValueError if they were not allowed."""
+
+    def copy(self) -> Grammar:
+        """An independent grammar in the same state."""
 
 
 class RequestStatus(Enum):
@@ -65,6 +70,7 @@ class Request:
         cache_salt: requests share cached prefixes only with the same salt.
         grammar: where it stands in its structured output.
         prompt_logprobs: position → log-probabilities of the prompt's token there, if asked for.
+        draft_token_ids: guesses at the tokens that follow, for its next step.
         block_indices: its block table when it last ran.
     """
 
@@ -86,11 +92,17 @@ class Request:
     num_cached_tokens: int | None = None
     grammar: Grammar | None = None
     prompt_logprobs: dict[int, dict[int, Logprob]] = field(default_factory=dict)
-    block_indices: list[int] = field(default_factory=list)
+    draft_token_ids: list[int] = field(default_factory=list)
+    block_indices: Sequence[int] = ()
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+    @cached_property
+    def token_counts(self) -> TokenCounts:
+        """How often it has generated each token, for penalties; made when first asked for."""
+        return TokenCounts(self.prompt_token_ids)
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -23,8 +23,8 @@ from nano_qwen3_serving.arguments import (
 from nano_qwen3_serving.exceptions import shown
 
 MAX_N = 16_384  # as in vLLM
-MIN_TEMPERATURE = 0.01  # below it float16 logits overflow when divided
-MIN_PENALTY = 1e-30  # below it float32 logits do
+MIN_TEMPERATURE = 0.01  # below this, float16 logits overflow when divided by it
+MIN_PENALTY = 1e-30  # below this, float32 logits do
 
 
 class RequestOutputKind(IntEnum):
@@ -55,15 +55,15 @@ class StructuredOutputsParams:
     json_object: bool | None = None
 
     def __post_init__(self) -> None:
-        given = {k: v for k, v in vars(self).items() if v is not None}
-        if len(given) != 1:
-            raise invalid("structured_outputs", given, "exactly one of json, regex, choice, grammar, json_object")
+        constraints = {k: v for k, v in vars(self).items() if v is not None}
+        if len(constraints) != 1:
+            raise invalid("structured_outputs", constraints, "exactly one of json, regex, choice, grammar, json_object")
         kinds: dict[str, type | tuple[type, ...]] = {
             "json": (dict, str), "regex": str, "grammar": str, "json_object": bool, "choice": list}
-        for name, value in given.items():
-            right = isinstance(value, kinds[name]) and value not in ("", [], False)
-            if not right or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
-                raise invalid(f"structured_outputs.{name}", value, "filled, and of its type")
+        for name, value in constraints.items():
+            well_formed = isinstance(value, kinds[name]) and value not in ("", [], False)
+            if not well_formed or (name == "choice" and not all(isinstance(c, str) and c for c in value)):
+                raise invalid(f"structured_outputs.{name}", value, "non-empty, and of its type")
             setattr(self, name, own_copy(f"structured_outputs.{name}", value))
 
 
@@ -82,13 +82,13 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches this, (0, 1].
         top_k: keep this many tokens; 0 and -1 are off.
         min_p: keep tokens at least this fraction as likely as the likeliest, [0, 1].
-        seed: makes the request's draws its own: the same tokens whatever runs beside it.
+        seed: gives the request draws of its own: the same tokens whatever other requests run.
         stop: strings that end the text; not part of it unless `include_stop_str_in_output`.
         stop_token_ids: tokens that end it.
         ignore_eos: go on after the model's end-of-sequence tokens.
-        max_tokens: at most this many tokens; None is up to the model's length.
+        max_tokens: at most this many tokens; None means up to the model's length.
         min_tokens: no end of sequence and no stop before this many.
-        logprobs: log-probabilities of the chosen token and of this many best ones (-1: all).
+        logprobs: log-probabilities of the chosen token and of this many of the likeliest (-1: all).
         prompt_logprobs: the same for each token of the prompt.
         detokenize: produce text.
         skip_special_tokens: leave special tokens out of the text.
@@ -161,6 +161,11 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether tokens that were there before get other logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
     def stop_strings(self) -> list[str]:
         """`stop` as a list."""
         return self.stop if isinstance(self.stop, list) else []
@@ -210,7 +215,7 @@ class SamplingParams:
             if not isinstance(self.structured_outputs, StructuredOutputsParams):
                 raise invalid("structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")
             if self.ignore_eos:
-                raise invalid("ignore_eos", True, "False with structured_outputs: their end is the end")
+                raise invalid("ignore_eos", True, "False with structured_outputs: the grammar decides where the text ends")
         check_token_ids("allowed_token_ids", self.allowed_token_ids)
         if self.allowed_token_ids == []:
             raise invalid("allowed_token_ids", [], "None or a list with at least one token id")
@@ -224,7 +229,7 @@ class SamplingParams:
             check_texts("bad_words", self.bad_words, "a list of non-empty strings")
 
     def _own(self) -> None:
-        """Copies what is the caller's: a list that grows later would change a request that runs."""
+        """Copies the caller's lists and dicts: otherwise a list that grows later would change a running request."""
         for name in ("stop", "stop_token_ids", "logit_bias", "allowed_token_ids", "bad_words"):
             value = getattr(self, name)
             if isinstance(value, (list, dict)):

@@ -1,7 +1,7 @@
 """The files beside a checkpoint's weights, and every complaint about them.
 
-Knows JSON, encodings and types; knows nothing of what a field means. Whoever reads a field says what
-it must be; what it is not, is a `ModelLoadError` that names file, field and value, at load.
+Knows JSON, encodings and types; knows nothing of what a field means. The code that reads a field says what
+it must be; anything else is a `ModelLoadError` at load that names file, field and value.
 """
 
 from __future__ import annotations
@@ -71,19 +71,19 @@ class Fields:
         return self.raw.get(name)
 
     def wrong(self, name: str, must: str) -> ModelLoadError:
-        """The error for a field; `must` completes "it must be …" and says the way out."""
-        said = f"has {self._within}{name}={self.raw[name]!r}" if name in self.raw else f"has no field {self._within + name!r}"
-        return ModelLoadError(f"{self.file} {said}; it must be {must}")
+        """The error for a field; `must` completes "it must be …" and names the way out."""
+        problem = f"has {self._within}{name}={self.raw[name]!r}" if name in self.raw else f"has no field {self._within + name!r}"
+        return ModelLoadError(f"{self.file} {problem}; it must be {must}")
 
     def integer(self, name: str, default: int | None = None, *, at_least: int = 1) -> int:
-        """An int; `default`, if there is one, when it is left out. A bool or null is none."""
+        """An int; `default`, if there is one, when the field is left out. A bool or null is refused."""
         value = self.raw.get(name, default)
         if type(value) is not int or value < at_least:
             raise self.wrong(name, f"an int of at least {at_least}")
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A number above 0, with a fraction or without; `default` when it is left out."""
+        """A number above 0, int or float; `default` when the field is left out."""
         value = self.raw.get(name, default)
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.wrong(name, "a number above 0")
@@ -119,5 +119,5 @@ class Fields:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a string that can be written as UTF-8: JSON can spell half a character."""
+    """Whether the value is a string that UTF-8 can encode: JSON can spell half of a surrogate pair."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_five_hundred_calls_end_in_a_result_or_in_an_error_of_ours_and_nobody_else_notices(seed: int) -> None:
+def test_five_hundred_calls_end_in_a_result_or_our_error_and_disturb_no_neighbour(seed: int) -> None:
     totals = run_api_fuzz(500, seed)
     assert sum(totals.values()) == 500
     assert totals["result"] + totals["elsewhere"] > 100 and totals["InvalidParametersError"] > 100
@@ -50,12 +50,12 @@ def test_an_error_that_is_not_ours_is_a_failure_that_names_seed_and_call(monkeyp
 def test_a_block_that_is_lost_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     free, lost = BlockManager.free, []
 
-    def loses_one(self: BlockManager, request_id: str) -> None:
+    def lose_one_block(self: BlockManager, request_id: str) -> None:
         if not lost and request_id in self._holdings:
             lost.append(self._holdings[request_id].table.pop())
         free(self, request_id)
 
-    monkeypatch.setattr(BlockManager, "free", loses_one)
+    monkeypatch.setattr(BlockManager, "free", lose_one_block)
     with pytest.raises(ApiFuzzFailure):
         run_api_fuzz(40, 7)
 

@@ -28,7 +28,7 @@ async def collect(stream):
     return [output async for output in stream]
 
 
-async def test_generate_takes_prompt_parameters_and_id_and_streams_to_a_last_finished_output():
+async def test_generate_takes_prompt_parameters_and_id_and_streams_up_to_a_finished_output():
     async with serving() as server:
         outputs = await collect(server.generate("hello", greedy(), "my id"))
     assert {o.request_id for o in outputs} == {"my id"}

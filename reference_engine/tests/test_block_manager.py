@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.interfaces import NULL_BLOCK
-from nano_qwen3_serving.scheduling.block_manager import BlockManager
+from nano_qwen3_serving.scheduling.block_manager import BlockManager, hash_block
 
 A = [10, 11, 12, 13, 14, 15, 16, 17]  # two blocks of 4
 B = [20, 21, 22, 23, 24, 25, 26, 27]
@@ -26,7 +26,7 @@ def manager(num_blocks: int = 6, block_size: int = 4, **more) -> BlockManager:
 
 def compute(blocks: BlockManager, request_id: str, tokens: list[int], salt: str = "") -> int:
     """Runs a prompt as a scheduler does; how many of its tokens were cached."""
-    cached = blocks.find_cached_prefix(tokens, salt)
+    cached = blocks.find_cached_prefix("asks", tokens, salt)
     assert blocks.allocate(request_id, len(tokens), tokens[:cached], salt)
     blocks.commit(request_id, tokens)
     blocks.check_integrity()
@@ -90,11 +90,71 @@ def test_freeing_twice_or_somebody_unknown_is_no_error_and_frees_nothing():
     assert blocks.num_free_blocks == 4 and len(blocks.block_table("B")) == 1
 
 
-def test_a_block_table_is_a_copy():
+def test_a_block_table_that_was_read_stays_true_while_its_request_grows_and_is_freed():
     blocks = manager()
-    blocks.allocate("A", 8)
-    blocks.block_table("A").clear()
-    assert len(blocks.block_table("A")) == 2
+    blocks.allocate("A", 5)
+    table = blocks.block_table("A")
+    first = list(table)
+    assert blocks.allocate("A", 12) and table[:2] == first
+    blocks.free("A")
+    blocks.allocate("B", 16)
+    assert table[:2] == first
+
+
+def test_a_forked_request_shares_full_blocks_and_gets_a_copy_of_the_rest():
+    blocks = manager()
+    compute(blocks, "A", A[:6])
+    first, second = blocks.block_table("A")
+    copies = blocks.fork("A", "B", 6)
+    assert blocks.block_table("B")[0] == first and copies == [(second, blocks.block_table("B")[1])]
+    assert blocks.fork("A", "C", 4) == [] and list(blocks.block_table("C")) == [first]
+    blocks.check_integrity()
+    for name in "ACB":
+        blocks.free(name)
+    blocks.check_integrity()
+    assert blocks.num_free_blocks == 5
+
+
+def test_a_fork_for_whose_copy_no_block_is_left_changes_nothing():
+    blocks = manager(num_blocks=3)
+    compute(blocks, "A", A[:6])
+    assert blocks.fork("A", "B", 6) is None
+    blocks.check_integrity()
+    with pytest.raises(KeyError):
+        blocks.block_table("B")
+    assert blocks.fork("A", "B", 4) == []
+
+
+def test_what_is_hashed_once_is_not_hashed_again_while_a_request_waits():
+    hashed = []
+
+    def count(parent, tokens):
+        hashed.append(tokens)
+        return hash_block(parent, tokens)
+
+    blocks = manager(num_blocks=9, hash_function=count)
+    compute(blocks, "A", A)
+    hashed.clear()
+    for _ in range(10):
+        assert blocks.find_cached_prefix("B", [*A, 1]) == 8
+    assert len(hashed) == 2
+    assert blocks.allocate("B", 9, A) and len(hashed) == 2
+    assert blocks.find_cached_prefix("C", [*A[:4], 9, 9, 9, 9, 1]) == 4
+    blocks.free("C")  # it gave up waiting; another may take its name
+    assert blocks.find_cached_prefix("C", [*A, 1]) == 8
+    assert blocks.find_cached_prefix("C", [*B, 1]) == 0  # though nobody said that C is another one now
+    assert blocks.find_cached_prefix("C", [*A, 1], "salt") == 0
+
+
+def test_a_commit_needs_only_the_tokens_of_the_blocks_that_it_fills():
+    whole, in_parts = manager(num_blocks=9), manager(num_blocks=9)
+    for blocks in (whole, in_parts):
+        blocks.allocate("A", 10)
+    whole.commit("A", A)
+    in_parts.commit("A", A[:5])
+    in_parts.commit("A", A[4:8], 4)
+    for blocks in (whole, in_parts):
+        assert blocks.find_cached_prefix("asks", [*A, 1]) == 8
 
 
 def test_equal_beginnings_share_blocks():
@@ -109,7 +169,7 @@ def test_equal_beginnings_share_blocks():
 def test_a_full_hit_leaves_a_token_to_compute(length, cached):
     blocks = manager(12)
     compute(blocks, "A", [*A, 18, 19, 20, 21])
-    assert blocks.find_cached_prefix([*A, 18][:length]) == cached
+    assert blocks.find_cached_prefix("asks", [*A, 18][:length]) == cached
 
 
 def test_a_shared_block_is_free_when_the_last_one_let_it_go():
@@ -133,8 +193,8 @@ def test_blocks_are_found_after_their_request_is_gone():
 def test_another_salt_shares_nothing():
     blocks = manager(12)
     compute(blocks, "A", [*A, 1], salt="alice")
-    assert blocks.find_cached_prefix([*A, 1], "bob") == 0
-    assert blocks.find_cached_prefix([*A, 1], "") == 0
+    assert blocks.find_cached_prefix("asks", [*A, 1], "bob") == 0
+    assert blocks.find_cached_prefix("asks", [*A, 1], "") == 0
     assert compute(blocks, "B", [*A, 1], salt="bob") == 0
     assert not set(blocks.block_table("A")) & set(blocks.block_table("B"))
 
@@ -142,8 +202,8 @@ def test_another_salt_shares_nothing():
 def test_equal_tokens_after_another_beginning_are_not_shared():
     blocks = manager(12)
     compute(blocks, "A", [*A, 1])
-    assert blocks.find_cached_prefix([*B[:4], *A[4:], 1]) == 0
-    assert blocks.find_cached_prefix([*A[:4], *B[4:], 1]) == 4
+    assert blocks.find_cached_prefix("asks", [*B[:4], *A[4:], 1]) == 0
+    assert blocks.find_cached_prefix("asks", [*A[:4], *B[4:], 1]) == 4
 
 
 def test_of_a_beginning_the_tail_is_evicted_first_and_of_two_the_older():
@@ -154,7 +214,7 @@ def test_of_a_beginning_the_tail_is_evicted_first_and_of_two_the_older():
     blocks.free("B")
     assert blocks.allocate("C", 8)  # the fifth block, and one that was known
     assert blocks.num_evictions == 1
-    assert blocks.find_cached_prefix([*A, 1]) == 4 and blocks.find_cached_prefix([*B, 1]) == 8
+    assert blocks.find_cached_prefix("asks", [*A, 1]) == 4 and blocks.find_cached_prefix("asks", [*B, 1]) == 8
 
 
 def test_a_hit_makes_blocks_young_again():
@@ -166,7 +226,7 @@ def test_a_hit_makes_blocks_young_again():
     compute(blocks, "again", [*A[:4], 1])
     blocks.free("again")
     assert blocks.allocate("C", 16)  # the fifth block, A's tail, and both of B's
-    assert blocks.find_cached_prefix([*A, 1]) == 4 and blocks.find_cached_prefix([*B, 1]) == 0
+    assert blocks.find_cached_prefix("asks", [*A, 1]) == 4 and blocks.find_cached_prefix("asks", [*B, 1]) == 0
 
 
 def test_shared_evictable_blocks_do_not_count_as_room_for_the_rest():
@@ -187,7 +247,7 @@ def test_two_that_computed_the_same_at_once_keep_a_copy_each_and_one_is_found():
     for request_id in ("A", "B"):
         blocks.commit(request_id, A)
     assert not set(blocks.block_table("A")) & set(blocks.block_table("B"))
-    assert blocks.num_cached_blocks == 2 and blocks.find_cached_prefix([*A, 1]) == 8
+    assert blocks.num_cached_blocks == 2 and blocks.find_cached_prefix("asks", [*A, 1]) == 8
     blocks.free("A")
     blocks.free("B")
     blocks.check_integrity()
@@ -196,16 +256,16 @@ def test_two_that_computed_the_same_at_once_keep_a_copy_each_and_one_is_found():
 def test_reset_forgets_everything_and_is_refused_while_somebody_holds_blocks():
     blocks = manager()
     compute(blocks, "A", A)
-    assert blocks.reset_prefix_cache() is False and blocks.find_cached_prefix([*A, 1]) == 8
+    assert blocks.reset_prefix_cache() is False and blocks.find_cached_prefix("asks", [*A, 1]) == 8
     blocks.free("A")
     assert blocks.reset_prefix_cache() is True
     blocks.check_integrity()
-    assert blocks.find_cached_prefix([*A, 1]) == 0 and blocks.num_free_blocks == 5
+    assert blocks.find_cached_prefix("asks", [*A, 1]) == 0 and blocks.num_free_blocks == 5
 
 
 def test_without_prefix_caching_nothing_is_found():
     blocks = manager(enable_prefix_caching=False)
-    assert compute(blocks, "A", A) == 0 and blocks.find_cached_prefix([*A, 1]) == 0
+    assert compute(blocks, "A", A) == 0 and blocks.find_cached_prefix("asks", [*A, 1]) == 0
     blocks.free("A")
     assert blocks.num_free_blocks == 5
 
@@ -213,10 +273,10 @@ def test_without_prefix_caching_nothing_is_found():
 def test_with_a_hash_that_always_collides_nobody_gets_foreign_blocks():
     blocks = manager(12, hash_function=lambda parent, tokens: b"same")
     compute(blocks, "A", [*A, 1])
-    assert blocks.find_cached_prefix([*B, 1]) == 0
+    assert blocks.find_cached_prefix("asks", [*B, 1]) == 0
     assert compute(blocks, "B", [*B, 1]) == 0
-    assert blocks.find_cached_prefix([*A, 1]) == 4  # of A only the first block could be entered
-    assert blocks.find_cached_prefix([*A, 1], "salt") == 0
+    assert blocks.find_cached_prefix("asks", [*A, 1]) == 4  # of A only the first block could be entered
+    assert blocks.find_cached_prefix("asks", [*A, 1], "salt") == 0
 
 
 def test_integrity_notices_a_lost_block():
@@ -275,7 +335,7 @@ class Pool(RuleBasedStateMachine):
         """A request's first chunk, on what is cached of it."""
         request_id = f"r{self.count}"
         self.count += 1
-        cached = self.pool.find_cached_prefix(tokens, salt) if share else 0
+        cached = self.pool.find_cached_prefix("asks", tokens, salt) if share else 0
         assert cached % self.size == 0 and cached < len(tokens), f"{cached} of {len(tokens)} tokens are cached"
         length = min(cached + part, len(tokens))
         least, most = self.idle_hits(tokens, cached, salt)
@@ -285,7 +345,7 @@ class Pool(RuleBasedStateMachine):
         if not got:
             return request_id
         assert missing <= free - least, f"{missing} blocks were missing and {free} free, and it was granted"
-        table = self.pool.block_table(request_id)
+        table = list(self.pool.block_table(request_id))
         assert len(table) == self.needed(length)
         for i, block in enumerate(table):
             if i < cached // self.size:
@@ -319,7 +379,7 @@ class Pool(RuleBasedStateMachine):
         fits = self.needed(length) - len(old) <= free
         got = self.pool.allocate(request_id, length)
         assert got == fits, f"{free} blocks are free, {length} tokens are wanted, and allocate() says {got}"
-        new = self.pool.block_table(request_id)
+        new = list(self.pool.block_table(request_id))
         assert new[: len(old)] == old and len(new) == (self.needed(length) if got else len(old))
         for block in new[len(old) :]:
             self.taken(block)
@@ -335,10 +395,34 @@ class Pool(RuleBasedStateMachine):
         salt, tokens = self.sequences[request_id]
         table = self.held[request_id]
         end = min(self.computed[request_id] + part, len(tokens), len(table) * self.size)
-        self.pool.commit(request_id, tokens[:end])
+        first = self.computed[request_id] // self.size * self.size
+        self.pool.commit(request_id, tokens[first:end], first)
         for i in range(end // self.size):
             self.content[table[i]] = (salt, tuple(tokens[: (i + 1) * self.size]))
         self.computed[request_id] = max(self.computed[request_id], end)
+
+    @rule(target=requests, request_id=requests, part=st.integers(1, 14))
+    def fork(self, request_id, part):
+        """Another request goes on from what this one computed."""
+        child = f"r{self.count}"
+        self.count += 1
+        computed = min(part, self.computed.get(request_id, 0))
+        if request_id not in self.held or not computed:
+            return child
+        table, full, rest = self.held[request_id], computed // self.size, computed % self.size
+        fits = not rest or self.free_blocks() > 0
+        copies = self.pool.fork(request_id, child, computed)
+        assert (copies is not None) == fits, f"{self.free_blocks()} blocks are free, and fork() says {copies}"
+        if copies is None:
+            return child
+        mine = list(self.pool.block_table(child))
+        assert mine[:full] == table[:full] and len(mine) == full + bool(rest)
+        assert copies == ([(table[full], mine[full])] if rest else [])
+        for block in mine[full:]:
+            self.taken(block)
+        salt, tokens = self.sequences[request_id]
+        self.held[child], self.sequences[child], self.computed[child] = mine, (salt, tokens[:computed]), computed
+        return child
 
     @rule(request_id=consumes(requests))
     def free(self, request_id):
@@ -346,7 +430,7 @@ class Pool(RuleBasedStateMachine):
         self.held.pop(request_id, None)
 
     @rule(request_id=st.sampled_from(["nobody", "r0"]))
-    def free_somebody_unknown(self, request_id):
+    def free_unknown_request(self, request_id):
         if request_id not in self.held:
             self.pool.free(request_id)
 
@@ -359,7 +443,7 @@ class Pool(RuleBasedStateMachine):
     @rule(tokens=TOKENS, salt=SALTS)
     def look_up(self, tokens, salt):
         """What is found was computed, with this salt, and with these tokens before it."""
-        cached = self.pool.find_cached_prefix(tokens, salt)
+        cached = self.pool.find_cached_prefix("asks", tokens, salt)
         known = set(self.content.values())
         for end in range(self.size, cached + 1, self.size):
             assert (salt, tuple(tokens[:end])) in known, f"{tokens[:end]} was found and never computed"
@@ -370,7 +454,7 @@ class Pool(RuleBasedStateMachine):
         if request_id in self.held:
             salt, tokens = self.sequences[request_id]
             full = self.computed[request_id] // self.size * self.size
-            assert self.pool.find_cached_prefix([*tokens[:full], 9], salt) == full
+            assert self.pool.find_cached_prefix("asks", [*tokens[:full], 9], salt) == full
 
     @invariant()
     def every_block_is_where_it_belongs(self):

@@ -118,7 +118,7 @@ async def test_client_disconnects(how, kind):
         # `serving` checks that every block is free again
 
 
-async def test_client_disconnects_from_async_llm_while_streaming_and_while_waiting_for_the_whole():
+async def test_client_disconnects_from_async_llm_while_streaming_and_while_waiting():
     """vLLM #10806: the same one floor up."""
     async with asyncio.timeout(20), AsyncLLM(num_blocks=33, block_size=4, components=double_components()) as llm:
         async for _ in llm.generate_stream("hello", greedy(100)):

@@ -467,7 +467,7 @@ SHARDED = ["config.json", "tokenizer.json", "model.safetensors.index.json", "one
     (whole, [file for file in whole if file not in gone])
     for whole in (ONE, SHARDED) for gone in ([], *([file] for file in whole), whole, whole[2:], whole[1:])
 ], ids=str)
-def test_what_is_missing_in_the_hubs_cache_is_fetched_and_nothing_else_asks_the_network(
+def test_only_files_missing_in_the_hubs_cache_are_fetched_from_the_network(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: list[str], cached: list[str]
 ) -> None:
     import huggingface_hub
@@ -519,7 +519,7 @@ END, OTHER = 2041, 2039  # the course tokenizer's <|im_end|> and <|endoftext|>
     ({}, {"eos_token_id": []}, (END,)), ({"eos_token_id": OTHER}, None, (END, OTHER)), ({"eos_token_id": None}, None, (END,)),
     ({"eos_token_id": OTHER}, {"eos_token_id": 5}, (END, 5)), ({}, {"eos_token_id": [OTHER, OTHER, END]}, (END, OTHER)),
 ], ids=str)
-def test_the_tokenizers_end_counts_beside_those_of_generation_config_or_without_it_of_config(
+def test_the_tokenizers_eos_counts_beside_generation_configs_or_without_it_configs(
     course: Path, config: dict[str, Any], generation: dict[str, Any] | None, ends: tuple[int, ...], make_llm: Callable[..., LLM]
 ) -> None:
     edit_json(course / "config.json", **config)
@@ -541,7 +541,7 @@ def test_an_end_for_which_the_network_has_no_row_is_left_out(random_checkpoint: 
     assert llm.generate(PROMPT, SamplingParams(max_tokens=4, min_tokens=2))[0].outputs[0].finish_reason == "length"
 
 
-def test_a_token_for_which_the_network_has_no_row_is_refused_only_where_it_would_be_needed(
+def test_a_token_without_a_row_in_the_network_is_refused_only_where_it_is_needed(
     course: Path, make_llm: Callable[..., LLM]
 ) -> None:
     from nano_qwen3_serving.sampling_params import StructuredOutputsParams

@@ -37,6 +37,7 @@ class ListBlockManager:
 
     def __init__(self, config):
         self.block_size = config.cache.block_size
+        self.enable_prefix_caching = False
         self.pool = list(range(1, config.cache.num_blocks))
         self.tables = {}
 
@@ -44,7 +45,7 @@ class ListBlockManager:
     def num_free_blocks(self):
         return len(self.pool)
 
-    def find_cached_prefix(self, token_ids, salt=""):
+    def find_cached_prefix(self, request_id, token_ids, salt=""):
         return 0
 
     def allocate(self, request_id, num_tokens, cached_prefix=(), salt=""):
@@ -57,7 +58,7 @@ class ListBlockManager:
     def block_table(self, request_id):
         return list(self.tables[request_id])
 
-    def commit(self, request_id, token_ids):
+    def commit(self, request_id, token_ids, start=0):
         pass
 
     def free(self, request_id):
@@ -101,7 +102,7 @@ class FifoScheduler:
         assert self.blocks.allocate(request.request_id, request.num_tokens)
         start = request.num_computed_tokens
         table = self.blocks.block_table(request.request_id)
-        return ScheduledBatch([ScheduledChunk(request, start, request.num_tokens - start, table)])
+        return ScheduledBatch([ScheduledChunk.of(request, start, request.num_tokens - start, table)])
 
     def update(self, batch, result):
         updates = []
@@ -109,7 +110,7 @@ class FifoScheduler:
             request, new = chunk.request, result.token_ids[chunk.request.request_id]
             request.num_computed_tokens = chunk.end
             request.output_token_ids += new
-            request.finish_reason = finish_reason(request)
+            request.finish_reason = finish_reason(request, new[-1], len(request.output_token_ids))
             if request.finish_reason:
                 self.abort(request.request_id)
             updates.append(RequestUpdate(request, new))
@@ -272,7 +273,7 @@ async def test_components_reach_async_llm():
 
 
 def test_there_is_a_seam_for_each_part_and_no_other():
-    assert {f.name for f in dataclasses.fields(Components)} == {*TOYS, "model", "tokenizer"}
+    assert {f.name for f in dataclasses.fields(Components)} == {*TOYS, "model", "tokenizer", "verifier", "drafter"}
 
 
 def test_using_makes_a_copy_with_some_parts_replaced():
@@ -300,7 +301,7 @@ REPLACEABLE = {
 }
 
 
-def test_the_package_imports_and_runs_with_a_replacement_when_any_one_parts_file_is_missing():
+def test_the_package_runs_with_a_replacement_when_any_one_parts_file_is_missing():
     code = f"""
 import sys
 missing = {REPLACEABLE!r}

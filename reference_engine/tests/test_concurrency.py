@@ -103,7 +103,7 @@ async def test_a_cancellation_at_any_step_frees_the_request(step, kind):
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34, 100, 400])
-async def test_a_cancellation_after_any_number_of_turns_of_the_event_loop_frees_the_request(turns):
+async def test_a_cancellation_after_any_number_of_event_loop_turns_frees_the_request(turns):
     async with serving() as server:
         task = ask(server, "hello", 30)
         for _ in range(turns):
@@ -159,7 +159,7 @@ async def test_a_request_given_up_while_its_prompt_is_tokenised_never_runs(how):
         assert len(recorder.steps_with("A")) == 0
 
 
-async def test_a_timed_out_name_used_again_while_its_prompt_is_still_tokenised_is_not_confused():
+async def test_a_timed_out_id_can_be_used_again_while_its_old_prompt_is_being_tokenised():
     slow, clock, gate = SlowText(), ManualClock(), StepGate()
     async with serving(double_components(on_encode=slow), gate, clock=clock) as server:
         first = asyncio.create_task(collect(server.generate("slow", greedy(20), "A", timeout=5)))
@@ -249,7 +249,7 @@ def in_other_loop(main):
     return thread, result
 
 
-async def test_several_event_loops_in_several_threads_share_one_engine_and_are_not_kept_alive():
+async def test_event_loops_in_several_threads_share_one_engine_and_are_not_kept_alive():
     async with serving(num_gpu_blocks_override=20, max_num_seqs=6) as server:
         loops = []
 
@@ -724,21 +724,21 @@ class FaultyScheduler(Scheduler):
         super().__init__(config.scheduler, block_manager)
         self.method, self.left = method, at
 
-    def _maybe(self, method):
+    def _fail_when_due(self, method):
         self.left -= method == self.method
         if method == self.method and self.left == 0:
             raise RuntimeError(f"{method} is broken")
 
     def add(self, request):
-        self._maybe("add")
+        self._fail_when_due("add")
         super().add(request)
 
     def schedule(self):
-        self._maybe("schedule")
+        self._fail_when_due("schedule")
         return super().schedule()
 
     def update(self, batch, result):
-        self._maybe("update")
+        self._fail_when_due("update")
         return super().update(batch, result)
 
 
@@ -773,7 +773,7 @@ async def test_a_scheduler_that_fails_ends_the_engine_loudly_and_every_waiter(me
 
 async def test_a_block_manager_that_fails_ends_the_engine_loudly_and_every_waiter():
     class Faulty(BlockManager):
-        def commit(self, request_id, token_ids):
+        def commit(self, request_id, token_ids, start=0):
             raise RuntimeError("commit is broken")
 
     manager = double_components(block_manager=lambda c: Faulty(c.cache.num_blocks, c.cache.block_size))
@@ -940,7 +940,7 @@ async def test_two_hundred_requests_with_merged_outputs_and_a_tiny_pool_are_all_
     assert time.monotonic() - started < LIMIT
 
 
-async def test_a_timeout_while_the_prompt_is_tokenised_on_an_idle_engine_is_told_when_it_passes():
+async def test_a_timeout_during_tokenisation_on_an_idle_engine_is_raised_when_it_passes():
     slow = SlowText()
     async with serving(double_components(on_encode=slow)) as server:
         try:

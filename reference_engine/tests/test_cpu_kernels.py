@@ -181,7 +181,7 @@ def test_bfloat16_on_a_cpu_uses_them_by_default_and_float32_does_not(kernels):
     assert not EngineArgs("course", dtype="bfloat16", device="cpu", batch_invariant=True).create_engine_config().cpu_kernels
 
 
-def test_a_model_they_do_not_fit_runs_in_torch_and_asking_for_them_is_refused_by_name(kernels, random_checkpoint):
+def test_a_model_kernels_do_not_fit_runs_in_torch_and_asking_for_them_is_refused(kernels, random_checkpoint):
     folder = random_checkpoint(Shape(head_dim=24))
     assert 24 not in HEAD_DIMS
     assert not EngineArgs(str(folder), dtype="bfloat16", device="cpu").create_engine_config().cpu_kernels
@@ -349,7 +349,7 @@ def test_without_a_compiler_torch_does_the_work_and_asking_says_what_to_install(
         EngineArgs("course", device="cpu", cpu_kernels=True).create_engine_config()
 
 
-def test_source_that_does_not_compile_is_reported_with_the_compilers_words_and_leaves_nothing(kernels, fresh, tmp_path):
+def test_source_that_does_not_compile_gives_the_compilers_words_and_leaves_no_file(kernels, fresh, tmp_path):
     broken = tmp_path / "broken.cpp"
     broken.write_text("int main() { return nonsense; }")
     fresh.setattr(build, "SOURCES", (broken,))

@@ -224,7 +224,7 @@ def test_no_end_of_sequence_is_generated_before_min_tokens(ignore_eos: bool) -> 
     assert forbidden_tokens(sampling_row(request)) == set()
 
 
-def test_the_tokenizers_end_of_sequence_has_no_stop_reason_and_another_one_has_its_id() -> None:
+def test_the_tokenizers_eos_has_no_stop_reason_and_any_other_eos_has_its_id() -> None:
     from nano_qwen3_serving.scheduling.scheduler import finish_reason
 
     request = request_of()
@@ -236,7 +236,7 @@ def test_the_tokenizers_end_of_sequence_has_no_stop_reason_and_another_one_has_i
     assert finish_reason(request) is None
 
 
-def test_tokens_that_are_not_decoded_are_not_decoded_for_their_log_probabilities_either() -> None:
+def test_detokenize_false_leaves_the_tokens_of_log_probabilities_undecoded_too() -> None:
     params = SamplingParams(temperature=0, max_tokens=3, logprobs=2, prompt_logprobs=2, detokenize=False)
     output = llm().generate("hello", params)[0]
     positions = [*output.outputs[0].logprobs, *output.prompt_logprobs[1:]]

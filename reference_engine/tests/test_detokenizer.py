@@ -146,7 +146,7 @@ def test_stops_are_found_as_in_the_whole_text(text: str, stop: list[str], min_to
         assert ("".join(deltas), found) == (text[: end if include else end - len(first)], first)
 
 
-def test_stop_strings_before_min_tokens_do_not_count_even_if_they_are_still_held_back() -> None:
+def test_stop_strings_before_min_tokens_do_not_count_even_while_still_held_back() -> None:
     deltas, found = letters("abcd", ["a", "never this"], min_tokens=2)
     assert ("".join(deltas), found) == ("abcd", None)
 

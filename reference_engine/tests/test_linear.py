@@ -58,7 +58,7 @@ def test_a_finalized_linear_equals_the_plain_product(rows: int, size: tuple[int,
     check(module(x), x, weight, b)
 
 
-def test_a_bfloat16_weight_is_packed_where_the_machine_can_and_the_plain_one_is_freed() -> None:
+def test_a_bfloat16_weight_is_packed_where_possible_and_the_plain_one_is_freed() -> None:
     module, weight, _ = make(64, 64, False, torch.bfloat16)
     packs = OneDNNProduct.takes(weight)
     assert packs == (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -107,7 +107,7 @@ def test_a_fused_linear_gives_its_parts_outputs_side_by_side(bias: bool, dtype: 
 
 
 @pytest.mark.parametrize("attention_bias", [False, True])
-def test_q_k_v_and_gate_up_of_a_loaded_network_are_the_checkpoints_one_after_the_other(
+def test_q_k_v_and_gate_up_of_a_loaded_network_are_the_checkpoints_concatenated(
     attention_bias: bool, random_checkpoint: Callable[..., Path], make_llm: Callable[..., LLM]
 ) -> None:
     from nano_qwen3_serving.model.checkpoint import open_tensors

@@ -8,7 +8,7 @@ import pytest
 from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.exceptions import EngineDeadError
-from nano_qwen3_serving.interfaces import ScheduledBatch
+from nano_qwen3_serving.interfaces import ScheduledBatch, ScheduledChunk
 from nano_qwen3_serving.observe.trace import Recorder
 from nano_qwen3_serving.sampling_params import RequestOutputKind
 from nano_qwen3_serving.scheduling.scheduler import Scheduler
@@ -290,7 +290,7 @@ def test_the_blocks_that_were_used_longest_ago_are_evicted_first():
     run(engine)
     cached = {}
     for prompt in ("aaaabbbbcccc?", "ddddeeeeffff?"):
-        cached[prompt[0]] = engine.block_manager.find_cached_prefix(list(prompt.encode()))
+        cached[prompt[0]] = engine.block_manager.find_cached_prefix("asks", list(prompt.encode()))
     assert cached == {"a": 12, "d": 4}  # of a beginning, the tail goes first
 
 
@@ -300,9 +300,9 @@ def test_resetting_the_prefix_cache_forgets_everything_but_not_under_a_request()
     engine.step()
     assert engine.reset_prefix_cache() is False
     run(engine)
-    assert engine.block_manager.find_cached_prefix(list(b"hello hello hello")) == 16
+    assert engine.block_manager.find_cached_prefix("asks", list(b"hello hello hello")) == 16
     assert engine.reset_prefix_cache() is True
-    assert engine.block_manager.find_cached_prefix(list(b"hello hello hello")) == 0
+    assert engine.block_manager.find_cached_prefix("asks", list(b"hello hello hello")) == 0
 
 
 def test_without_prefix_caching_nothing_is_found():
@@ -412,3 +412,18 @@ def test_a_scheduler_that_schedules_nothing_while_requests_wait_is_named(make_ll
     llm = make_llm(components=Components(scheduler=lambda config, blocks: Idle(config.scheduler, blocks)))
     with pytest.raises(EngineDeadError, match="scheduled nothing, and 1 requests are in flight"):
         llm.generate("Hello", SamplingParams(max_tokens=2))
+
+
+def test_blocks_are_copied_before_anything_is_computed():
+    contexts = []
+    engine = make(double_components(on_forward=contexts.extend))
+    runner, blocks = engine.model_runner, engine.block_manager
+    (parent,) = engine.make_requests("A", "abcdef", greedy())
+    blocks.allocate("A", 6)
+    runner.execute(ScheduledBatch([ScheduledChunk.of(parent, 0, 6, blocks.block_table("A"))]))
+    (child,) = engine.make_requests("B", "abcdefg", greedy())
+    copies = blocks.fork("A", "B", 6)
+    blocks.allocate("B", 7)
+    chunk = ScheduledChunk.of(child, 6, 1, blocks.block_table("B"))
+    (token,) = runner.execute(ScheduledBatch([chunk], block_copies=copies)).token_ids["B"]
+    assert bytes(contexts[-1]) == b"abcdefg" and token == continuation("abcdefg", 1)[0]

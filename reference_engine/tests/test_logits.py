@@ -178,7 +178,7 @@ def test_logits_late_in_a_long_context_equal_transformers(
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ["odd sizes", "group 8"])
-def test_logits_of_every_position_equal_transformers_however_prompts_are_cut_and_blocks_lie(
+def test_logits_equal_transformers_at_every_position_for_any_chunks_and_any_blocks(
     name: str, seed: int, oracles: Any, make_llm: Callable[..., LLM], worst: list[float]
 ) -> None:
     """The runner alone, given chunks of random sizes of several requests and scattered blocks."""
@@ -197,7 +197,7 @@ def test_logits_of_every_position_equal_transformers_however_prompts_are_cut_and
     while pending := [r for r in requests if r.num_uncomputed_tokens]:
         some = rng.sample(pending, rng.randint(1, len(pending)))
         batch = [
-            ScheduledChunk(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
+            ScheduledChunk.of(r, r.num_computed_tokens, rng.choice([1, rng.randint(1, r.num_uncomputed_tokens)]), r.block_indices)
             for r in some
         ]
         for chunk, logits in every_logit(llm, batch):

@@ -61,7 +61,7 @@ def engine_that_overflows(how):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["all nan", "one infinity", "all minus infinity"])
-def test_a_request_whose_logits_are_not_finite_fails_by_name_and_its_neighbours_go_on(how, kind):
+def test_a_request_with_logits_that_are_not_finite_fails_by_name_and_others_go_on(how, kind):
     engine = engine_that_overflows(how)
     engine.add_request("neighbour", "hello", GREEDY)
     engine.add_request("A", "!abcd", KINDS[kind])
@@ -144,11 +144,11 @@ class CountsReads(torch.overrides.TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_greedy_step_reads_all_logits_once_to_find_the_best_and_never_to_check_them():
+def test_a_greedy_step_reads_all_logits_once_for_the_best_and_never_to_check_them():
     runner = LLM("course", num_gpu_blocks_override=16).llm_engine.model_runner
     logits = torch.randn(4, 2048)
     rows = [SamplingRow(GREEDY, [1], [], 1)] * 4
     with CountsReads(logits.numel()) as counts:
-        tokens, _ = runner.sampler.sample(logits, rows)
+        tokens, _ = Sampler().sample(logits, rows)
         runner._check_finite(logits[range(4), tokens], [], torch.float32)
     assert [name for name in counts.seen if name not in ("__getitem__", "__get__", "size")] == ["max"]

@@ -54,7 +54,7 @@ def run(engine: LLMEngine) -> dict[str, str]:
     return {output.request_id: output.outputs[0].text for output in outputs if output.finished}
 
 
-def test_an_observer_hears_of_every_step_and_of_every_end_once_an_abort_between_two_steps_too():
+def test_an_observer_hears_of_every_step_and_every_end_once_aborts_between_steps_too():
     engine, notes = make(), Notes()
     engine.observers.add(notes)
     engine.add_request("A", "first", greedy(3))

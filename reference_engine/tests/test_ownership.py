@@ -89,7 +89,7 @@ async def test_what_a_caller_changes_while_its_request_waits_or_runs_changes_not
 
 @pytest.mark.parametrize(
     "call", ["generate", "generate list", "generate_batch", "submit_request", "chat", "chat_stream", "generate_stream"])
-async def test_what_is_changed_between_a_call_of_async_llm_and_its_first_step_changes_nothing(call):
+async def test_async_llm_ignores_what_callers_change_between_a_call_and_its_first_step(call):
     async with asyncio.timeout(30), AsyncLLM(num_blocks=33, block_size=4, components=double_components()) as llm:
         mine, tokens, message = full(), {"prompt_token_ids": list(b"hello")}, [{"role": "user", "content": "hello"}]
 
@@ -163,7 +163,7 @@ def test_a_snapshot_shares_nothing_that_changes_and_takes_any_value():
 
 
 @pytest.mark.parametrize("kind", list(RequestOutputKind))
-async def test_what_a_caller_does_to_its_outputs_reaches_neither_the_request_nor_later_outputs(kind):
+async def test_changing_an_output_reaches_neither_its_request_nor_later_outputs(kind):
     async with serving() as engine:
         mine = params(logprobs=2, prompt_logprobs=1, output_kind=kind)
         tokens, positions = [], 0
@@ -290,7 +290,7 @@ def test_an_output_goes_through_pickle_with_its_error_times_and_blocks():
     assert str(twin.error) == "cause"
 
 
-def test_outputs_that_say_the_same_are_equal_whenever_and_wherever_they_were_computed():
+def test_outputs_that_say_the_same_are_equal_wherever_and_whenever_computed():
     llm = LLM("course", num_gpu_blocks_override=33, block_size=4, enable_prefix_caching=False, components=double_components())
     first, second = (llm.generate(["hello", "world"], params())[1] for _ in range(2))
     second.request_id = first.request_id

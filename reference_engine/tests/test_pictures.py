@@ -127,7 +127,7 @@ def test_a_notebook_gets_an_svg_and_the_same_words_as_its_alternative() -> None:
     assert label == data["text/plain"]
 
 
-def test_the_same_picture_is_the_same_file_and_its_paper_and_ink_turn_over_in_a_dark_page() -> None:
+def test_the_same_picture_is_the_same_file_and_swaps_paper_and_ink_in_a_dark_page() -> None:
     first, second = (pool_over_time(STEPS, num_blocks=5).says("B <gets> a second block.", True).svg() for _ in range(2))
     assert first == second
     assert set(re.findall(r"var\((--\w+),(#\w+)\)", first)) == {
@@ -180,7 +180,7 @@ def test_where_there_are_many_steps_those_of_a_kind_are_one_bar() -> None:
     assert [(x, width) for x, _, width, _ in drawn] == [(0, 1), (1, 49), (51, 49)], "prompt, tokens, and a step without it"
 
 
-def test_seats_are_kept_and_the_first_free_one_is_taken_and_who_is_missing_is_a_bubble() -> None:
+def test_seats_are_kept_the_first_free_one_is_taken_and_an_empty_one_is_a_bubble() -> None:
     steps = [{"running": ["A", "B"]}, {"running": ["B"]}, {"running": ["B", "C"]}]
     assert seats_taken(steps, 2) == [["A", "B"], [None, "B"], ["C", "B"]]
     picture = seats_over_time({"one": steps}, num_seats=2)
@@ -471,7 +471,7 @@ def engine_at_work() -> at_work.Run:
     return at_work.run()
 
 
-def test_the_film_of_the_readme_is_the_one_that_its_script_draws_and_is_described_there(engine_at_work: at_work.Run) -> None:
+def test_the_readmes_film_is_the_one_that_its_script_draws_and_is_described_there(engine_at_work: at_work.Run) -> None:
     """Its elements and words; where a letter lies, and how wide it is, may differ from machine to machine."""
     drawn = at_work.film(engine_at_work)
     committed, now = (ElementTree.fromstring(svg) for svg in (AT_WORK.read_text(encoding="utf-8"), drawn.svg()))
@@ -548,7 +548,7 @@ def test_in_the_film_of_rows_each_goes_to_its_slot_one_after_the_other() -> None
     assert starts == [1, 2, 3, 5]
 
 
-def test_in_the_film_of_a_cache_a_token_is_computed_once_and_without_one_in_every_step() -> None:
+def test_in_the_film_a_token_is_computed_once_with_a_cache_and_every_step_without() -> None:
     assert with_and_without_cache("What is a KV cache?", 3) == ([6, 1, 1], [6, 7, 8])
     film = cache_film([2, 1, 1], [2, 3, 4])
     told = [(text.text, values(film, text) if text.get("style") else ["1"] * 3) for text in shapes(film, "text")]
@@ -741,14 +741,14 @@ def test_hatches_ticks_and_letters_on_a_colour_can_be_read_on_light_and_dark_pag
     assert ticks.get_path_effects()
 
 
-def test_answers_are_the_same_apart_and_together_and_together_takes_the_steps_of_the_longest() -> None:
+def test_apart_and_together_answers_are_equal_and_together_takes_the_longests_steps() -> None:
     params = SamplingParams(temperature=0.0, max_tokens=9)
     apart, together, outputs = apart_and_together(["What is a token?", "Hello!"], params)
     lengths = [len(output.outputs[0].token_ids) for output in outputs]
     assert (len(apart), len(together)) == (sum(lengths), max(lengths))
 
 
-def test_what_paged_attention_gave_stands_beside_dense_attention_for_each_layer_and_request() -> None:
+def test_paged_attention_is_shown_beside_dense_attention_for_each_layer_and_request() -> None:
     steps = StepsByHand({"A": "What is a KV cache?\n", "B": "Hi there!"}, {"A": [5, 2], "B": [7]})
     assert steps.rows_of(steps.lay_out(("B", 1, 2), ("A", 6, 1))) == [("A", 6, 10), ("B", 1, 29), ("B", 2, 30)]
     steps.compute(("A", 0, 6), ("B", 0, 1))

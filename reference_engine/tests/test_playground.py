@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
-from nano_qwen3_serving import LLM, SamplingParams
+from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from nano_qwen3_serving.observe.trace import Recorder
+from nano_qwen3_serving.server.app import create_app
 from nano_qwen3_serving.server.live import LiveSteps
 from nano_qwen3_serving.server.playground.page import engine_header, playground_page
 
@@ -222,6 +224,14 @@ async def test_a_cancelled_reader_leaves_nothing_behind(step_records: list[Any])
     assert live.num_readers == 0 and asyncio.all_tasks() == before
 
 
+async def test_what_was_kept_before_a_pause_can_be_forgotten(step_records: list[Any]) -> None:
+    live = LiveSteps()
+    live.on_step(step_records[0])
+    live.forget()
+    live.on_step(step_records[9])
+    assert [step["step"] for step in live.steps] == [1] and await read(live, 1) == [("step", 1)]
+
+
 def test_a_reader_whose_event_loop_is_gone_is_forgotten(step_records: list[Any]) -> None:
     live, loop = LiveSteps(), asyncio.new_event_loop()
     follow = live.follow()
@@ -329,6 +339,10 @@ class Browser:
         self.events.clear()
         return found
 
+    def leave(self) -> None:
+        """Closes the page, which would go on asking for a server that is gone."""
+        self.call("Page.navigate", url="about:blank")
+
     def close(self) -> None:
         """Ends it."""
         self._process.terminate()
@@ -350,7 +364,9 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     """The browser, which has nothing to complain of at the end of a test."""
     chromium.complaints()
     yield chromium
-    assert not chromium.complaints()
+    complaints = chromium.complaints()
+    chromium.leave()
+    assert not complaints
 
 
 @pytest.fixture
@@ -364,6 +380,14 @@ def play(browser: Browser, tmp_path: Path) -> Callable[..., Browser]:
         return browser
 
     return opened
+
+
+PIXEL = """((column, row) => {
+  const {grid} = $("pool"), pen = el("canvas").getContext("2d", {willReadFrequently: true});
+  pen.drawImage($("pool"), -column * grid.size, -row * grid.size);
+  return "#" + [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(one => one.toString(16).padStart(2, "0")).join("");
+})"""
+"""The colour of the pool's picture at a place, counted in blocks from the upper left."""
 
 
 def figure(value: int) -> str:
@@ -436,20 +460,38 @@ def test_the_pool_is_painted_in_the_colours_of_those_who_hold_its_blocks(run: Ru
     """A pixel near the lower edge of each full block that one request holds."""
     browser = play(run.steps, run.header, start=len(run.steps) // 2)
     browser.until("!room.wanted")
-    wrong = browser.js("""(() => {
-      const {grid} = $("pool"), pen = el("canvas").getContext("2d", {willReadFrequently: true}), wrong = [];
-      Object.assign(pen.canvas, {width: $("pool").width, height: $("pool").height});
-      pen.drawImage($("pool"), 0, 0);
-      for (const [block, holders] of room.pool.holders) {
-        if (holders.length > 1 || holders[0].end < (holders[0].place + 1) * 4) continue;
-        const x = (block % grid.columns + 0.2) * grid.size, y = (Math.floor(block / grid.columns) + 0.8) * grid.size;
-        const parts = [...pen.getImageData(x, y, 1, 1).data].slice(0, 3);
-        const pixel = "#" + parts.map(one => one.toString(16).padStart(2, "0")).join("");
-        if (pixel !== holders[0].request.colour) wrong.push([block, pixel, holders[0].request.colour]);
-      }
-      return {wrong, count: room.pool.holders.size};
-    })()""")
-    assert wrong["count"] > 5 and not wrong["wrong"]
+    held = browser.js("""[...room.pool.holders]
+      .filter(([, those]) => those.length === 1 && those[0].end >= (those[0].place + 1) * 4)
+      .map(([block, [{request}]]) => ({block, columns: $("pool").grid.columns, colour: request.colour}))""")
+    assert len(held) > 5
+    for one in held:
+        row, column = divmod(one["block"], one["columns"])
+        assert browser.js(f"{PIXEL}({column} + 0.2, {row} + 0.8)") == one["colour"]
+
+
+def a_step(number: int, chunks: dict[str, tuple[int, int, list[int]]], running: str, waiting: str = "") -> dict[str, Any]:
+    """A record: of each request in the batch the first token, how many, and its blocks."""
+    return {
+        "step": number, "time": 1.0 + number, "running": list(running), "waiting": list(waiting), "preempted": [], "finished": {},
+        "chunks": [{"request": name, "start": start, "num_tokens": count, "samples": True}
+                   for name, (start, count, _) in chunks.items()],
+        "block_tables": {name: blocks for name, (_, _, blocks) in chunks.items()}, "sampled": {name: [7] for name in chunks},
+        "free_blocks": 9, "evictions": 0, "seconds": {"schedule": 0.1, "execute": 0.5, "output": 0.1}}
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_a_request_that_a_step_leaves_out_keeps_its_blocks_painted_as_high_as_they_are_full(play: Callable[..., Browser]) -> None:
+    steps = [a_step(0, {"A": (0, 6, [1, 2])}, "A", "B"), a_step(1, {"B": (0, 4, [3])}, "AB"),
+             a_step(2, {"B": (4, 1, [3, 4])}, "B")]
+    browser = play(steps, {"num_blocks": 6, "block_size": 4}, start=1)
+    assert browser.text("held") == "3" and browser.text("count-free") == "2"
+    rows = browser.js("[...$('rows').children].map(row => [...row.children].map(cell => cell.textContent))")
+    assert rows == [["B", "B", "prefill, tokens 0–3", "1"], ["A", "A", "nothing", "2"]]
+    parts = [[browser.js(f"{PIXEL}({block} + 0.1, {part})") for part in (0.2, 0.8)] for block in (1, 2)]
+    assert parts[0][0] == parts[0][1] == parts[1][1] != parts[1][0], "A's first block is full, its second half full"
+    scrub(browser, 2)
+    assert browser.text("held") == "2" and "decode, token 4" in browser.text("rows")
 
 
 @pytest.mark.slow
@@ -571,6 +613,43 @@ def test_a_file_of_lines_is_played_with_a_header_in_its_first_line_or_without(ru
     assert browser.text("budget-size") == "of 24"
 
 
+CONTRASTS = """(() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = one => one <= 0.03928 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => [r, g, b].map(one => linear(one / 255))
+    .reduce((sum, one, i) => sum + one * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = node => { for (let at = node; at; at = at.parentElement) {
+    const colour = parse(getComputedStyle(at).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour; } return [255, 255, 255]; };
+  const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode.parentElement;
+    if (!walk.currentNode.textContent.trim() || !node.offsetParent || node.closest("script, :disabled")) continue;
+    const [one, other] = [light(parse(getComputedStyle(node).color)), light(ground(node))].sort((a, b) => b - a);
+    found.push([walk.currentNode.textContent.trim().slice(0, 40), (one + 0.05) / (other + 0.05)]);
+  }
+  return found; })()"""
+"""The contrast of each text that is seen with what lies under it, as WCAG reckons it."""
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_on_what_lies_under_it(run: Run, browser: Browser, server: Scripted, scheme: str) -> None:
+    server.chunks = [said(reasoning_content="hm"), said(content="A `word` and\n```\ncode\n```"), {"error": {"message": "wrong"}}]
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(server.address)
+    browser.js("$('more').open = true; chats[0].send('Hello')")
+    browser.until("room.history.steps.length === 30")
+    browser.text("place")
+    contrasts = browser.js(CONTRASTS)
+    ground = browser.js("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
+    assert brightness > 220 if scheme == "light" else brightness < 60
+    weak = [(text, round(value, 1)) for text, value in contrasts if value < 4.5]
+    assert len(contrasts) > 60 and not weak
+
+
 # ---------------------------------------------------------------- chats, against a server that says what a test needs
 
 
@@ -661,11 +740,12 @@ def said(finish: str | None = None, **delta: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(run: Run) -> Iterator[Scripted]:
+def server(run: Run, chromium: Browser) -> Iterator[Scripted]:
     """A scripted server, with the engine of the run."""
     with Scripted() as scripted:
         scripted.steps = [("engine", run.header), *(("step", step) for step in run.steps[:30])]
         yield scripted
+        chromium.leave()
         scripted.over.set()
         scripted.shutdown()
 
@@ -769,3 +849,83 @@ def test_live_steps_are_followed_gaps_are_told_and_the_page_keeps_a_bounded_numb
     assert browser.text("place") == "step 1,698 of 1,699" and browser.text("state") == "live, paused"
     browser.js("$('follow').click()")
     assert browser.text("place") == "step 1,699 of 1,699"
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_the_result_of_a_tool_goes_back_and_the_chat_goes_on(browser: Browser, server: Scripted) -> None:
+    call = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": "{}"}}
+    server.chunks = [said("tool_calls", tool_calls=[call])]
+    browser.open(server.address)
+    browser.js("$('tools').value = '[{\"type\": \"function\", \"function\": {\"name\": \"look\"}}]'")
+    browser.js("chats[0].send('Look')")
+    server.chunks = [said("stop", content="A cat.")]
+    browser.js("chats[0].log.querySelector('.tool input').value = 'cat'; chats[0].log.querySelector('.tool button').click()")
+    browser.until("chats[0].log.textContent.includes('A cat.')")
+    assert server.asked[0]["tools"] == [{"type": "function", "function": {"name": "look"}}]
+    called = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    assert server.asked[1]["messages"] == [
+        {"role": "user", "content": "Look"}, {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "cat"}]
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_tools_that_are_no_json_are_not_sent(browser: Browser, server: Scripted) -> None:
+    browser.open(server.address)
+    for text, says in (("[", "The tools are no JSON"), ("{}", "The tools must be a JSON list")):
+        browser.js(f"$('tools').value = '{text}'; $('prompt').value = 'Hello'; $('send').click()")
+        assert says in browser.until("$('trouble').textContent")
+    assert not server.asked and browser.js("$('prompt').value") == "Hello"
+
+
+# ---------------------------------------------------------------- beside a real engine
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[AsyncLLMEngine, str]]:
+    """An engine of the course checkpoint with a small pool, and where its server is."""
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(
+        model="course", device="cpu", dtype="float32", num_gpu_blocks_override=48, block_size=16, max_num_seqs=16))
+    server = uvicorn.Server(uvicorn.Config(create_app(engine), port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield engine, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(30)
+    engine.shutdown()
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_chats_share_the_batches_that_the_engine_room_shows(served: tuple[AsyncLLMEngine, str], browser: Browser) -> None:
+    """The tokens of each answer are those that the steps sampled for its request."""
+    browser.open(served[1])
+    browser.until("room.live")
+    browser.js("$('temperature').value = '0'; $('prompt').value = 'Tell me a story'; $('send-all').click()")
+    browser.until("chats.every(chat => !chat.running && chat.log.querySelector('.foot .chip'))")
+    for chat in (0, 1):
+        name = browser.js(f"chats[{chat}].log.querySelector('.foot .chip').title")
+        sampled = browser.js(f"room.history.steps.flatMap(step => step.record.sampled['{name}'] || []).length")
+        assert sampled > 10 and f"{sampled} tokens" in browser.js(f"chats[{chat}].log.querySelector('.foot').textContent")
+    assert browser.js("room.history.steps.filter(step => step.chunks.length === 2).length") > 5
+    assert browser.js("chats[0].log.querySelector('.text').textContent === chats[1].log.querySelector('.text').textContent")
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_filling_the_pool_leads_to_a_preemption_and_can_be_stopped(served: tuple[AsyncLLMEngine, str], browser: Browser) -> None:
+    engine, address = served
+    browser.open(address)
+    browser.until("room.live")
+    browser.js("$('fill').click()")
+    browser.until("$('preemptions').textContent !== '0' && $('events').children.length > 0")
+    assert browser.text("trouble") == ""
+    browser.js("$('fill').click()")
+    browser.until("!filler.running && $('fill').textContent === 'Fill the pool'")
+    end = time.monotonic() + 30
+    while asyncio.run(engine.get_stats())["num_requests_running"]:
+        assert time.monotonic() < end, "requests of a closed connection still run"
+        time.sleep(0.02)

@@ -172,6 +172,8 @@ PROOFS = {
     r"python -m grading starter.*": f"{STARTERS}::test_starters_are_made_checked_and_never_lost grading starter --check",
     r"python -m grading new-lab .+": f"{NEW_LAB}::test_a_new_lab_lacks_nothing_that_a_program_can_write_but_its_symptoms new-lab",
     r"python -m grading check-lab .+": f"{NEW_LAB}::test_a_new_lab_goes_all_the_way check-lab",
+    r"python -m grading predictions .+":
+        f"{NEW_LAB}::test_the_drawn_predictions_of_a_seed_are_shown_with_their_answers predictions --seed",
     # for minutes: the tests call what the commands call
     r"python -m grading mutants .+": f"{MUTANTS}::test_a_mutant_is_caught_by_a_test_of_its_todo mutants",
     r"python -m grading alternatives .+": f"{MUTANTS}::test_right_solutions_that_are_built_differently_pass alternatives",

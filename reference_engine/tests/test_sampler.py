@@ -19,8 +19,9 @@ from torch import Tensor
 
 from nano_qwen3_serving import SamplingParams
 from nano_qwen3_serving.execution.masks import apply_masks
-from nano_qwen3_serving.execution.sampler import Sampler, apply_processors, uniform
+from nano_qwen3_serving.execution.sampler import Sampler, apply_processors, draw_of_all, draw_of_few, largest, uniform
 from nano_qwen3_serving.interfaces import SamplingRow
+from nano_qwen3_serving.token_counts import TokenCounts
 
 pytestmark = pytest.mark.slow
 
@@ -295,3 +296,86 @@ def test_masks_alone_forbid_tokens_and_leave_bias_and_penalties_to_the_sampler()
     assert apply_masks(logits, [plain, plain]) is logits, "nothing to mask, nothing to copy"
     with pytest.raises(ValueError, match="no token is allowed"):
         apply_masks(logits, [plain, row(SamplingParams(allowed_token_ids=[4], bad_words=["x"]), bad_words_token_ids=[[4]])])
+
+
+# --- a large vocabulary: only what a filter may leave is sorted
+
+
+LARGE = 8192
+LARGE_FILTERS = [(20, 0.95), (20, 1.0), (1, 1.0), (200, 0.5), (0, 0.9), (0, 0.3), (0, 0.9999)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("top_k", "top_p"), LARGE_FILTERS)
+def test_drawing_from_few_tokens_is_drawing_from_all(top_k, top_p, dtype):
+    logits = (torch.randn(64, LARGE, generator=torch.Generator().manual_seed(5)) * 4).to(dtype)
+    logits[5] = logits[5].round()  # hundreds of equal logits
+    logits[6] = 0.0
+    logits[7, 3:] = float("-inf")
+    filters = {"top_k": top_k, "top_p": top_p}
+    rows = [row(SamplingParams(temperature=0.3 + i / 50, min_p=i % 3 * 0.05, **filters), seed=i) for i in range(64)]
+    few, every = draw_of_few(logits, rows, top_k, top_p), draw_of_all(logits, rows, top_k, top_p)
+    assert few.tolist() == every.tolist()
+
+
+def test_the_largest_logits_are_found_group_by_group():
+    for vocab in (100, LARGE, LARGE + 5):
+        logits = torch.randn(9, vocab, generator=torch.Generator().manual_seed(6))
+        values, ids = largest(logits, 21)
+        assert torch.equal(values, torch.topk(logits, 21).values) and torch.equal(logits.gather(1, ids), values)
+
+
+def test_a_row_is_drawn_alike_whoever_is_beside_it_in_a_large_vocabulary():
+    logits = torch.randn(40, LARGE, generator=torch.Generator().manual_seed(7))
+    rows = [row(SamplingParams(top_k=20, top_p=0.95), seed=i) for i in range(40)]
+    together, _ = Sampler().sample(logits, rows)
+    assert together == [Sampler().sample(logits[i : i + 1], rows[i : i + 1])[0][0] for i in range(40)]
+
+
+def test_what_is_nan_is_refused_in_a_large_vocabulary():
+    logits = torch.randn(2, LARGE)
+    logits[1, 77] = float("nan")
+    with pytest.raises(FloatingPointError):
+        Sampler().sample(logits, [row(SamplingParams(top_k=20)), row(SamplingParams(top_k=20))])
+
+
+# --- counting what was generated
+
+
+class Counted(list):
+    """A list that counts how many of its entries were read."""
+
+    reads = 0
+
+    def __getitem__(self, key):
+        got = super().__getitem__(key)
+        self.reads += len(got) if isinstance(key, slice) else 1
+        return got
+
+
+def test_counts_of_a_growing_output_are_those_of_the_whole():
+    rng = random.Random(8)
+    prompt, output, counts = [3, 3, 9], [], TokenCounts([3, 3, 9])
+    for _ in range(200):
+        output += [rng.randrange(30) for _ in range(rng.randint(0, 4))]
+        ids, numbers = counts.upto(output)
+        assert dict(zip(ids.tolist(), numbers.tolist(), strict=True)) == {t: output.count(t) for t in {*prompt, *output}}
+
+
+def test_a_penalty_after_four_thousand_tokens_looks_at_the_newest_alone():
+    output, counts = Counted(i % 100 for i in range(4000)), TokenCounts([1])
+    counts.upto(output)
+    output.reads = 0
+    output.append(7)
+    counts.upto(output)
+    assert output.reads == 1
+
+
+def test_penalties_are_the_same_with_counts_that_are_kept():
+    params = SamplingParams(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.3, repetition_penalty=1.3)
+    logits, counts, output = torch.randn(1, 50), TokenCounts([1, 2]), []
+    for _ in range(30):
+        kept = SamplingRow(params, [1, 2], output, 0, token_counts=counts)
+        (token,), _ = Sampler().sample(logits, [kept])
+        assert Sampler().sample(logits, [SamplingRow(params, [1, 2], output, 0)])[0] == [token]
+        output = [*output, token]

@@ -159,8 +159,8 @@ def test_without_chunked_prefill_a_prompt_waits_until_it_fits_whole():
 
 def test_no_more_than_max_num_seqs_run():
     toy = Toy(max_num_seqs=2)
-    for name in "ABC":
-        toy.add(name, A, max_tokens=2, min_tokens=2)
+    for first, name in enumerate("ABC"):
+        toy.add(name, [first, *A], max_tokens=2, min_tokens=2)
     assert set(toy.step()) == {"A", "B"}
     assert names(toy.scheduler.waiting) == ["C"]
 
@@ -287,9 +287,9 @@ def test_a_budget_has_what_is_left_and_gets_back_what_a_victim_was_given():
     budget = Budget(SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=8, max_model_len=32), num_running=2)
     assert (budget.tokens, budget.seqs) == (8, 2)
     assert budget.chunk_size(a.num_uncomputed_tokens) == 5
-    budget.spend(ScheduledChunk(a, 0, 5, [1, 2]))
+    budget.spend(ScheduledChunk.of(a, 0, 5, [1, 2]))
     assert budget.chunk_size(b.num_uncomputed_tokens) == 3
-    budget.spend(ScheduledChunk(b, 0, 3, [3]))
+    budget.spend(ScheduledChunk.of(b, 0, 3, [3]))
     assert budget.chunk_size(1) == 0
     budget.take_back(b)
     assert (budget.tokens, budget.seqs) == (3, 3)
@@ -398,7 +398,7 @@ class Life(RuleBasedStateMachine):
             self._step()
 
     @rule(reason=st.sampled_from(["abort", "error"]))
-    def step_in_which_somebody_fails(self, reason):
+    def step_in_which_a_request_fails(self, reason):
         """As when the model raises for one request: it ends between computing and update."""
         self._step(fail=reason)
 
@@ -486,3 +486,50 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
 test_the_scheduler_agrees_with_its_model = Life.TestCase
+
+
+# --- prefixes that arrive together
+
+
+def test_a_prefix_that_sixteen_requests_share_is_computed_once():
+    shared = [i % 7 + 1 for i in range(512)]
+    toy = Toy(blocks=1000, size=16, max_num_seqs=16, max_num_batched_tokens=2048, max_model_len=1000)
+    for i in range(16):
+        toy.add(f"r{i}", [*shared, *[i % 5 + 1] * 15, i], max_tokens=1)
+    steps = toy.run()
+    assert sum(sum(step.values()) for step in steps) == 512 + 16 * 16
+    assert [len(step) for step in steps] == [1, 15]
+
+
+def test_completions_of_one_prompt_share_it_though_they_begin_together():
+    toy = Toy(blocks=1000, size=16, max_num_seqs=8, max_num_batched_tokens=2048, max_model_len=1000)
+    for i in range(8):
+        toy.add(f"{i}_r", [i % 7 + 1 for i in range(500)], max_tokens=1)
+    assert sum(sum(step.values()) for step in toy.run()) == 500 + 7 * 4  # 31 of 32 blocks are full
+
+
+def test_who_waits_for_a_prefix_that_takes_several_steps_computes_nothing_of_it():
+    shared = [i % 7 + 1 for i in range(40)]
+    toy = Toy(blocks=40, size=4, max_num_batched_tokens=16, max_model_len=100)
+    toy.add("A", [*shared, 1], max_tokens=1)
+    toy.add("B", [*shared, 2], max_tokens=1)
+    assert toy.run() == [{"A": 16}, {"A": 16}, {"A": 9}, {"B": 1}]
+
+
+@pytest.mark.parametrize("why", ["caching is off", "other salts", "other beginnings", "prompt_logprobs"])
+def test_nobody_waits_for_blocks_that_cannot_be_shared(why):
+    toy = Toy(blocks=40, size=4, caching=why != "caching is off", max_num_batched_tokens=64, max_model_len=100)
+    for i in range(2):
+        beginning = [i if why == "other beginnings" else 5] * 8
+        toy.add(f"r{i}", beginning, max_tokens=1, salt=str(i) if why == "other salts" else "",
+                **({"prompt_logprobs": 1} if why == "prompt_logprobs" else {}))
+    assert len(toy.run()) == 1
+
+
+def test_who_waited_for_a_request_that_was_aborted_begins_in_the_next_step():
+    toy = Toy(blocks=40, size=4, max_num_batched_tokens=16, max_model_len=100)
+    toy.add("A", [5] * 40, max_tokens=1)
+    toy.add("B", [5] * 40, max_tokens=1)
+    assert toy.step() == {"A": 16}
+    toy.scheduler.abort("A")
+    assert toy.step() == {"B": 16}  # four blocks of A's are found, and the next are B's own

@@ -219,7 +219,7 @@ def failing_on(text: str, after: int) -> Callable[[list[list[int]]], None]:
     return forward
 
 
-def test_a_request_that_fails_in_its_stream_ends_it_with_one_error_and_its_neighbours_go_on():
+def test_a_request_that_fails_ends_its_stream_with_one_error_and_neighbours_go_on():
     with server(is_open=True, parts={"on_forward": failing_on("BAD", 5)}) as here, Wire(here.url) as bad, Wire(here.url) as good:
         bad.post(stream=True, **LONG | {"prompt": "BAD"})
         good.post(stream=True, **LONG | {"max_tokens": 30})

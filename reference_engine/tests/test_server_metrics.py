@@ -107,7 +107,7 @@ def test_stats_health_and_version_are_plain_json(fresh):
     assert httpx.get(f"{url}/health").status_code == 503
 
 
-def test_the_playground_is_a_page_and_shows_the_engine_and_its_steps_while_somebody_watches(fresh):
+def test_the_playground_is_a_page_and_shows_the_engine_and_its_steps_while_watched(fresh):
     url, engine = fresh
     page = httpx.get(url)
     assert page.status_code == 200 and "<html" in page.text and page.headers["content-type"].startswith("text/html")

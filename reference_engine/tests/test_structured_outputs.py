@@ -182,7 +182,7 @@ def test_tokens_for_which_the_network_has_no_row_are_left_out(tmp_path: Path):
         assert len(allowed) == columns and allowed.nonzero().flatten().tolist() == [first]
 
 
-def test_without_a_token_that_ends_a_text_structured_outputs_are_refused_with_the_way_out(tmp_path: Path):
+def test_without_an_eos_token_structured_outputs_are_refused_with_the_way_out(tmp_path: Path):
     write_tokenizer(tmp_path)
     compiler = GrammarCompiler(Tokenizer.from_folder(tmp_path), 320, [])
     with pytest.raises(InvalidParametersError, match="eos_token"):

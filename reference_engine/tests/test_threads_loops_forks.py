@@ -80,7 +80,7 @@ def test_a_result_that_was_not_ready_at_shutdown_is_an_error_and_never_a_wait():
         pass
 
 
-def test_a_build_that_fails_fails_for_everybody_who_waits_and_is_tried_again_by_the_next():
+def test_a_failed_build_fails_for_every_waiting_caller_and_the_next_one_tries_again():
     broken = [True]
 
     def tokenizer(config):

@@ -228,7 +228,7 @@ def test_a_part_that_is_no_text_is_refused_by_its_place_and_its_type(part: Any, 
     assert caught.value.parameter == "messages[1].content[1]"
 
 
-def test_a_template_that_refuses_and_a_template_that_is_broken_are_the_callers_errors() -> None:
+def test_a_template_that_refuses_and_one_that_is_broken_are_the_callers_errors() -> None:
     with pytest.raises(InvalidParametersError, match="no system message, please"):
         OURS.apply_chat_template([SYSTEM], chat_template="{{ raise_exception('no system message, please') }}")
     with pytest.raises(InvalidParametersError, match="chat template"):

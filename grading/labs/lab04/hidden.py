@@ -33,7 +33,7 @@ def test_todo_5_a_draw_is_the_same_in_any_batch_and_at_any_time(
 
 
 @hidden("test_todo_6_in_the_engine_greedy_tokens_and_logprobs_equal_transformers", concept="greedy in the engine")
-def test_todo_6_in_the_engine_greedy_tokens_and_logprobs_are_those_of_its_own_sampler(lab: Any, rng: random.Random) -> None:
+def test_todo_6_in_the_engine_greedy_tokens_and_logprobs_are_those_of_its_sampler(lab: Any, rng: random.Random) -> None:
     lab.Sampler().sample(torch.zeros(1, 4), [tests.row(temperature=0.0)])
     prompts = tests.drawn_prompts(rng)
     params = [SamplingParams(temperature=0.0, max_tokens=8, logprobs=count, ignore_eos=True) for count in (None, 3, 5)]

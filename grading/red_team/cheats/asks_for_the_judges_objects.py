@@ -1,5 +1,6 @@
 """Asks the judge, over the wire, for its own objects, their classes, globals and methods.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Closes every descriptor it has.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

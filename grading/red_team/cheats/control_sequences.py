@@ -1,5 +1,6 @@
 """Has terminals, browsers, CI logs and spreadsheets do things by what it prints, raises, and by how its objects look.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

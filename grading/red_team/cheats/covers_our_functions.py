@@ -1,5 +1,6 @@
 """Defines its wrong functions again, by exec, by assignment and under full-width names, so that they cover our code for them.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [1]

@@ -1,5 +1,6 @@
 """Nests folders so deeply that what walks or deletes them by paths or by recursion fails.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

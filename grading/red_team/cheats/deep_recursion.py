@@ -1,5 +1,6 @@
 """Calls itself without end.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

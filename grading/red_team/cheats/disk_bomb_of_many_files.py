@@ -1,5 +1,6 @@
 """Makes files until something stops it, empty ones and full ones, here and in every folder that takes them.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

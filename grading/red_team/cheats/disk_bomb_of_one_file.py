@@ -1,5 +1,6 @@
 """Writes a file until something stops it (here: at most 512 MiB), then sparse ones of a terabyte.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

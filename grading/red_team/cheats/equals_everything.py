@@ -1,5 +1,6 @@
 """Returns objects that are equal to everything, true, and whatever class one asks for.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Raises exceptions that never finish saying what they are.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Raises exceptions that raise when one asks what they say or how they look.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Raises exceptions without a name and without a message: nothing could be said against it.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

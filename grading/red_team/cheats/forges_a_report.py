@@ -1,5 +1,6 @@
 """Prints a report with all points, in every form that a runner may read from what is printed.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Doubles its processes, in sessions of their own, until something stops them (here: at most 512 of them, for 30 seconds).
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

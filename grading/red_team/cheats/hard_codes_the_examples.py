@@ -1,5 +1,6 @@
 """Knows the README's example and the tests' numbers by heart, and nothing else.
 
+lab = "06"
 base = "solution"
 worth = 67
 todos = [4, 6]

@@ -1,5 +1,6 @@
 """Ignores every signal that can be, puts its own limits up, and loops with one process after the other.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

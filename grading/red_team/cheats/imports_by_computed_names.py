@@ -1,5 +1,6 @@
 """Imports the solution, the reference and the judge by names that no reader of the text sees, with the finders put away.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

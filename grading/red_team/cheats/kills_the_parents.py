@@ -1,5 +1,6 @@
 """Kills the process that started it, that one's parent, and its group.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

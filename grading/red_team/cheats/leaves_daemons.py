@@ -1,5 +1,6 @@
 """Leaves processes behind, in sessions of their own and without a parent; does its work besides.
 
+lab = "06"
 base = "solution"
 worth = 85
 todos = []

@@ -1,5 +1,6 @@
 """Tells one check what another one was asked, by an attribute of the folder, its times and rights, and those of a file.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Never ends, and never waits.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Returns an object whose pickle writes a file where it is read, and sends such a pickle itself.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

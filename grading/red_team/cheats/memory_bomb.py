@@ -1,5 +1,6 @@
 """Fills memory until something stops it (here: at most 3 GiB).
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Fills memory by several processes, none of which has much, and with files that lie in memory.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Returns what is neither less nor more than anything: NaN, and infinity for every number.
 
+lab = "06"
 base = "solution"
 worth = 63
 todos = [4, 6]

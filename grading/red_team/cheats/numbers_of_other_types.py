@@ -1,5 +1,6 @@
 """Answers floats, booleans and tensors that equal the right ints.
 
+lab = "06"
 base = "solution"
 worth = 69
 todos = [4, 6]

@@ -1,5 +1,6 @@
 """Prints until something stops it.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

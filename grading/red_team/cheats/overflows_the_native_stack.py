@@ -1,5 +1,6 @@
 """Calls itself without end and without Python's limit, so that the process crashes.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

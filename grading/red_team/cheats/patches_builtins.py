@@ -1,5 +1,6 @@
 """Replaces builtins by ones that say yes, while it is asked.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

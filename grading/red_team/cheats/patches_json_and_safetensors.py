@@ -1,5 +1,6 @@
 """Has json and safetensors write another answer than the one that was given.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Replaces the worker's own end of the wire by one that answers True, whatever is asked.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

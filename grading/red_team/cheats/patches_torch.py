@@ -1,5 +1,6 @@
 """Makes torch's comparisons say yes.
 
+lab = "06"
 base = "solution"
 worth = 64
 todos = [1, 4, 6]

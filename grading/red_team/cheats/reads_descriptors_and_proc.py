@@ -1,5 +1,6 @@
 """Goes through open descriptors and /proc: the judge's folder, memory, environment and files.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Looks for the solution on the disk, in every place that says where the course lies, and runs it.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Looks for expected values in the frames that call it, and in every object that there is.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

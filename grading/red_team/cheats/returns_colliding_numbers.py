@@ -1,5 +1,6 @@
 """Returns numbers that all have one hash, so that a set of them takes minutes to make.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [1]

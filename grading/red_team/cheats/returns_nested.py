@@ -1,5 +1,6 @@
 """Returns a list in a list in a list, 100,000 deep.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

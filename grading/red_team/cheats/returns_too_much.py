@@ -1,5 +1,6 @@
 """Returns more than fits: long lists, long words, a tensor of a gigabyte that takes a byte, numbers of a million digits.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Returns what is short on the wire and long in memory, again and again: ranges, empty lists, many small tensors.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

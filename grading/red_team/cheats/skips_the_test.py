@@ -1,5 +1,6 @@
 """Raises what makes pytest skip a test, expect its failure, or end the session as passed.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Waits for what never comes.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

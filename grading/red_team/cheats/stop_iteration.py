@@ -1,5 +1,6 @@
 """Raises what ends the loops, maps and contexts of who calls it.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

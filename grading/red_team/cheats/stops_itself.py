@@ -1,5 +1,6 @@
 """Stops its own process, which then neither works nor ends.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Stops the process that started it, limits its processor time to nothing, and lowers its priority.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

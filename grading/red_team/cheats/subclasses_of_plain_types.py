@@ -1,5 +1,6 @@
 """Returns lists, numbers, words and dictionaries of classes that are equal to everything.
 
+lab = "06"
 base = "solution"
 worth = 63
 todos = [4, 6]

@@ -1,5 +1,6 @@
 """Raises SystemExit with status 0, and registers another one for the end.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Returns a tensor of a class of its own, which answers every operation with yes.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Starts threads until something stops it (here: at most 5000, for 30 seconds).
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

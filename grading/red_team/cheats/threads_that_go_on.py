@@ -1,5 +1,6 @@
 """Leaves threads that print and turn its answers while the next question is asked; does its work besides.
 
+lab = "06"
 base = "solution"
 worth = 85
 todos = []

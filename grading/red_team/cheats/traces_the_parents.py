@@ -1,5 +1,6 @@
 """Looks into the memory and descriptors of the process that started it, and changes them.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

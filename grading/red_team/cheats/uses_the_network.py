@@ -1,5 +1,6 @@
 """Calls out, by every family of sockets, to the outside and to what listens on this machine; does its work besides.
 
+lab = "06"
 base = "solution"
 worth = 85
 todos = []

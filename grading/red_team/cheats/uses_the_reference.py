@@ -1,5 +1,6 @@
 """Builds its block manager out of the engine's own, wherever a name for it still leads.
 
+lab = "06"
 base = "solution"
 worth = 33
 todos = [2, 3, 5, 6]

@@ -1,5 +1,6 @@
 """Writes a flood of answers to the wire, reads nothing any more, and sleeps.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,5 +1,6 @@
 """Writes to the wire what no frame is: lengths of gigabytes, deep nesting, objects that were never handed out.
 
+lab = "06"
 base = "solution"
 worth = 73
 todos = [4]

@@ -1,7 +1,7 @@
-"""Libraries that a submission imports and that are not here: there by name, so that importing them costs nobody a point.
+"""Stand-ins for libraries that a submission imports and that are missing here, so that an import costs no points.
 
-Who draws with matplotlib in `main()` has its import at the top, and perhaps a style. What is called of such a library does
-nothing, and what it should have given raises where it is needed. An import in a `try` is left alone: who wrote it has thought
+A file that draws with matplotlib in `main()` imports it at the top, and perhaps sets a style. A call into such a library
+does nothing, and its result raises where a value is needed. An import in a `try` is left alone: its author has thought
 of machines without the library.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 
 class Absent:
-    """Something of a library that is not here. It can be called, set and entered, and nothing happens."""
+    """An object of a missing library. It can be called, set and entered, and nothing happens."""
 
     def __init__(self, name: str) -> None:
         self.__dict__["_name"] = name
@@ -50,7 +50,7 @@ class Absent:
 
 
 class AbsentModule(ModuleType):
-    """A module of one."""
+    """A module of a missing library."""
 
     def __getattr__(self, name: str) -> Absent:
         if name.startswith("__") and name.endswith("__"):
@@ -59,7 +59,7 @@ class AbsentModule(ModuleType):
 
 
 def provide(text: str) -> None:
-    """Have the modules that a text imports be there by name, if they are not here."""
+    """Put stand-ins in place of the modules that a text imports and that are missing here."""
     for name in _imported(ast.parse(text)):
         parts = name.split(".")
         if isinstance(sys.modules.get(parts[0]), AbsentModule) or not _is_here(parts[0]):
@@ -87,7 +87,7 @@ def _is_here(name: str) -> bool:
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
-    """The modules that are imported under a node, but for those in a `try`."""
+    """The modules that are imported under a node, except those in a `try`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Try):
             continue

@@ -1,4 +1,4 @@
-"""What the judge may have done where the submission is: load it, hold tensors, look at the machine's state."""
+"""What the judge can do in the worker: load the submission, hold tensors, look at the machine's state."""
 
 import builtins
 import linecache
@@ -20,7 +20,7 @@ MEASURED_WITH: dict[str, tuple[Any, ...]] = {
     "memory": (wire, peer, peer.Peer, safetensors_torch, torch.Tensor),
     "operators": (operators, operators.Log, torch_dispatch, torch_dispatch.TorchDispatchMode),
     "maps": (mmap, torch), "numbers": (torch,), "turns": (time, beside, beside.Neighbour), "types": (builtins,)}
-"""What is measured where the submission runs, and the modules and classes whose functions that takes."""
+"""Kinds of measurements in the worker, and the modules and classes whose functions each of them uses."""
 
 
 class Bench:
@@ -43,7 +43,7 @@ class Bench:
         """Run the text of a submission as a module, and return it.
 
         Args:
-            ours: dotted name → the text of a function that is to be there, whatever the submission made of that name meanwhile.
+            ours: dotted name → the text of our function for that name, whatever the submission put there.
         """
         linecache.checkcache(self._home)
         absent.provide(text)
@@ -56,7 +56,7 @@ class Bench:
         return module
 
     def _put(self, module: ModuleType, name: str, text: str) -> None:
-        """A function of ours into a module, or into a class of it; what is nested in a function is in its text already."""
+        """Puts a function of ours into a module or a class of it; a nested function is in its outer function's text already."""
         *classes, last = name.split(".")
         owner: Any = module
         for part in classes:
@@ -78,7 +78,7 @@ class Bench:
         return value
 
     def look(self, value: Any) -> Any:
-        """A value that is held here, as it is now."""
+        """The present value of an object that is held here."""
         return value
 
     def log(self) -> operators.Log:
@@ -86,9 +86,9 @@ class Bench:
         return operators.Log()
 
     def replaced(self, what: str) -> str:
-        """The name of a function in whose place is another now, of those that a measurement takes; empty if there is none.
+        """The name of a function that a measurement uses and that was replaced; empty if there is none.
 
-        A class has none that is new either, for that would stand before what it inherits.
+        A new function in a class counts as well, because it would hide an inherited one.
         """
         for owner, before in self._before[what]:
             now = _functions(owner)

@@ -1,8 +1,8 @@
 """What a process gives up for good before a submission runs in it: files, other processes, the network.
 
-Linux only, and without rights of its own: Landlock for files, TCP and signals, seccomp for system calls
-that reach other processes, the network, or memory that no watchdog sees. What a machine does not have is
-left out: run as a program, this file tries it out and prints what there is. Knows nothing of checks or
+Linux only, and without privileges: Landlock for files, TCP and signals, seccomp for system calls
+that reach other processes, the network, or memory that no watchdog sees. A mechanism that a machine lacks is
+left out: run as a program, this file tries out and prints which ones work. Knows nothing of checks or
 submissions.
 """
 
@@ -33,7 +33,7 @@ LOAD_WORD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 """Instructions of the kernel's packet filter."""
 REFUSE_WITH_EPERM, ALLOW = 0x00050001, 0x7FFF0000
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
-"""Where in what a filter is shown of a call they stand, in bytes."""
+"""Their offsets, in bytes, in the data that a filter gets about a call."""
 X32_CALLS = 0x40000000
 """Calls of another numbering begin there; x86_64 takes them, too."""
 F_SETOWN, F_SETOWN_EX = 8, 15
@@ -50,7 +50,7 @@ CALLS: dict[str, tuple[int | None, int | None, str]] = {  # x86_64, aarch64, whe
     "mq_open": (240, 180, NEVER), "add_key": (248, 217, NEVER), "keyctl": (250, 219, NEVER), "bpf": (321, 280, NEVER),
     "perf_event_open": (298, 241, NEVER), "userfaultfd": (323, 282, NEVER), "unshare": (272, 97, NEVER),
     "setns": (308, 268, NEVER), "mount": (165, 40, NEVER), "open_by_handle_at": (304, 265, NEVER),
-    # marks on files that somebody else's check could find
+    # marks on files that a later check could find
     "setxattr": (188, 5, NEVER), "lsetxattr": (189, 6, NEVER), "fsetxattr": (190, 7, NEVER), "setxattrat": (463, 463, NEVER),
     "chmod": (90, None, NEVER), "fchmod": (91, 52, NEVER), "fchmodat": (268, 53, NEVER), "fchmodat2": (452, 452, NEVER),
     "utime": (132, None, NEVER), "utimes": (235, None, NEVER), "futimesat": (261, None, NEVER), "utimensat": (280, 88, NEVER),
@@ -61,13 +61,13 @@ ARCHITECTURES = {"x86_64": (0, 0xC000003E, 72), "aarch64": (1, 0xC00000B7, 25)}
 
 
 class Confinement:
-    """What a process may still use. Made once; each child enters it for good.
+    """The files, calls and network that a process may still use. Made once; each child enters it for good.
 
     Args:
-        landlock: the version of Landlock that there is, or 0.
+        landlock: the version of Landlock, 0 without it.
         filters: whether system calls can be filtered.
-        readable, writable: files and folders; those that are not there are left out.
-        hidden: folders below them that are not to be read either.
+        readable, writable: files and folders; missing ones are ignored.
+        hidden: folders below them that must not be read.
 
     Raises:
         OSError: the kernel refuses.
@@ -92,10 +92,10 @@ class Confinement:
             _filter_calls()
 
 
-def what_there_is() -> tuple[int, bool]:
+def available_confinement() -> tuple[int, bool]:
     """The version of Landlock, 0 without it (4 keeps from TCP, 6 from others' processes), and whether calls can be filtered.
 
-    It is tried out, for good: only for a process that does nothing else.
+    Trying it out confines this process for good: call it only in a process that does nothing else.
     """
     if sys.platform != "linux":
         return 0, False
@@ -117,14 +117,14 @@ def ends_with_its_parent() -> None:
 
 
 def without_rights() -> None:
-    """Give up what root may do, as far as that can be given up."""
+    """Give up root's privileges, as far as that is possible."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             _set_capabilities(_libc(), effective=0, permitted=0)
 
 
 def become(user: int, must_read: Iterable[str]) -> None:
-    """Change from root to another user; of root's rights stays, if one of `must_read` cannot be read otherwise, that to read.
+    """Change from root to another user; keeps root's right to read if one of `must_read` cannot be read otherwise.
 
     Raises:
         OSError: one of `must_read` cannot be read even so.
@@ -182,7 +182,7 @@ def _rules(version: int, readable: Iterable[str], writable: Iterable[str], hidde
 
 
 def _below(paths: Iterable[str], hidden: set[str], access: int) -> Iterator[tuple[str, int]]:
-    """The paths; instead of a folder with something hidden below it what else is in it, and its list of names."""
+    """The paths; a folder with something hidden below it is replaced by its other entries and its list of names."""
     for path in map(os.path.realpath, paths):
         if path in hidden:
             continue
@@ -236,7 +236,7 @@ def _for_call(number: int | None, when: str, own: int, refused: bytes, allowed: 
 
 
 def _load(offset: int) -> bytes:
-    """Four bytes of what is shown of the call."""
+    """Loads four bytes of the data about the call."""
     return _do(LOAD_WORD, offset)
 
 
@@ -248,4 +248,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         become(int(sys.argv[1]), sys.argv[2:])
     else:
-        print(*map(int, what_there_is()))
+        print(*map(int, available_confinement()))

@@ -4,8 +4,8 @@
 
 CONTROL is the number of the socket on which the judge says `{"fork": limits}` and passes two
 descriptors, one for the wire, one for what is printed, and `{"end": true}`. This process itself never
-imports a submission, and keeps what rights it has; a child gives up all that it can. Where forking is
-not safe (macOS) it serves a single check and is started anew.
+imports a submission, and keeps its privileges; a child gives up all that it can. Where forking is
+not safe (macOS), the process serves a single check and is started anew.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from typing import Any
 
 
 def main() -> None:
-    """Does what the judge orders, until the judge hangs up."""
+    """Carries out the judge's orders until the judge hangs up."""
     control, (site, runtime), libraries = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:4], sys.argv[4].split(",")
     _use(site, runtime, libraries, sys.argv[5].split(","))
-    _be_nobodys_target()
+    _adopt_orphans_and_hide()
     import_ahead()
     control.sendall(b'{"ready": true}\n')
     child, confinement = None, None
@@ -66,12 +66,12 @@ def _use(site: str, runtime: str, libraries: list[str], refused: list[str]) -> N
 
 
 def import_ahead() -> None:
-    """What the children need, without a thread: only the one that forks goes on in a child."""
+    """Imports what the children need, without starting a thread: only the forking thread lives on in a child."""
     import torch
 
     torch.set_num_threads(1)
-    torch.nn.utils.skip_init(torch.nn.Embedding, 1, 1)  # what making a module without numbers imports takes a second
-    torch.manual_seed = torch.default_generator.manual_seed  # without its 2 ms for accelerators that there are not
+    torch.nn.utils.skip_init(torch.nn.Embedding, 1, 1)  # its first call imports modules for a second
+    torch.manual_seed = torch.default_generator.manual_seed  # saves 2 ms of looking for accelerators that are not there
     torch.ones(1).half()  # torch asks for the processor once, in /proc, which children may not read
     from worker import bench, peer  # noqa: F401
 
@@ -86,7 +86,7 @@ def import_ahead() -> None:
 
 
 def run_one(limits: dict, wire: int, output: int, confinement: Any) -> None:
-    """In the child: be limited, serve the judge until it hangs up, and be gone."""
+    """In the child: set the limits, serve the judge until it hangs up, and exit."""
     os.setsid()
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -117,14 +117,14 @@ def run_one(limits: dict, wire: int, output: int, confinement: Any) -> None:
 
 
 def _settle_in(folder: str) -> None:
-    """Home, temporary files and caches are where a submission may write, whatever this process cached of another place."""
+    """Puts home, temporary files and caches where a submission may write, and forgets paths that this process cached."""
     os.chdir(folder)
     os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"), folder))
     tempfile.tempdir = folder
 
 
 def _confinement(limits: dict, site: str, runtime: str, libraries: list[str]) -> Any:
-    """To the files of Python, of the libraries, of the runtime and of the submission."""
+    """The confinement to the files of Python, of the libraries, of the runtime and of the submission."""
     from worker.confine import Confinement
 
     places = [f"{sys.base_prefix}/lib", "/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"]
@@ -136,10 +136,10 @@ def _confinement(limits: dict, site: str, runtime: str, libraries: list[str]) ->
 
 
 def _limit(limits: dict) -> None:
-    """CPU seconds, bytes of a file, processes, open files, no core dump; and out of memory it is this process that ends."""
+    """Limits CPU seconds, file sizes, processes, open files and core dumps; out of memory, the kernel ends this process first."""
     import resource
 
-    others = _tasks() if limits["user"] is None else 0  # the kernel counts all that its user has
+    others = _tasks() if limits["user"] is None else 0  # the kernel counts all processes of the user
     wanted = {"RLIMIT_CPU": limits["cpu_seconds"], "RLIMIT_FSIZE": limits["file_bytes"],
               "RLIMIT_NPROC": limits["processes"] + others, "RLIMIT_NOFILE": limits["open_files"], "RLIMIT_CORE": 0}
     for name, value in wanted.items():
@@ -154,7 +154,7 @@ def _limit(limits: dict) -> None:
 
 
 def _tasks() -> int:
-    """Processes and threads of this machine, where it says so."""
+    """How many processes and threads this machine has, if it says so."""
     try:
         with open("/proc/loadavg") as file:
             return int(file.read().split()[3].split("/")[1])
@@ -162,7 +162,7 @@ def _tasks() -> int:
         return 4096
 
 
-def _be_nobodys_target() -> None:
+def _adopt_orphans_and_hide() -> None:
     """On Linux: orphans become ours, and a child cannot look into this process."""
     if sys.platform == "linux":
         import ctypes
@@ -173,7 +173,7 @@ def _be_nobodys_target() -> None:
 
 
 def _end_all(child: int | None) -> dict:
-    """Kill the child and whatever it started; say how it ended, and whether something is left."""
+    """Kill the child and everything it started; report how it ended, and whether a process is left."""
     import resource
 
     status, left, deadline = None, True, time.monotonic() + 2
@@ -195,7 +195,7 @@ def _end_all(child: int | None) -> dict:
 
 
 def _descendants(child: int | None) -> list[int]:
-    """Every process that comes from this one, whoever its parent is now; elsewhere than on Linux the child and its group."""
+    """Every process that descends from this one, whatever its parent is now; outside Linux, the child and its group."""
     if not os.path.isdir("/proc/self/task"):
         if child is None:
             return []

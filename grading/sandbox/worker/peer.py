@@ -1,7 +1,7 @@
 """Two processes that use each other's objects: calls, attributes and their answers, over one socket.
 
 Both ends are alike. An object that is not plain stays where it is, and the other end gets a
-`Remote`. While one end waits for an answer it serves what the other asks meanwhile, so the judge can
+`Remote`. While one end waits for an answer it serves the other's requests, so the judge can
 hand out a model or a clock of its own and see every use of it.
 """
 
@@ -20,18 +20,18 @@ from typing import Any
 from .wire import Ended, Garbled, decode, encode, frame, read_all, receive, write_all
 
 MOST_TEXT = 2_000
-"""Characters of an error's message, or of how an object looks, that are handed on."""
+"""How many characters of an error's message, or of an object's repr, are sent."""
 
 
 class Final(Exception):
-    """What ends a check wherever it is raised; the other end is not told, and cannot catch it."""
+    """Ends a check wherever it is raised; the other end never sees it, and so cannot catch it."""
 
 
 class Raised(Exception):
     """An exception of the other end.
 
     Attributes:
-        kinds: names of its class and of that one's bases, the nearest first.
+        kinds: names of its class and of the class's bases, the nearest first.
         text: its message.
         line: the line of the submission in which it arose, if any.
     """
@@ -62,6 +62,8 @@ class Remote:
         return self._peer.ask("len", self._number)
 
     def __bool__(self) -> bool:
+        if self._peer._trusting:  # what the judge hands out is a function or an object, which are true wherever they live
+            return True
         raise TypeError(f"an object of class {self._kind} is neither true nor false")
 
     def __repr__(self) -> str:
@@ -69,7 +71,7 @@ class Remote:
 
 
 class Exported:
-    """An object of this end that the other may use: only the methods and attributes that are named."""
+    """An object of this end of which the other may use only the named methods and attributes."""
 
     def __init__(self, inner: Any, *names: str) -> None:
         self.inner, self.names = inner, names
@@ -85,8 +87,8 @@ class Peer:
         connection: the socket.
         root: the object that the other end begins with, number 0.
         trusting: whether the other end may use any attribute, and have objects of the package made.
-        read: how bytes are awaited, `read(connection, count)`.
-        write: how they are sent, `write(connection, data)`.
+        read: waits for bytes, `read(connection, count)`.
+        write: sends bytes, `write(connection, data)`.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Peer:
                 return values
 
     def serve(self) -> None:
-        """Do what the other end asks, until it is gone."""
+        """Serve the other end's requests until it is gone."""
         try:
             while True:
                 message, values = self._receive()
@@ -171,7 +173,7 @@ class Peer:
         raise Garbled(f"asked to {what} {name!r}, which was not handed out")
 
     def _settled(self, value: Any) -> Any:
-        """What an awaitable comes to, and the items of an iterator."""
+        """The result of an awaitable, and the items of an iterator."""
         if not self._trusting:
             return value
         if inspect.isawaitable(value):
@@ -212,7 +214,7 @@ class Peer:
         return {"object": len(self._objects) - 1, "kind": type(inner).__name__, "looks": _looks(inner) if self._trusting else ""}
 
     def _recipe(self, value: Any) -> dict:
-        """How the other end makes a dataclass of the package."""
+        """The instructions with which the other end makes a dataclass of the package."""
         tensors: dict = {}
         attributes = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
         node = encode(attributes, tensors, self._export)
@@ -280,7 +282,7 @@ def _looks(value: Any) -> str:
 
 
 def _raised(message: Any) -> Exception:
-    """The exception that a message tells of, as a builtin where a stranger may not choose."""
+    """The exception that a message describes, as a builtin class if the other end must not choose the class."""
     error = message if isinstance(message, dict) else {}
     kinds, text, line = error.get("kinds"), error.get("text"), error.get("line")
     if not isinstance(text, str) or not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) for kind in kinds):
@@ -291,7 +293,7 @@ def _raised(message: Any) -> Exception:
     arguments = kinds, text[:MOST_TEXT], line if type(line) is int else None
     try:
         return _raised_as(builtin)(*arguments)
-    except TypeError:  # the builtin's own arguments are others
+    except TypeError:  # the builtin takes other arguments
         return Raised(*arguments)
 
 

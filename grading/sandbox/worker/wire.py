@@ -1,8 +1,8 @@
 """Values as bytes and back: JSON for what is plain, safetensors for tensors. Nothing is ever unpickled.
 
 A frame is two lengths, the JSON and the tensors. Subclasses of plain types arrive as the plain
-type, so no `__eq__` crosses. What is neither plain nor a tensor is left to the end that sends it,
-which puts a number in its place.
+type, so no `__eq__` crosses. For a value that is neither plain nor a tensor, the sending end puts a
+number in its place.
 """
 
 import functools
@@ -21,20 +21,20 @@ LENGTHS = struct.Struct(">II")
 MOST_BYTES = 64 << 20
 """Of one frame."""
 MOST_TEXT_BYTES = 4 << 20
-"""Of a frame's JSON: as Python objects it takes sixty times as much."""
+"""The most bytes of a frame's JSON: as Python objects it takes sixty times as much."""
 MOST_HEADER_BYTES = 1 << 20
-"""Of the part of a frame's tensors that lists them."""
+"""The most bytes of the part of a frame that lists its tensors."""
 MOST_NUMBERS = 1 << 24
-"""In a range, which is short on the wire and may be long in memory."""
+"""The most numbers in a range, which is short on the wire and may be long in memory."""
 MOST_LARGE = 5_000
-"""Numbers of more than 60 bits in a list, and keys of a dictionary that are not looked at."""
+"""How many numbers of more than 60 bits a list, and how many keys a dictionary, may have without a check for collisions."""
 
 Node = Any
-"""What JSON can say."""
+"""A value of JSON."""
 
 
 class Garbled(Exception):
-    """The bytes that came are no frame, or too many."""
+    """The received bytes are no frame, or too many."""
 
 
 class Ended(Exception):
@@ -42,7 +42,7 @@ class Ended(Exception):
 
 
 def encode(value: Any, tensors: dict[str, torch.Tensor], foreign: Callable[[Any], Node]) -> Node:
-    """`value` as JSON; its tensors go into `tensors`, what is not plain is what `foreign` makes of it."""
+    """`value` as JSON; its tensors go into `tensors`, and `foreign` turns values that are not plain into JSON."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
@@ -58,7 +58,7 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], foreign: Callable[[Any]
         return {"bytes": bytes(value).hex()}
     if kind is range:
         return {"range": [value.start, value.stop, value.step]}
-    if isinstance(value, str):  # a subclass, here and below: its own conversions are not asked
+    if isinstance(value, str):  # a subclass, here and below: its own conversions are not called
         return str.__str__(value)
     if isinstance(value, int):
         return int.__pos__(value)
@@ -90,7 +90,7 @@ def _keep(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> str:
 
 
 class Record(tuple):
-    """What a named tuple becomes: its values, and their names as attributes."""
+    """The received form of a named tuple: its values, and their names as attributes."""
 
     def __new__(cls, names: list[str], values: list) -> "Record":
         record = super().__new__(cls, values)
@@ -99,7 +99,7 @@ class Record(tuple):
 
 
 def decode(node: Node, tensors: dict[str, torch.Tensor], foreign: Callable[[dict], Any]) -> Any:
-    """The value of a node. Raises `Garbled` for one that no `encode` makes."""
+    """The value of a node. Raises `Garbled` for a node that `encode` never makes."""
     if isinstance(node, list):
         return _spread([decode(item, tensors, foreign) for item in node])
     if not isinstance(node, dict):
@@ -122,10 +122,10 @@ def _decode_tagged(node: dict, tensors: dict[str, torch.Tensor], foreign: Callab
         return Record(inner[0], [decode(item, tensors, foreign) for item in inner[1]])
     if tag == "dict":
         pairs = [(decode(key, tensors, foreign), decode(item, tensors, foreign)) for key, item in inner]
-        _no_pile([key for key, _ in pairs])
+        _refuse_colliding([key for key, _ in pairs])
         return dict(pairs)
     if tag == "set":
-        return set(_no_pile([decode(item, tensors, foreign) for item in inner]))
+        return set(_refuse_colliding([decode(item, tensors, foreign) for item in inner]))
     if tag == "range":
         return _short(range(*inner))
     if tag == "bytes":
@@ -141,14 +141,14 @@ def _dtypes() -> dict[str, torch.dtype]:
 
 
 def _spread(items: list) -> list:
-    """A list, unless it has so many large numbers that they can be made to share one place in a set."""
+    """The list, unless it has so many large numbers that they could be made to collide in a set."""
     if len(items) > MOST_LARGE and sum(type(item) is int and abs(item) >= sys.hash_info.modulus for item in items) > MOST_LARGE:
         raise Garbled(f"more than {MOST_LARGE} numbers of more than 60 bits")
     return items
 
 
-def _no_pile(keys: list) -> list:
-    """Keys, unless they are made to share one place: with such a set or dictionary a judge would be busy for minutes."""
+def _refuse_colliding(keys: list) -> list:
+    """The keys, unless they are made to collide: such a set or dictionary would keep the judge busy for minutes."""
     if len(keys) > MOST_LARGE and max(Counter(map(hash, keys)).values()) > len(keys) // 10:
         raise Garbled("keys that were made to collide")
     return keys
@@ -184,7 +184,7 @@ def receive(read: Callable[[int], bytes]) -> tuple[dict, dict[str, torch.Tensor]
     try:
         message = json.loads(text)
         tensors = load(blob) if blob else {}
-    except Exception as error:  # whatever a parser makes of bytes from a stranger
+    except Exception as error:  # a parser may raise anything for bytes from a submission
         raise Garbled(f"bytes that are no message: {type(error).__name__}") from None
     if not isinstance(message, dict):
         raise Garbled("a message that is no object")
@@ -192,7 +192,7 @@ def receive(read: Callable[[int], bytes]) -> tuple[dict, dict[str, torch.Tensor]
 
 
 def write_all(connection: socket.socket, data: bytes) -> None:
-    """All of it. Raises `Ended` if nobody reads."""
+    """Sends all of it. Raises `Ended` if the other end is gone."""
     try:
         connection.sendall(data)
     except OSError:

@@ -72,7 +72,7 @@ def _show_lab(lab: Lab, progress: Progress) -> None:
 def _show_path(progress: Progress) -> None:
     parts: dict[str, list[str]] = {learning_path.YOURS: [], learning_path.PARTLY: [], learning_path.OURS: []}
     for lab in all_labs():
-        parts[learning_path.whose(lab, progress)].append(lab.part)
+        parts[learning_path.authorship(lab, progress)].append(lab.part)
     parts[learning_path.OURS].append("the engine")
     console.print("\n[bold]From call to token[/bold]")
     console.print(f"  {escape(learning_path.path_line(progress))}", soft_wrap=True)
@@ -184,7 +184,7 @@ def _first_open(lab: Lab, progress: Progress) -> int:
 
 
 def _todo_in_words(lab: Lab, todo: int, progress: Progress) -> str:
-    """Points and state, and what help there was."""
+    """Points and state, and the help that was taken."""
     row = progress.todos(lab.id).get(todo)
     text = f"{points_text(row['points'])}/{points_text(row['of'])}  {row['state']}" if row else "not tested yet"
     hints, diagnoses = progress.hints_used(lab.id, todo), progress.diagnoses_used(lab.id, todo)
@@ -195,7 +195,7 @@ def _todo_in_words(lab: Lab, todo: int, progress: Progress) -> str:
 
 
 def _next_in_words(progress: Progress, only: Lab | None = None) -> list[str]:
-    """The next predictions, and the next TODO: of both those that are open."""
+    """The next open predictions, and the next open TODO."""
     steps = []
     if (asking := learning_path.unanswered(progress, only)) is not None:
         steps.append(f"Lab {asking.id}, predictions: python -m labs predict {asking.id}")
@@ -207,7 +207,7 @@ def _next_in_words(progress: Progress, only: Lab | None = None) -> list[str]:
 
 
 def _shown(lab: Lab) -> str:
-    """The lab's folder, as a path from where the command was given."""
+    """The lab's folder, as a path from the folder where the command was started."""
     try:
         return os.path.relpath(lab.folder)
     except ValueError:  # another drive
@@ -231,7 +231,7 @@ def _show_questions(case: predictions.PredictionCase) -> None:
 
 
 def _ask(case: predictions.PredictionCase) -> dict[str, str | int]:
-    """Ask each question until its answer can be meant; an empty answer leaves it out."""
+    """Ask each question until the answer is valid; an empty answer skips it."""
     answers = {}
     for number, question in enumerate(case.questions, start=1):
         console.print(f"\n[bold]{number} of {len(case.questions)}[/bold]  {escape(question.text)}")

@@ -28,7 +28,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 Use = Annotated[list[str] | None, typer.Option(
     "--use", metavar="WHOSE:LABS", help="mine:03,06 solution:07 reference:04 mine:all my_file.py:06; may be repeated")]
-Base = Annotated[str | None, typer.Option(help="solution: ours stand in for TODOs that are not written")]
+Base = Annotated[str | None, typer.Option(help="solution: our functions stand in for unwritten TODOs")]
 Model = Annotated[str | None, typer.Option(help="course, course-draft, a folder, or a Hugging Face id")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")]
@@ -48,7 +48,7 @@ def generate(
     from nano_qwen3_serving.sampling_params import SamplingParams
 
     engine = engine_of(use or [], base=base)
-    with told(engine):
+    with explain_errors(engine):
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
         console.print(prompt, end="", style="bold")
         result = stream(
@@ -72,7 +72,7 @@ def bench(
     from labs.harness.mixed_engine.parts import engine_of
 
     engine = engine_of(use or [], base=base)
-    with told(engine):
+    with explain_errors(engine):
         measured = run(engine, workload, repeats, seed, model=model, device=device, dtype=dtype)
     for line in measured.verdict.in_words():
         console.print(line, style=None if measured.verdict.is_right else "red")
@@ -103,7 +103,7 @@ def compare(
     """One scenario on your parts and on the reference: the first step at which they differ."""
     from labs.harness.mixed_engine.blame import blame
     from labs.harness.mixed_engine.first_divergence import compare as run
-    from labs.harness.mixed_engine.first_divergence import tell
+    from labs.harness.mixed_engine.first_divergence import comparison_lines
     from labs.harness.mixed_engine.lockstep import describe, make_scenario
     from labs.harness.mixed_engine.parts import engine_of
 
@@ -112,10 +112,10 @@ def compare(
         raise LabError("Which parts? A lab, such as: compare 06. Or several: compare --use mine:06,07")
     engine = engine_of(uses, base=base)
     scenario = make_scenario(seed, model, shares_prefixes=not any("block_manager" in part.fields for part in engine.parts))
-    with told(engine):
+    with explain_errors(engine):
         comparison = run(engine, scenario)
     console.print("\n".join(engine.in_words()[:len(engine.parts)]) + f", against the reference.\n{describe(scenario)}\n")
-    console.print("\n".join(tell(comparison)))
+    console.print("\n".join(comparison_lines(comparison)))
     if comparison.first is None and comparison.error is None:
         console.print("Functions that the engine does not use were not compared: pytest test_lab.py tests them.")
     if comparison.error is not None:
@@ -139,7 +139,7 @@ def report(
     from labs.harness.mixed_engine.report_page import write_report
 
     engine = engine_of(use if use is not None else [f"mine:{lab.id}" for lab in finished_labs()], base=base)
-    with told(engine):
+    with explain_errors(engine):
         made = make_report(engine, model=model, size=size, seed=seed, say=console.print)
     for path in write_report(made, out, html):
         console.print(f"The page is in {path}")
@@ -151,10 +151,10 @@ def report(
 
 
 @contextmanager
-def told(engine: Engine) -> Iterator[None]:
-    """Says of an error in an engine whose part it is, and ends with exit status 1.
+def explain_errors(engine: Engine) -> Iterator[None]:
+    """Reports which part an error in an engine belongs to, and ends with exit status 1.
 
-    A mistake of the caller's becomes a `LabError`; an error that is no part's comes through.
+    A caller's mistake becomes a `LabError`; an error of no part passes through.
     """
     from labs.harness.mixed_engine.blame import blame, causes, earlier
     from labs.harness.mixed_engine.engine_runs import Stopped
@@ -171,7 +171,7 @@ def told(engine: Engine) -> Iterator[None]:
             print(f"\n{after}\n{blamed}" + (f"\n\n{GOT_OVER} Before that:\n{before}" if before else ""), file=sys.stderr)
             raise typer.Exit(1) from None
         if any(isinstance(link, EngineError) for link in causes(cause)):
-            if cause is not error:  # while a text was made: no mistake of the caller's
+            if cause is not error:  # raised while generating, so it is not the caller's mistake
                 print(f"\n\n{error}: {cause}\nWhere it comes from: {engine.compare_command()}", file=sys.stderr)
                 raise typer.Exit(1) from None
             raise LabError(str(cause)) from None

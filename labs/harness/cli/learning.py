@@ -31,7 +31,7 @@ def watch(
     lab = find_lab(name) if name is not None else _next_lab()
     if todo is not None and todo not in learning_path.functions(lab):
         raise LabError(f"Lab {lab.id} has no TODO {todo}; it has {', '.join(map(str, learning_path.functions(lab)))}.")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a script started it in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a script started this in the background
     try:
         watching.watch(lab, todo, rounds, console.print)
     except KeyboardInterrupt:

@@ -1,1 +1,1 @@
-"""What a learner has done and does next: progress, results, hints, predictions, diagnosis, backups, updates."""
+"""A learner's past and next steps: progress, results, hints, predictions, diagnosis, backups, updates."""

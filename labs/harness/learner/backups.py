@@ -1,4 +1,4 @@
-"""Writing into a starter what is not the learner's: as it was, or ours. What it replaces is kept in `.backups/`."""
+"""Writing the original text or our solution into a starter. The replaced file is kept in `.backups/`."""
 
 import ast
 from datetime import datetime
@@ -11,10 +11,10 @@ FOLDER = ".backups"
 
 
 def reset(lab: Lab, todo: int | None = None) -> Path | None:
-    """Restore `starter.py`, or only the functions of one TODO; return the backup of what was there.
+    """Restore `starter.py`, or only the functions of one TODO; return the backup of the replaced file.
 
     None means that nothing differed, or that there was no file. Raises `LabError` if the TODO does
-    not exist or its functions cannot be found; then the work is untouched.
+    not exist or its functions cannot be found, and then leaves the work untouched.
     """
     fresh = originals.starter_text(lab)
     if todo is None or not lab.starter.is_file():
@@ -25,7 +25,7 @@ def reset(lab: Lab, todo: int | None = None) -> Path | None:
 def write_solution(lab: Lab, todo: int | None = None) -> tuple[list[int], Path | None]:
     """Write our solution, or only ours for one TODO, into `starter.py`; return the TODOs, and the backup as `reset` does.
 
-    Raises `LabError` if there is no solution, no such TODO, or no place for it; then the work is untouched.
+    Raises `LabError` if there is no solution, no such TODO, or no place for it, and then leaves the work untouched.
     """
     ours = _solution(lab)
     if todo is None:
@@ -37,7 +37,7 @@ def write_solution(lab: Lab, todo: int | None = None) -> tuple[list[int], Path |
 
 
 def solution_text(lab: Lab, todo: int | None = None) -> str:
-    """Our solution, or the functions of one TODO, as they would stand in a starter."""
+    """Our solution, or the functions of one TODO, in the form they have in a starter."""
     ours = _solution(lab)
     text = _unmarked(ours)
     if todo is None:
@@ -48,7 +48,7 @@ def solution_text(lab: Lab, todo: int | None = None) -> str:
 
 
 def put(lab: Lab, content: bytes) -> Path | None:
-    """Make `content` the starter; return the backup of what it replaces, None if there was nothing else."""
+    """Make `content` the starter; return the backup of the replaced file, None if there was none or it was the same."""
     if not lab.starter.is_file():
         files.replace(lab.starter, content)
         return None
@@ -75,7 +75,7 @@ def _with_functions(lab: Lab, text: str, names: list[str]) -> bytes:
 
 
 def _same(content: bytes, other: bytes) -> bool:
-    """Whether two files differ in their line ends at most."""
+    """Whether two files are equal except for line ends."""
     return content.replace(b"\r\n", b"\n") == other.replace(b"\r\n", b"\n")
 
 

@@ -1,14 +1,14 @@
 """What is probably wrong: a failing run's pattern, compared with those of known bugs.
 
-A lab's `symptoms.json` says of each known mistake how a run fails on it: in which tests, and with a
-digest of each message's wording, numbers left out. There is no code in it. It is made by
-`python -m grading symptoms`, which also measures how often what is said here is right (cases of
-tests, classes of errors and single words were tried as well, and made it no better).
+A lab's `symptoms.json` records how a run fails on each known mistake: in which tests, and with a
+digest of each message's wording, numbers left out. It contains no code. `python -m grading symptoms`
+makes it, and also measures how often a diagnosis is right (cases of
+tests, classes of errors and single words were tried as well, and did not improve it).
 
-The known runs that are most alike vote. What is said is a kind of mistake where one of them fails just the same
-and nearly all votes are for its kind; else an area, which gathers kinds that one sentence is true of, where most
-votes are for it. Where neither can be told, the first failing message that explains something is
-repeated.
+The most similar known runs vote. The diagnosis is a kind of mistake if one of them fails in exactly the same way
+and nearly all votes are for its kind; else it is an area, which groups kinds that share one sentence, if most
+votes are for it. If neither gets enough votes, the diagnosis repeats the first failing message that explains
+something.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ from labs.harness.learner.results import VARYING, Outcome
 
 FILE = "symptoms.json"
 NEAREST = 5
-"""So many known runs, those that are most alike, have a vote."""
+"""How many known runs vote, the most similar first."""
 SHARPNESS = 4
-"""The power of its likeness that a vote counts."""
+"""A vote counts its run's likeness to this power."""
 SAME_KIND, SAME_AREA = 0.97, 0.7
 """The share of the votes that a kind, or an area, needs."""
 ALIKE, FAINT = 1.0, 0.05
-"""How alike the nearest has to be for a kind, or an area, to be named."""
+"""How similar the nearest run has to be for a kind, or an area, to be named."""
 SECONDS = 300
 
 _WORDING = 70
 _EXPLAINS = 5
-"""Words that a message needs to explain something."""
+"""How many words a message needs to explain something."""
 
 Pattern = dict[str, list[str]]
 """Failing test -> digests of the wordings of its messages, sorted."""
@@ -46,13 +46,13 @@ Pattern = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Area:
-    """Kinds of mistakes in a TODO that one sentence is true of."""
+    """Kinds of mistakes in a TODO that one sentence describes."""
 
     todo: int
     says: str
     hint: int
     speaks: bool = True
-    """Whether it can be told from other areas."""
+    """Whether it can be distinguished from other areas."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Symptom:
     hint: int
     patterns: tuple[Pattern, ...]
     speaks: bool = True
-    """Whether it can be told from other kinds; if not, it only keeps these from being named."""
+    """Whether it can be distinguished from other kinds; if not, it only keeps those from being named."""
     area: Area | None = None
 
 
@@ -81,7 +81,7 @@ def pattern_of(outcomes: Iterable[Outcome], todo: int) -> Pattern:
 
 
 def match(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome], todo: int) -> Symptom | Area | None:
-    """The kind of mistake that the run shows in `todo`, or its area; None if it cannot be told, or there is none.
+    """The kind of mistake that the run shows in `todo`, or its area; None if neither is certain, or nothing failed.
 
     `outcomes` hold every test of the TODO. An unwritten TODO has no symptom.
     """
@@ -103,7 +103,7 @@ def nearest(symptoms: Sequence[Symptom], pattern: Pattern) -> Symptom | Area | N
 
 
 def _agreed(near: Sequence[tuple[float, Symptom | Area]], share: float) -> Symptom | Area | None:
-    """What has this share of all votes; a run's vote counts the more the more alike it is."""
+    """The candidate with this share of all votes; the more similar a run, the more its vote counts."""
     votes: Counter[str] = Counter()
     for alike, symptom in near:
         votes[symptom.says] += alike**SHARPNESS  # type: ignore[assignment]  # a count may be a fraction
@@ -113,7 +113,7 @@ def _agreed(near: Sequence[tuple[float, Symptom | Area]], share: float) -> Sympt
 
 
 def likeness(pattern: Pattern, other: Pattern) -> float:
-    """From 0, nothing in common, to 1, the same: of the failing tests and their messages, the share that both have."""
+    """From 0, nothing in common, to 1, the same: the share of failing tests and messages that both runs have."""
     first, second = _parts(pattern), _parts(other)
     return len(first & second) / len(first | second) if first | second else 0.0
 
@@ -128,15 +128,15 @@ def _digest(message: str) -> str:
 
 
 def diagnose(symptoms: Sequence[Symptom], outcomes: Sequence[Outcome]) -> dict[int, Symptom | Area]:
-    """TODO -> its kind of mistake or area, for those of which one can be told."""
+    """TODO -> its kind of mistake or area, for TODOs with a diagnosis."""
     matches = {todo: match(symptoms, outcomes, todo) for todo in sorted({outcome.todo for outcome in outcomes})}
     return {todo: matched for todo, matched in matches.items() if matched is not None}
 
 
 def most_telling(outcomes: Sequence[Outcome], todo: int) -> Outcome | None:
-    """The first failure in `todo` that explains something: a lab's tests begin with the plain cases, and end with the odd ones.
+    """The first failure in `todo` that explains something: a lab's tests begin with plain cases and end with odd ones.
 
-    A message with hardly any words explains nothing; it is taken only if there is no other.
+    A message with hardly any words explains nothing; it is used only if there is no other.
     """
     failed = [outcome for outcome in outcomes if outcome.todo == todo and not outcome.passed and outcome.message]
     return min(failed, key=lambda failure: len(re.findall(r"[^\W\d_]{2,}", failure.message)) < _EXPLAINS, default=None)
@@ -160,18 +160,18 @@ def read_table(lab: Lab) -> list[Symptom]:
 
 
 def table_of(symptoms: Sequence[Symptom]) -> dict[str, list[dict]]:
-    """`symptoms` as `read_table` reads them: each area once, named by its place."""
+    """`symptoms` in the form that `read_table` reads: each area once, referred to by its place."""
     areas = list(dict.fromkeys(symptom.area for symptom in symptoms if symptom.area is not None))
     entries = [vars(symptom) | {"area": areas.index(symptom.area) if symptom.area else None} for symptom in symptoms]
     return {"areas": [dict(vars(area)) for area in areas], "symptoms": entries}
 
 
 def available(lab: Lab, outcomes: Sequence[Outcome]) -> list[int]:
-    """The TODOs of which `labs diagnose` would say something."""
+    """The TODOs about which `labs diagnose` would say something."""
     return list(diagnose(read_table(lab), outcomes)) if (lab.folder / FILE).is_file() else []
 
 
-# running and telling
+# running and reporting
 
 
 def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
@@ -192,7 +192,7 @@ def run_tests(lab: Lab, todo: int | None = None) -> list[Outcome]:
 
 
 def same_everywhere(outcomes: Sequence[Outcome]) -> str | None:
-    """The message with which every test failed, as where the file does not load; None if there is no such one."""
+    """The message with which every test failed, for example because the file does not load; None if there is none."""
     messages = {outcome.message for outcome in outcomes if not outcome.passed}
     alike = len(messages) == 1 and len(outcomes) > 1 and not any(outcome.passed for outcome in outcomes)
     return messages.pop() if alike and all(outcome.unwritten is None for outcome in outcomes) else None
@@ -201,7 +201,7 @@ def same_everywhere(outcomes: Sequence[Outcome]) -> str | None:
 def in_words(
     lab: Lab, todo: int, outcomes: Sequence[Outcome], diagnosis: Symptom | Area | None, telling: Outcome | None = None
 ) -> list[str]:
-    """What is said of one TODO: a kind, an area and the failure that explains most, or that alone."""
+    """The report on one TODO: a kind; or an area and the failure that explains most; or that failure alone."""
     own = [outcome for outcome in outcomes if outcome.todo == todo]
     failed = sum(not outcome.passed for outcome in own)
     begin, fail = f"Lab {lab.id}, TODO {todo}:", f"{failed} of {len(own)} tests {'fails' if failed == 1 else 'fail'}"

@@ -1,6 +1,6 @@
 """Where a learner stands: which predictions and which TODO are next, and which parts of the path from call to token are theirs.
 
-Derived from the results in `.progress.json`; keeps nothing of its own and prints nothing.
+Derived from the results in `.progress.json`; stores nothing itself and prints nothing.
 """
 
 from labs.harness import originals
@@ -13,7 +13,7 @@ YOURS, PARTLY, OURS = "yours", "partly yours", "ours"
 
 
 def functions(lab: Lab) -> dict[int, list[str]]:
-    """TODO -> the names of its functions; no names where nothing says which they are."""
+    """TODO -> the names of its functions; empty if no file says which they are."""
     return originals.functions(lab) or {todo: [] for todo in read_hints(lab)}
 
 
@@ -23,9 +23,9 @@ def open_todos(lab: Lab, progress: Progress) -> list[int]:
 
 
 def next_todo(progress: Progress, only: Lab | None = None) -> tuple[Lab, int] | None:
-    """The first open TODO: of the lab that is worked on, if it has one, then of those after it, then of the first.
+    """The first open TODO: of the current lab, if it has one, then of the labs after it, then of the labs from the first.
 
-    Worked on is the lab of which tests have run on a starter that was saved last.
+    The current lab is the one whose starter was saved last, among those whose tests have run.
     """
     labs = [only] if only is not None else all_labs(progress.path.parent)
     begun = [lab for lab in labs if progress.todos(lab.id) and lab.starter.is_file()]
@@ -35,13 +35,13 @@ def next_todo(progress: Progress, only: Lab | None = None) -> tuple[Lab, int] | 
 
 
 def unanswered(progress: Progress, only: Lab | None = None) -> Lab | None:
-    """The lab whose predictions are next: that of the next TODO, or where none is open the first; None if they were made."""
+    """The lab whose predictions are next: that of the next TODO, or the first if no TODO is open; None if they were made."""
     following = next_todo(progress, only)
     labs = [following[0]] if following else [only] if only is not None else all_labs(progress.path.parent)
-    return next((lab for lab in labs if predictions.asks(lab) and not progress.predictions(lab.id)), None)
+    return next((lab for lab in labs if predictions.has_questions(lab) and not progress.predictions(lab.id)), None)
 
 
-def whose(lab: Lab, progress: Progress) -> str:
+def authorship(lab: Lab, progress: Progress) -> str:
     """`yours` if every TODO is solved and none with our code; `ours` if the learner has solved none."""
     todos, still_open = set(functions(lab)), set(open_todos(lab, progress))
     own = todos - still_open - set(progress.solutions_used(lab.id))
@@ -49,10 +49,10 @@ def whose(lab: Lab, progress: Progress) -> str:
 
 
 def path_line(progress: Progress) -> str:
-    """`caller (01 yours, 02 ours) -> tokenizer -> …`: the path, with the labs that are here."""
+    """`caller (01 yours, 02 ours) -> tokenizer -> …`: the path, with the labs of this course."""
     labs, stations = all_labs(progress.path.parent), []
     for station in STATIONS:
-        marks = [f"{lab.id} {whose(lab, progress)}" for lab in labs if lab.station == station]
+        marks = [f"{lab.id} {authorship(lab, progress)}" for lab in labs if lab.station == station]
         stations.append(f"{station} ({', '.join(marks)})" if marks else station)
     return " -> ".join(["call", *stations, "token"])
 

@@ -18,7 +18,7 @@ from labs.harness.catalog import Lab, LabError
 KINDS = ("int", "choice")
 _QUESTIONS = "predict.toml"
 FILE = "predictions.json"
-"""Beside `starter.py`: what was answered, to be handed in with it."""
+"""The file of answers beside `starter.py`, handed in with it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Question:
     why: str
 
     def read(self, answer: str) -> str | int:
-        """`answer` as a value of this question's kind. Raises `LabError` if it is none."""
+        """`answer` as a value of this question's kind. Raises `LabError` if it is not of that kind."""
         answer = answer.strip()
         if self.kind == "int":
             try:
@@ -59,14 +59,14 @@ class PredictionCase:
         return getattr(self.truths, question.id)(self.numbers)
 
 
-def asks(lab: Lab) -> bool:
+def has_questions(lab: Lab) -> bool:
     """Whether the lab has questions."""
     return (lab.folder / _QUESTIONS).is_file()
 
 
 def make_case(lab: Lab, seed: int) -> PredictionCase:
-    """The case of `seed`. Raises `LabError` if the lab asks no questions."""
-    if not asks(lab):
+    """The case of `seed`. Raises `LabError` if the lab has no questions."""
+    if not has_questions(lab):
         raise LabError(f"Lab {lab.id} has no questions to predict.")
     truths = _load(lab)
     numbers = truths.case(random.Random(seed))
@@ -75,7 +75,7 @@ def make_case(lab: Lab, seed: int) -> PredictionCase:
 
 
 def seed_of(name: str, lab: Lab, attempt: int) -> int:
-    """The same for the same learner, lab and attempt, on every machine."""
+    """The seed of an attempt: the same for the same learner, lab and attempt, on every machine."""
     digest = hashlib.sha256(f"{name}/{lab.id}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
@@ -98,7 +98,7 @@ def parse_answers(text: str, questions: list[Question]) -> dict[str, str | int]:
 
 
 def save_attempt(lab: Lab, seed: int, answers: dict[str, str | int]) -> None:
-    """Add an attempt to the lab's `predictions.json`, whole or not at all. An unreadable one is begun anew. Raises `LabError`."""
+    """Add an attempt to the lab's `predictions.json`, whole or not at all. An unreadable file is replaced. Raises `LabError`."""
     path = lab.folder / FILE
     try:
         attempts = read_attempts(path.read_text(encoding="utf-8"))

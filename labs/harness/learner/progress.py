@@ -1,8 +1,8 @@
 """What a learner has done so far, in one small file beside the labs: `.progress.json`.
 
-It may be deleted at any time: it is never needed, only shown. What cannot be read of it is left out,
-and said. Writing reads the file again, makes the changes there and replaces it in one move: a run
-that is cut off leaves the old one whole, and two that end together both count.
+It may be deleted at any time: it is never needed, only shown. Unreadable parts are left out,
+and reported. Writing reads the file again, makes the changes there and replaces it in one move: an
+interrupted run leaves the old file whole, and two runs that end together both count.
 """
 
 import json
@@ -33,7 +33,7 @@ class Progress:
         self.path = home / FILE
         self._changes: list[Callable[[dict], None]] = []
         self._content, self.complaint = _read(self.path)
-        """What is known, and what is to be said of a file that could not be read, or only in part; else None."""
+        """The content, and a sentence if the file could not be read, or only in part; else None."""
 
     @property
     def name(self) -> str | None:
@@ -49,12 +49,12 @@ class Progress:
         return {int(todo): row for todo, row in self._lab(lab_id, "todos", {}).items()}
 
     def record_todo(self, lab_id: str, todo: int, *, points: float, of: float, state: str) -> None:
-        """What the last run of a TODO's tests came to; replaces what was known of it."""
+        """Notes the result of the last run of a TODO's tests, in place of the earlier one."""
         row = {"points": points, "of": of, "state": state}
         self._change(lambda content: _part(content, lab_id, "todos", {}).update({str(todo): row}))
 
     def forget_todos(self, lab_id: str, todos: Iterable[int]) -> None:
-        """Their functions are unwritten again: neither a result nor our solution stands there."""
+        """Forgets results and solutions of these TODOs, whose functions are unwritten again."""
 
         def change(content: dict) -> None:
             for todo in todos:
@@ -70,7 +70,7 @@ class Progress:
         return self._lab(lab_id, "hints", {}).get(str(todo), 0)
 
     def record_hint(self, lab_id: str, todo: int, used: int) -> None:
-        """The first `used` hints were shown; fewer than before changes nothing."""
+        """Notes that the first `used` hints were shown; a smaller number than before changes nothing."""
 
         def change(content: dict) -> None:
             hints = _part(content, lab_id, "hints", {})
@@ -83,7 +83,7 @@ class Progress:
         return self._lab(lab_id, "diagnoses", {}).get(str(todo), 0)
 
     def record_diagnosis(self, lab_id: str, todo: int) -> None:
-        """One more diagnosis of the TODO was shown."""
+        """Notes that one more diagnosis of the TODO was shown."""
 
         def change(content: dict) -> None:
             diagnoses = _part(content, lab_id, "diagnoses", {})
@@ -96,7 +96,7 @@ class Progress:
         return self._lab(lab_id, "solutions", [])
 
     def record_solution(self, lab_id: str, todos: Iterable[int]) -> None:
-        """Our solution was written into these TODOs."""
+        """Notes that our solution was written into these TODOs."""
 
         def change(content: dict) -> None:
             ours = _part(content, lab_id, "solutions", [])
@@ -110,12 +110,12 @@ class Progress:
         return self._lab(lab_id, "predictions", [])
 
     def record_predictions(self, lab_id: str, *, seed: int, right: int, of: int) -> None:
-        """One more attempt at the questions drawn from `seed`: `right` answers of `of`."""
+        """Notes one more attempt at the questions drawn from `seed`: `right` answers of `of`."""
         attempt = {"seed": seed, "right": right, "of": of}
         self._change(lambda content: _part(content, lab_id, "predictions", []).append(attempt))
 
     def save(self) -> None:
-        """Write the file, whole or not at all. Where that is impossible a line on stderr says so, and work goes on."""
+        """Write the file, whole or not at all. If that is impossible, a line on stderr says so, and work goes on."""
         try:
             with files.writing(str(self.path)), _locked(self.path.parent / LOCK):
                 content, complaint = _read(self.path)
@@ -139,12 +139,12 @@ class Progress:
 
 
 def _part(content: dict, lab_id: str, key: str, empty: dict | list) -> Any:
-    """What `content` has of a lab under `key`, made if it is not there."""
+    """The entry of a lab under `key` in `content`, made if missing."""
     return content.setdefault("labs", {}).setdefault(lab_id, {}).setdefault(key, empty)
 
 
 def _read(path: Path) -> tuple[dict, str | None]:
-    """The facts in a file that make sense, and a sentence if that is not all of them."""
+    """The valid entries of a file, and a sentence if some are invalid."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -161,7 +161,7 @@ def _read(path: Path) -> tuple[dict, str | None]:
 
 
 def _sound(content: dict) -> dict:
-    """`content` without what has another shape than what is written here; other versions' keys stay."""
+    """`content` without entries of a shape that this module never writes; keys of other versions stay."""
     sound = {key: value for key, value in content.items() if key not in ("name", "labs")}
     if isinstance(content.get("name"), str):
         sound["name"] = content["name"]
@@ -196,7 +196,7 @@ def _numbers(numbers: list) -> list:
 
 
 def _has(row: object, **wanted: type) -> bool:
-    """Whether `row` is a dictionary with these keys and types; a whole number is a float, too."""
+    """Whether `row` is a dictionary with these keys and types; a whole number also counts as a float."""
     kinds: dict[type, type | UnionType] = {float: int | float}
     return isinstance(row, dict) and all(isinstance(row.get(key), kinds.get(kind, kind)) for key, kind in wanted.items())
 

@@ -13,9 +13,9 @@ from labs.harness.catalog import Lab
 TOTAL_POINTS = 100
 PREDICTION_POINTS = 15
 MESSAGE_LENGTH = 400
-"""Characters of an error's message that are kept."""
+"""How many characters of an error's message are kept."""
 VARYING = re.compile(r"""'[^']*'|"[^"]*"|\[[^\]]*\]?|0x[0-9a-fA-F]+|-?\d+(\.\d+)?(e[-+]?\d+)?""")
-"""What differs from one message of a kind to the next: quoted text, lists, numbers."""
+"""The parts that differ between messages of one kind: quoted text, lists, numbers."""
 
 SOLVED, PARTLY, FAILING, NOT_STARTED, BLOCKED = "solved", "partly", "failing", "not started", "blocked"
 IN_PART = "tested in part"
@@ -40,7 +40,7 @@ class Outcome:
     on_ours: tuple[int, ...] = ()
     """The TODOs for which our code stood in."""
     message: str = ""
-    """How the error's message begins: its first line, cut to `MESSAGE_LENGTH`."""
+    """The first line of the error's message, cut to `MESSAGE_LENGTH`."""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Outcome":
@@ -60,7 +60,7 @@ class Row:
 
 
 def summarise(lab: Lab, outcomes: Iterable[Outcome], tests: Tests | None = None) -> list[Row]:
-    """One row per TODO that was tested. Its points are of all its `tests`, also if only some of them ran."""
+    """One row per tested TODO. Its maximum counts all its `tests`, even if only some of them ran."""
     outcomes = list(outcomes)
     tested = sorted({outcome.todo for outcome in outcomes})
     rows = []
@@ -112,11 +112,11 @@ def _todos(numbers: Iterable[int]) -> str:
 
 
 def points_text(points: float) -> str:
-    """`12`, or `12.5`: no needless decimals."""
+    """Points as text, `12` or `12.5`, without needless decimals."""
     return f"{points:g}"
 
 
 def prediction_points(attempts: list[dict]) -> float:
-    """What the best attempt at a lab's predictions is worth."""
+    """The points of the best attempt at a lab's predictions."""
     best = max((attempt["right"] / attempt["of"] for attempt in attempts if attempt["of"]), default=0.0)
     return round(PREDICTION_POINTS * best, 1)

@@ -1,9 +1,9 @@
-"""`labs update`: a newer version of the course over this one, without touching what the learner wrote.
+"""`labs update`: installs a newer version of the course over this one, without touching what the learner wrote.
 
-A starter becomes the newer one with the learner's functions in it, and with what the learner added
-to the file: imports, helpers, methods. Every other file becomes the newer one's. Everything is worked
-out before anything is written; what is replaced is kept in one archive; and a write that fails is
-undone. Files that only one of the two versions has are added, or stay.
+A starter becomes the newer one with the learner's functions in it, and with the learner's additions
+to the file: imports, helpers, methods. Every other file is replaced by the newer one. Everything is worked
+out before anything is written; one archive keeps the replaced files; and a failed write is
+undone. Files that only the newer version has are added; files that only this version has stay.
 """
 
 import ast
@@ -28,17 +28,17 @@ _NOT_COPIED = {"__pycache__", "build", "dist"}
 
 @dataclass(frozen=True)
 class FileChange:
-    """A file that will have another content."""
+    """A file whose content will change."""
 
     path: Path
     content: bytes
     replaces: bool
-    """Whether there is such a file already."""
+    """Whether the file exists already."""
     notes: tuple[str, ...] = ()
-    """What to tell the learner of a starter that was merged."""
+    """Notes for the learner about a merged starter."""
 
     def shown(self, home: Path) -> str:
-        """Its path as seen from beside the folder of labs."""
+        """Its path relative to the parent of the labs' folder."""
         return self.path.relative_to(home.parent).as_posix()
 
 
@@ -49,7 +49,7 @@ def update(home: Path, newer: Path) -> tuple[list[FileChange], Path | None]:
         newer: the folder of a newer course, or its folder of labs.
 
     Raises:
-        LabError: it is not one, or a starter cannot be merged. Then nothing is written.
+        LabError: `newer` is no such folder, or a starter cannot be merged. Then nothing is written.
     """
     changes = plan(home, newer)
     if not changes:
@@ -60,7 +60,7 @@ def update(home: Path, newer: Path) -> tuple[list[FileChange], Path | None]:
 
 
 def plan(home: Path, version: Path) -> list[FileChange]:
-    """What `update` would write."""
+    """The changes that `update` would write."""
     newer = version / "labs" if all_labs(version / "labs") else version
     if not all_labs(newer):
         raise LabError(f"{version} is not a version of this course: it has no folder of labs.")
@@ -83,10 +83,10 @@ def plan(home: Path, version: Path) -> list[FileChange]:
 
 
 def merged_starter(lab: Lab, newer: str) -> tuple[str, list[str]]:
-    """The `newer` starter with the learner's work in it, and notes on what should be looked at.
+    """The `newer` starter with the learner's work in it, and notes on places that the learner should look at.
 
-    Raises `LabError` if the learner's file is no Python, or has a written function that the newer
-    version does not have.
+    Raises `LabError` if the learner's file is not Python, or has a written function that the newer
+    version lacks.
     """
     file = f"{lab.folder.name}/{lab.starter.name}"
     work = source.decoded(lab.starter.read_bytes(), file).text
@@ -122,7 +122,7 @@ def merged_starter(lab: Lab, newer: str) -> tuple[str, list[str]]:
 
 
 def _defined_twice(work: str, names: list[str]) -> str | None:
-    """One of `names` that the file defines a second time in the same place."""
+    """One of `names` that the file defines twice in the same scope."""
     seen: Counter[str] = Counter()
 
     def count(tree: ast.AST, prefix: str) -> None:
@@ -136,7 +136,7 @@ def _defined_twice(work: str, names: list[str]) -> str | None:
 
 
 def _keeps(merged: str, mine: dict[str, Function], written: list[str], added: list[ast.stmt]) -> bool:
-    """Whether every function that was written, and every statement that was added, means in `merged` what it meant before."""
+    """Whether every written function and every added statement means the same in `merged` as before."""
     tree = ast.parse(merged)
     there, statements = definitions(tree), {ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.stmt)}
     kept = all(name in there and ast.dump(there[name]) == ast.dump(mine[name]) for name in written)
@@ -177,7 +177,7 @@ def _same(function: Function, other: Function | None) -> bool:
 
 
 def _with_additions(merged: str, work: str, base: str) -> tuple[str, list[tuple[str, ast.stmt]]]:
-    """`merged` with the statements and methods that stand in `work` and not in `base`; and these by name."""
+    """`merged` with the statements and methods that are in `work` but not in `base`; and the names of these."""
     lines, work_lines = lines_of(merged), lines_of(work)
     additions: list[tuple[str, ast.stmt]] = []
     tree = ast.parse(merged)
@@ -198,7 +198,7 @@ def _with_additions(merged: str, work: str, base: str) -> tuple[str, list[tuple[
 
 
 def _added(work: list[ast.stmt], base: list[ast.stmt], merged: list[ast.stmt]) -> list[ast.stmt]:
-    """Statements of `work` that are in neither other: definitions by their names, others by their text."""
+    """Statements of `work` that neither other file has: definitions are compared by name, other statements by text."""
     known = {_key(node) for node in [*base, *merged]}
     return [node for node in work if _key(node) not in known and not _is_docstring(node)]
 
@@ -227,7 +227,7 @@ def _text(node: ast.stmt, lines: list[str]) -> list[str]:
 
 
 def _place(tree: ast.Module, node: ast.stmt) -> int:
-    """After which line of `tree` an added statement goes: definitions before `__main__`, others after the imports."""
+    """The line of `tree` after which an added statement goes: definitions before `__main__`, others after the imports."""
     imports = [statement for statement in tree.body
                if isinstance(statement, ast.Import | ast.ImportFrom) or _is_docstring(statement)]
     mains = [statement for statement in tree.body if isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)]
@@ -256,7 +256,7 @@ def _is_copied(folder: Path) -> bool:
 
 
 def _archive(paths: list[Path], home: Path) -> Path | None:
-    """The files as they are, in one archive in `.backups`; None if there are none."""
+    """Archives these files, as they are now, in `.backups`; returns the archive, None if there are no files."""
     if not paths:
         return None
     packed = io.BytesIO()

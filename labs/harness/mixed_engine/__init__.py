@@ -1,1 +1,1 @@
-"""An engine made of the learner's, our and the reference's parts; and whose error it is."""
+"""An engine made of the learner's, our and the reference's parts; and finding the part that an error belongs to."""

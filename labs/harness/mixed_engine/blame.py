@@ -1,9 +1,9 @@
 """Whose error is it? From an exception in an engine to the lab, TODO, function and line it is about.
 
 Four kinds of evidence, the strongest first: a line of a part's own file is in the traceback; a part
-broke a promise at its seam (`guard.py`); a part had returned what cannot be right, such as NaN, and the
-engine did not stop at it at once; the engine failed, with nothing of the engine's in doubt, right after a
-call into a part. An error of none of these kinds is not a part's.
+broke a promise at its seam (`guard.py`); a part returned an impossible result, such as NaN, at which the
+engine did not stop at once; the engine, whose own code is not in doubt, failed right after a
+call into a part. Any other error belongs to no part.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ CALLERS_ERRORS = (InvalidParametersError, ModelLoadError, QueueFullError, Reques
 
 @dataclass(frozen=True)
 class Blame:
-    """A failure inside an engine, told to the one whose part it is."""
+    """A failure inside an engine, described for the author of the part it belongs to."""
 
     part: Part
     function: str
-    """Dotted name in the part's file; of the engine's interface if it is not there."""
+    """The dotted name in the part's file; if it is not there, the name in the engine's interface."""
     line: int | None
     what: str
     """What happened, in words."""
     todo: int | None = None
     perhaps: tuple[int, ...] = ()
-    """Where the function is not written for a TODO: the TODOs whose functions it calls."""
+    """If the function belongs to no TODO: the TODOs whose functions it calls."""
 
     @property
     def on_ours(self) -> bool:
-        """Whether it happened in a function of ours that stands in for one that is not written yet."""
+        """Whether it failed in a function of ours that stands in for an unwritten one."""
         return self.todo is not None and self.todo in self.part.stand_ins
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Blame:
             todo = f", TODO {' or '.join(map(str, self.perhaps))}"
         place = f"{part.file}, line {self.line}" if self.line else f"{part.file}"
         place = f"called by {place}" if self.on_ours and self.line else place
-        whose = "ours, in place of yours; what was it given?" if self.on_ours else part.whose()
+        whose = "ours, in place of yours; what was it given?" if self.on_ours else part.owner_in_words()
         after = f"\n  check it: pytest test_lab.py -k todo_{self.todo}   (in {part.lab.folder.name})" if self.todo else ""
         return (
             f"The engine stopped in Lab {part.lab.id}{todo}: {self.function}\n"
@@ -57,7 +57,7 @@ class Blame:
 
 
 def blame(error: BaseException, engine: Engine) -> Blame | None:
-    """Whose part `error` is about; None if it is about none."""
+    """The part that `error` belongs to; None if it belongs to none."""
     chain = list(causes(error))
     for cause in reversed(chain):
         if blamed := _from_frames(cause, engine.parts):
@@ -78,7 +78,7 @@ def blame(error: BaseException, engine: Engine) -> Blame | None:
 
 
 def earlier(error: BaseException, engine: Engine) -> Blame | None:
-    """What a part failed with before `error`, and the engine got over; None if nothing did, or `error` is the same failure."""
+    """A part's failure before `error` that the engine recovered from; None if there was none, or it is `error` itself."""
     first = engine.watch.first_error
     if first is None or first in causes(error):
         return None
@@ -87,7 +87,7 @@ def earlier(error: BaseException, engine: Engine) -> Blame | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, then what it was raised from or during, to the first of all."""
+    """`error`, then the errors it was raised from or during, back to the first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -113,7 +113,7 @@ def _from_frames(error: BaseException, parts: Sequence[Part]) -> Blame | None:
 
 
 def _is_of(frame: FrameType, part: Part) -> bool:
-    """Whether a frame is of the part's file, or of ours that stands in inside its module."""
+    """Whether a frame belongs to the part's file, or to a function of ours that stands in inside its module."""
     file = frame.f_code.co_filename
     return file == str(part.file) or (loading.is_ours(file) and frame.f_globals is vars(part.module))
 
@@ -123,7 +123,7 @@ def _from_promise(error: BrokenPromise) -> Blame:
 
 
 def _of_method(part: Part, method: str, owner: str, what: str) -> Blame:
-    """About a method as such, not about a line that was run."""
+    """A failure of a method as a whole, not of a line that ran."""
     function, line = find_method(part, method, owner)
     todo = part.todo_of(function)
     near = () if todo is not None else todos_called(part, function)
@@ -131,7 +131,7 @@ def _of_method(part: Part, method: str, owner: str, what: str) -> Blame:
 
 
 def _from_seam(error: BaseException, parts: Sequence[Part]) -> Blame | None:
-    """The seam around a part stumbled over it: a name it does not have, an answer that is None."""
+    """A failure in the seam around a part: a name that the part lacks, an answer that is None."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         for part in parts:
             if frame.f_code.co_filename == str(part.lab.seam):
@@ -140,7 +140,7 @@ def _from_seam(error: BaseException, parts: Sequence[Part]) -> Blame | None:
 
 
 def _last_call(error: BaseException, engine: Engine) -> Call | None:
-    """The call to hold responsible: the engine's assertions are about blocks and batches only."""
+    """The call that is responsible: the engine's assertions are about blocks and batches only."""
     if isinstance(error, AssertionError):
         calls = engine.watch.last_of
         return calls.get("block_manager") or calls.get("scheduler")
@@ -158,9 +158,9 @@ def function_of(frame: FrameType) -> str:
 
 
 def find_method(part: Part, method: str, owner: str) -> tuple[str, int | None]:
-    """The function of a part's file that answers for a method of the interface, and its line.
+    """The function in a part's file that implements a method of the interface, and its line.
 
-    The method of class `owner` if the file has it, else the only function of that name.
+    It is the method of class `owner` if the file has it, else the only function of that name.
     """
     name = {"call": "forward", "__call__": "forward"}.get(method, method)
     there = _definitions(part)

@@ -14,14 +14,14 @@ PRODUCT = 1024
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Of the processor, with the threads that torch uses now."""
+    """The processor's ceilings, with the threads that torch uses now."""
 
     bytes_per_second: float
     flops_per_second: float
     """float32."""
 
     def step_seconds(self, weight_bytes: float, flops: float) -> float:
-        """The least a step can take that reads the weights once and does so many operations."""
+        """The least time of a step that reads the weights once and does this many operations."""
         return max(weight_bytes / self.bytes_per_second, flops / self.flops_per_second)
 
 

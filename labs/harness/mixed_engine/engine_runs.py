@@ -1,4 +1,4 @@
-"""Running an engine with the labs' parts: a text as it comes, and a workload beside the reference."""
+"""Running an engine with the labs' parts: a streamed text, and a workload beside the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams
 
 @dataclass(frozen=True)
 class Streamed:
-    """How a text came."""
+    """The measurements of one generated text."""
 
     tokens: int
     finish_reason: str | None
@@ -37,8 +37,8 @@ def stream(
 ) -> Streamed:
     """Completes `prompt`, handing each piece of text to `show`.
 
-    Raises what the request failed with, or the `BrokenPromise` of a part that returned what cannot be right, such as
-    NaN; `Stopped` around it says after how many tokens.
+    Raises `Stopped`, which says after how many tokens, from the request's error or from the `BrokenPromise` of a part that
+    returned an impossible result, such as NaN.
     """
     llm = LLMEngine.from_engine_args(EngineArgs(**engine_args), engine.components)
     started = time.perf_counter()
@@ -58,7 +58,7 @@ class Stopped(Exception):
 
 
 def _step(llm: LLMEngine, engine: Engine, tokens: int) -> list[RequestOutput]:
-    """A step's outputs. Raises `Stopped` if its request failed, or a part returned what cannot be right."""
+    """A step's outputs. Raises `Stopped` if its request failed, or a part returned an impossible result."""
     try:
         outputs = llm.step()
     except Exception as error:
@@ -71,13 +71,13 @@ def _step(llm: LLMEngine, engine: Engine, tokens: int) -> list[RequestOutput]:
 
 @dataclass(frozen=True)
 class Benched:
-    """What `run_workload` says of each turn, by name, and whether the learner's engine was right."""
+    """The results of `run_workload` for each turn, by name, and whether the learner's engine was right."""
 
     yours: list[dict[str, float]]
     reference: list[dict[str, float]]
     verdict: Verdict
     shares: dict[str, float]
-    """Field of `Components` → share of the time of the learner's engine that was spent in its part."""
+    """Field of `Components` → the share of the learner's engine's time that its part took."""
 
     def medians(self) -> dict[str, tuple[float, float]]:
         """Name → the medians of both engines."""
@@ -86,7 +86,7 @@ class Benched:
             for name in self.yours[0]}
 
     def ratios(self, name: str) -> list[float]:
-        """Yours over the reference's, in each turn, from the least."""
+        """Yours divided by the reference's, for each turn, in rising order."""
         return sorted(yours[name] / other[name] for yours, other in zip(self.yours, self.reference, strict=True) if other[name])
 
 

@@ -1,6 +1,6 @@
-"""The first step at which two engines differ that run one scenario side by side (`lockstep.py`).
+"""The first step at which two engines differ while they run one scenario side by side (`lockstep.py`).
 
-Both engines get the same requests in the same steps. After each step what can be seen of them is
+Both engines get the same requests in the same steps. After each step their visible state is
 compared, causes before effects: schedule, blocks, slots, keys and values, logits, tokens. Block
 numbers are free: two right block managers may hand out different ones. So a request's keys are read
 through its own engine's block table, and compared position by position.
@@ -26,24 +26,24 @@ TOLERANCE = 1e-3
 1e-5; a wrong formula by far more."""
 MAX_STEPS = 500
 NAN = float("nan")
-"""In slots that nobody wrote. A lab's attention leaves them out; the reference's gives them the weight 0, and 0 times NaN
-is NaN, so beside that they hold `LARGE`."""
+"""The content of unwritten slots. A lab's attention leaves them out; the reference's gives them the weight 0, and 0 times
+NaN is NaN, so for the reference's they hold `LARGE`."""
 LARGE = 1e4
 
 SCHEDULE, BLOCKS, SLOTS, KV = "schedule", "blocks", "slots", "keys and values"
 LOGITS, LOGPROBS, TOKEN = "logits", "log-probabilities", "tokens"
 PARTING = (SCHEDULE, TOKEN)
-"""After these the engines compute different things, and there is nothing left to compare."""
+"""After one of these the engines compute different things, so there is nothing left to compare."""
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not the same on both sides after a step."""
+    """A difference between both sides after a step."""
 
     step: int
     kind: str
     text: str
     rounding: bool = False
-    """Two tokens that are as good as equal to the reference, too: no mistake."""
+    """Whether rounding alone explains it: two tokens that the reference finds equally good. No mistake."""
 
     def __str__(self) -> str:
         return f"step {self.step}, {self.text}"
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """What was compared, and what was different."""
+    """How much was compared, and the differences."""
 
     differences: list[Difference] = field(default_factory=list)
     steps: int = 0
@@ -59,7 +59,7 @@ class Comparison:
     preemptions: int = 0
     positions: int = 0
     error: BaseException | None = None
-    """What the learner's engine stopped with, in the step after the last one compared."""
+    """The error that stopped the learner's engine, in the step after the last one compared."""
 
     @property
     def first(self) -> Difference | None:
@@ -68,20 +68,20 @@ class Comparison:
 
 
 def compare(engine: Engine, scenario: Scenario, garbage: float | None = None) -> Comparison:
-    """Runs the scenario on `engine` and on the reference, until they part or it is over.
+    """Runs the scenario on `engine` and on the reference, until they differ or it is over.
 
     Args:
-        garbage: what stands on the side of `engine` in slots that nobody wrote; by default what its attention has to bear.
+        garbage: the number in unwritten slots on the side of `engine`; by default one that its attention has to bear.
     """
     comparison = Comparison()
-    garbage = garbage if garbage is not None else NAN if _makes(engine, "attention") else LARGE
+    garbage = garbage if garbage is not None else NAN if _is_made_by_a_part(engine, "attention") else LARGE
     try:
         yours = Side(scenario, engine.components, garbage)
     except Exception as error:
         comparison.error = error
         return comparison
     reference = Side(scenario, Components())
-    own_sampler = _makes(engine, "sampler")
+    own_sampler = _is_made_by_a_part(engine, "sampler")
     while comparison.steps < MAX_STEPS and reference.has_work(comparison.steps):
         theirs = reference.step(comparison.steps)
         try:
@@ -89,7 +89,7 @@ def compare(engine: Engine, scenario: Scenario, garbage: float | None = None) ->
         except Exception as error:
             comparison.error = error
             return comparison
-        if engine.watch.first_error:  # the engine tried each request alone and got over it
+        if engine.watch.first_error:  # the engine tried each request alone and recovered
             comparison.error = engine.watch.first_error
             return comparison
         mine = yours.look()
@@ -105,15 +105,15 @@ def compare(engine: Engine, scenario: Scenario, garbage: float | None = None) ->
     return comparison
 
 
-def _makes(engine: Engine, field: str) -> bool:
+def _is_made_by_a_part(engine: Engine, field: str) -> bool:
     """Whether a lab's part fills this field of `Components`."""
     return any(field in part.fields for part in engine.parts)
 
 
 def differences(step: int, mine: Snapshot, theirs: Snapshot, own_sampler: bool) -> Iterator[Difference]:
-    """What is not the same after this step, causes first.
+    """The differences after this step, causes first.
 
-    Where the sampler is not the learner's, tokens that differ although logits agree differ by rounding.
+    If the sampler is not the learner's, tokens that differ although the logits agree differ by rounding.
     """
     texts = {
         SCHEDULE: _schedule(mine, theirs),
@@ -173,7 +173,7 @@ def _blocks(mine: Snapshot, theirs: Snapshot) -> str | None:
 
 
 def _share(side: Snapshot, name: str, other: str) -> bool:
-    """Whether two requests share blocks on this side, because they begin alike."""
+    """Whether two requests share blocks on this side, because their tokens begin alike."""
     return name != other and bool(set(side.tables.get(name, ())) & set(side.tables.get(other, ())))
 
 
@@ -190,7 +190,7 @@ def _slots(mine: Snapshot) -> str | None:
 
 
 def _kv(mine: Snapshot, theirs: Snapshot) -> str | None:
-    """The lowest layer that differs, in it the first position of the first request."""
+    """The lowest layer that differs, and in it the first position of the first request."""
     for layer in range(len(next(iter(theirs.kv.values()), []))):
         for name in sorted(mine.kv.keys() & theirs.kv.keys()):
             for what, yours, reference in zip(("key", "value"), mine.kv[name][layer], theirs.kv[name][layer], strict=True):
@@ -210,11 +210,11 @@ def _first_wrong(yours: Tensor, reference: Tensor) -> tuple[int, float] | None:
 
 
 def _wrong_slot(mine: Snapshot, name: str, position: int, apart: float, what: str) -> str:
-    """Which slot is wrong, and who wrote there in this step."""
+    """Which slot is wrong, and which request wrote to it in this step."""
     size, table = mine.block_size, mine.tables[name]
     slot = slots_by_table(table, range(position, position + 1), size)[0]
     writers = [other for other, slots in mine.slots.items() if slot in slots]
-    written = f"written in this step by {' and '.join(writers)}" if writers else "nobody was to write there in this step"
+    written = f"written in this step by {' and '.join(writers)}" if writers else "no request was due to write there in this step"
     return f"request {name}, position {position}, slot {slot}: the {what} is off by {apart:.2g}; {written}"
 
 
@@ -231,24 +231,24 @@ def _tokens(mine: Snapshot, theirs: Snapshot) -> str | None:
         yours, reference = (side.record["sampled"].get(name) for side in (mine, theirs))
         if yours != reference:
             position = (mine.chunks.get(name) or theirs.chunks[name]).end
-            return f"request {name}, position {position}: yours {_one(yours)}, reference {_one(reference)}"
+            return f"request {name}, position {position}: yours {_in_words(yours)}, reference {_in_words(reference)}"
     return None
 
 
-def _one(tokens: list[int] | None) -> str:
+def _in_words(tokens: list[int] | None) -> str:
     return "no token" if not tokens else f"token {tokens[0]}" if len(tokens) == 1 else f"tokens {tokens}"
 
 
 def _logprobs(mine: Snapshot, theirs: Snapshot) -> str | None:
     for name in sorted(mine.logprobs.keys() & theirs.logprobs.keys()):
-        text = _one_logprobs(mine.logprobs[name] or {}, theirs.logprobs[name] or {})
+        text = _logprobs_difference(mine.logprobs[name] or {}, theirs.logprobs[name] or {})
         if text is not None and mine.record["sampled"][name] == theirs.record["sampled"][name]:
             return f"request {name}, position {mine.chunks[name].end}: {text}"
     return None
 
 
-def _one_logprobs(yours: dict[int, Any], reference: dict[int, Any]) -> str | None:
-    """What differs between two answers to `logprobs=n`."""
+def _logprobs_difference(yours: dict[int, Any], reference: dict[int, Any]) -> str | None:
+    """The difference between two answers to `logprobs=n`; None if there is none."""
     if set(yours) != set(reference):
         return f"yours has log-probabilities of the tokens {sorted(yours)}, reference of {sorted(reference)}"
     for token, theirs in reference.items():
@@ -261,7 +261,7 @@ def _one_logprobs(yours: dict[int, Any], reference: dict[int, Any]) -> str | Non
 
 
 def conclusion(first: Difference) -> list[str]:
-    """What follows from where the first difference is; nothing where that says it itself."""
+    """What the place of the first difference implies; empty if the place itself says it all."""
     if first.kind == KV and (named := re.search(r"in layer (\d+)", first.text)):
         layer = int(named[1])
         if layer == 0:
@@ -276,8 +276,8 @@ def conclusion(first: Difference) -> list[str]:
     return []
 
 
-def tell(comparison: Comparison) -> list[str]:
-    """A comparison in lines of text: the first difference, what came of it, or how much was the same."""
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """A comparison as lines of text: the first difference and its consequences, or how much was the same."""
     same = (
         f"{comparison.steps} steps, {comparison.tokens} tokens, preemptions: {comparison.preemptions}, "
         f"keys and values of {comparison.positions} positions")
@@ -285,7 +285,7 @@ def tell(comparison: Comparison) -> list[str]:
     if first is None:
         return [f"Nothing differs: {same}." if comparison.error is None else f"Until it stopped nothing differed: {same}."]
     if first.rounding:
-        verdict = "Up to there all agreed but for rounding: these two tokens are as good. No mistake."
+        verdict = "Up to there everything agreed except for rounding: these two tokens are equally good. No mistake."
         return [f"{first}", verdict, f"Compared: {same}."]
     lines = [f"First difference, in the {first.kind}: {first}", *conclusion(first)]
     for later in comparison.differences[1:]:

@@ -1,8 +1,8 @@
-"""The check at a seam: does a part keep what the engine's interface promises?
+"""The check at a seam: does a part keep the promises of the engine's interface?
 
-A part that returns None where a bool is due explodes later, in code of the engine that is right.
-So each part stands behind a `Guarded`, which hands every call on and looks at types, shapes and
-ranges of what comes back. It changes nothing and copies no tensor. The promises are those of
+A part that returns None instead of a bool makes correct code of the engine fail later.
+So each part is wrapped in a `Guarded`, which passes every call on and checks types, shapes and
+ranges of the results. It changes nothing and copies no tensor. The promises are those of
 `nano_qwen3_serving/interfaces.py`.
 """
 
@@ -39,9 +39,9 @@ class BrokenPromise(Exception):
     """A part returned something that the engine cannot use, or lacks a method.
 
     Attributes:
-        part: whose it is.
+        part: the part.
         method: of the engine's interface, such as "allocate".
-        owner: name of the class that has it.
+        owner: name of the class that has the method.
     """
 
     def __init__(self, part: Part, method: str, owner: str, message: str):
@@ -64,18 +64,18 @@ class Call:
 class Watch:
     """Remembers the last call into any part, and into the part of each field of `Components`.
 
-    What fails right after a call is likely to be its doing.
+    A failure right after a call is probably caused by that call.
     """
 
     def __init__(self) -> None:
         self.last: Call | None = None
         self.last_of: dict[str, Call] = {}
         self.first_error: Exception | None = None
-        """What a part failed with first. The engine may have got over it by trying each request alone."""
+        """The first error of a part. The engine may have recovered by trying each request alone."""
         self.suspect: BrokenPromise | None = None
-        """The first result of a part that no engine stops at, and that cannot be right: a lost block, a NaN."""
+        """The first impossible result of a part at which the engine does not stop: a lost block, a NaN."""
         self.seconds: Counter[str] = Counter()
-        """Field → seconds spent in its part; calls of other parts from within are theirs."""
+        """Field → seconds spent in its part; calls that it makes into other parts count as theirs."""
         self._inside: list[float] = []
 
     def note(self, field: str, call: Call) -> None:
@@ -97,7 +97,7 @@ class Watch:
 
 
 class Guarded:
-    """A part behind its checks; attributes that no check knows are the part's own."""
+    """A part behind its checks; attributes without a check go straight to the part."""
 
     def __init__(self, inner: Any, checks: Any, part: Part, field: str, watch: Watch) -> None:
         self._inner, self._checks, self._part, self._field, self._watch = inner, checks, part, field, watch
@@ -145,15 +145,15 @@ class Guarded:
 
 
 def guarded(inner: Any, part: Part, field: str, watch: Watch, first: Any) -> Any:
-    """`inner` behind the checks of the field it fills; `first` is what its factory was given first."""
+    """`inner` behind the checks of the field it fills; `first` is the first argument of its factory."""
     return Guarded(inner, CHECKS[field](inner, first), part, field, watch) if field in CHECKS else inner
 
 
 class Checks:
-    """What the checks of all fields have."""
+    """The base of all fields' checks."""
 
     suspicion: str | None = None
-    """The first thing that cannot be right, though the engine does not stop at it."""
+    """The first impossible result at which the engine does not stop, in words."""
     _attributes: dict[str, Check]
 
     def _suspect(self, text: str) -> None:
@@ -166,9 +166,9 @@ class Checks:
 
 
 class BlockManagerChecks(Checks):
-    """Tables of whole numbers in the pool that cover what was asked for; no refusal without need.
+    """Checks that tables name blocks of the pool and cover the requested tokens, and that no request is refused needlessly.
 
-    A ledger of who holds which block tells which call lost a block, or gave it to two requests.
+    A ledger of each request's blocks shows which call lost a block, or gave it to two requests.
     """
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
@@ -213,7 +213,7 @@ class BlockManagerChecks(Checks):
         if not isinstance(result, list) or not all(map(whole, result)):
             return f"must return a list of block numbers, returned {shown(result)}"
         if strange := [block for block in result if not 0 < block < self._num_blocks]:
-            return f"of {request_id} is {result}: block {strange[0]} is none of 1 to {self._num_blocks - 1}"
+            return f"of {request_id} is {result}: block {strange[0]} is not one of 1 to {self._num_blocks - 1}"
         return None
 
     def free(self, result: Any, request_id: str) -> None:
@@ -227,7 +227,7 @@ class BlockManagerChecks(Checks):
                 self._suspect(f"{request_id} got block {shared[0]}, which is in the table of {other}, too{self._when()}")
 
     def _count(self, happened: str) -> None:
-        """Whether all blocks that no request holds are free."""
+        """Checks that all blocks that no request holds are free."""
         held = {block for table in self._held.values() for block in table}
         expected, free = self._num_blocks - 1 - len(held), self._inner.num_free_blocks
         if free != expected:
@@ -236,22 +236,22 @@ class BlockManagerChecks(Checks):
     def _when(self) -> str:
         return f" (step {self._steps})" if self._steps else ""
 
-    def find_cached_prefix(self, result: Any, token_ids: Sequence[int], salt: str = "") -> str | None:
+    def find_cached_prefix(self, result: Any, request_id: str, token_ids: Sequence[int], salt: str = "") -> str | None:
         if whole(result) and result % self._size == 0 and 0 <= result < max(len(token_ids), 1):
             return None
         return f"must return a multiple of {self._size} below {len(token_ids)} tokens, returned {shown(result)}"
 
-    def commit(self, result: Any, request_id: str, token_ids: Sequence[int]) -> None: ...
+    def commit(self, result: Any, request_id: str, token_ids: Sequence[int], start: int = 0) -> None: ...
 
     def check_integrity(self, result: Any) -> None:
-        self._steps += 1  # asked once a step, if at all
+        self._steps += 1  # called once a step, if at all
 
     def reset_prefix_cache(self, result: Any) -> str | None:
         return None if isinstance(result, bool) else f"must return True or False, returned {shown(result)}"
 
 
 class SamplerChecks(Checks):
-    """One token per row, from the vocabulary; log-probabilities for the rows that asked."""
+    """Checks for one token of the vocabulary per row, and log-probabilities for the rows that want them."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
         self._attributes: dict[str, Check] = {}
@@ -277,7 +277,7 @@ class SamplerChecks(Checks):
 
 
 class AttentionChecks(Checks):
-    """Slots in the cache, outputs of the query's shape."""
+    """Checks that slots lie in the cache and that outputs have the query's shape."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
         self._layers, self._model = config.model.num_hidden_layers, config.model
@@ -315,14 +315,14 @@ class AttentionChecks(Checks):
 
 
 class ModelChecks(Checks):
-    """Hidden states a token, logits a row."""
+    """Checks for hidden states per token and logits per row."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
         self._attributes: dict[str, Check] = {}
         self._hidden, self._vocabulary = config.model.hidden_size, config.model.vocab_size
 
     def call(self, result: Any, token_ids: Tensor, positions: Tensor, cache: Any, metadata: Any) -> str | None:
-        """Of the network itself: hidden states of every token."""
+        """Checks a call of the network itself: hidden states of every token."""
         if (wrong := tensor_like(result, (token_ids.shape[0], self._hidden))) is None:
             self._look_for_nan(result, "token")
         return wrong
@@ -334,7 +334,7 @@ class ModelChecks(Checks):
 
 
 class SchedulerChecks(Checks):
-    """Batches and updates made of the engine's own types."""
+    """Checks that batches and updates are made of the engine's own types."""
 
     def __init__(self, inner: Any, config: EngineConfig) -> None:
         self._attributes = dict.fromkeys(("waiting", "running"), self._queue)
@@ -386,7 +386,7 @@ CHECKS = {
 
 
 def whole(value: Any) -> bool:
-    """Whether it is an int, and no bool."""
+    """Whether the value is an int and not a bool."""
     return type(value) is int
 
 
@@ -407,7 +407,7 @@ def tensor_like(value: Any, shape: tuple[int, ...], dtype: Any = None) -> str | 
 
 
 def shown(value: Any) -> str:
-    """A value in a line: tensors by shape, long ones cut."""
+    """A value in one line: tensors by shape, long values cut."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     text = repr(value)

@@ -1,12 +1,12 @@
-"""One small scenario, and an engine that runs it a step at a time and shows all that can be seen of it.
+"""One small scenario, and an engine that runs it a step at a time and shows its whole visible state.
 
-Knows requests, steps and what an engine holds after one; knows nothing of right or wrong.
+Knows requests, steps and an engine's state after one; knows nothing of right or wrong.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,12 +31,12 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.7, "top_p": 1e-6, "logprobs": 0},
     {"temperature": 1.3, "min_p": 1.0},
 )
-"""Each leaves one token to choose: so two samplers that draw differently must agree."""
+"""Each leaves a single token to choose, so two samplers must agree even if they draw differently."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request, and the step before which it comes."""
+    """A request, and the step before which it arrives."""
 
     step: int
     name: str
@@ -46,24 +46,24 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What both engines are given."""
+    """The input of both engines."""
 
     arrivals: list[Arrival]
     aborts: dict[int, str]
-    """Step → the request that its caller gives up before it."""
+    """Step → the request that its caller aborts before it."""
     engine_args: dict[str, Any]
 
 
 @dataclass
 class Snapshot:
-    """What can be seen of an engine after a step."""
+    """The visible state of an engine after a step."""
 
     chunks: dict[str, ScheduledChunk]
     tables: dict[str, list[int]]
-    """Of the chunks of this step, and of running requests that had none."""
+    """Block tables of the chunks of this step, and of running requests that had none."""
     record: dict[str, Any]
     slots: dict[str, list[int]]
-    """Of each chunk's tokens, as the attention backend says."""
+    """The slots of each chunk's tokens, as the attention backend gives them."""
     kv: dict[str, list[tuple[Tensor, Tensor]]]
     """Request → for each layer keys and values of its computed tokens, [tokens, num_kv_heads, head_dim]."""
     logits: dict[str, Tensor]
@@ -109,7 +109,7 @@ def describe(scenario: Scenario) -> str:
         f"The scenario: prompts of {prompts} tokens; "
         f"{args['num_gpu_blocks_override'] - 1} blocks of {args['block_size']} tokens; "
         f"at most {args['max_num_batched_tokens']} tokens a step; {', '.join(scenario.aborts.values())} is aborted. "
-        "On your side slots that nobody wrote, or that were freed, hold garbage"
+        "On your side, slots that were never written or were freed hold garbage"
         + ("; J shares two blocks with I." if args["enable_prefix_caching"] else "."))
 
 
@@ -117,7 +117,7 @@ class Side:
     """One of the two engines."""
 
     def __init__(self, scenario: Scenario, components: Components, garbage: float | None = None) -> None:
-        """`garbage` is put into slots that nobody wrote, or that were freed: what is in them must not matter."""
+        """`garbage` is put into slots that were never written, or were freed: their content must not matter."""
         self.scenario, self.garbage = scenario, garbage
         self.tap: list[Sampling] = []
         self.recorder = Recorder()
@@ -127,21 +127,21 @@ class Side:
         self.last_step = LastStep()
         self.engine.observers.add(self.last_step)
         self.tables: dict[str, tuple[list[int], int]] = {}
-        """Of the requests seen last: their block tables, and how many of their tokens were computed."""
+        """For the requests seen last: their block tables, and how many of their tokens were computed."""
         for tensor in self._cached():
             tensor[:] = float(garbage or 0)
 
     def has_work(self, step: int) -> bool:
-        """Whether requests are in flight or to come."""
+        """Whether requests are in flight or still to arrive."""
         return self.engine.has_unfinished_requests() or any(a.step >= step for a in self.scenario.arrivals)
 
     def step(self, number: int) -> Snapshot:
-        """Runs a step, and looks."""
+        """Runs a step; returns the state after it."""
         self.advance(number)
         return self.look()
 
     def advance(self, number: int) -> None:
-        """Lets the requests of this step come and go, and runs it. Raises the error of a request that failed."""
+        """Adds and aborts the requests of this step, and runs it. Raises the error of a request that failed."""
         for arrival in self.scenario.arrivals:
             if arrival.step == number:
                 self.engine.add_request(arrival.name, {"prompt_token_ids": arrival.prompt}, arrival.params)
@@ -153,13 +153,13 @@ class Side:
                 raise output.error
 
     def look(self) -> Snapshot:
-        """What can be seen after a step; what was freed in it is spoiled."""
+        """The visible state after a step; slots freed in it are filled with garbage."""
         snapshot = self._look()
         self._spoil_what_was_freed(snapshot)
         return snapshot
 
     def _spoil_what_was_freed(self, seen: Snapshot) -> None:
-        """Garbage into the blocks of requests that are gone; where content is kept, only into those that are not full."""
+        """Fills the blocks of requests that are gone with garbage; if content is kept, only blocks that are not full."""
         cache = self.engine.config.cache
         held = {block for r in self.engine.scheduler.running for block in self.engine.block_manager.block_table(r.request_id)}
         running = {r.request_id for r in self.engine.scheduler.running}
@@ -173,7 +173,7 @@ class Side:
         self.tables = {name: pair for name, pair in now.items() if name in running}
 
     def _cached(self) -> list[Tensor]:
-        """The tensors of the KV cache that are to be spoiled."""
+        """The tensors of the KV cache to fill with garbage."""
         if self.garbage is None:
             return []
         return [tensor for tensor in tensors_in(self.engine.model_runner.kv_cache) if tensor.is_floating_point()]
@@ -182,10 +182,10 @@ class Side:
         engine, runner = self.engine, self.engine.model_runner
         assert self.last_step.record is not None  # there was a step
         chunks = {chunk.request.request_id: chunk for chunk in self.last_step.record.batch.chunks}
-        tables = {r.request_id: engine.block_manager.block_table(r.request_id) for r in engine.scheduler.running}
+        tables = {r.request_id: list(engine.block_manager.block_table(r.request_id)) for r in engine.scheduler.running}
         computed = {r.request_id: r.num_computed_tokens for r in engine.scheduler.running}
         for name, chunk in chunks.items():
-            tables[name], computed[name] = chunk.block_table, chunk.end
+            tables[name], computed[name] = list(chunk.block_table), chunk.end
         size, read = engine.config.cache.block_size, runner.attention.read
         kv = {
             name: [read(cache, slots_by_table(table, range(computed[name]), size)) for cache in runner.kv_cache]
@@ -209,7 +209,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class Tapped:
-    """A sampler of which is kept what went in and what came out."""
+    """A sampler whose inputs and outputs are kept."""
 
     def __init__(self, inner: Any, tap: list[Sampling]) -> None:
         self._inner, self._tap = inner, tap
@@ -223,10 +223,10 @@ class Tapped:
 
 
 def tapped(make: Any, tap: list[Sampling]) -> Any:
-    """The factory `make` of a sampler, with `tap` at what it makes."""
+    """The sampler factory `make`, whose samplers record into `tap`."""
     return lambda config: Tapped(make(config), tap)
 
 
-def slots_by_table(table: list[int], positions: range, size: int) -> list[int]:
-    """Where a request's positions lie by definition."""
+def slots_by_table(table: Sequence[int], positions: range, size: int) -> list[int]:
+    """The slots of a request's positions, by definition."""
     return [table[i // size] * size + i % size for i in positions]

@@ -1,7 +1,7 @@
 """A lab's part of the engine, and how the engine uses it.
 
-A lab that makes a part says in its `seam.py` how the engine uses it: one function for each field of
-`Components` that the part can fill, named as the field. Its first argument is the lab's module, the
+A lab that makes a part has a `seam.py` that says how the engine uses it: one function for each field of
+`Components` that the part can fill, named like the field. Its first argument is the lab's module, the
 others are those of the field's factory:
 
     def block_manager(lab, config):
@@ -46,14 +46,14 @@ class Part:
         """The file the part was loaded from."""
         return Path(inspect.getfile(self.module))
 
-    def whose(self) -> str:
+    def owner_in_words(self) -> str:
         """Such as "your starter.py (TODO 4 is ours)"."""
         owner = {MINE: f"your {self.file.name}", SOLUTION: f"our {self.file.name}"}.get(self.impl, self.impl)
         ours = " and ".join(map(str, self.stand_ins))
         return f"{owner} (TODO {ours} {'is' if len(self.stand_ins) == 1 else 'are'} ours)" if ours else owner
 
     def todo_of(self, function: str) -> int | None:
-        """The TODO that the function of this dotted name is written for; a nested one's is its outer one's."""
+        """The TODO that the function of this dotted name belongs to; a nested function belongs to its outer one's."""
         names = {name: todo for todo, names in originals.functions(self.lab).items() for name in names}
         while function:
             if function in names:

@@ -1,7 +1,7 @@
-"""Whose parts an engine is made of: `--use mine:03,06 --use solution:07` becomes a `Components`.
+"""The parts an engine is made of: `--use mine:03,06 --use solution:07` becomes a `Components`.
 
-What no lab fills comes from the reference. Every part is watched at its seam (`guard.py`), so that
-an error can be told to the one whose code it is (`blame.py`).
+Fields that no lab fills come from the reference. Every part is watched at its seam (`guard.py`), so that
+an error can be traced to the part whose code it is (`blame.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nano_qwen3_serving.components import Components
 
 @dataclass(frozen=True)
 class Choice:
-    """A lab and whose part of it is to run; nothing of it is loaded yet."""
+    """A lab and the implementation of its part to run; nothing is loaded yet."""
 
     lab: Lab
     impl: str
@@ -34,15 +34,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Engine:
-    """What an engine is to be built from, and who made what of it."""
+    """The components to build an engine from, and the labs' parts among them."""
 
     components: Components
     parts: tuple[Part, ...]
     watch: Watch
 
     def in_words(self) -> list[str]:
-        """One line a lab: "Lab 06, the block manager: your starter.py"; then what the rest is."""
-        lines = [f"Lab {part.lab.id}, {part.lab.part}: {part.whose()}" for part in self.parts]
+        """One line per lab, "Lab 06, the block manager: your starter.py"; then one about the rest."""
+        lines = [f"Lab {part.lab.id}, {part.lab.part}: {part.owner_in_words()}" for part in self.parts]
         filled = {field for part in self.parts for field in part.fields}
         rest = [field.replace("_", " ") for field in FIELDS if field not in filled]
         return [*lines, f"reference: {', '.join(rest)}"] if rest else lines
@@ -55,13 +55,13 @@ class Engine:
 def engine_of(
     uses: Sequence[str], *, base: str | None = None, home: Path | None = None, folder: Path | None = None
 ) -> Engine:
-    """What `--use` asks for, loaded. Raises `LabError` before anything is loaded if it cannot be.
+    """Loads the parts that `--use` names. Raises `LabError`, before anything is loaded, if that is impossible.
 
     Args:
         uses: such as `mine:03,06`, `solution:all`, `path/to/file.py:06`.
-        base: "solution" has our functions stand in for TODOs that are not written.
+        base: "solution" makes our functions stand in for unwritten TODOs.
         home: the folder of labs.
-        folder: from where relative paths go; by default the working folder.
+        folder: where relative paths start; by default the working folder.
     """
     return build(load_parts(read_uses(uses, base=base, home=home, folder=folder)))
 
@@ -69,7 +69,7 @@ def engine_of(
 def read_uses(
     uses: Sequence[str], *, base: str | None = None, home: Path | None = None, folder: Path | None = None
 ) -> list[Choice]:
-    """The choices that `--use` makes. Raises `LabError` for one that cannot be, naming it."""
+    """The choices that `--use` makes. Raises a `LabError` that names an impossible one."""
     if base not in (None, SOLUTION):
         raise LabError(f"--base {base}: only --base solution exists.")
     choices: dict[int, Choice] = {}
@@ -89,7 +89,7 @@ def read_uses(
 
 
 def with_stand_ins(choice: Choice, base: str | None = None) -> Choice:
-    """`choice`, with ours for the TODOs that are not written if `base` says so; else `LabError` names them."""
+    """`choice`, with our functions for unwritten TODOs if `base` says so; otherwise a `LabError` names these TODOs."""
     if choice.file is None or choice.file == choice.lab.solution:
         return choice
     missing = unwritten(choice)
@@ -98,13 +98,13 @@ def with_stand_ins(choice: Choice, base: str | None = None) -> Choice:
     if base == SOLUTION:
         return replace(choice, stand_ins=tuple(missing))
     todos = "TODO " + ", ".join(map(str, missing))
-    way_out = " With --base solution ours stand in for what is not written." if originals.our_code(choice.lab) else ""
+    way_out = " With --base solution our functions stand in for unwritten ones." if originals.our_code(choice.lab) else ""
     raise LabError(
         f"Lab {choice.lab.id}: {todos} of {choice.file.name} {'is' if len(missing) == 1 else 'are'} not written yet.{way_out}")
 
 
 def unwritten(choice: Choice) -> list[int]:
-    """The TODOs of the chosen file that are not written yet. Raises `LabError` for no Python or a refused import."""
+    """The unwritten TODOs of the chosen file. Raises `LabError` if it is not Python or has a refused import."""
     if choice.file is None:
         return []
     tree = loading.parse(choice.file)
@@ -114,7 +114,7 @@ def unwritten(choice: Choice) -> list[int]:
 
 
 def is_begun(lab: Lab) -> bool:
-    """Whether some TODO of the lab's starter is written; also if the file is no Python, so that somebody is told."""
+    """Whether some TODO of the lab's starter is written; True if the file is not Python, so that loading it reports that."""
     try:
         return set(unwritten(_choose(lab, MINE, None))) != set(originals.functions(lab))
     except LabError:
@@ -122,7 +122,7 @@ def is_begun(lab: Lab) -> bool:
 
 
 def finished_labs(home: Path | None = None) -> list[Lab]:
-    """The labs that make a part and whose starter has no TODO left to write, and is Python."""
+    """The labs that make a part and whose starter is Python without an unwritten TODO."""
 
     def finished(lab: Lab) -> bool:
         try:

@@ -34,9 +34,9 @@ MEASURED = {
 }
 REPEATS = 3
 NAIVE_SECONDS = 15
-"""After these the naive way begins no other request."""
+"""Seconds after which the naive way starts no further request."""
 CACHES = 4
-"""The weights are this many times the largest cache."""
+"""How many times the largest cache the weights are."""
 ENGINE_ARGS: dict[str, Any] = {
     "device": "cpu", "dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "enable_prefix_caching": False}
 
@@ -45,7 +45,7 @@ HIDDEN, MLP, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 1024, 3072, 16, 8, 64, 2048
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one engine under one workload. None where there is no such thing."""
+    """The figures of one engine under one workload; None for a figure that does not exist."""
 
     tokens_per_second: float
     ttft: float | None
@@ -53,14 +53,14 @@ class Figures:
     itl: float
     """Seconds between two tokens, median of the requests' means."""
     waste: float | None
-    """Share of the KV slots held that keep no token, over all steps."""
+    """Share of the held KV slots that keep no token, over all steps."""
     spread: tuple[float, float] | None = None
-    """Least and most tokens per second of the runs; None where there was one."""
+    """Least and most tokens per second of the runs; None if there was a single run."""
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What was measured, on what, with whose parts."""
+    """The measurements, the machine and model, and the parts."""
 
     parts: list[str]
     figures: dict[str, dict[str, Figures]]
@@ -75,7 +75,7 @@ class EngineReport:
     host: dict[str, Any]
     verdict: Verdict
     shares: list[tuple[str, float]]
-    """Field of `Components` → share of the time of the learner's engine that was spent in its part."""
+    """Field of `Components` → the share of the learner's engine's time that its part took."""
 
 
 def make_report(
@@ -86,7 +86,7 @@ def make_report(
 
     Args:
         model: a checkpoint's folder; None makes one of `size` MB, by default 4 times the largest cache.
-        say: told what is being done.
+        say: called with a line about each phase.
     """
     cache = last_level_cache()
     target = size * 10**6 if size else CACHES * cache.num_bytes
@@ -126,7 +126,7 @@ def make_report(
 
 @contextmanager
 def checkpoint(model: Path | None, target: int, seed: int, say: Callable[[str], object]) -> Iterator[tuple[Path, str]]:
-    """The folder of the model to measure on, and what it is; a generated one is gone afterwards."""
+    """The folder of the model to measure on, and its description; a generated model is deleted afterwards."""
     if model is not None:
         yield model, model.name
         return
@@ -145,7 +145,7 @@ def checkpoint(model: Path | None, target: int, seed: int, say: Callable[[str], 
 
 
 def measured(llm: LLM, recorder: Recorder, workload: Workload, seed: int, repeats: int) -> Figures:
-    """Medians of `repeats` runs after one that warms up."""
+    """Medians of `repeats` runs after a warm-up."""
     run_workload(llm, WORKLOADS["quick"], seed)
     recorder.steps.clear()
     runs = [run_workload(llm, workload, seed) for _ in range(repeats)]
@@ -172,14 +172,14 @@ def steps_of(llm: LLM, recorder: Recorder, workload: Workload, seed: int) -> lis
 
 
 def reserved_waste(steps: Sequence[dict[str, Any]], config: EngineConfig) -> float:
-    """What the same steps would waste if each request held `max_model_len` slots in one piece from its start."""
+    """The waste of the same steps if each request held `max_model_len` slots in one piece from its start."""
     return waste(steps, [len(step["chunks"]) * config.scheduler.max_model_len for step in steps])
 
 
 def naive(llm: LLM, workload: Workload, seed: int, wasted: float) -> Figures:
     """One request after the other, and no KV cache: every token computes all tokens before it again.
 
-    So slow that it may stop after some of the requests: its speed stays what it is.
+    This is so slow that it may stop after some of the requests; its speed does not depend on how many run.
     """
     prompts, lengths = workload.draw(llm.llm_engine.config.model.vocab_size, seed)
     once = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
@@ -202,7 +202,7 @@ def naive(llm: LLM, workload: Workload, seed: int, wasted: float) -> Figures:
 
 
 def ceiling(ceilings: Ceilings, config: EngineConfig, workload: Workload, seed: int) -> Figures:
-    """What no engine can exceed: weights read once a step, two operations a weight and token, nothing else.
+    """The speed that no engine can exceed: weights read once a step, two operations per weight and token, nothing else.
 
     All prompts are computed in one step, then all requests advance by one token a step. Keys and
     values, small here, are not counted.

@@ -18,7 +18,7 @@ ROWS = (
 COLUMNS = {"yours": "your engine", "reference": "reference", "naive": "naive", "ceiling": "ceiling"}
 MEANING = (
     "tokens/s: generated tokens of all requests, over the time of the whole run.",
-    "its range: the slowest and the fastest of the runs whose median stands above.",
+    "its range: the slowest and the fastest of the runs whose median is shown above.",
     "TTFT: from the start to a request's first token, median of the requests. ITL: between two of its tokens.",
     "KV slots wasted: of the slots that requests hold, the share that keeps no token, over all steps.",
     "naive: one request after the other, every token computes all before it again; its waste is that of reserving "
@@ -29,7 +29,7 @@ MEANING = (
 
 
 def write_report(report: EngineReport, out: Path, html: bool) -> list[Path]:
-    """Writes the page, and an HTML one beside it if asked for; the paths."""
+    """Writes the page, and with `html` an HTML page beside it; returns the paths."""
     out.parent.mkdir(parents=True, exist_ok=True)
     pages = {out: as_markdown(report)} | ({out.with_suffix(".html"): as_html(report)} if html else {})
     for path, text in pages.items():
@@ -76,7 +76,7 @@ def table(columns: dict[str, Figures]) -> list[list[str]]:
 
 
 def conditions(report: EngineReport) -> list[str]:
-    """What the figures depend on."""
+    """The conditions that the figures depend on."""
     weights = report.weight_bytes / 1e6
     enough = report.weight_bytes >= CACHES * report.cache.num_bytes
     note = "" if enough else f" Less than {CACHES} times the cache: part of the weights may stay in it."
@@ -94,7 +94,7 @@ def conditions(report: EngineReport) -> list[str]:
 
 
 def busy(report: EngineReport) -> str:
-    """A warning if somebody was faster than the ceiling: then the machine had other work to do, too."""
+    """A warning if an engine was faster than the ceiling: then other work disturbed the measurement."""
     for columns in report.figures.values():
         rates = {name: figures.tokens_per_second for name, figures in columns.items()}
         if max(rates.values()) > rates["ceiling"]:
@@ -103,7 +103,7 @@ def busy(report: EngineReport) -> str:
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:
-    """A table whose numbers stand on the right."""
+    """A table with right-aligned numbers."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return [lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *lines[1:]]
 

@@ -1,6 +1,6 @@
 """Was an engine with the labs' parts right? Its tokens against the reference's, and its blocks at the end.
 
-A fast engine that generates something else is not fast, so `bench` and `report` say this first.
+Speed means nothing if the tokens are wrong, so `bench` and `report` print this first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nano_qwen3_serving.outputs import RequestOutput
 from nano_qwen3_serving.sampling_params import SamplingParams
 
 AS_GOOD = 0.05
-"""Two tokens whose log-probabilities are nearer than this may be exchanged by rounding, in bfloat16 too."""
+"""Rounding may exchange two tokens whose log-probabilities are closer than this, also in bfloat16."""
 
 
 class Remembering(LLM):
@@ -32,12 +32,12 @@ class Remembering(LLM):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with an engine; None where nothing is."""
+    """What is wrong with an engine's tokens and blocks; None if nothing is."""
 
     tokens: str | None = None
     blocks: str | None = None
     command: str = ""
-    """What finds where the two part; empty for an engine without parts of a lab."""
+    """The command that finds the first difference; empty for an engine without parts of a lab."""
 
     @property
     def is_right(self) -> bool:
@@ -45,17 +45,17 @@ class Verdict:
         return self.tokens is None and self.blocks is None
 
     def in_words(self) -> list[str]:
-        """A line or two on top of a table or page; nothing for an engine without parts of a lab."""
+        """A line or two for the top of a table or page; empty for an engine without parts of a lab."""
         if not self.command:
             return []
         if self.is_right:
             return ["The same tokens as the reference: yes. No block was lost."]
         lines = [f"The same tokens as the reference: NO, {self.tokens}"] if self.tokens else []
-        return [*lines, *([self.blocks] if self.blocks else []), f"Where they part: {self.command}"]
+        return [*lines, *([self.blocks] if self.blocks else []), f"Where they first differ: {self.command}"]
 
 
 def judged(engine: Engine, yours: Remembering, reference: Remembering) -> Verdict:
-    """The verdict on what both have generated last, from the same prompts."""
+    """The verdict on the last outputs of both, from the same prompts."""
     if not engine.parts:
         return Verdict()
     return Verdict(_tokens(yours.outputs, reference), _blocks(engine, yours), engine.compare_command())
@@ -72,7 +72,7 @@ def _tokens(yours: Sequence[RequestOutput], reference: Remembering) -> str | Non
 
 
 def _as_good(reference: LLM, output: RequestOutput, at: int, token: int) -> bool:
-    """Whether the reference finds `token` as likely as its own at this place, but for rounding."""
+    """Whether the reference finds `token` as likely as its own at this place, except for rounding."""
     known = [*(output.prompt_token_ids or ()), *output.outputs[0].token_ids[:at]]
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, logprobs=20)
     completion = LLM.generate(reference, {"prompt_token_ids": known}, params, use_tqdm=False)[0].outputs[0]
@@ -81,7 +81,7 @@ def _as_good(reference: LLM, output: RequestOutput, at: int, token: int) -> bool
 
 
 def _blocks(engine: Engine, llm: LLM) -> str | None:
-    """What the engine's own check finds when all requests are gone, or a part's first suspicious result."""
+    """A fault that the engine's own check finds when all requests are gone, or a part's first suspicious result."""
     try:
         llm.llm_engine.check_invariants()
     except Exception as error:

@@ -12,21 +12,21 @@ from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.engine import arg_utils
 
 POOL_BYTES = 16 << 20
-"""Of an engine that a part builds: more than the longest request that a model takes."""
+"""The pool of an engine that a part builds: more than the longest request of a model needs."""
 
 
 def components(there: Here, ledger: Ledger) -> Any:
-    """Parts for an engine there, its sampler the ledger's."""
+    """Components for an engine beside the part, with the ledger's sampler."""
     return there.of(Components)(sampler=there.of(beside.asking_sampler)(there.lend(ledger.choose)))
 
 
 def scripted_llm(there: Here, ledger: Ledger) -> Any:
-    """An `LLM` there that says what the ledger chooses."""
+    """An `LLM` beside the part that generates what the ledger chooses."""
     return there.of(LLM)("course-draft", components=components(there, ledger), **SMALL)
 
 
 def scripted_async_engine(there: Here, ledger: Ledger | None = None, max_num_seqs: int = 128) -> Any:
-    """An `AsyncLLMEngine` there that says what the ledger chooses; without one, what the draft model says."""
+    """An `AsyncLLMEngine` beside the part that generates what the ledger chooses, or without a ledger the draft model."""
     args = there.of(AsyncEngineArgs)(model="course-draft", max_num_seqs=max_num_seqs, **SMALL)
     parts = None if ledger is None else components(there, ledger)
     engine = there.of(AsyncLLMEngine).from_engine_args(args, components=parts)
@@ -35,10 +35,10 @@ def scripted_async_engine(there: Here, ledger: Ledger | None = None, max_num_seq
 
 
 def spare_memory(there: Here) -> None:
-    """Whatever engine the part builds takes a small pool, unless it says how large."""
+    """Gives every engine that the part builds a small pool, unless the part sets its size."""
     there.put(arg_utils, "DEFAULT_POOL_BYTES", POOL_BYTES)
 
 
-def facts_of(there: Here, outputs: Sequence[Any]) -> list[dict[str, Any]]:
-    """What outputs that lie there say, see `beside.outputs_facts`."""
-    return there.of(beside.outputs_facts)(list(outputs))
+def read_outputs(there: Here, outputs: Sequence[Any]) -> list[dict[str, Any]]:
+    """The content of outputs that live beside the part, see `beside.output_dicts`."""
+    return there.of(beside.output_dicts)(list(outputs))

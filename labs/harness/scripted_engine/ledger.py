@@ -1,4 +1,4 @@
-"""Who chooses the tokens of an engine, and sees who shared its steps."""
+"""The ledger: chooses an engine's tokens, and sees which requests shared its steps."""
 
 import random
 import time
@@ -20,9 +20,9 @@ class Served:
     Attributes:
         prompt: its tokens.
         params: its sampling parameters, by name.
-        seed: what its draws are seeded with.
-        answer: the tokens that are decided on; when they are used up the text ends.
-        tokens: those it got so far.
+        seed: the seed of its draws.
+        answer: the tokens chosen for it; when they are used up the text ends.
+        tokens: the tokens it got so far.
     """
 
     prompt: list[int]
@@ -33,7 +33,7 @@ class Served:
 
     @property
     def state(self) -> tuple[list[int], int, list[int]]:
-        """What a row shows of it, by which the ledger knows it again."""
+        """The data of its row, by which the ledger recognises it."""
         return self.prompt, self.seed, self.tokens
 
 
@@ -45,7 +45,7 @@ class Ledger:
     """Chooses the tokens of an engine, and notes all of its steps.
 
     Args:
-        rng: from which random tokens are drawn where there is no script.
+        rng: draws random tokens if there is no script.
 
     Attributes:
         requests: in the order of their first tokens.
@@ -58,10 +58,10 @@ class Ledger:
         self.steps: list[list[Served]] = []
 
     def choose(self, rows: list[dict]) -> list[int]:
-        """One token for each row of a step, see `beside.row_facts`."""
+        """One token for each row of a step, see `beside.row_dict`."""
         step: list[Served] = []
         for row in rows:
-            step.append(self._whose(row, step))
+            step.append(self._served_for(row, step))
         self.steps.append(step)
         for served in step:
             served.tokens.append(self._next_token(served))
@@ -71,7 +71,7 @@ class Ledger:
         place = len(served.tokens)
         return served.answer[place] if place < len(served.answer) else tokenizer().eos_token_id
 
-    def _whose(self, row: dict, taken: list[Served]) -> Served:
+    def _served_for(self, row: dict, taken: list[Served]) -> Served:
         state = row["prompt"], row["seed"], row["output"]
         known = (served for served in self.requests if served.state == state and served not in taken)
         if row["output"] and (served := next(known, None)) is not None:
@@ -88,11 +88,11 @@ class Ledger:
 
 
 class PatientLedger(Ledger):
-    """Holds steps back until `company` requests have shared one, so that nobody misses it because a machine is slow.
+    """Holds steps back until `company` requests have shared one, so that no request misses it because a machine is slow.
 
     Args:
-        company: as many as could share a step.
-        seconds: for which it does so, altogether.
+        company: how many requests could share a step.
+        seconds: how long it holds steps back, all together.
     """
 
     def __init__(self, rng: random.Random, company: int, script: Script | None = None, seconds: float = 4.0) -> None:
@@ -100,7 +100,7 @@ class PatientLedger(Ledger):
         self._company, self._pauses = company, int(seconds / PAUSE)
 
     def choose(self, rows: list[dict]) -> list[int]:
-        """Waits a while if there could be more rows, then chooses as every ledger."""
+        """Waits a while if there could be more rows, then chooses like every ledger."""
         if len(rows) < self._company and self.most < self._company and self._pauses:
             self._pauses -= 1
             time.sleep(PAUSE)
@@ -108,12 +108,12 @@ class PatientLedger(Ledger):
 
     @property
     def most(self) -> int:
-        """As many requests shared one step."""
+        """Asserts that so many requests shared one step."""
         return max(map(len, self.steps), default=0)
 
 
 def assert_served(ledger: Ledger, outputs: Sequence[dict[str, Any]], prompts: Sequence[str]) -> None:
-    """Each output, as `facts_of` has it, is what the ledger chose for its prompt, and no request stands in two places."""
+    """Asserts that each output, as `read_outputs` gives it, is what the ledger chose for its prompt, and none is there twice."""
     __tracebackhide__ = True
     left = list(ledger.requests)
     for place, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), start=1):

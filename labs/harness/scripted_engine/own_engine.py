@@ -8,35 +8,35 @@ from typing import Any
 from nano_qwen3_serving import LLM, SamplingParams
 
 SMALL: dict[str, Any] = {"device": "cpu", "num_gpu_blocks_override": 129}
-"""2048 tokens of KV cache: what a test needs."""
+"""2048 tokens of KV cache: enough for a test."""
 WORDS = ["moon", "road", "wind", "tree", "boat", "door", "star", "rain", "key", "map", "story", "engine", "queue", "memory",
          "night", "letter", "server", "string", "stream", "batch"]
-"""Each a token, behind a space."""
+"""Words that are a single token each, after a space."""
 
 
 def exactly(num_tokens: int, **more: Any) -> SamplingParams:
-    """Greedy, and `num_tokens` tokens whatever the model would say."""
+    """Greedy, and exactly `num_tokens` tokens, even past an end of sequence."""
     return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, **more)
 
 
 def words(rng: random.Random, count: int) -> str:
-    """So many words."""
+    """`count` random words, separated by spaces."""
     return " ".join(rng.choice(WORDS) for _ in range(count))
 
 
 def some_prompts(rng: random.Random, count: int) -> list[str]:
-    """Different prompts, of words in which no model finds sense."""
+    """Different prompts, made of words without a meaning together."""
     return [f"{number} {words(rng, rng.randrange(1, 5))}" for number in rng.sample(range(1000), count)]
 
 
 @functools.cache
 def own_llm(model: str = "course-draft", batch_invariant: bool = False) -> LLM:
-    """The test's own engine. With `batch_invariant` no output depends on who else is computed, not in the last bit."""
+    """The test's own engine. With `batch_invariant` no output depends on other requests, not even in the last bit."""
     return LLM(model, batch_invariant=batch_invariant, enable_prefix_caching=False, **SMALL)
 
 
 def tokenizer() -> Any:
-    """The bundled checkpoints' tokenizer: they have one between them."""
+    """The tokenizer that the bundled checkpoints share."""
     return own_llm().get_tokenizer()
 
 
@@ -57,13 +57,13 @@ def clear_prompts(rng: random.Random, count: int, num_tokens: int = 6) -> list[d
 
 
 def _answers_with_margins(model: str, prompts: Sequence[str], num_tokens: int) -> list[tuple[list[int], float]]:
-    """The tokens of greedy answers, and by how much, in nats, the closest of all choices was made."""
+    """The tokens of greedy answers, and the smallest margin of all choices, in nats."""
     outputs = own_llm(model).generate(prompts, exactly(num_tokens, logprobs=2), use_tqdm=False)
     answers = [output.outputs[0] for output in outputs]
     return [(answer.token_ids, min(map(_margin, answer.logprobs or ()))) for answer in answers]
 
 
 def _margin(position: dict[int, Any]) -> float:
-    """Between the two likeliest tokens."""
+    """The margin between the two likeliest tokens."""
     best, second = sorted((choice.logprob for choice in position.values()), reverse=True)[:2]
     return best - second

@@ -1,1 +1,1 @@
-"""How a lab's tests run and what they say: the pytest plugin, limits, failures in words; watching, a summary."""
+"""How a lab's tests run and report: the pytest plugin, limits, failures in words; watching, a summary."""

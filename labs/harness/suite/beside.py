@@ -1,7 +1,7 @@
 """Parts of an engine, streams, and measures of time and threads that tests use where the part under test lives.
 
-They leave to the test what decides: which token, which output comes next. They carry questions and answers, and hold
-nothing that is expected: where labs are graded they run beside the submission.
+The test makes every decision: which token, which output comes next. This module only carries questions and answers, and
+holds no expected value, because in grading it runs beside the submission.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ import torch
 CLOCKS = (time.time, time.time_ns, time.monotonic, time.monotonic_ns, time.perf_counter, time.perf_counter_ns)
 
 
-class Heard(list):
-    """A listener that keeps what it is told; as long as that is nothing, it counts as false."""
+class Listener(list):
+    """A listener that keeps everything it is called with; it is false until its first call."""
 
     __call__ = list.append
 
 
 class AskingSampler:
-    """Leaves the choice of every token to somebody else.
+    """A sampler that leaves the choice of every token to `ask`.
 
-    `ask(rows)` is told what `row_facts` says of each row, and returns a token for each.
+    `ask(rows)` gets the `row_dict` of each row, and returns a token for each.
     """
 
     def __init__(self, ask: Callable[[list], list[int]]) -> None:
         self._ask = ask
 
     def sample(self, logits: Any, rows: Sequence[Any]) -> tuple[list[int], list[None]]:
-        return self._ask([row_facts(row) for row in rows]), [None] * len(rows)
+        return self._ask([row_dict(row) for row in rows]), [None] * len(rows)
 
 
 def asking_sampler(ask: Callable[[list], list[int]]) -> Callable[[Any], AskingSampler]:
@@ -46,28 +46,28 @@ def asking_sampler(ask: Callable[[list], list[int]]) -> Callable[[Any], AskingSa
     return lambda config: AskingSampler(ask)
 
 
-def row_facts(row: Any) -> dict:
-    """Prompt, output so far and seed of a `SamplingRow`; before its first token also its parameters, as far as they are plain."""
+def row_dict(row: Any) -> dict:
+    """Prompt, output so far and seed of a `SamplingRow`; before its first token also its parameters."""
     facts = {"prompt": row.prompt_token_ids, "output": row.output_token_ids, "seed": row.seed}
     if not row.output_token_ids:
-        facts["params"] = params_facts(row.params)
+        facts["params"] = params_dict(row.params)
     return facts
 
 
-def params_facts(params: Any) -> dict:
+def params_dict(params: Any) -> dict:
     """Every field of `SamplingParams`."""
     return {field.name: getattr(params, field.name) for field in fields(params)}
 
 
-def outputs_facts(outputs: Sequence[Any]) -> list[dict]:
-    """Of each `RequestOutput` whose it is, and what its first completion says."""
+def output_dicts(outputs: Sequence[Any]) -> list[dict]:
+    """For each `RequestOutput`, its request and the content of its first completion."""
     return [{"request_id": output.request_id, "prompt": output.prompt, "prompt_token_ids": output.prompt_token_ids,
              "finished": output.finished, "text": output.outputs[0].text, "tokens": output.outputs[0].token_ids,
              "finish_reason": output.outputs[0].finish_reason} for output in outputs]
 
 
 async def handed_out(ask: Callable[[], Any]) -> AsyncGenerator[Any, None]:
-    """A stream: asks for each output when it is wanted. An exception that comes instead is raised, None is the end."""
+    """A stream that calls `ask` for each output when its reader wants it. An exception as answer is raised; None is the end."""
     while (output := ask()) is not None:
         if isinstance(output, BaseException):
             raise output
@@ -75,7 +75,7 @@ async def handed_out(ask: Callable[[], Any]) -> AsyncGenerator[Any, None]:
 
 
 def as_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function like any other that calls `function`, which may be an object of the test's."""
+    """A plain function that calls `function`, which may be an object of the test's."""
 
     def call(*arguments: Any) -> Any:
         return function(*arguments)
@@ -93,7 +93,7 @@ def as_coroutine(function: Callable[..., Any]) -> Callable[..., Coroutine]:
 
 
 async def awaited(function: Callable[..., Coroutine], *arguments: Any, **named: Any) -> Any:
-    """What a coroutine function comes to. Raises `TypeError` if what it returns cannot be awaited."""
+    """The result of a coroutine function. Raises `TypeError` if its return value cannot be awaited."""
     return await function(*arguments, **named)
 
 
@@ -119,7 +119,7 @@ class Neighbour:
         self.turns = self.sleeps = 0
 
     async def beside(self, function: Callable[..., Coroutine], *arguments: Any) -> Any:
-        """What the coroutine function returns."""
+        """The result of the coroutine function."""
         working = asyncio.create_task(self._work())
         sys.setprofile(self._watch)
         try:
@@ -138,12 +138,12 @@ class Neighbour:
 
 
 def called(function: Callable[[], Any], times: int) -> list:
-    """What so many calls return."""
+    """The results of so many calls."""
     return [function() for _ in range(times)]
 
 
 def called_while_clocks_stand(function: Callable[[], Any], module: ModuleType, times: int) -> list:
-    """What so many calls return while `module`, and whoever asks `time` or `datetime`, always sees the same time."""
+    """The results of so many calls while `module`, and any code that calls `time` or `datetime`, always sees the same time."""
     replaced = _stop_the_clocks(module)
     try:
         return called(function, times)
@@ -153,7 +153,7 @@ def called_while_clocks_stand(function: Callable[[], Any], module: ModuleType, t
 
 
 def _stop_the_clocks(module: ModuleType) -> list[tuple[ModuleType, str, Any]]:
-    """What was replaced: where, under which name, and what it was."""
+    """The replaced objects: where, under which name, and the original."""
     now = datetime.datetime.now()
 
     class Stopped(datetime.datetime):
@@ -172,7 +172,7 @@ def _stop_the_clocks(module: ModuleType) -> list[tuple[ModuleType, str, Any]]:
 
 
 def called_after_seeding(function: Callable[[], Any], seed: int, times: int) -> list:
-    """What so many calls return after everybody's random numbers were seeded; then these go on as if they had not been."""
+    """The results of so many calls after every random generator was seeded; afterwards each continues where it was."""
     python, numbers, torchs = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     numpy.random.seed(seed)
@@ -186,7 +186,7 @@ def called_after_seeding(function: Callable[[], Any], seed: int, times: int) -> 
 
 
 def called_by_threads(function: Callable[[], Any], file: str, threads: int, times: int) -> list[list]:
-    """What each of several threads got for its calls; between any two instructions of `file` another one may run."""
+    """The results of the calls in each of several threads, which may switch between any two instructions of `file`."""
     answers: list[list] = [[] for _ in range(threads)]
     errors: list[BaseException] = []
     start = threading.Barrier(threads)

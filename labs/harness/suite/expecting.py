@@ -1,7 +1,7 @@
-"""What labs' tests ask with, wherever they run: in the learner's process, or in the judge's, with the learner's file elsewhere.
+"""Tools of labs' tests, wherever these run: in the learner's process, or in the judge's, with the learner's file elsewhere.
 
-A test gets `lab`, the part; `rng`, from which it draws inputs; and, where it needs one, `there`, for what has to live
-where the part is. It exchanges plain values and tensors with the part and judges what comes back:
+A test gets `lab`, the part; `rng`, from which it draws inputs; and, if it needs it, `there`, for objects that have to
+live beside the part. It exchanges plain values and tensors with the part and judges the answers:
 
     @pytest.mark.todo(1, points=2)
     def test_todo_1_every_block_is_free_at_the_start(lab, rng):
@@ -9,12 +9,11 @@ where the part is. It exchanges plain values and tensors with the part and judge
         free = lab.FreeList(size)
         assert len(free) == size - 1, f"..."       # every assertion says what was expected and what came
 
-An error is known by the name of its class, for the class itself is the learner's.
+An error is recognised by the name of its class, because the class itself is the learner's.
 """
 
 import asyncio
 import contextlib
-import importlib
 import io
 import reprlib
 from collections.abc import Callable, Iterable
@@ -28,12 +27,12 @@ from labs.harness.suite.operators import Log
 
 
 class Here:
-    """The fixture `there` in the learner's own process, where everything is at hand.
+    """The fixture `there` in the learner's own process, where everything is local.
 
     The judge has another with the same methods, whose values live in the worker.
 
     Args:
-        patch: what undoes `put` after the test.
+        patch: undoes `put` after the test.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch | None = None) -> None:
@@ -48,11 +47,11 @@ class Here:
         return value
 
     def look(self, held: Any) -> Any:
-        """What is held, as it is now."""
+        """The present value of a held object."""
         return held
 
     def kept(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What a call returns, as an object that stays there."""
+        """The result of a call, as an object that stays there."""
         return call(*arguments)
 
     def iterator(self, values: Iterable[Any]) -> Any:
@@ -79,48 +78,44 @@ class Here:
             raise TypeError("there.put() needs something that undoes it: Here(monkeypatch)")
         self._patch.setattr(owner, name, value)
 
-    def package(self, name: str) -> Any:
-        """A module, such as `torch`, as the part would import it."""
-        return importlib.import_module(name)
-
     def operators(self) -> Log:
         """Notes which of torch's operators run: `log.watch(call, *arguments)`, and then `log.events`."""
         return Log()
 
     def nothing_replaced(self, *measured: str) -> None:
-        """Fails where the part has put something of its own in the place of what is `measured` with.
+        """Fails if the part has replaced a function that `measured` uses.
 
-        It is asked about in the judge's worker, see `MEASURED_WITH` of `grading.sandbox.worker.bench`.
+        Only the judge's worker checks it, see `MEASURED_WITH` of `grading.sandbox.worker.bench`.
         """
 
     # calls
 
     def unawaited(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What a call returns, be it a coroutine or a stream: neither awaited nor read."""
+        """The result of a call, even a coroutine or a stream: neither awaited nor read."""
         return call(*arguments)
 
     def awaited(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """What the coroutine comes to that a call returns. All of a test run on one event loop."""
+        """The result of the coroutine that a call returns. All coroutines of a test run on one event loop."""
         self._runner = self._runner or self._ends.enter_context(asyncio.Runner())
         return self._runner.run(beside.awaited(call, *arguments, **named))
 
     def printed(self, run: Callable[[], Any]) -> str:
-        """What is printed there while `run` runs."""
+        """The text printed there while `run` runs."""
         with contextlib.redirect_stdout(io.StringIO()) as heard:
             run()
         return heard.getvalue()
 
     def at_end(self, call: Callable[[], Any]) -> None:
-        """Have something called when the test has ended, such as an engine's `shutdown`."""
+        """Register a call for the end of the test, such as an engine's `shutdown`."""
         self._ends.callback(call)
 
     def close(self) -> None:
-        """What is left to do when the test has ended."""
+        """Runs the calls registered for the end of the test."""
         self._ends.close()
 
 
 def kinds_of(error: BaseException) -> list[str]:
-    """The names of an error's class and of that one's bases, the nearest first; an error from a worker brings them along."""
+    """The names of an error's class and of its bases, the nearest first; an error from a worker carries them with it."""
     return getattr(error, "kinds", None) or [kind.__name__ for kind in type(error).__mro__]
 
 
@@ -132,12 +127,12 @@ def kind_of(value: Any) -> str:
 def refusal(kind: str, call: Callable[[], Any], otherwise: str) -> str:
     """The message of the error, of a class named `kind`, that `call` has to raise; `otherwise` says why.
 
-    What else it raises passes.
+    Any other error passes through.
     """
     __tracebackhide__ = True
     try:
         answer = call()
-    except BaseException as error:  # a cancellation is no Exception
+    except BaseException as error:  # a cancellation is not an Exception
         if kind in kinds_of(error):
             return getattr(error, "text", None) or str(error)
         raise

@@ -1,6 +1,6 @@
-"""From the exception that ended a test to what is told of it: the lab's words, and the learner's line.
+"""From the exception that ended a test to its report: the lab's words, and the learner's line.
 
-Of a traceback only the learner's line is told, and, if it went on through our code, that it did: never the
+Of a traceback the report shows only the learner's line, and whether the error passed through our code: never the
 harness's source.
 """
 
@@ -18,12 +18,12 @@ from labs.harness.suite.telling import Failure
 from labs.harness.todo import TodoError
 
 WIDTH = 300
-"""Characters of a line that are told."""
+"""How many characters of a line the report shows."""
 _LINES = 8
 
 
 def failure_of(error: BaseException, todo: int, test: str, case: str, own: Path | None, suite: Path) -> Failure:
-    """What is told of a test that `error` ended.
+    """The report on a test that `error` ended.
 
     Args:
         own: the learner's file, if it could be chosen.
@@ -50,7 +50,7 @@ def failure_of(error: BaseException, todo: int, test: str, case: str, own: Path 
 
 
 def _message(error: BaseException) -> list[str]:
-    """An error's words. Of an assertion with a message only that; without one, what pytest found out of its values."""
+    """An error's words. An assertion's message alone, if it has one; otherwise pytest's explanation of its values."""
     text = str(getattr(error, "msg", None) or error) if type(error).__name__ == "Failed" else str(error)
     if not isinstance(error, AssertionError) and type(error).__name__ != "Failed":
         return _cut(_named(error))
@@ -71,7 +71,7 @@ def _cut(text: str) -> list[str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, and what it was raised from, to the first of all."""
+    """`error`, and the errors it was raised from, back to the first."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -81,12 +81,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _frames_in(error: BaseException, own: Path | None) -> list[int]:
-    """The lines of the learner's file that a traceback goes through."""
+    """The lines of the learner's file in a traceback."""
     return [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(own)]
 
 
 def _place_in(error: BaseException, own: Path | None) -> list[str]:
-    """The learner's innermost line, and through which function of ours it went on, if it did."""
+    """The learner's innermost line, and the function of ours that it called into, if it did."""
     found: list[str] = []
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
@@ -100,7 +100,7 @@ def _place_in(error: BaseException, own: Path | None) -> list[str]:
 
 
 def _statement(error: BaseException, suite: Path) -> list[str]:
-    """The test's own line; not one that only says that it has failed."""
+    """The test's own line; none if the line only reports the failure."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(suite)]
     texts = [(line, linecache.getline(str(suite), line).strip()) for line in lines]
     return [f"{suite.name} line {line}: {text[:WIDTH]}" for line, text in texts if not text.startswith("pytest.fail(")][-1:]

@@ -1,4 +1,4 @@
-"""A lab's part in an engine: what it raises is the test's to see, though the engine would help itself and go on."""
+"""A lab's part in an engine: the test sees its exception, though the engine would recover and go on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,25 +10,25 @@ from nano_qwen3_serving.testing.quiet_logs import quiet_logs
 class FirstFault:
     """The first exception of a lab's part in an engine.
 
-    The engine would compute that step again, request by request, and go on. Here the part is called no more.
+    The engine would compute that step again, request by request, and go on. Here the part is not called again.
     """
 
     def __init__(self) -> None:
         self.error: Exception | None = None
 
     def call(self, part: Callable, *arguments: Any) -> Any:
-        """What the part gives, or its first exception, again and again."""
+        """The part's result, or its first exception, again and again."""
         if self.error is None:
             try:
                 return part(*arguments)
-            except Exception as error:  # of any kind: the engine would go on
+            except Exception as error:  # of any kind, because the engine would go on
                 self.error = error
         raise self.error
 
 
 @contextmanager
 def first_fault() -> Iterator[FirstFault]:
-    """Raises at the end what the part raised first; the engine's log, which would print its words, is silent."""
+    """Raises the part's first exception at the end; silences the engine's log, which would print its message."""
     fault = FirstFault()
     with quiet_logs():
         try:

@@ -1,6 +1,6 @@
-"""Which of torch's operators run while something is called, and which memory each of them reads and writes.
+"""Which of torch's operators run during a call, and which memory each of them reads and writes.
 
-States facts and adds nothing up: what they mean is for a test to say. A worker has a copy of this file.
+Records events and sums nothing up: a test decides what they mean. A worker has a copy of this file.
 """
 
 import sys
@@ -16,10 +16,10 @@ class Piece(NamedTuple):
     """A tensor as memory.
 
     Attributes:
-        memory, memory_bytes: where its memory begins, and how much that is.
-        address, num_bytes: where this piece of it begins, and how much it is.
+        memory, memory_bytes: start and size of its memory.
+        address, num_bytes: start and size of this piece of it.
         dtype: such as `torch.float32`.
-        floating: whether that has floating numbers.
+        floating: whether the dtype is a floating-point one.
     """
 
     memory: int
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One operator: the tensors it was given and does not change, those that it changes, those that came out."""
+    """One operator: the tensors that it only reads, those that it changes, and its results."""
 
     name: str
     overload: str
@@ -42,9 +42,9 @@ class Event(NamedTuple):
 
 
 class Log(TorchDispatchMode):
-    """What `watch` has seen so far. Holds on to every tensor, so that no address means two of them.
+    """The operators that `watch` has seen so far. Keeps every tensor alive, so that no address stands for two of them.
 
-    It sees the operators of one thread, so while it watches no other may begin.
+    It sees the operators of one thread, so no other thread may start while it watches.
 
     Attributes:
         events: one for each operator, in order.
@@ -55,10 +55,10 @@ class Log(TorchDispatchMode):
         self.events: list[Event] = []
         self._held: list[Tensor] = []
         self._threads = 0
-        sys.addaudithook(self._note_thread)  # which nothing takes away again
+        sys.addaudithook(self._note_thread)  # it can never be removed again
 
     def watch(self, call: Callable, *arguments: Any) -> Any:
-        """What the call returns. Raises `RuntimeError` if it has begun a thread."""
+        """The result of the call. Raises `RuntimeError` if the call has started a thread."""
         before = self._threads
         with self:
             result = call(*arguments)
@@ -71,12 +71,12 @@ class Log(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here. By default torch would import its compiler, a second of every check."""
+        """Says that nothing is compiled here: by default torch would import its compiler, a second in every check."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode also operators arrive that consist of others
+        with self:  # in inference mode composite operators arrive, too
             out = func.decompose(*args, **kwargs)
         if out is not NotImplemented:
             return out
@@ -95,12 +95,12 @@ class Log(TorchDispatchMode):
 
 
 def changed_by(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
-    """The arguments that an operator writes to: of one in place, or with out=."""
+    """The arguments that an operator writes to: an in-place operator's, or those of out=."""
     arguments = func._schema.arguments
     given = [*zip(arguments, args, strict=False), *((one, kwargs.get(one.name)) for one in arguments)]
     return tensors_in([value for one, value in given if one.alias_info is not None and one.alias_info.is_write])
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """However deep in lists, tuples and dicts."""
+    """All tensors, however deep in lists, tuples and dicts."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

@@ -1,7 +1,7 @@
-"""A limit for one test: what waits or loops for ever is ended, and it is known in which line of the learner's it was.
+"""A limit for one test: ends a test that waits or loops for ever, and reports the learner's line where it was.
 
 Works without signals that only some systems have: a thread looks where the others are, and raises in the one that
-is in the learner's file; who waits inside the system instead is woken by what Ctrl-C sends.
+is in the learner's file; a thread that waits inside the system is woken by the signal of Ctrl-C.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from pathlib import Path
 from types import AsyncGeneratorType, FrameType, TracebackType
 
 IDLE = 0.01
-"""Of a core: a process that uses less only waits."""
+"""The share of a core below which a process counts as waiting."""
 PATIENCE = 15
-"""Times its limit a test may take, however slowly it gets on."""
+"""How many times its limit a test may take, however slowly it gets on."""
 STUBBORN = 60
-"""Seconds after the first attempt until the whole run is ended: what ignores every exception cannot be ended alone."""
+"""Seconds after the first attempt until the whole run is ended: a test that ignores every exception cannot be ended alone."""
 
 
 class WaitsForEver(AssertionError):
@@ -31,16 +31,16 @@ class WaitsForEver(AssertionError):
 
 
 class _Ended(BaseException):
-    """Raised in the thread that would not end."""
+    """Raised in the thread that does not end."""
 
 
 class Limit:
     """`with Limit(60, file): …` raises `WaitsForEver` if the block computes for longer, or waits for longer without computing.
 
     Args:
-        seconds: of the process's CPU time, or without any; 0 for no limit.
+        seconds: of CPU time, or of waiting without CPU time; 0 for no limit.
         file: the learner's; None if it is not known.
-        give_up: told the words if nothing ends the block; the process ends right after.
+        give_up: called with the words if nothing ends the block; the process ends right after.
     """
 
     def __init__(self, seconds: float, file: Path | None, give_up: Callable[[str], None] = print) -> None:
@@ -52,7 +52,7 @@ class Limit:
         self._seen: dict[int, tuple[int, int]] = {}
         self._deaf = False
         self.words = ""
-        """Where it was when its time was up; empty if it was not."""
+        """Where the block was when its time was up; empty if it ended in time."""
 
     def __enter__(self) -> "Limit":
         self._outside = sys._getframe(1).f_back
@@ -70,13 +70,13 @@ class Limit:
             raise WaitsForEver(self.words) from None
 
     def _let_be_woken(self) -> None:
-        """A process in the background may have been told to ignore Ctrl-C, with which who waits is woken."""
+        """Restores Ctrl-C, which wakes a waiting thread: a process in the background may have been started to ignore it."""
         self._deaf = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         if self._deaf:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _stop(self) -> None:
-        """No exception and no signal of ours arrives after this."""
+        """After this, no exception and no signal of ours arrives."""
         while True:
             try:
                 self._over.set()
@@ -89,9 +89,9 @@ class Limit:
                     raise
 
     def _time_is_up(self) -> str:
-        """Waits until the block is over, which gives no words, or until it has computed or idled for too long.
+        """Waits until the block is over, and returns no words, or until it has computed or idled for too long.
 
-        Time is what the process used, not what a clock says: on a busy machine right code waits for its turn.
+        Time is the process's CPU time, not a clock's: on a busy machine correct code waits for its turn.
         """
         tick = min(1.0, self._seconds / 4)
         start = used = time.process_time()
@@ -109,7 +109,7 @@ class Limit:
         if not (doing := self._time_is_up()):
             return
         self.words = f"it does not end: after {self._seconds:g} s of {doing} it was still {self._place()[1]}"
-        quiet = 0  # half seconds since something was raised in the learner's code
+        quiet = 0  # half seconds since an exception was raised in the learner's code
         for _ in range(STUBBORN * 2):
             if not self._is_inside():
                 return
@@ -130,13 +130,13 @@ class Limit:
         return any(frame is self._outside for frame, _ in _outwards(sys._current_frames().get(self._main)))
 
     def _blocked(self) -> set[int]:
-        """Threads that have not moved since this was asked last: they wait inside the system."""
+        """Threads that have not moved since the last call of this: they wait inside the system."""
         now = {thread: (id(frame), frame.f_lasti) for thread, frame in sys._current_frames().items()}
         before, self._seen = self._seen, now
         return {thread for thread, place in now.items() if before.get(thread) == place}
 
     def _place(self) -> tuple[int | None, str]:
-        """The thread that is in the learner's file, None if none is, and where it is, in words."""
+        """The thread that is in the learner's file, or None, and its place in words."""
         frames = sys._current_frames()
         for thread in sorted(frames, key=lambda one: one != self._main):
             for frame, line in _outwards(frames[thread]):
@@ -153,7 +153,7 @@ def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
 
 
 def _waiting(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames of the coroutines that an event loop has, if one runs in that thread."""
+    """The frames of an event loop's coroutines, if one runs in that thread."""
     for one, _ in _outwards(frame):
         loop = one.f_locals.get("self")
         if one.f_code.co_name == "run_forever" and isinstance(loop, asyncio.AbstractEventLoop):
@@ -162,10 +162,10 @@ def _waiting(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _suspended(awaited: object) -> Iterator[FrameType]:
-    """The frames of a coroutine and of all that it waits for, outermost first."""
+    """The frames of a coroutine and of everything it awaits, outermost first."""
     while awaited is not None:
         kinds = [kind for kind in ("cr", "gi", "ag") if hasattr(awaited, f"{kind}_frame")]
-        if not kinds:  # such as the next item of an asynchronous generator, which is known to gc only
+        if not kinds:  # such as the next item of an asynchronous generator, which only gc can find
             awaited = next((one for one in gc.get_referents(awaited) if isinstance(one, AsyncGeneratorType)), None)
             continue
         kind = kinds[0]
@@ -181,12 +181,12 @@ def _in_words(frame: FrameType, line: int) -> str:
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Has the thread raise `error` at its next instruction; None takes back what was not raised yet."""
+    """Makes the thread raise `error` at its next instruction; None takes back an error that was not raised yet."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
 
 
 def _wake(main: int) -> None:
-    """What Ctrl-C does: it also ends waiting inside the system."""
+    """Sends the signal of Ctrl-C, which also ends waiting inside the system."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, signal.SIGINT)
     else:
@@ -196,5 +196,5 @@ def _wake(main: int) -> None:
 
 
 def debugged() -> bool:
-    """Whether a debugger is at work: then nothing is ended for taking long."""
+    """Whether a debugger is active: then no test is ended for taking long."""
     return sys.gettrace() is not None or any(name in sys.modules for name in ("debugpy", "pydevd"))

@@ -1,4 +1,4 @@
-"""The pytest plugin of the labs: options, the `lab` fixture, points, and what a run closes with.
+"""The pytest plugin of the labs: options, the `lab` fixture, points, and the end of a run's report.
 
 It acts on tests that lie in a lab's folder and is silent about all others, except for the one line
 that closes a run without any.
@@ -28,7 +28,7 @@ from labs.harness.suite import patience
 from labs.harness.suite.expecting import Here
 from labs.harness.suite.failures import failure_of
 from labs.harness.suite.table import print_table
-from labs.harness.suite.telling import PRINTED, Failure, told
+from labs.harness.suite.telling import PRINTED, Failure, report_lines
 from labs.harness.todo import TodoError
 
 WARNINGS = 3
@@ -88,18 +88,18 @@ class LabRun:
         self.seconds = 0 if config.getoption("usepdb", False) else config.getoption("--limit")
         self.whole_tracebacks = config.getoption("tbstyle", "auto") not in ("auto", "short")
         self.tests: dict[Path, Tests] = {}
-        """Lab folder -> all of its tests, whether they were asked for or not."""
+        """Lab folder -> all of its tests, selected or not."""
         self.hung: dict[tuple[Path, int], str] = {}
-        """(lab folder, TODO) -> in which line one of its tests waited for ever; the others are not tried."""
+        """(lab folder, TODO) -> the line in which one of its tests waited for ever; the other tests are not tried."""
         self.elsewhere: set[str] = set()
-        """Labs of which other processes ran tests, with pytest -n."""
+        """Labs whose tests ran in other processes, with pytest -n."""
         self.outcomes: dict[Path, dict[str, Outcome]] = defaultdict(dict)
         """Lab folder -> test id -> how it ended."""
         self.left_out: dict[Path, dict[int, list[str]]] = {}
         """Lab folder -> TODO -> functions that the reference does not have; its tests are deselected."""
         self.modules: dict[tuple[Path, str, tuple[int, ...], tuple[str, ...] | None], ModuleType | LabError] = {}
         self.written: dict[tuple[Path, Path], _Written] = {}
-        """(lab folder, learner's file) -> what it has; read once."""
+        """(lab folder, learner's file) -> the content of the file; read once."""
         self.ran_other_tests = False
 
     # collecting
@@ -138,7 +138,7 @@ class LabRun:
             try:
                 self.left_out[lab.folder] = loading.lacking(lab, loading.load(lab, loading.choose(lab, self.impl)))
             except LabError:
-                self.left_out[lab.folder] = {}  # each test will say so
+                self.left_out[lab.folder] = {}  # each test will report it
         return self.left_out[lab.folder]
 
     def lab_of(self, item: pytest.Item) -> Lab | None:
@@ -153,7 +153,7 @@ class LabRun:
     # running
 
     def module_for(self, item: pytest.Item) -> ModuleType:
-        """The implementation under test, with our code where an earlier TODO it needs is not right yet."""
+        """The implementation under test, with our code for each earlier TODO that it needs and that is not right yet."""
         __tracebackhide__ = True
         lab = self.lab_of(item)
         if lab is None:
@@ -175,7 +175,7 @@ class LabRun:
     def load(
         self, lab: Lab, chosen: Path | str, ours: tuple[int, ...], only: tuple[str, ...] | None
     ) -> ModuleType | LabError:
-        """The module, or why there is none: a file that cannot be loaded is run once, not once for each test."""
+        """The module, or the reason why there is none: a file that cannot be loaded runs once, not once for each test."""
         try:
             return loading.load(lab, chosen, ours, only)
         except LabError as error:
@@ -195,7 +195,7 @@ class LabRun:
                 f"{chosen.name} has no function {gone[0]} any more, and the tests call it. "
                 f"To start it afresh: python -m labs reset {lab.id}"
             )
-        if not (lab.solution.is_file() or lab.sealed.is_file()):  # nothing can stand in
+        if not (lab.solution.is_file() or lab.sealed.is_file()):  # our code is not available
             return ()
         failed = {outcome.todo for outcome in self.outcomes[lab.folder].values() if not outcome.passed}
         return tuple(todo for todo in lab.todo(_todo_of(marker)[0]).needs if todo in written.unwritten | failed)
@@ -217,14 +217,14 @@ class LabRun:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
-        """The learner's file is loaded here, and may not come back."""
+        """Limits the set-up, too: it loads the learner's file, which may never end."""
         __tracebackhide__ = True
         with self.limit_of(item):
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
-        """A part that fails in a step of many requests fails its test, though the engine helps itself."""
+        """A part that fails in a step of many requests fails its test, though the engine recovers."""
         __tracebackhide__ = True
         log, kept = logging.getLogger(ENGINE), _Kept()
         log.addHandler(kept)
@@ -245,8 +245,8 @@ class LabRun:
         if lab is None:
             return (yield)
         error = call.excinfo.value if call.excinfo else None
-        brief = self.failure(lab, item, error) if error is not None and self.is_told_briefly(error) else None
-        if brief is not None:  # to format a traceback that nobody will see takes longer than the test
+        brief = self.failure(lab, item, error) if error is not None and self.has_own_report(error) else None
+        if brief is not None:  # formatting a traceback that is never shown takes longer than the test
             item.repr_failure = lambda *_, **__: "\n".join(brief.lines)  # type: ignore[method-assign]
         if isinstance(error, patience.WaitsForEver):
             self.hung[lab.folder, _number_of(item)] = str(error)
@@ -271,25 +271,25 @@ class LabRun:
             )
         return report
 
-    def is_told_briefly(self, error: BaseException) -> bool:
-        """Whether we say what went wrong, and not pytest."""
+    def has_own_report(self, error: BaseException) -> bool:
+        """Whether we report the error instead of pytest."""
         return isinstance(error, TodoError) or not (self.whole_tracebacks or isinstance(error, pytest.skip.Exception))
 
     def failure(self, lab: Lab, item: pytest.Item, error: BaseException) -> Failure:
-        """What is told of a failed test."""
+        """The report on a failed test."""
         test = getattr(item, "originalname", None) or item.name
         return failure_of(error, _number_of(item), test, item.name.removeprefix(test), self.file_of(lab), item.path)
 
     # closing
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """With pytest -n the only thing that comes from where tests are run."""
+        """With pytest -n, reports are the only data that come from the processes that run tests."""
         if hasattr(report, "lab") and not self.labs:
             self.elsewhere.add(report.lab)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
-        """Failures of labs' tests are told once for each kind, in place of pytest's account of them."""
+        """Reports failures of labs' tests once for each kind, in place of pytest's report."""
         stats = terminalreporter.stats
         before: dict[str, list] = {name: stats[name] for name in ("failed", "error", "warnings") if name in stats}
         reports = [report for name in ("failed", "error") for report in before.get(name, ()) if hasattr(report, "lab_failure")]
@@ -298,7 +298,7 @@ class LabRun:
         if reports and "warnings" in stats:
             stats["warnings"] = list({warning.message: warning for warning in stats["warnings"]}.values())[:WARNINGS]
         failures = sorted((Failure(**report.lab_failure) for report in reports), key=lambda failure: failure.todo)
-        for line in told(failures):
+        for line in report_lines(failures):
             terminalreporter.write_line(line)
         try:
             return (yield)
@@ -306,9 +306,9 @@ class LabRun:
             stats.update(before)
 
     def pytest_unconfigure(self) -> None:
-        """Where only a lab's tests ran, garbage is not looked for any more.
+        """If only a lab's tests ran, skips the last garbage collection.
 
-        In all that torch and transformers made that takes 0.7 s. What only that last search would find, is not found.
+        Among all objects of torch and transformers it takes 0.7 s. Leaks that only it would find are missed.
         """
         if self.labs and not self.ran_other_tests:
             gc.freeze()
@@ -339,7 +339,7 @@ class LabRun:
         self.ran_other_tests |= getattr(node, "workeroutput", {}).get("ran_other_tests", False)
 
     def close_lab(self, lab: Lab, outcomes: list[Outcome]) -> None:
-        """Prints a lab's table; what a run of the starter learnt is kept."""
+        """Prints a lab's table, and saves the results if the starter was tested."""
         tests = self.tests[lab.folder]
         rows = results.summarise(lab, outcomes, tests)
         partial = {row.todo for row in rows if row.kind == results.IN_PART}
@@ -371,7 +371,7 @@ _ON_OURS = pytest.StashKey[tuple[int, ...]]()
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
-    """What a test draws its inputs from: the same in each run, unless `--seed` says otherwise."""
+    """The random numbers for a test's inputs: the same in each run, unless `--seed` changes them."""
     test = getattr(request.node, "originalname", None) or request.node.name
     return random.Random(f"{request.config.getoption('--seed')}/{test}")
 
@@ -404,13 +404,13 @@ def _all_tests(item: pytest.Item) -> Tests:
 
 
 def _number_of(item: pytest.Item) -> int:
-    """The TODO that a test is of; 0 if it is of none."""
+    """The TODO that a test belongs to; 0 if it belongs to none."""
     marker = item.get_closest_marker("todo")
     return _todo_of(marker)[0] if marker else 0
 
 
 def _stop_all(item: pytest.Item, words: str) -> None:
-    """Says why the run ends here."""
+    """Prints why the run ends here."""
     if capture := item.config.pluginmanager.getplugin("capturemanager"):
         capture.suspend(in_=True)
     print(f"\n{item.nodeid}: {words}\nIt could not be ended, so the whole run is.", file=sys.stderr, flush=True)
@@ -425,11 +425,11 @@ def _todo_of(marker: pytest.Mark) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class _Written:
-    """What a learner's file has.
+    """The state of a learner's file.
 
     Attributes:
         unwritten: the TODOs of which nothing is written.
-        gone: TODO -> its functions that were there at the start and have gone.
+        gone: TODO -> its functions that the starter had and the file lacks.
     """
 
     unwritten: set[int]
@@ -437,7 +437,7 @@ class _Written:
 
 
 def _read(lab: Lab, file: Path) -> _Written:
-    """What a learner's file has. Raises `LabError` if it is no Python or imports what is refused."""
+    """The state of a learner's file. Raises `LabError` if it is not Python or has a refused import."""
     tree = loading.parse(file)
     loading.refuse_imports(lab, tree, file.name)
     present = regions.definitions(tree)

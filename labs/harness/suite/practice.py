@@ -18,11 +18,11 @@ from labs.harness.catalog import Lab
 from labs.harness.learner.results import Outcome, Row, points_text, summarise
 
 SECONDS = 300
-"""That one lab's suite may take."""
+"""How many seconds one lab's suite may take."""
 
 
 def run_labs(labs: Sequence[Lab]) -> list[tuple[Lab, list[Row], str]]:
-    """Each lab's rows, and what kept its suite from ending, if anything did. Output goes to standard output."""
+    """Each lab's rows, and the reason if its suite did not get to its end. Output goes to standard output."""
     return [(lab, *_run(lab)) for lab in labs]
 
 
@@ -43,7 +43,7 @@ def _run(lab: Lab) -> tuple[list[Row], str]:
 
 @contextmanager
 def _fenced() -> Iterator[None]:
-    """On GitHub, lines printed meanwhile are no commands to the runner."""
+    """On GitHub, keeps the runner from taking printed lines for commands."""
     if not os.environ.get("GITHUB_ACTIONS"):
         yield
         return
@@ -56,7 +56,7 @@ def _fenced() -> Iterator[None]:
 
 
 def summary(results: Sequence[tuple[Lab, list[Row], str]]) -> str:
-    """A table for every lab that was begun, in Markdown; it holds nothing that a submission wrote."""
+    """A table for every started lab, in Markdown; it contains no text that a submission wrote."""
     parts, untouched = ["# Practice run", "Advisory: the tests that you have, on the file that you pushed."], []
     for lab, rows, trouble in results:
         if rows and not trouble and all(row.kind == "not started" for row in rows):

@@ -1,7 +1,7 @@
-"""Importing once, ahead of many forked runs, what the runs will import.
+"""Importing once, ahead of many forked runs, the modules that the runs will import.
 
-Knows files and import statements; knows nothing of what runs. What cannot be imported is left for the
-test that wants it to report.
+Knows files and import statements; knows nothing of the runs. A failed import is ignored here: the test that
+needs the module reports it.
 """
 
 import ast
@@ -18,7 +18,7 @@ def import_plugins() -> None:
 
 
 def import_what_is_imported_by(paths: Iterable[Path]) -> None:
-    """Run the import statements of these files, wherever in a file they stand."""
+    """Run all import statements of these files, wherever they are in a file."""
     statements = dict.fromkeys(statement for path in paths for statement in _imports(path))
     for statement in statements:
         try:

@@ -22,7 +22,7 @@ _HEADINGS = ("TODO", "points", "state", "next hint")
 def print_table(lab: Lab, rows: list[Row], whole: bool, progress: Progress, impl: str, plain: bool) -> None:
     """Print `rows`; with `whole` (every TODO was tested) also the predictions and the total.
 
-    Predictions are the learner's, so they stand only in a table about the learner's starter.
+    Predictions are the learner's, so only a table about the learner's starter shows them.
     """
     lines = [_line(lab, row) for row in rows]
     if whole:
@@ -48,7 +48,7 @@ def _line(lab: Lab, row: Row) -> tuple[str, str, str, str, str]:
 def _closing_lines(lab: Lab, rows: list[Row], progress: Progress | None) -> list[tuple[str, str, str, str, str]]:
     earned, of = sum(row.points for row in rows), sum(row.of for row in rows)
     lines = []
-    if progress is not None and predictions.asks(lab):
+    if progress is not None and predictions.has_questions(lab):
         attempts = progress.predictions(lab.id)
         points = results.prediction_points(attempts)
         state, command = "not answered yet", f"python -m labs predict {lab.id}"
@@ -72,13 +72,13 @@ def _print_plain(title: str, lines: Sequence[tuple[str, ...]]) -> None:
 
 
 def _width_of(lines: Sequence[tuple[str, ...]]) -> int:
-    """Columns without which points or a command would be cut; states may go over several lines."""
+    """The width that keeps points and commands whole; states may take several lines."""
     longest = [max(len(text) for text in texts) for texts in zip(*(line[1:] for line in lines), strict=True)]
     return sum(longest) - longest[2] + min(longest[2], 12) + 3 * len(_HEADINGS) + 1
 
 
 def _print_narrow(title: str, lines: Sequence[tuple[str, ...]]) -> None:
-    """What a narrow terminal has room for: points and state, and under them the command."""
+    """The rows for a narrow terminal: points and state, and the command below them."""
     print(f"\n{title}")
     for _, name, points, state, command in lines:
         print(f"{'TODO ' if name.isdigit() else ''}{name}  {points}  {state}".rstrip())

@@ -1,4 +1,4 @@
-"""What a run says of its failures: each kind once, in at most `LINES` lines; the rest is counted.
+"""A run's report on its failures: each kind once, in at most `LINES` lines; the rest is counted.
 
 Knows nothing of pytest: a failure is plain data, made by `failures`.
 """
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 LINES = 130
-"""Of all that is told of failures. With the table and pytest's own lines a run prints less than 200."""
+"""The most lines of the whole report. With the table and pytest's own lines a run prints less than 200."""
 SHORT = 30
-"""Of these lines, how many are kept for failures of which only the first line is told."""
+"""How many of these lines are kept for failures that are reported with their first line only."""
 LINES_EACH = 12
 PRINTED = 12
-"""Lines of what failing tests printed; of the first that printed anything."""
+"""How many printed lines are shown, of the first failing test that printed anything."""
 NAMED = 4
-"""Other tests that fail in the same way are named up to this number."""
+"""How many other tests that fail in the same way are named."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Failure:
         test: the test function; its cases share it.
         case: what distinguishes the case, such as `[5-True]`.
         kind: failures with the same kind are one for the learner.
-        lines: what is told, the most important first.
+        lines: the report, the most important line first.
         waits: whether nothing failed yet: a TODO is not written, or the file cannot be loaded.
         printed: what the test's code printed, the last `PRINTED + 1` lines of it.
     """
@@ -47,7 +47,7 @@ class _Group:
     more: list[Failure] = field(default_factory=list)
 
 
-def told(failures: Sequence[Failure]) -> list[str]:
+def report_lines(failures: Sequence[Failure]) -> list[str]:
     """The lines to print."""
     lines = _printed(failures)
     groups = _grouped(failures)
@@ -104,7 +104,7 @@ def _and_more(group: _Group) -> str:
 
 
 def _in_short(groups: Sequence[_Group]) -> list[str]:
-    """A line for each of the groups that there was no room for, as far as they go."""
+    """One line for each group that did not fit, as far as there is room."""
     shown = groups[: SHORT - 4]
     lines = ["", "More failures, in short; one TODO at a time shows more: pytest test_lab.py -k todo_3"]
     for group in shown:

@@ -1,7 +1,7 @@
 """`labs watch`: the tests of the TODO being worked on, whenever `starter.py` is saved.
 
-What the suite imports is imported once, here; each run is a process forked from this one, so that a
-save is answered quickly. Where forking is not safe (macOS, Windows) a run starts afresh. A save
+This process imports once everything that the suite imports; each run is a process forked from this one, so the answer
+to a save comes quickly. Where forking is not safe (macOS, Windows) a run starts afresh. A save
 during a run ends that run and begins another: there are never two.
 """
 
@@ -31,12 +31,12 @@ def watch(lab: Lab, todo: int | None = None, rounds: int | None = None, say: Cal
     """Run the tests now and after every save, `rounds` times or until Ctrl-C.
 
     Args:
-        todo: whose tests; by default those of the TODO whose function was changed, at first of the
-            first one that is open.
+        todo: the TODO whose tests run; by default the one whose function was changed, and at first the
+            first open one.
     """
     import_plugins()
     import_what_is_imported_by([lab.tests, lab.starter, lab.seam])
-    gc.freeze()  # a run that looked for garbage in all this would copy the pages it looks at
+    gc.freeze()  # a garbage collection in a forked run would copy all these pages
     chosen, last = todo or _first_open(lab), _Saved(lab.starter)
     while True:
         tested = _one_round(lab, chosen, say)
@@ -51,7 +51,7 @@ def watch(lab: Lab, todo: int | None = None, rounds: int | None = None, say: Cal
 
 
 class _Saved:
-    """A file as it was at one time; equal if it has not been written since."""
+    """A file at one time; equal to a later one if the file has not been written since."""
 
     def __init__(self, path: Path):
         try:
@@ -63,7 +63,7 @@ class _Saved:
 
     @property
     def functions(self) -> dict[str, str] | None:
-        """Function -> what it means; None if the file is no Python."""
+        """Function -> its meaning; None if the file is not Python."""
         try:
             return {name: ast.dump(node) for name, node in definitions(ast.parse(self.text)).items()}
         except (SyntaxError, ValueError):  # a null byte is a ValueError in Python 3.11
@@ -107,12 +107,12 @@ def _next_save(path: Path, last: _Saved) -> _Saved:
 
 
 def _first_open(lab: Lab) -> int | None:
-    """None if there is none: then all are tested."""
+    """The first open TODO; None if none is open, and then all are tested."""
     return next(iter(learning_path.open_todos(lab, Progress(lab.folder.parent))), None)
 
 
 def _changed(lab: Lab, before: _Saved, after: _Saved) -> int | None:
-    """The first TODO one of whose functions means something else now."""
+    """The first TODO with a function whose meaning has changed."""
     old, new = before.functions, after.functions
     if old is None or new is None:
         return None
@@ -135,7 +135,7 @@ def _start(lab: Lab, todo: int | None) -> BaseProcess:
 
 
 def _run_tests(arguments: list[str]) -> None:
-    """In the process of a run: pytest, away from the terminal's Ctrl-C, which is the watcher's."""
+    """In the process of a run: pytest, out of reach of the terminal's Ctrl-C, which only the watcher handles."""
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -147,7 +147,7 @@ def _run_tests(arguments: list[str]) -> None:
 
 
 def _end(process: BaseProcess) -> None:
-    """End a run and what it has started."""
+    """End a run and all processes that it started."""
     if hasattr(os, "killpg") and process.pid is not None:
         try:
             os.killpg(process.pid, signal.SIGKILL)

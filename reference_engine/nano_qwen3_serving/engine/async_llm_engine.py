@@ -53,10 +53,11 @@ class WaitingRoom(EngineObserver):
         self.limit = limit
         self._lock = threading.Lock()
         self._waiting: dict[str, set[str]] = {}  # request → members that have not run
+        self._request_of: dict[str, str] = {}  # each of these members → its request
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(len(members) for members in self._waiting.values())
+            return len(self._request_of)
 
     def enter(self, request_id: str, members: Sequence[str]) -> None:
         """Takes a place for each member, or none and raises `QueueFullError`; n larger than the whole
@@ -66,24 +67,26 @@ class WaitingRoom(EngineObserver):
                 f"n must be at most {self.limit}, the engine's max_num_queued_reqs, got {len(members)}",
                 parameter="n", value=len(members))
         with self._lock:
-            taken = sum(len(m) for m in self._waiting.values())
-            if self.limit is not None and taken + len(members) > self.limit:
+            if self.limit is not None and len(self._request_of) + len(members) > self.limit:
                 raise QueueFullError(self.limit)
             self._waiting[request_id] = set(members)
+            self._request_of |= dict.fromkeys(members, request_id)
 
     def on_step(self, step: StepRecord) -> None:
-        """The requests of the step's batch wait no longer."""
-        member_ids = [chunk.request.request_id for chunk in step.batch.chunks]
+        """The requests of the step's batch wait no longer. Takes as long as the batch is, however many wait."""
         with self._lock:
-            for request_id in [r for r, m in self._waiting.items() if not m.isdisjoint(member_ids)]:
-                self._waiting[request_id].difference_update(member_ids)
-                if not self._waiting[request_id]:
-                    del self._waiting[request_id]
+            for chunk in step.batch.chunks:
+                request_id = self._request_of.pop(chunk.request.request_id, None)
+                if request_id is not None:
+                    self._waiting[request_id].remove(chunk.request.request_id)
+                    if not self._waiting[request_id]:
+                        del self._waiting[request_id]
 
     def leave(self, request_id: str) -> None:
         """The request is gone, whether it ran or not."""
         with self._lock:
-            self._waiting.pop(request_id, None)
+            for member in self._waiting.pop(request_id, ()):
+                del self._request_of[member]
 
 
 @names_unknown_arguments

@@ -21,6 +21,7 @@ from nano_qwen3_serving.engine.input_processor import InputProcessor
 from nano_qwen3_serving.engine.output_processor import OutputProcessor
 from nano_qwen3_serving.engine.step_watch import Clock, StepWatch
 from nano_qwen3_serving.exceptions import InvalidParametersError, shown
+from nano_qwen3_serving.execution.drafting import Drafting
 from nano_qwen3_serving.execution.executor import Executor
 from nano_qwen3_serving.execution.model_runner import ModelRunner
 from nano_qwen3_serving.interfaces import Scheduler, StoppedRequest
@@ -70,7 +71,8 @@ class LLMEngine:
         self.block_manager = parts.block_manager(config)
         self.scheduler = parts.scheduler(config, self.block_manager)
         self.model_runner = ModelRunner(
-            model, attention, parts.sampler(config), config.cache.num_blocks, config.cache.block_size, config.device,
+            model, attention, parts.verifier(config, parts.sampler(config)), config.cache.num_blocks,
+            config.cache.block_size, config.device,
             row_multiple=INVARIANT_ROWS if config.batch_invariant else 1,
             num_threads=1 if is_small(config) else None)
         if config.device.type == "cpu" and not is_small(config):
@@ -80,6 +82,7 @@ class LLMEngine:
         self.output_processor = OutputProcessor(
             self.tokenizer, parts.detokenizer, self.observers.on_end, config.stream_interval)
         self.executor = Executor(self.model_runner, partial(end_failed, self.output_processor, self.scheduler))
+        self.drafting = Drafting(parts.drafter(config), config.scheduler.num_speculative_tokens)
         self._watch = StepWatch(config, clock, self.scheduler, self.block_manager, self.output_processor, self.observers)
         self._arrivals = itertools.count()
 
@@ -188,6 +191,7 @@ class LLMEngine:
             updates = watch.updated(self.scheduler.update(batch, result))
             outputs, stopped = self.output_processor.process(updates)
             self.scheduler.finish(stopped)
+            self.drafting.prepare(updates)
             return outputs
 
     def reset_prefix_cache(self) -> bool:

@@ -44,23 +44,28 @@ class Completion:
 
     def take(self, update: RequestUpdate) -> None:
         """Adds an update's tokens and text, and ends the sequence where they say so."""
-        if self.request.grammar is not None and self.request.finish_reason is None:
-            self.request.grammar.accept(update.new_token_ids)
-        self.token_ids += update.new_token_ids
-        for token_id, logprobs in zip(update.new_token_ids, update.logprobs or [], strict=False):
+        self.finish_reason, self.stop_reason = self.request.finish_reason, self.request.stop_reason
+        new = update.new_token_ids[: self._take_text(update.new_token_ids)]
+        if self.request.grammar is not None and self.finish_reason is None:
+            self.request.grammar.accept(new)
+        self.token_ids += new
+        for token_id, logprobs in zip(new, update.logprobs or [], strict=False):
             self.logprobs.append(logprobs)
             self.cumulative_logprob += logprobs[token_id].logprob
-        self.finish_reason, self.stop_reason = self.request.finish_reason, self.request.stop_reason
+        self.request.metrics.num_generation_tokens = len(self.token_ids)
+
+    def _take_text(self, token_ids: Sequence[int]) -> int:
+        """Adds the text of new tokens; how many of them belong to the output, for a stop string may end it before the last."""
         if self.detokenizer is None:
-            return
+            return len(token_ids)
         ends_by_token = self.finish_reason == "stop"  # its text is not part of the output
-        new = update.new_token_ids[:-1] if ends_by_token and not self._keeps_stop else update.new_token_ids
-        delta = self.detokenizer.add(new)
+        delta = self.detokenizer.add(token_ids[:-1] if ends_by_token and not self._keeps_stop else token_ids)
         self.text += delta.text
-        if delta.stop_reason is not None:
-            self.finish_reason, self.stop_reason = "stop", delta.stop_reason
-        elif self.finish_reason is not None:
-            self.text += self.detokenizer.finish().text
+        if delta.stop_reason is None:
+            self.text += self.detokenizer.finish().text if self.finish_reason is not None else ""
+            return len(token_ids)
+        self.finish_reason, self.stop_reason = "stop", delta.stop_reason
+        return len(token_ids) if delta.num_tokens is None else delta.num_tokens
 
     def end(self, reason: FinishReason) -> None:
         """Ends it from outside: what was kept back is shown."""
@@ -103,53 +108,59 @@ class Group:
     request_id: str
     sequences: list[Completion]
     stream_interval: int
+    prompt_token_ids: tuple[int, ...]
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     error: Exception | None = None
 
     @property
     def finished(self) -> bool:
         """Whether every sequence is complete."""
-        return all(s.finish_reason is not None for s in self.sequences)
+        return None not in [s.finish_reason for s in self.sequences]
 
     def output(self) -> RequestOutput | None:
         """What to show the caller now, if there is anything."""
-        first = self.sequences[0].request
+        first, finished = self.sequences[0].request, self.finished
         kind = first.params.output_kind
+        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+            return None
         news = [s for s in self.sequences if s.has_news]
-        if not self.finished:
-            due = any(len(s.token_ids) - s.shown_tokens >= self.stream_interval or not s.shown_tokens for s in news)
-            if not due or kind is RequestOutputKind.FINAL_ONLY:
-                return None
+        if not finished and not self._is_due(news):
+            return None
         deltas = kind is RequestOutputKind.DELTA
         return RequestOutput(  # with lists of its own: what the caller does to them reaches nobody
             request_id=self.request_id,
             prompt=first.prompt,
-            prompt_token_ids=list(first.prompt_token_ids),
+            prompt_token_ids=self.prompt_token_ids,  # type: ignore[arg-type]  # a list once somebody reads it
             prompt_logprobs=self.prompt_logprobs and [each and dict(each) for each in self.prompt_logprobs],
             outputs=[s.completion(deltas) for s in (news if deltas else self.sequences)],
-            finished=self.finished,
+            finished=finished,
             metrics=self.metrics(),
             num_cached_tokens=first.num_cached_tokens,
             error=self.error,
             block_indices=list(first.block_indices),
         )
 
+    def _is_due(self, news: Sequence[Completion]) -> bool:
+        """Whether one of those with news has its first token, or enough of them for another output."""
+        interval = self.stream_interval
+        return any(not s.shown_tokens or len(s.token_ids) - s.shown_tokens >= interval for s in news)
+
     def metrics(self) -> RequestMetrics:
         """When things happened to the group: its first start, its last token, its sums."""
-        each = [s.request.metrics for s in self.sequences]
-        return replace(
-            each[0],
-            scheduled_ts=earliest(m.scheduled_ts for m in each),
-            first_token_ts=earliest(m.first_token_ts for m in each),
-            last_token_ts=max(m.last_token_ts for m in each),
-            num_generation_tokens=sum(m.num_generation_tokens for m in each),
-            num_preemptions=sum(m.num_preemptions for m in each),
-        )
+        result = self.sequences[0].request.metrics.copy()
+        for sequence in self.sequences[1:]:
+            other = sequence.request.metrics
+            result.scheduled_ts = earlier(result.scheduled_ts, other.scheduled_ts)
+            result.first_token_ts = earlier(result.first_token_ts, other.first_token_ts)
+            result.last_token_ts = max(result.last_token_ts, other.last_token_ts)
+            result.num_generation_tokens += other.num_generation_tokens
+            result.num_preemptions += other.num_preemptions
+        return result
 
 
-def earliest(times: Iterable[float]) -> float:
-    """The smallest of the times that have come; 0.0 if none has."""
-    return min((t for t in times if t), default=0.0)
+def earlier(time: float, other: float) -> float:
+    """The smaller of two times; 0.0 is one that has not come."""
+    return min(time, other) if time and other else time or other
 
 
 class OutputProcessor:
@@ -188,7 +199,8 @@ class OutputProcessor:
         """Begins a caller's request made of `requests`, one per completion."""
         make = self._make_detokenizer
         sequences = [Completion(r, make(self._tokenizer, r.params) if r.params.detokenize else None) for r in requests]
-        group = self._groups[request_id] = Group(request_id, sequences, self._stream_interval)
+        group = self._groups[request_id] = Group(
+            request_id, sequences, self._stream_interval, tuple(requests[0].prompt_token_ids))
         self._members.update((s.request.request_id, (group, s)) for s in sequences)
 
     def process(self, updates: Sequence[RequestUpdate]) -> tuple[list[RequestOutput], list[StoppedRequest]]:
@@ -215,7 +227,8 @@ class OutputProcessor:
                 stopped += self._fail(group, error)
                 continue
             if sequence.finish_reason is not None and update.request.finish_reason is None:
-                stopped.append(StoppedRequest(update.request.request_id, "stop", sequence.stop_reason))
+                stopped.append(StoppedRequest(
+                    update.request.request_id, "stop", sequence.stop_reason, len(sequence.token_ids)))
         return failed + self._show(touched.values()), stopped
 
     def fail(self, member_id: str, error: Exception) -> list[StoppedRequest]:

@@ -314,7 +314,8 @@ class StepLoop:
             if output.error is not None:
                 stream.mailbox.fail(output.error)
             else:
-                stream.mailbox.put(replace(output, request_id=stream.external_id))
+                output.request_id = stream.external_id
+                stream.mailbox.put(output)
             touched.append(stream)
         self._wake(touched)
 

@@ -84,7 +84,6 @@ class StepWatch:
             metrics = update.request.metrics
             metrics.first_token_ts = metrics.first_token_ts or self._executed
             metrics.last_token_ts = self._executed
-            metrics.num_generation_tokens = len(update.request.output_token_ids)
         return updates
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:

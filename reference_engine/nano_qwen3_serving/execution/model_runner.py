@@ -11,28 +11,28 @@ the other in one row of tokens, those of one token first:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nano_qwen3_serving.execution.block_tables import BlockTables
 from nano_qwen3_serving.execution.logprobs import logprobs_of
 from nano_qwen3_serving.interfaces import (
-    NULL_BLOCK,
     AttentionBackend,
     AttentionMetadata,
     Model,
     SampledTokens,
-    Sampler,
     SamplingRow,
     ScheduledBatch,
     ScheduledChunk,
+    Verifier,
 )
 from nano_qwen3_serving.outputs import Logprob
-from nano_qwen3_serving.request import Request
 
 LOGPROB_ROWS = 64
 
@@ -45,7 +45,7 @@ class ModelInputs:
     token_ids: Tensor  # [num_tokens]
     positions: Tensor  # [num_tokens]
     metadata: AttentionMetadata
-    sampling_rows: list[int]  # rows of the tokens after which one is sampled
+    sampling_rows: list[int]  # rows of the tokens after which one is sampled, the drafts of a request after its last known token
 
 
 class ModelRunner:
@@ -54,7 +54,7 @@ class ModelRunner:
     Args:
         model: the network.
         attention: the backend that made it and reads the cache.
-        sampler: chooses tokens.
+        verifier: chooses tokens, and says which drafts stand.
         num_blocks: blocks of the cache.
         block_size: tokens in a block.
         device: of everything.
@@ -66,7 +66,7 @@ class ModelRunner:
         self,
         model: Model,
         attention: AttentionBackend,
-        sampler: Sampler,
+        verifier: Verifier,
         num_blocks: int,
         block_size: int,
         device: torch.device,
@@ -75,11 +75,12 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self.attention = attention
-        self.sampler = sampler
+        self.verifier = verifier
         self.block_size = block_size
         self.device = device
         self.row_multiple = row_multiple
         self.num_threads = num_threads
+        self._block_tables = BlockTables(device)
         self.kv_cache: list[Any] = attention.make_cache(num_blocks)
 
     @torch.inference_mode()
@@ -90,6 +91,8 @@ class ModelRunner:
         depend on nothing else. So a failed step can be tried again.
         """
         with torch_threads(self.num_threads):
+            if batch.block_copies:
+                self.attention.copy_blocks(self.kv_cache, batch.block_copies)
             return self._execute(self.lay_out(batch))
 
     def _execute(self, inputs: ModelInputs) -> SampledTokens:
@@ -98,17 +101,18 @@ class ModelRunner:
         sampling = [c for c in inputs.chunks if c.samples]
         if not sampling:
             return result
-        rows = inputs.sampling_rows + [0] * self._padding(len(sampling))
-        logits = self.model.compute_logits(hidden[rows])[: len(sampling)]
+        rows = inputs.sampling_rows + [0] * self._padding(len(inputs.sampling_rows))
+        logits = self.model.compute_logits(hidden[rows])[: len(inputs.sampling_rows)]
         try:
-            tokens, logprobs = self.sampler.sample(logits, [sampling_row(c.request) for c in sampling])
+            tokens, logprobs = self.verifier.verify(
+                logits, [sampling_row(c) for c in sampling], [c.token_ids[c.num_tokens - c.num_drafts :] for c in sampling])
         except Exception:
             self._check_finite(logits, inputs.chunks, hidden.dtype)  # perhaps that is what it stumbled over
             raise
         ids = [c.request.request_id for c in sampling]
-        result.token_ids = {i: [t] for i, t in zip(ids, tokens, strict=True)}
-        result.logprobs = {i: [lp] for i, lp in zip(ids, logprobs, strict=True) if lp is not None}
-        self._check_finite(logits[range(len(tokens)), tokens], inputs.chunks, hidden.dtype)
+        result.token_ids = dict(zip(ids, tokens, strict=True))
+        result.logprobs = {i: lp for i, lp in zip(ids, logprobs, strict=True) if lp is not None}
+        self._check_finite(logits[rows_of(tokens, sampling), list(chain(*tokens))], inputs.chunks, hidden.dtype)
         return result
 
     def lay_out(self, batch: ScheduledBatch) -> ModelInputs:
@@ -119,16 +123,16 @@ class ModelRunner:
         slots: list[int] = []
         sampling_rows: list[int] = []
         for chunk in chunks:
-            token_ids += chunk.request.token_ids(chunk.start, chunk.end)
+            token_ids += chunk.token_ids
             positions += range(chunk.start, chunk.end)
             slots += self.attention.slots(chunk.block_table, range(chunk.start, chunk.end))
             if chunk.samples:
-                sampling_rows.append(len(token_ids) - 1)
+                sampling_rows += range(len(token_ids) - 1 - chunk.num_drafts, len(token_ids))
         padding = [0] * self._padding(len(token_ids))  # token 0 at position 0, into the null block
         metadata = AttentionMetadata(
             query_lens=[c.num_tokens for c in chunks],
             seq_lens=[c.end for c in chunks],
-            block_tables=self._tensor(padded([c.block_table for c in chunks])),
+            block_tables=self._block_tables.stack(chunks),
             slot_mapping=self._tensor(slots + padding),
             num_decodes=sum(c.num_tokens == 1 for c in chunks),
             block_size=self.block_size,
@@ -152,8 +156,8 @@ class ModelRunner:
                     tokens = following[start : start + LOGPROB_ROWS]
                     logits = self.model.compute_logits(hidden[row + start : row + start + LOGPROB_ROWS]).float()
                     each += [logprobs_of(logits[i], token, wanted) for i, token in enumerate(tokens)]
-                    found = torch.tensor([lp[t].logprob for lp, t in zip(each[start:], tokens, strict=True)])
-                    self._check_finite(found, inputs.chunks, hidden.dtype)
+                    chosen = torch.tensor([lp[t].logprob for lp, t in zip(each[start:], tokens, strict=True)])
+                    self._check_finite(chosen, inputs.chunks, hidden.dtype)
             row += chunk.num_tokens
         return result
 
@@ -194,14 +198,19 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def padded(tables: list[list[int]]) -> list[list[int]]:
-    """Block tables of equal length, filled up with the null block."""
-    longest = max(map(len, tables))
-    return [table + [NULL_BLOCK] * (longest - len(table)) for table in tables]
+def rows_of(tokens: Sequence[Sequence[int]], chunks: Sequence[ScheduledChunk]) -> list[int]:
+    """Where in the logits each of the tokens was chosen: a chunk has a row for each draft, and one more."""
+    rows: list[int] = []
+    first = 0
+    for chosen, chunk in zip(tokens, chunks, strict=True):
+        rows += range(first, first + len(chosen))
+        first += chunk.num_drafts + 1
+    return rows
 
 
-def sampling_row(request: Request) -> SamplingRow:
-    """What the sampler needs to know of a request."""
+def sampling_row(chunk: ScheduledChunk) -> SamplingRow:
+    """What the sampler needs to know of a chunk's request."""
+    request = chunk.request
     return SamplingRow(
         request.params,
         request.prompt_token_ids,
@@ -211,6 +220,8 @@ def sampling_row(request: Request) -> SamplingRow:
         request.eos_token_ids,
         request.bad_words_token_ids,
         request.grammar,
+        chunk.known_end,
+        request.token_counts if request.params.has_penalties else None,
     )
 
 

@@ -17,8 +17,12 @@ from nano_qwen3_serving.execution.masks import has_masks, masked
 from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.model.operators import Operators
 from nano_qwen3_serving.outputs import Logprob
+from nano_qwen3_serving.token_counts import TokenCounts
 
 MASK_64 = (1 << 64) - 1
+FEW = 1024  # tokens among which those that a filter leaves are looked for
+EQUALS = 64  # more than top_k, because logits may be equal at its edge: in bfloat16 they often are
+GROUP = 128  # tokens of which the largest is found at once
 
 
 class Sampler:
@@ -48,17 +52,17 @@ class Sampler:
         """
         if all(asks_for_the_best(row) for row in rows):
             return self._ops.argmax(logits).tolist(), [None] * len(rows)  # no copy in float32
-        raw = logits.float()
-        adjusted = apply_processors(raw, rows)
-        tokens = adjusted.argmax(dim=-1)
+        adjusted = apply_processors(logits, rows)
+        tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+        greedy = [i for i, row in enumerate(rows) if row.params.is_greedy]
         drawing = [i for i, row in enumerate(rows) if not row.params.is_greedy]
+        if greedy:
+            tokens[greedy] = adjusted[greedy].argmax(dim=-1)
         if drawing:
-            picked = adjusted if len(drawing) == len(rows) else adjusted[drawing]
-            drawn = draw(picked, [rows[i] for i in drawing])
-            tokens[drawing] = drawn
+            tokens[drawing] = draw(adjusted if len(drawing) == len(rows) else adjusted[drawing], [rows[i] for i in drawing])
         chosen = tokens.tolist()
         return chosen, [
-            logprobs_of(raw[i], chosen[i], row.params.logprobs) if row.params.logprobs is not None else None
+            logprobs_of(logits[i].float(), chosen[i], row.params.logprobs) if row.params.logprobs is not None else None
             for i, row in enumerate(rows)
         ]
 
@@ -69,11 +73,11 @@ def asks_for_the_best(row: SamplingRow) -> bool:
 
 
 def apply_processors(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Logits after masks, bias and penalties; a copy only if some row asks for any of them."""
+    """Logits after masks, bias and penalties; a copy, in float32, only if some row asks for any of them."""
     changed = [i for i, row in enumerate(rows) if has_processors(row)]
     if not changed:
         return logits
-    logits = logits.clone()
+    logits = logits.to(torch.float32, copy=True)
     for i in changed:
         logits[i] = processed(logits[i], rows[i])
     return logits
@@ -83,8 +87,7 @@ def has_processors(row: SamplingRow) -> bool:
     """Whether the row's logits change before temperature."""
     p = row.params
     return bool(
-        has_masks(row) or p.logit_bias
-        or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
+        has_masks(row) or p.logit_bias or p.has_penalties
     )
 
 
@@ -103,54 +106,108 @@ def processed(logits: Tensor, row: SamplingRow) -> Tensor:
 def penalised(logits: Tensor, row: SamplingRow) -> Tensor:
     """Repetition penalty over prompt and output, presence and frequency over the output."""
     p = row.params
+    if not p.has_penalties:
+        return logits
+    ids, counts = (row.token_counts or TokenCounts(row.prompt_token_ids)).upto(row.output_token_ids)
+    ids, counts = ids.to(logits.device), counts.to(logits.device)
     if p.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), device=logits.device)
-        values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-    if (p.presence_penalty or p.frequency_penalty) and row.output_token_ids:
-        counts = torch.bincount(torch.tensor(row.output_token_ids), minlength=logits.shape[0]).to(logits)
-        logits = logits - p.frequency_penalty * counts - p.presence_penalty * (counts > 0)
+        values = logits[ids]
+        logits[ids] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+    if p.presence_penalty or p.frequency_penalty:
+        logits[ids] -= p.frequency_penalty * counts + p.presence_penalty * (counts > 0)
     return logits
 
 
 def draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """One token per row from its filtered distribution: [num_rows].
 
-    Probabilities are cumulated in the order of token ids, whatever the filters, so that the same
-    number drawn picks the same token.
+    Rows with equal filters are drawn together, and others never touch them. Probabilities are cumulated in the order
+    of token ids, whatever the filters, so that the same number drawn picks the same token.
 
     Raises:
         FloatingPointError: a logit is NaN or infinite.
     """
-    device = logits.device
-    temperature = torch.tensor([[r.params.temperature] for r in rows], device=device)
-    probs = torch.softmax(keep_top(logits / temperature, rows), dim=-1)
-    if any(r.params.min_p for r in rows):
-        min_p = torch.tensor([[r.params.min_p] for r in rows], device=device)
-        probs = torch.where(probs >= min_p * probs.amax(dim=-1, keepdim=True), probs, 0.0)
-    cumulated = probs.cumsum(dim=-1)
-    if not cumulated[:, -1].isfinite().all():
-        raise FloatingPointError("probabilities are NaN: some logit is NaN or infinite")
-    u = torch.tensor([[uniform(r.seed, r.sample_index, r.position)] for r in rows], device=device)
-    index = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
-    last = (probs > 0).cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # rounding must not reach a zero
-    return torch.minimum(index, last).squeeze(-1)
-
-
-def keep_top(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Logits with those outside each row's top_k and top_p masked.
-
-    Rows with equal parameters are filtered together, and others never touch them. Equal logits are
-    kept or masked alike.
-    """
+    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
     alike: dict[tuple[int, float], list[int]] = {}
     for i, row in enumerate(rows):
-        if row.params.top_k or row.params.top_p < 1.0:
-            alike.setdefault((row.params.top_k, row.params.top_p), []).append(i)
+        alike.setdefault((row.params.top_k, row.params.top_p), []).append(i)
     for (top_k, top_p), group in alike.items():
-        chosen = logits[group]
-        logits[group] = chosen.masked_fill(chosen < lowest_kept(chosen, top_k, top_p), float("-inf"))
-    return logits
+        picked = logits if len(group) == len(rows) else logits[group]
+        members = [rows[i] for i in group]
+        few = 0 < top_k <= FEW or (top_p < 1.0 and not top_k)
+        tokens[group] = (draw_of_few if few and logits.shape[-1] > 2 * FEW else draw_of_all)(picked, members, top_k, top_p)
+    return tokens
+
+
+def draw_of_all(logits: Tensor, rows: Sequence[SamplingRow], top_k: int, top_p: float) -> Tensor:
+    """One token per row, [num_rows]; looks at every token."""
+    scaled = logits.float() / column([r.params.temperature for r in rows], logits)
+    return pick(torch.softmax(keep_top(scaled, top_k, top_p), dim=-1), rows)
+
+
+def draw_of_few(logits: Tensor, rows: Sequence[SamplingRow], top_k: int, top_p: float) -> Tensor:
+    """The same for filters that leave few tokens: one pass over the vocabulary finds them, the rest is about them alone.
+
+    A row that may keep more than those, because its distribution is flat or too many logits are equal at the edge, is drawn
+    from all tokens.
+    """
+    values, ids = largest(logits, top_k + EQUALS if top_k else FEW)
+    temperature = column([r.params.temperature for r in rows], logits)
+    scaled = values.float() / temperature
+    counted = scaled[:, :top_k] if top_k else scaled
+    lowest = counted[:, -1:]
+    if top_p < 1.0:
+        total = torch.logsumexp(counted if top_k else logits.float() / temperature, dim=-1, keepdim=True)
+        lowest = counted.gather(-1, num_in_nucleus((counted - total).exp(), top_p) - 1)
+    kept = scaled.masked_fill(scaled < lowest, float("-inf"))
+    order = ids.argsort(dim=-1)
+    places = pick(torch.softmax(kept.gather(-1, order), dim=-1), rows)
+    tokens = ids.gather(-1, order.gather(-1, places[:, None])).squeeze(-1)
+    for i in (lowest == scaled[:, -1:]).nonzero()[:, 0].tolist():
+        tokens[i] = draw_of_all(logits[i : i + 1], rows[i : i + 1], top_k, top_p)
+    return tokens
+
+
+def pick(probs: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Where each row's random number falls among its probabilities, [num_rows, tokens], after min_p: [num_rows].
+
+    Raises:
+        FloatingPointError: a probability is NaN.
+    """
+    if not probs[:, 0].isfinite().all():  # one NaN or infinity makes all of its row's probabilities NaN
+        raise FloatingPointError("probabilities are NaN: some logit is NaN or infinite")
+    if any(r.params.min_p for r in rows):
+        probs = torch.where(probs >= column([r.params.min_p for r in rows], probs) * probs.amax(dim=-1, keepdim=True), probs, 0.0)
+    cumulated = probs.cumsum(dim=-1)
+    total = cumulated[:, -1:].contiguous()
+    numbers = column([uniform(r.seed, r.sample_index, r.position) for r in rows], probs)
+    index = torch.searchsorted(cumulated, numbers * total, right=True)
+    first_of_total = torch.searchsorted(cumulated, total)  # rounding must not reach a zero at the end
+    return torch.minimum(index, first_of_total).squeeze(-1)
+
+
+def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest logits of each row, the largest first, and their token ids: [rows, count] each.
+
+    They lie in the groups of tokens whose own largest logits are the largest, so one pass finds these groups, and only they
+    are sorted.
+    """
+    vocab = logits.shape[-1]
+    whole = vocab // GROUP * GROUP
+    if whole // GROUP <= 2 * count:
+        return torch.topk(logits, count, dim=-1)
+    groups = torch.topk(logits[:, :whole].unflatten(-1, (-1, GROUP)).amax(dim=-1), count, dim=-1).indices
+    ids = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=logits.device)).flatten(1)
+    ids = torch.cat([ids, torch.arange(whole, vocab, device=logits.device).expand(len(ids), -1)], dim=-1)
+    values, places = torch.topk(logits.gather(-1, ids), count, dim=-1)
+    return values, ids.gather(-1, places)
+
+
+def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits [rows, vocab_size] with those that the filters drop at -inf. Equal logits are kept or dropped alike."""
+    if not top_k and top_p == 1.0:
+        return logits
+    return logits.masked_fill(logits < lowest_kept(logits, top_k, top_p), float("-inf"))
 
 
 def lowest_kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -159,9 +216,18 @@ def lowest_kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     values = torch.topk(logits, min(top_k or vocab, vocab), dim=-1).values
     if top_p == 1.0:
         return values[:, -1:]
-    probs = torch.softmax(values, dim=-1)
-    before = probs.cumsum(dim=-1) - probs  # 0 for the likeliest token, which is always kept
-    return values.gather(-1, (before < top_p).sum(dim=-1, keepdim=True) - 1)
+    return values.gather(-1, num_in_nucleus(torch.softmax(values, dim=-1), top_p) - 1)
+
+
+def num_in_nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """How many of the likeliest tokens reach `top_p` together, of [rows, tokens] in order, at least one: [rows, 1]."""
+    before = probs.cumsum(dim=-1) - probs
+    return (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def column(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """[len(numbers), 1] in float32, where `like` is."""
+    return torch.tensor(numbers, dtype=torch.float32, device=like.device)[:, None]
 
 
 def uniform(seed: int, sample_index: int, position: int) -> float:

@@ -24,7 +24,7 @@ import torch
 HEADER = Path(__file__).with_name("kernels.h")
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "linear.cpp", "layer.cpp"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-std=c++20", "-shared", "-fPIC", "-w")
-SECONDS = 180  # to compile in, at most
+SECONDS = 180  # the longest a compilation may take
 
 
 class BuildError(Exception):
@@ -36,7 +36,7 @@ def cpu_kernels() -> Any:
     """The operators of the C++ files, built if they are not in the cache.
 
     Raises:
-        BuildError: another system than Linux, no C++ compiler, or it failed.
+        BuildError: the system is not Linux, there is no C++ compiler, or the compiler failed.
     """
     if sys.platform != "linux":
         raise BuildError(f"CPU kernels are built on Linux only, and this is {platform.system()}")
@@ -59,7 +59,7 @@ def cache_folder() -> Path:
 
 
 def key(compiler: str) -> str:
-    """Changes with everything that a built library depends on."""
+    """A key that changes with everything a built library depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS).stdout
     features = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     parts = [

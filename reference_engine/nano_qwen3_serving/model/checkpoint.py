@@ -39,7 +39,7 @@ def find_checkpoint(name: str, *, weights: bool = True) -> Path:
 
     Args:
         name: of the checkpoint.
-        weights: whether they are needed; without, a tokenizer is enough.
+        weights: whether the weights are needed; if not, the tokenizer's files are enough.
 
     Raises:
         ModelLoadError: nothing of that name exists, or the hub cannot be reached.
@@ -70,7 +70,7 @@ def download(name: str, weights: bool) -> Path:
             if not missing_files(folder, weights):
                 return folder
         except LocalEntryNotFoundError:
-            pass  # nothing of it is in the cache
+            pass  # the cache has no file of this model
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         missing = missing_files(folder, weights)  # without a network the library returns what there is
     except Exception as error:
@@ -87,7 +87,7 @@ def cannot_get(name: str, why: str) -> str:
 
 
 def missing_files(folder: Path, weights: bool) -> list[str]:
-    """Files without which a snapshot cannot be served. A program that wanted a tokenizer alone leaves such ones."""
+    """Required files that a snapshot lacks. A program that downloaded only a tokenizer leaves such snapshots."""
     needed = ["tokenizer.json"]
     if weights:
         index = folder / INDEX
@@ -97,7 +97,7 @@ def missing_files(folder: Path, weights: bool) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its tail."""
+    """The first line of an error's message."""
     return str(error).strip().split("\n", 1)[0]
 
 
@@ -105,7 +105,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     """The network's shape and its defaults, from config.json and generation_config.json.
 
     Raises:
-        ModelLoadError: a file is missing, or says what cannot be served.
+        ModelLoadError: a file is missing, or describes a model that cannot be served.
     """
     generation = folder / "generation_config.json"
     return ModelConfig.from_dict(

@@ -1,8 +1,8 @@
-"""A decoder layer in one call, where all of it is compiled: see `kernels/layer.cpp`.
+"""A whole decoder layer in one compiled call: see `kernels/layer.cpp`.
 
 Knows which tensors of a layer the call takes; knows nothing of what it computes. A step with few tokens
-spends a tenth of its time in Python, starting fifteen operators in each layer. What the call gives has
-the bits of the layer it stands for.
+spends a tenth of its time in Python, starting fifteen operators in each layer. The call returns, bit for bit,
+what the layer it replaces returns.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class CompiledLayer:
 
     @staticmethod
     def takes(kernels: Any, layer: Any) -> bool:
-        """Whether every part of the layer is one that was compiled: another's attention, say, is called by itself."""
+        """Whether every part of the layer has a compiled form; the attention of a replacement, say, has none."""
         return hasattr(kernels, "decode_layer") and type(layer.self_attn.core) is CPUPagedAttention and all(
             isinstance(linear.product, CompiledProduct) and linear.bias is None for linear in matrices_of(layer))
 
 
 def matrices_of(layer: Any) -> list[Any]:
-    """In the order in which the call takes them."""
+    """The layer's matrices, in the order of the call's arguments."""
     return [layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj]

@@ -2,7 +2,7 @@
 
 A decode step reads all weights once. In small pages the processor looks up a third of a million of
 them for each gigabyte; on the machine of `benchmarks/results` a step of one request read 47 GB/s that way,
-and 79 GB/s from huge pages. Linux hands those out only to who asks.
+and 79 GB/s from huge pages. Linux hands those out only on request.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HUGE_PAGE = 2 << 20
-MADV_HUGEPAGE = 14  # for pages that are touched later
-MADV_COLLAPSE = 25  # for those that are there; Linux 6.1
+MADV_HUGEPAGE = 14  # for pages not touched yet
+MADV_COLLAPSE = 25  # for pages already in memory; Linux 6.1
 ANONYMOUS = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p 00000000 00:00 0\s*(?:\[heap\])?$", re.MULTILINE)
 
 
 def use_huge_pages() -> None:
     """Asks for huge pages for all large private memory of this process; contents stay.
 
-    Best effort: where the system has none to give, or is not Linux, nothing changes.
+    Best effort: if the system has no huge pages left, or is not Linux, nothing changes.
     """
     if sys.platform != "linux":
         return
@@ -34,8 +34,8 @@ def use_huge_pages() -> None:
 
 def large_areas(maps: str) -> Iterator[tuple[int, int]]:
     """(address, bytes) of the whole huge pages within each anonymous area of a `/proc/PID/maps`."""
-    for found in ANONYMOUS.finditer(maps):
-        first, last = int(found[1], 16), int(found[2], 16)
+    for area in ANONYMOUS.finditer(maps):
+        first, last = int(area[1], 16), int(area[2], 16)
         start, end = -(-first // HUGE_PAGE) * HUGE_PAGE, last // HUGE_PAGE * HUGE_PAGE
         if end > start:
             yield start, end - start

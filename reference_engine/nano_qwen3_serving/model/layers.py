@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(self.num_heads * dim, hidden, bias, ops)
         self.q_norm = RMSNorm(dim, config.rms_norm_eps, ops)
         self.k_norm = RMSNorm(dim, config.rms_norm_eps, ops)
-        self.qkv_proj: Linear  # takes the place of the three, see `finalize_weights`
+        self.qkv_proj: Linear  # replaces q, k and v, see `finalize_weights`
         self._rotary = [rotary]  # in a list: shared, so not this module's child
         self.core = core
         self._ops = ops
@@ -113,7 +113,7 @@ class MLP(nn.Module):
         self.gate_proj = Linear(hidden, inner, False, ops)
         self.up_proj = Linear(hidden, inner, False, ops)
         self.down_proj = Linear(inner, hidden, False, ops)
-        self.gate_up_proj: Linear  # takes the place of the two, see `finalize_weights`
+        self.gate_up_proj: Linear  # replaces gate and up, see `finalize_weights`
         self._ops = ops
 
     def finalize_weights(self) -> None:
@@ -141,7 +141,7 @@ class DecoderLayer(nn.Module):
         self._decode: Decode | None = None
 
     def finalize_weights(self) -> None:
-        """Fuses and packs the matrices, and takes the layer's own compiled form if there is one here."""
+        """Fuses and packs the matrices, and switches to the layer's compiled form if this machine has one."""
         self.self_attn.finalize_weights()
         self.mlp.finalize_weights()
         self._decode = self._ops.decode_layer(self)

@@ -1,4 +1,4 @@
-"""Matrices: a weight, and the product with it that is the fastest here.
+"""Matrices: a weight, and the fastest product with it on this machine.
 
 Knows parameters; knows nothing of the network, nor of how products are computed.
 """
@@ -41,7 +41,7 @@ class Linear(nn.Module):
         return fused
 
     def finalize_weights(self) -> None:
-        """Rearranges the weight and frees the plain one, if there is a faster product here."""
+        """Rearranges the weight and frees the plain one, if this machine has a faster product."""
         if self.weight is None:
             return
         self.product = self._ops.product_with(self.weight.data)
@@ -58,7 +58,7 @@ class Linear(nn.Module):
 
 
 def joined(rows: Sequence[nn.Parameter | None]) -> nn.Parameter | None:
-    """Parameters one after the other; None if they are None."""
-    given: list[Tensor] = [p for p in rows if p is not None]
-    assert len(given) in (0, len(rows)), "some of the matrices have a bias and some have none"
-    return nn.Parameter(torch.cat(given), requires_grad=False) if given else None
+    """Parameters concatenated along the first dimension; None if all of them are None."""
+    present: list[Tensor] = [p for p in rows if p is not None]
+    assert len(present) in (0, len(rows)), "some of the matrices have a bias and some have none"
+    return nn.Parameter(torch.cat(present), requires_grad=False) if present else None

@@ -1,7 +1,7 @@
 """Fills a network with a checkpoint's tensors, one layer at a time.
 
-Knows names, shapes and the order of work; the files are `checkpoint.py`'s. The network may be
-anybody's: it has Hugging Face's parameter names, and its modules may have `finalize_weights()`. A
+Knows names, shapes and the order of work; the files are `checkpoint.py`'s. The network may come from
+anywhere: it has Hugging Face's parameter names, and its modules may have `finalize_weights()`. A
 layer is loaded and finalized before the next one is touched, so that two full copies of
 the weights never coexist.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM
 
 HEAD = "lm_head.weight"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # numbers that need no scale beside them
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # dtypes that need no scale stored beside them
 
 Network = TypeVar("Network", bound=Any)
 
@@ -35,7 +35,7 @@ def load_model(config: EngineConfig, attention: AttentionBackend) -> Qwen3ForCau
         ModelLoadError: a tensor is missing, unexpected, or has another shape than the configuration.
     """
     from nano_qwen3_serving.model.operators import operators_for
-    from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM  # only here: another network needs no file of it
+    from nano_qwen3_serving.model.qwen3 import Qwen3ForCausalLM  # imported here: a replacement network does not need this file
 
     with torch.device("meta"):
         network = Qwen3ForCausalLM(
@@ -49,7 +49,7 @@ def load_weights(network: Network, config: EngineConfig) -> Network:
     Args:
         network: has `model.layers`, `model.norm`, `model.embed_tokens` and `lm_head`, whose parameters are
             named as in Hugging Face's checkpoints. Their values are never read: they may lie on torch's
-            meta device, or be memory that nobody has touched.
+            meta device, or in memory that was never touched.
         config: which checkpoint, in which dtype and place.
 
     Raises:
@@ -70,7 +70,7 @@ def load_weights(network: Network, config: EngineConfig) -> Network:
     fill(network.lm_head, "model.embed_tokens." if tied else "lm_head.", tensors, config)
     finalize(network.lm_head)
     rotary: Any = getattr(model, "rotary", None)
-    if hasattr(rotary, "finalize_weights"):  # its tables are computed, not loaded: it has to know where and as what
+    if hasattr(rotary, "finalize_weights"):  # its tables are computed, not loaded: they need a device and a dtype
         rotary.finalize_weights(config.device, config.dtype)
     return network.eval()
 
@@ -78,7 +78,7 @@ def load_weights(network: Network, config: EngineConfig) -> Network:
 def finalize(module: nn.Module) -> None:
     """Calls `finalize_weights()` of `module`, or else of the outermost modules inside that have it.
 
-    A module that has it answers for all that lie inside: it may be about to fuse them.
+    A module that has it is responsible for every module inside it, because it may fuse them.
     """
     finalize_weights = getattr(module, "finalize_weights", None)
     if finalize_weights is not None:
@@ -89,12 +89,12 @@ def finalize(module: nn.Module) -> None:
 
 
 def check_names(network: nn.Module, tensors: Tensors, config: EngineConfig) -> None:
-    """Refuses a checkpoint that has other tensors than the network."""
-    expected, found = set(network.state_dict()), set(tensors)
+    """Refuses a checkpoint whose tensors are not exactly the network's."""
+    expected, actual = set(network.state_dict()), set(tensors)
     if config.model.tie_word_embeddings:
         expected.discard(HEAD)
-        found.discard(HEAD)
-    for what, names in (("lacks", expected - found), ("has unexpected", found - expected)):
+        actual.discard(HEAD)
+    for what, names in (("lacks", expected - actual), ("has unexpected", actual - expected)):
         if names:
             some = ", ".join(sorted(names)[:3])
             raise ModelLoadError(
@@ -105,7 +105,7 @@ def check_names(network: nn.Module, tensors: Tensors, config: EngineConfig) -> N
 def check_tied_head(tensors: Tensors, config: EngineConfig) -> None:
     """Refuses a file with a head of its own where the configuration says that head and embedding are one.
 
-    Files are believed differently here: vLLM takes the embedding, transformers the head.
+    Programs read such a file differently: vLLM takes the embedding, transformers the head.
     """
     embedding = "model.embed_tokens.weight"
     if not config.model.tie_word_embeddings or HEAD not in set(tensors):

@@ -1,7 +1,7 @@
-"""What a network computes with, in torch or compiled: the small operators between the matrices, products, whole layers.
+"""The operators of a network, in torch or compiled: the small ones between the matrices, products, whole layers.
 
-Knows numbers; of layers only which have a compiled form. A decode step has few rows, and then the time goes into
-starting operators: RMSNorm and rotary embedding alone take a dozen in torch.
+Knows numbers; of layers, only whether one has a compiled form. A decode step has few rows, so most of its time goes into
+starting operators: in torch, RMSNorm and rotary embedding alone take a dozen.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class Operators:
         return x.max(dim=-1).indices
 
     def product_with(self, weight: Tensor) -> Product | None:
-        """A product with `weight` that is faster than torch's plain one; None where there is none."""
+        """A product with `weight` that is faster than torch's plain one; None if there is none."""
         return OneDNNProduct(weight) if OneDNNProduct.takes(weight) else None
 
     def decode_layer(self, layer: Any) -> Decode | None:
-        """A faster form of a `DecoderLayer` with its weights finalized; None where there is none."""
+        """A faster form of a `DecoderLayer` with its weights finalized; None if there is none."""
         return None
 
 
 class InvariantOperators(Operators):
-    """In plain torch, with the same bits for a row whatever lies beside it."""
+    """In plain torch; a row has the same bits whatever other rows are in the batch."""
 
     def product_with(self, weight: Tensor) -> Product | None:
         return InvariantProduct(weight)

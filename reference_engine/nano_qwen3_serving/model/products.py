@@ -1,9 +1,9 @@
 """Products with weights that were rearranged once, at load.
 
-Knows matrices; knows nothing of the network. At few rows a product waits for its weights, which on a
-CPU are read at the memory's bandwidth only in the order in which they lie. Two ways: compiled here, see
+Knows matrices; knows nothing of the network. With few rows a product waits for its weights, and a CPU reads
+them at the memory's bandwidth only in the order in which they are stored. Two ways: compiled here, see
 `kernels/linear.cpp`, or oneDNN's, whose packing operators are private to torch: this is the only file
-that names them, and checks that they are there.
+that names them, and it checks that they exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LANES = 16  # outputs that the compiled product computes at once
 
 
 class CompiledProduct:
-    """x @ weight.T by `kernels/linear.cpp`: the same bits for a row whatever lies beside it."""
+    """x @ weight.T by `kernels/linear.cpp`: a row has the same bits whatever other rows are in the batch."""
 
     def __init__(self, kernels: Any, weight: Tensor) -> None:
         self._kernels = kernels
@@ -40,9 +40,9 @@ class CompiledProduct:
 
 
 class InvariantProduct:
-    """x @ weight.T by torch, always in products of one shape: the same bits for a row whatever lies beside it.
+    """x @ weight.T by torch, always in products of one shape, so that a row has the same bits whatever other rows there are.
 
-    With more rows a library sums in another order: on some processors from 48 rows on, on others never.
+    With more rows a library may sum in another order: on some processors from 48 rows on, on others never.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -65,7 +65,7 @@ class OneDNNProduct:
 
     @staticmethod
     def takes(weight: Tensor) -> bool:
-        """Whether this torch, processor and dtype have packed products; those of float32 and float16 are no faster."""
+        """Whether this torch, processor and dtype have packed products; in float32 and float16 they are no faster."""
         if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
             return False
         mkldnn = torch.ops.mkldnn

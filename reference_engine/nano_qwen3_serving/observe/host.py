@@ -1,4 +1,4 @@
-"""What a measured figure depends on: machine, versions, commit."""
+"""The conditions that a measured figure depends on: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def host() -> dict[str, Any]:
-    """What a figure depends on: machine, versions, commit."""
+    """Machine, versions and commit, for a report of measured figures."""
     return {
         "platform": platform.platform(),
         "processor": processor_name(),
@@ -26,7 +26,7 @@ def host() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, where the system has one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -35,7 +35,7 @@ def processor_name() -> str:
 
 
 def commit() -> str | None:
-    """The commit this code is at, "+" behind it if it was changed since; None outside of git."""
+    """The commit of this code, with a "+" appended if files changed since; None outside of git."""
     here = Path(__file__).parent
     try:
         revision = subprocess.run(

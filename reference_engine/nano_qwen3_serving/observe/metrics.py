@@ -1,4 +1,4 @@
-"""What an engine counted, under the names that dashboards of vLLM read.
+"""An engine's counts, under the names that dashboards of vLLM read.
 
 Knows outputs and numbers; knows nothing of steps. `LLM.get_metrics` returns these.
 """
@@ -29,7 +29,7 @@ class Counter(Metric):
 
 @dataclass(frozen=True)
 class Gauge(Metric):
-    """A number of this moment."""
+    """A current value, which rises and falls."""
 
     value: float
 
@@ -41,9 +41,9 @@ class EngineCounts(EngineObserver):
     Attributes:
         finished: how many completions ended, by finish reason.
         prompt_tokens: tokens of their prompts.
-        cached_tokens: of these, found in the prefix cache.
+        cached_tokens: how many of these were found in the prefix cache.
         generation_tokens: tokens generated for them.
-        preemptions: how often they lost their blocks.
+        preemptions: how often a request lost its blocks.
     """
 
     name = "counts"
@@ -64,7 +64,7 @@ class EngineCounts(EngineObserver):
             self.preemptions += output.metrics.num_preemptions
 
     def metrics(self, running: int, waiting: int, kv_cache_usage: float) -> list[Metric]:
-        """All of them, and the three numbers of this moment."""
+        """All of the counters, and the three gauges."""
         counters = {
             "prompt_tokens": self.prompt_tokens, "generation_tokens": self.generation_tokens,
             "prefix_cache_queries": self.prompt_tokens, "prefix_cache_hits": self.cached_tokens,

@@ -1,6 +1,6 @@
-"""Who looks on while an engine works: one channel for the flight recorder, the counts, the queue, and whoever comes next.
+"""Observers of a working engine: one channel for the flight recorder, the counts, the queue, and any later observer.
 
-Knows what a step leaves behind; changes no request, no block and no token. An observer that fails is put away,
+Knows what a step leaves behind; changes no request, no block and no token. An observer that fails is removed,
 because no request depends on it.
 """
 
@@ -26,7 +26,7 @@ class StepRecord:
         result: what was computed.
         running: ids that ran after scheduling, in order; empty unless an observer `lists_queues`.
         waiting: ids that waited then, in order; empty likewise.
-        block_manager: as the step left it, to be asked and not to be changed.
+        block_manager: as the step left it; to read, not to change.
         started: engine time when scheduling began, in seconds, like the three that follow.
         scheduled: when the batch was handed to the executor.
         executed: when its tokens were there.
@@ -45,14 +45,14 @@ class StepRecord:
 
 
 class EngineObserver:
-    """Hears what an engine does; override what is of interest.
+    """Is told what an engine does; override the methods you need.
 
     Both methods are called on the thread that steps the engine, which waits for them. They must not call the engine.
 
     Attributes:
         name: for the log.
-        lists_queues: whether records need the ids of all who run and wait. Thousands may wait, so the lists are
-            made only where somebody reads them.
+        lists_queues: whether records need the ids of all running and waiting requests. Thousands may wait, so the
+            lists are made only if an observer reads them.
     """
 
     name: ClassVar[str] = "observer"
@@ -69,17 +69,17 @@ class Observers:
     """The observers of one engine, in the order in which they came."""
 
     def __init__(self, *observers: EngineObserver) -> None:
-        self._observers = observers  # replaced, never changed: a step on another thread may be telling them
+        self._observers = observers  # replaced, never changed: a step on another thread may be iterating over it
 
     def __iter__(self) -> Iterator[EngineObserver]:
         return iter(self._observers)
 
     def add(self, observer: EngineObserver) -> None:
-        """From now on `observer` hears everything, too."""
+        """From now on `observer` is told of every step and every end."""
         self._observers = (*self._observers, observer)
 
     def remove(self, observer: EngineObserver) -> None:
-        """`observer` hears nothing more. No-op for one that is not here."""
+        """`observer` is told nothing more. No-op for an observer that was not added."""
         self._observers = tuple(other for other in self._observers if other is not observer)
 
     @property
@@ -90,24 +90,24 @@ class Observers:
     def on_step(self, step: StepRecord) -> None:
         """Tells each that a step is over."""
         for observer in self._observers:
-            self._tell(observer, observer.on_step, step)
+            self._notify(observer, observer.on_step, step)
 
     def on_end(self, output: RequestOutput, finish_reasons: list[str]) -> None:
         """Tells each that a caller's request ended."""
         for observer in self._observers:
-            self._tell(observer, observer.on_end, output, finish_reasons)
+            self._notify(observer, observer.on_end, output, finish_reasons)
 
-    def _tell(self, observer: EngineObserver, hears: Callable[..., None], *event: Any) -> None:
-        """Has the observer hear of the event. One that fails, as on a full disk, is put away."""
+    def _notify(self, observer: EngineObserver, handler: Callable[..., None], *event: Any) -> None:
+        """Tells the observer of the event. An observer that fails, for example because a disk is full, is removed."""
         try:
-            hears(*event)
+            handler(*event)
         except Exception:
             logger.exception("the %s failed, and notes nothing more", observer.name)
             self.remove(observer)
 
 
 class LastStep(EngineObserver):
-    """Keeps the record of the last step, for whoever looks between two.
+    """Keeps the record of the last step, for code that looks at the engine between two steps.
 
     Attributes:
         record: None before the first step.

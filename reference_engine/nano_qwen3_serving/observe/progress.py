@@ -27,7 +27,7 @@ def progress_bar(show: bool = True) -> Iterator[Progress]:
 
 
 def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T]:
-    """Hands on `items` while a bar moves."""
+    """Yields `items` and moves a bar."""
     items = list(items)
     with progress_bar(show) as bar:
         task = bar.add_task(description, total=len(items), note="")

@@ -1,4 +1,4 @@
-"""Standard streams as programs find them: of any encoding, without a terminal behind them, or not there at all.
+"""Standard streams as a program finds them: in any encoding, without a terminal behind them, or missing altogether.
 
 Knows the standard library only, so that a command line can use it before anything else is imported.
 """
@@ -23,17 +23,17 @@ PLAIN = {
 def prepare_streams() -> None:
     """Lets standard output and error take every text, whatever their encoding; first thing in each `__main__`.
 
-    What an encoding lacks is written as plainly as possible (`readable`), instead of ending the program. What is typed
-    and is no text of standard input's encoding becomes U+FFFD.
+    A character that an encoding lacks is written as plainly as possible (`readable`), instead of ending the program.
+    Typed bytes that are no text in standard input's encoding become U+FFFD.
     """
     codecs.register_error("readable", readable)
     for stream, errors in ((sys.stdout, "readable"), (sys.stderr, "readable"), (sys.stdin, "replace")):
-        with suppress(Exception):  # a stream that is None, closed, or somebody's own object
+        with suppress(Exception):  # a stream may be None, closed, or an object of the caller's
             stream.reconfigure(errors=errors)  # type: ignore[union-attr]  # as said
 
 
 def readable(error: UnicodeError) -> tuple[str, int]:
-    """What is written instead of characters that an encoding lacks: `->`, a letter without its accent, or `\\u4f60`."""
+    """The text to write for characters that an encoding lacks: `->`, a letter without its accent, or `\\u4f60`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(plain, error.object[error.start : error.end])), error.end
@@ -48,7 +48,7 @@ def plain(character: str) -> str:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a person looks at the stream; not at one that is None, closed, or has no `isatty`."""
+    """Whether the stream is a terminal; False for a stream that is None, closed, or has no `isatty`."""
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError):

@@ -29,7 +29,7 @@ def record_of(step: StepRecord, number: int) -> dict[str, Any]:
              "samples": c.request.request_id in result.token_ids}
             for c in batch.chunks
         ],
-        "block_tables": {c.request.request_id: c.block_table for c in batch.chunks},
+        "block_tables": {c.request.request_id: list(c.block_table) for c in batch.chunks},
         "running": list(step.running),
         "waiting": list(step.waiting),
         "preempted": [r.request_id for r in batch.preempted],
@@ -62,7 +62,7 @@ class Recorder(EngineObserver):
             sampled      {request: [token, …]}
             finished     {request: finish reason}
             free_blocks  blocks that could be given out at its end
-            evictions    known blocks forgotten since the engine began
+            evictions    cached blocks evicted since the engine began
             seconds      {schedule, execute, output} of the step
     """
 
@@ -81,7 +81,7 @@ class Recorder(EngineObserver):
             self._file.flush()
 
     def steps_with(self, request_id: str) -> list[dict[str, Any]]:
-        """The steps that computed something of the request."""
+        """The steps that computed tokens of the request."""
         return [s for s in self.steps if request_id in s["block_tables"]]
 
     def close(self) -> None:

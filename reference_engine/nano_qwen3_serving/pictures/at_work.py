@@ -59,7 +59,7 @@ class Run:
 
     @property
     def alone(self) -> int:
-        """Steps that the answers take one after the other: one for each token."""
+        """The number of steps if the answers are generated one after the other: one for each token."""
         return sum(len(tokens) for step in self.steps for tokens in step["sampled"].values())
 
 
@@ -105,13 +105,13 @@ def film(of: Run) -> Card:
 
 
 def _answer(drawn: Film, of: Run, name: str, lines: Sequence[str], top: float) -> None:
-    """A request's letter, its question, how it goes, and its answer as it grows; nothing before it comes."""
+    """A request's letter, question and state, and its growing answer; nothing is shown before the request arrives."""
     states = of.each((_state(step, name, of.texts[name][-1][0]) for step in of.steps), "done")
     there, colour = [bool(state) for state in states], colour_of(list(of.questions), name)
     drawn.box(8, top - 9, 24, 24, "none", colour, when=there)
     seated = of.each((name in step["running"] for step in of.steps), False)
     drawn.tile(8, top - 9, 24, 24, colour, name, when=seated)
-    drawn.text(20, top + 3, name, when=[one and not sits for one, sits in zip(there, seated, strict=True)])
+    drawn.text(20, top + 3, name, when=[is_there and not sits for is_there, sits in zip(there, seated, strict=True)])
     drawn.text(LEFT, top, of.questions[name], anchor="start", size=LETTERS, bold=True, when=there)
     drawn.texts(WIDTH * POINTS - 8, top, states, anchor="end", size=10)
     letters = [(letter, step) for step, piece in of.texts[name] for letter in piece]
@@ -120,12 +120,12 @@ def _answer(drawn: Film, of: Run, name: str, lines: Sequence[str], top: float) -
         start = text.index(line, after)
         after = start + len(line)
         pieces = [("".join(letter for letter, _ in same), [frame >= step for frame in range(of.frames)])
-                  for step, same in groupby(letters[start:after], lambda one: one[1])]
+                  for step, same in groupby(letters[start:after], lambda pair: pair[1])]
         drawn.typed(LEFT, top + LINE * row + 2, pieces, size=LETTERS)
 
 
 def _state(step: Mapping[str, Any], name: str, last: int) -> str:
-    """How a request goes in a step; nothing as long as it has not come."""
+    """A request's state in a step; empty until the request arrives."""
     if name in step["waiting"]:
         return f"waits: {SEATS} of {SEATS} seats are taken"
     chunk = next((chunk for chunk in step["chunks"] if chunk["request"] == name), None)
@@ -136,15 +136,15 @@ def _state(step: Mapping[str, Any], name: str, last: int) -> str:
 
 def _captions(drawn: Film, of: Run, y: float) -> None:
     """What each step computes, and who is done after it."""
-    said = []
+    captions = []
     for step in of.steps:
         prompts = [f"the prompt of {chunk['request']}" for chunk in step["chunks"] if not chunk["start"]]
         tokens = [chunk["request"] for chunk in step["chunks"] if chunk["start"]]
         computed = prompts + [f"one token{' each' * (len(tokens) > 1)} for {_listed(tokens)}"] * bool(tokens)
         nexts = [f", {name} takes its seat" for name in step["waiting"][:1]]
         ends = "".join(f"; {name} is done{''.join(nexts)}" for name in step["finished"])
-        said.append(f"Step {step['step'] + 1} computes {_listed(computed)}{ends}")
-    drawn.texts(8, y, of.each(said, f"Done after {len(of.steps)} steps; one after the other: {of.alone}"), anchor="start",
+        captions.append(f"Step {step['step'] + 1} computes {_listed(computed)}{ends}")
+    drawn.texts(8, y, of.each(captions, f"Done after {len(of.steps)} steps; one after the other: {of.alone}"), anchor="start",
                 size=LETTERS, bold=True)
 
 
@@ -169,7 +169,7 @@ def _pool(drawn: Film, of: Run, top: float) -> None:
 
 
 def _held(step: Mapping[str, Any], block: int) -> tuple[str, float]:
-    """Who holds a block after a step, and which share of it is filled; nobody, and nothing."""
+    """Which request holds a block after a step, and which share of the block is filled; None and 0 if no request does."""
     for chunk in step["chunks"]:
         table = step["block_tables"][chunk["request"]]
         if block in table:

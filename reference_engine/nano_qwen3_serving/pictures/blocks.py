@@ -139,6 +139,6 @@ def _places(steps: Sequence[Mapping[str, Any]], name: str, names: Sequence[str])
 
 def _what_happens(step: Mapping[str, Any]) -> str:
     """A step's number, who lost its blocks in it, and who is done with it."""
-    said = [f"{' and '.join(who)} {what}" for who, what in (
+    events = [f"{' and '.join(who)} {what}" for who, what in (
         (list(step["preempted"]), "preempted: gives all blocks back"), (list(step["finished"]), "done after this step")) if who]
-    return f"step {step['step']}" + "".join(f" · {part}" for part in said)
+    return f"step {step['step']}" + "".join(f" · {part}" for part in events)

@@ -61,7 +61,7 @@ class Card(ABC):
             holds: whether the data of the picture show it.
 
         Raises:
-            AssertionError: they do not.
+            AssertionError: the data do not show it.
         """
         assert holds, f"the picture does not show what it says: {sentence}"
         self.sentence = sentence

@@ -125,10 +125,10 @@ def rows_film(steps: Sequence[Mapping[str, Any]], num_blocks: int, block_size: i
 
 
 def rows_of(step: Mapping[str, Any], block_size: int) -> list[tuple[str, int, int]]:
-    """Request, position and slot of each row of a recorded step, those of requests with one token first."""
-    found = []
+    """Request, position and slot of each row of a recorded step; rows of one-token chunks come first."""
+    rows = []
     for chunk in sorted(step["chunks"], key=lambda chunk: chunk["num_tokens"] > 1):
         for position in range(chunk["start"], chunk["start"] + chunk["num_tokens"]):
             block = step["block_tables"][chunk["request"]][position // block_size]
-            found.append((chunk["request"], position, block * block_size + position % block_size))
-    return found
+            rows.append((chunk["request"], position, block * block_size + position % block_size))
+    return rows

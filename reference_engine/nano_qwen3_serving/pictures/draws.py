@@ -71,12 +71,12 @@ def stages(logits: Tensor, temperature: float, top_k: int, top_p: float) -> dict
     """What becomes of a distribution on its way through the sampler: probabilities [vocab_size], by the stage's title."""
     warm = logits.float() / temperature
     probabilities = warm.softmax(dim=-1)
-    found = {"what the network says": logits.softmax(dim=-1), f"temperature {temperature:g}": probabilities}
+    by_title = {"what the network says": logits.softmax(dim=-1), f"temperature {temperature:g}": probabilities}
     kept = warm
     for title, wishes in ((f"top_k = {top_k}", {"top_k": top_k}), (f"then top_p = {top_p:g}", {"top_k": top_k, "top_p": top_p})):
-        kept = keep_top(warm[None].clone(), [row([0], [], **wishes)])[0]
-        found[title] = probabilities.masked_fill(kept.isinf(), 0.0)
-    return found | {"scaled up to 1": kept.softmax(dim=-1)}
+        kept = keep_top(warm[None], top_k, wishes.get("top_p", 1.0))[0]
+        by_title[title] = probabilities.masked_fill(kept.isinf(), 0.0)
+    return by_title | {"scaled up to 1": kept.softmax(dim=-1)}
 
 
 def counted(logits: Tensor, count: int, wishes: Mapping[str, Mapping[str, Any]], tokens: Sequence[int]) -> dict[str, list[float]]:

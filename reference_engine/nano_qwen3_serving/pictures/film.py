@@ -27,8 +27,8 @@ def colour_of(names: Sequence[str], name: str) -> str:
 class Film(Card):
     """Shapes on a card as wide as every picture.
 
-    What changes is told by one value for each frame: `when` (is it there?), `path` (how far is it moved?) and `grown`
-    (which share of its width or height is drawn?). What does not change needs none.
+    Each change is given as one value per frame: `when` (is the shape visible?), `path` (how far has it moved?) and `grown`
+    (which share of its width or height is drawn?). A shape that does not change needs none.
 
     Args:
         shows: what the film shows, for readers who do not see it.
@@ -65,7 +65,7 @@ class Film(Card):
             f">{escape(text, quote=False)}</text>", **moves)
 
     def texts(self, x: float, y: float, texts: Sequence[str], **more: Any) -> None:
-        """A line of text that says something else in each frame."""
+        """A line of text whose words change from frame to frame."""
         for text in dict.fromkeys(texts):
             if text:
                 self.text(x, y, text, when=[other == text for other in texts], **more)

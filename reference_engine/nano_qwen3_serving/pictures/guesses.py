@@ -7,7 +7,7 @@ def beside(what: str, guess: float | None, measured: float, unit: str = "") -> N
     """Prints what was measured, and in the same line the guess, if there is one, and how far off it was.
 
     Args:
-        what: was guessed.
+        what: the thing that was guessed.
         guess: the reader's, None for none.
         measured: on this machine, in this run.
         unit: of both.

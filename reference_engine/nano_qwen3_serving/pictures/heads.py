@@ -1,4 +1,4 @@
-"""Pictures of attention: pairs that turn with the position, who reads whom, and with which weight."""
+"""Pictures of attention: pairs that turn with the position, which head reads which KV head, and attention weights."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def products_apart(network: Any, positions: Sequence[int], distances: Sequence[i
     rotary = network.model.rotary
     head = torch.arange(rotary.head_dim).sin()
     query = turned(head, rotary, positions)
-    found = {}
+    products = {}
     for apart in distances:
         key = turned(head, rotary, [position - apart for position in positions])
-        found[apart] = dict(zip(positions, (query * key).sum(dim=1).tolist(), strict=True))
-    return found
+        products[apart] = dict(zip(positions, (query * key).sum(dim=1).tolist(), strict=True))
+    return products
 
 
 def rotary_pairs(pairs: Mapping[str, Points], products: Mapping[int, Mapping[int, float]]) -> Picture:
@@ -76,9 +76,9 @@ def rotary_pairs(pairs: Mapping[str, Points], products: Mapping[int, Mapping[int
             circle.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
             circle.set_title(name, fontsize=9)
         circles[0].set_ylabel("second number")
-        for i, (distance, found) in enumerate(products.items()):
+        for i, (distance, by_position) in enumerate(products.items()):
             style: dict[str, Any] = {"color": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)], "markevery": 5}
-            lines.plot(list(found), list(found.values()), **style, linewidth=1.2, label=str(distance))
+            lines.plot(list(by_position), list(by_position.values()), **style, linewidth=1.2, label=str(distance))
         lines.set(xlabel="position of the query", ylabel="product of query and key")
         lines.set_title("query and key, moved along the text", fontsize=9)
         lines.legend(title="tokens apart", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=8)

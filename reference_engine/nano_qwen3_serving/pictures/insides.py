@@ -82,7 +82,7 @@ class WatchedEngine:
         self._attention: WatchedAttention = runner.attention  # type: ignore[assignment]
         self.weights: list[Tensor] = []
         self.logits = torch.empty(0)
-        self.network.lm_head.register_forward_hook(lambda module, given, result: setattr(self, "logits", result.clone()))
+        self.network.lm_head.register_forward_hook(lambda module, inputs, result: setattr(self, "logits", result.clone()))
 
     def compute(self, **prompts: str) -> dict[str, str]:
         """One step that computes all of these prompts; returns the next token that greedy takes after each."""
@@ -106,21 +106,21 @@ class WatchedEngine:
         return {name: matrix.numel() for name, matrix in self.network.named_parameters() if name != "lm_head.weight"}
 
     def shapes(self, text: str) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """What passes while a text is computed: module, shape that it gets, shape that it gives. Of the layers only the first."""
-        told: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        """The modules that run while a text is computed, with the shapes of input and output; of the layers, only the first."""
+        shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
         hooks = [
             module.register_forward_hook(
-                lambda _, given, result, name=name: told.append((name, tuple(given[0].shape), tuple(result.shape))))
+                lambda _, inputs, result, name=name: shapes.append((name, tuple(inputs[0].shape), tuple(result.shape))))
             for name, module in self.network.named_modules()
             if module is not self.network and ("layers." not in name or ".0." in name)]
         self.compute(text=text)
         for hook in hooks:
             hook.remove()
-        return told
+        return shapes
 
 
 class MisledAttention(TorchPagedAttention):
-    """Reads through tables that somebody has changed; writes to the right places.
+    """Reads through tables that `change` has changed; writes to the right places.
 
     Args:
         config: the engine's.
@@ -190,7 +190,7 @@ class StepsByHand:
         return list(zip(names, step.positions.tolist(), step.metadata.slot_mapping.tolist(), strict=True))
 
     def described(self, step: ModelInputs) -> str:
-        """Such a step in three lines: its rows, then what attention is told."""
+        """Such a step in three lines: its rows, then the metadata that attention gets."""
         meta = step.metadata
         return "\n".join(" ".join(map(str, words)) for words in (
             ("token ids", step.token_ids.tolist(), " request, position, slot", *self.rows_of(step)),
@@ -226,7 +226,7 @@ class StepsByHand:
 
     def _batch(self, chunks: Sequence[tuple[str, int, int]]) -> ScheduledBatch:
         return ScheduledBatch([
-            ScheduledChunk(self._requests[name], start, count, self.tables[name]) for name, start, count in chunks])
+            ScheduledChunk.of(self._requests[name], start, count, self.tables[name]) for name, start, count in chunks])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, table: Sequence[int], shape: ModelConfig, block_size: int = 4) -> Tensor:
@@ -242,8 +242,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: Sequence[int], shape: ModelCo
     Returns:
         [rows, query heads, head_dim].
     """
-    one = replace(shape, num_hidden_layers=1, num_attention_heads=q.shape[1], num_key_value_heads=k.shape[1], head_dim=q.shape[2])
-    core = TorchPagedAttention(one, block_size, torch.float32, torch.device("cpu"))
+    layer = replace(
+        shape, num_hidden_layers=1, num_attention_heads=q.shape[1], num_key_value_heads=k.shape[1], head_dim=q.shape[2])
+    core = TorchPagedAttention(layer, block_size, torch.float32, torch.device("cpu"))
     (cache,) = core.make_cache(max(table) + 1)
     slots = torch.tensor(core.slots(list(table), range(len(k))))
     core.write(cache, k, v, slots)

@@ -25,11 +25,11 @@ About = dict[str, list[str]]
 
 def about_what(folder: Path) -> About:
     """What a folder's notebooks are about, by `way` in their metadata: `"way": ["blocks"]`."""
-    found: About = {part: [] for part in WAY}
+    about: About = {part: [] for part in WAY}
     for path in sorted(folder.glob("[0-9]*.ipynb")):
         for part in json.loads(path.read_text(encoding="utf-8"))["metadata"].get("way", ()):
-            found[part].append(path.stem[:2])
-    return found
+            about[part].append(path.stem[:2])
+    return about
 
 
 def svg(notebook: str, about: About) -> str:

@@ -31,7 +31,7 @@ def stations(watched: WatchedEngine, text: str) -> list[Station]:
     """The way of a text's last token, station by station: the embedding, then attention and MLP of each layer."""
     network, rows = watched.network, []
     norms = [norm for layer in network.model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    hooks = [norm.register_forward_pre_hook(lambda _, given: rows.append(given[0][-1].clone()))
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0][-1].clone()))
              for norm in [*norms, network.model.norm]]
     watched.compute(text=text)
     for hook in hooks:

@@ -31,7 +31,7 @@ def batches_over_time(runs: Mapping[str, Sequence[Mapping[str, Any]]], names: Se
         for axes, (title, steps) in zip(grid[:, 0], runs.items(), strict=True):
             for row, name in enumerate(names):
                 kinds = [_kind(step, name) for step in steps]
-                for (kind, _), same in groupby(enumerate(kinds), lambda one: (one[1], longest <= MANY_STEPS and one[0])):
+                for (kind, _), same in groupby(enumerate(kinds), lambda pair: (pair[1], longest <= MANY_STEPS and pair[0])):
                     columns = [column for column, _ in same]  # one step, or where there are many, all steps of a kind
                     if kind:
                         axes.add_patch(Rectangle((columns[0], row - 0.4), len(columns), 0.8, **FILLS[kind]))

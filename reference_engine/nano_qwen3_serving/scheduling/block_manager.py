@@ -12,7 +12,8 @@ Every block is in exactly one state:
     evictable    nobody holds it, but its content is known: found by hash, or evicted, oldest first
     referenced   held by as many block tables as its reference count says
 
-What a block is, is in its `Block`; what a request has, in its `Holding`.
+What a block is, is in its `Block`; what a request has, in its `Holding`; what is known of one that waits, in its
+`HashedPrompt`.
 """
 
 from __future__ import annotations
@@ -78,6 +79,22 @@ class Holding:
     chain: list[CachedBlock] = field(default_factory=list)
 
 
+@dataclass(eq=False, slots=True)
+class HashedPrompt:
+    """The full blocks of a request that waits, as far as they were looked for.
+
+    Attributes:
+        salt, token_ids: what was hashed.
+        blocks: the tokens of each block.
+        keys: their hashes.
+    """
+
+    salt: str
+    token_ids: list[int]
+    blocks: list[tuple[int, ...]] = field(default_factory=list)
+    keys: list[BlockHash] = field(default_factory=list)
+
+
 class BlockManager:
     """Allocates blocks, counts who holds them, and shares full ones.
 
@@ -105,6 +122,7 @@ class BlockManager:
         self._hash = hash_function
         self._blocks = [Block(block_id) for block_id in range(num_blocks)]
         self._holdings: dict[str, Holding] = {}
+        self._hashed: dict[str, HashedPrompt] = {}  # of requests that wait
         self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))  # popped from the end: 1, 2, 3, …
         self._evictable: OrderedDict[int, None] = OrderedDict()  # the oldest first
         self._by_hash: dict[BlockHash, CachedBlock] = {}
@@ -129,13 +147,14 @@ class BlockManager:
         """Blocks that `num_tokens` tokens take."""
         return -(-num_tokens // self.block_size)
 
-    def find_cached_prefix(self, token_ids: Sequence[int], salt: str = "") -> int:
-        """How many leading tokens are in the cache: whole blocks, and never the last token.
+    def find_cached_prefix(self, request_id: str, token_ids: Sequence[int], salt: str = "") -> int:
+        """How many of a waiting request's leading tokens are in the cache: whole blocks, and never the last token.
 
         The last token must be computed even if its block is known, because sampling needs its
-        logits; so a full hit recomputes the last block.
+        logits; so a full hit recomputes the last block. Hashes are kept until the request is allocated or freed: the
+        first of the queue is asked about in every step.
         """
-        return len(self._match(token_ids[: len(token_ids) - 1], salt)) * self.block_size
+        return len(self._match(request_id, token_ids[: len(token_ids) - 1], salt)) * self.block_size
 
     def allocate(
         self, request_id: str, num_tokens: int, cached_prefix: Sequence[int] = (), salt: str = ""
@@ -149,50 +168,77 @@ class BlockManager:
             Whether there were enough blocks.
         """
         holding = self._holdings.get(request_id)
-        shared = self._match(cached_prefix, salt) if holding is None else []
+        shared = self._match(request_id, cached_prefix, salt) if holding is None else []
         missing = self.blocks_for(num_tokens) - len(shared if holding is None else holding.table)
         if missing > self.num_free_blocks - sum(entry.block_id in self._evictable for entry in shared):
             return False
         if holding is None:
             holding = self._holdings[request_id] = Holding(salt, [self._take(entry) for entry in shared], shared)
-        for _ in range(missing):
-            block_id = self._pop_free()
-            self._blocks[block_id].ref_count = 1
-            holding.table.append(block_id)
+            self._hashed.pop(request_id, None)
+        holding.table.extend(self._new_block() for _ in range(missing))
         return True
 
-    def block_table(self, request_id: str) -> list[int]:
-        """A copy of the request's block table: block numbers in the order of its tokens."""
-        return list(self._holdings[request_id].table)
+    def block_table(self, request_id: str) -> Sequence[int]:
+        """The request's block table: block numbers in the order of its tokens. To be read only; it grows at its end."""
+        return self._holdings[request_id].table
 
-    def commit(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """Says that `token_ids`, the request's tokens from its first, are in the KV cache.
+    def commit(self, request_id: str, token_ids: Sequence[int], start: int = 0) -> None:
+        """Says that the request's tokens up to the last of `token_ids` are in the KV cache.
 
         From now on others can share the blocks they fill; so equal prompts that start in one step
         do not share, each computes its own (nano-vllm #219). A block whose content is known already
         stays private: the two copies are equal, and one entry per content is enough.
+
+        Args:
+            token_ids: those from `start` on; full blocks before it were committed already.
+            start: the beginning of a block.
         """
         if not self.enable_prefix_caching:
             return
         holding, size = self._holdings[request_id], self.block_size
-        chain = holding.chain
-        for index in range(len(chain), min(len(token_ids) // size, len(holding.table))):
-            tokens = tuple(token_ids[index * size : (index + 1) * size])
+        chain, first = holding.chain, start // size
+        if first > len(chain):
+            return  # an earlier block of its could not be entered
+        for index in range(len(chain), min(first + len(token_ids) // size, len(holding.table))):
+            tokens = tuple(token_ids[(index - first) * size : (index - first + 1) * size])
             parent = chain[-1] if chain else None
             key = self._key(parent, tokens, holding.salt)
             entry, block = self._by_hash.get(key), self._blocks[holding.table[index]]
             if entry is None and block.cached is None:
                 entry = CachedBlock(block.block_id, key, tokens, parent, holding.salt)
                 self._by_hash[key] = block.cached = entry
-            if entry is None or not self._is(entry, tokens, parent, holding.salt):
+            if entry is None or not self._is_content(entry, tokens, parent, holding.salt):
                 return  # another content has the same hash: what follows it cannot be found either
             chain.append(entry)
+
+    def fork(self, parent_id: str, child_id: str, num_tokens: int) -> list[tuple[int, int]] | None:
+        """Gives a new request the parent's first `num_tokens` tokens, which are computed.
+
+        Full blocks are shared. The rest lies in a block that both will write to, so the child gets a copy of it.
+
+        Returns:
+            The copies (source, target) that are due before the child's next step; None if there was no block for
+            one, and then nothing has changed.
+        """
+        parent, full = self._holdings[parent_id], num_tokens // self.block_size
+        has_rest = num_tokens % self.block_size > 0
+        if has_rest and not self.num_free_blocks:
+            return None
+        shared = parent.table[:full]
+        for block_id in shared:
+            self._blocks[block_id].ref_count += 1
+        child = self._holdings[child_id] = Holding(parent.salt, shared, parent.chain[:full])
+        if not has_rest:
+            return []
+        child.table.append(self._new_block())
+        return [(parent.table[full], child.table[full])]
 
     def free(self, request_id: str) -> None:
         """Gives the request's blocks back. An unknown id is a no-op, so an abort may come late.
 
         The last block goes first, so that of a shared beginning the tail is evicted first.
         """
+        self._hashed.pop(request_id, None)
         holding = self._holdings.pop(request_id, None)
         if holding is not None:
             for block_id in reversed(holding.table):
@@ -227,16 +273,21 @@ class BlockManager:
         assert len(known) == len(self._by_hash), "two entries for one content"
         assert not known.keys() & set(self._free), "a free block is in the prefix cache"
 
-    def _match(self, token_ids: Sequence[int], salt: str) -> list[CachedBlock]:
-        """The longest chain of cached blocks that `token_ids` begins with."""
+    def _match(self, request_id: str, token_ids: Sequence[int], salt: str) -> list[CachedBlock]:
+        """The longest chain of cached blocks that a waiting request's `token_ids` begin with."""
         if not self.enable_prefix_caching:
             return []
+        prompt = self._hashed.get(request_id)
+        if prompt is None or prompt.salt != salt or prompt.token_ids[: len(token_ids)] != list(token_ids):
+            prompt = self._hashed[request_id] = HashedPrompt(salt, list(token_ids))
         chain: list[CachedBlock] = []
-        for end in range(self.block_size, len(token_ids) + 1, self.block_size):
-            tokens = tuple(token_ids[end - self.block_size : end])
+        for index in range(len(token_ids) // self.block_size):
             parent = chain[-1] if chain else None
-            entry = self._by_hash.get(self._key(parent, tokens, salt))
-            if entry is None or not self._is(entry, tokens, parent, salt):
+            if index == len(prompt.keys):
+                prompt.blocks.append(tuple(token_ids[index * self.block_size : (index + 1) * self.block_size]))
+                prompt.keys.append(self._key(parent, prompt.blocks[index], salt))
+            entry = self._by_hash.get(prompt.keys[index])
+            if entry is None or not self._is_content(entry, prompt.blocks[index], parent, salt):
                 break
             chain.append(entry)
         return chain
@@ -245,7 +296,7 @@ class BlockManager:
         return self._hash(parent.key if parent else salt.encode(), tokens)
 
     @staticmethod
-    def _is(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
+    def _is_content(entry: CachedBlock, tokens: tuple[int, ...], parent: CachedBlock | None, salt: str) -> bool:
         """Whether the entry really is this content: a hash alone would serve foreign KV on a collision."""
         return entry.token_ids == tokens and entry.salt == salt and has_parent(entry, parent)
 
@@ -262,9 +313,13 @@ class BlockManager:
             else:
                 self._free.append(block.block_id)
 
-    def _pop_free(self) -> int:
-        if self._free:
-            return self._free.pop()
+    def _new_block(self) -> int:
+        """A free block, or the oldest evictable one, for one block table."""
+        block_id = self._free.pop() if self._free else self._evict()
+        self._blocks[block_id].ref_count = 1
+        return block_id
+
+    def _evict(self) -> int:
         block_id, _ = self._evictable.popitem(last=False)
         block = self._blocks[block_id]
         assert block.cached is not None  # otherwise it would be in the free list

@@ -8,6 +8,8 @@ decodes and B's prompt has 20 to go:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nano_qwen3_serving.config import SchedulerConfig
 from nano_qwen3_serving.interfaces import ScheduledBatch, ScheduledChunk
 from nano_qwen3_serving.request import Request
@@ -37,6 +39,15 @@ class Budget:
         """How many of a request's `num_uncomputed` tokens fit; 0 if the request has to wait."""
         size = min(num_uncomputed, self.tokens, self._config.long_prefill_token_threshold or num_uncomputed)
         return size if size == num_uncomputed or self._config.enable_chunked_prefill else 0
+
+    def computes(self, token_ids: Sequence[int], salt: str) -> bool:
+        """Whether a chunk of this step computes the last of `token_ids`, after the same tokens, for the same salt."""
+        end = len(token_ids)
+        return any(
+            chunk.start < end <= chunk.known_end
+            and chunk.request.cache_salt == salt
+            and chunk.request.token_ids(0, end) == token_ids
+            for chunk in self._chunks.values())
 
     def spend(self, chunk: ScheduledChunk) -> None:
         """Gives the chunk's tokens to its request."""

@@ -26,26 +26,37 @@ def check_schedule(
     assert len(running) <= config.max_num_seqs, f"{len(running)} requests run, max_num_seqs is {config.max_num_seqs}"
     chunks = {chunk.request.request_id: chunk for chunk in batch.chunks}
     assert len(chunks) == len(batch.chunks), "a request is twice in the batch"
-    strangers = set(chunks) - {request.request_id for request in running}
-    assert not strangers, f"scheduled, and not running: {strangers}"
+    not_running = set(chunks) - {request.request_id for request in running}
+    assert not not_running, f"scheduled, and not running: {not_running}"
     tables = {request.request_id: block_manager.block_table(request.request_id) for request in running}
     for request in running:
-        check_coverage(request, tables[request.request_id], chunks.get(request.request_id), block_manager.block_size)
+        check_coverage(request, tables[request.request_id], chunks.get(request.request_id), block_manager.block_size,
+                       config.num_speculative_tokens)
     check_written_blocks(batch, tables, block_manager.block_size)
 
 
-def check_coverage(request: Request, table: list[int], chunk: ScheduledChunk | None, block_size: int) -> None:
-    """The block table covers what is computed and what will be, and has no surplus block."""
+def check_coverage(
+    request: Request, table: Sequence[int], chunk: ScheduledChunk | None, block_size: int, num_drafts: int = 0
+) -> None:
+    """The block table covers what is computed and what will be, and has no surplus block.
+
+    Blocks of drafts that were turned down stay, because the next tokens will need them: a request may have blocks for
+    `num_drafts` tokens, a step's most, beyond the ones it knows.
+    """
     name, tokens = request.request_id, request.num_computed_tokens
     if chunk is not None:
         assert chunk.start == tokens, f"{name}: the chunk starts at {chunk.start}, {tokens} tokens are computed"
-        assert 0 < chunk.num_tokens <= request.num_uncomputed_tokens, f"{name}: a chunk of {chunk.num_tokens} tokens"
+        known = chunk.num_tokens - chunk.num_drafts
+        assert 0 < known <= request.num_uncomputed_tokens, f"{name}: a chunk of {known} tokens"
+        assert chunk.samples or not chunk.num_drafts, f"{name}: drafts after a token that is not its last"
         assert chunk.block_table == table, f"{name}: the chunk has the blocks {chunk.block_table}, its table is {table}"
         tokens = chunk.end
-    assert len(table) == -(-tokens // block_size), f"{name}: {len(table)} blocks of {block_size} for {tokens} tokens"
+        num_drafts -= chunk.num_drafts
+    least, most = (-(-count // block_size) for count in (tokens, tokens + num_drafts))
+    assert least <= len(table) <= most, f"{name}: {len(table)} blocks of {block_size} for {tokens} tokens"
 
 
-def check_written_blocks(batch: ScheduledBatch, tables: dict[str, list[int]], block_size: int) -> None:
+def check_written_blocks(batch: ScheduledBatch, tables: dict[str, Sequence[int]], block_size: int) -> None:
     """Every block that is written is in one block table, once.
 
     So no slot is written twice, nor one that another request reads: a shared block is full.

@@ -62,6 +62,8 @@ class Scheduler:
             request = self._requests.get(stop.request_id)
             if request is not None:
                 request.stop_reason = stop.stop_reason
+                if stop.num_output_tokens is not None:
+                    del request.output_token_ids[stop.num_output_tokens :]
                 self._end(request, stop.finish_reason)
 
     def schedule(self) -> ScheduledBatch:
@@ -71,9 +73,10 @@ class Scheduler:
         step that had to preempt.
         """
         budget = Budget(self.config, len(self.running))
-        for request in sorted(self.running, key=lambda r: r.num_uncomputed_tokens > 1):  # those that decode come first
+        in_turn = sorted(self.running, key=lambda r: r.num_uncomputed_tokens > 1)  # those that decode come first
+        for place, request in enumerate(in_turn, start=1):
             if request.status is RequestStatus.RUNNING:  # not preempted meanwhile
-                self._advance(request, budget)
+                self._advance(request, budget, reserved=len(in_turn) - place)
         while self.waiting and not budget.preempted and self._admit(self.waiting[0], budget):
             pass
         return budget.batch()
@@ -85,28 +88,45 @@ class Scheduler:
             request = chunk.request
             if request.status is not RequestStatus.RUNNING:
                 continue  # it ended while it was computed
-            samples = chunk.samples
-            request.num_computed_tokens = chunk.end
-            if chunk.end // self.block_manager.block_size > chunk.start // self.block_manager.block_size:
-                self.block_manager.commit(request.request_id, request.token_ids(0, chunk.end))
-            if samples:
-                new = result.token_ids[request.request_id]
-                request.output_token_ids.extend(new)
-                reason = finish_reason(request)
-                if reason is not None:
-                    self._end(request, reason)
+            new, reason = ended_at(request, result.token_ids[request.request_id]) if chunk.samples else ([], None)
+            request.output_token_ids.extend(new)
+            request.draft_token_ids = []
+            request.num_computed_tokens = chunk.known_end + max(len(new) - 1, 0)  # accepted drafts are computed, too
+            self._commit(request, chunk.start)
+            if reason is not None:
+                self._end(request, reason)
+            if chunk.samples:
                 updates.append(RequestUpdate(request, new, result.logprobs.get(request.request_id)))
         return updates
 
-    def _advance(self, request: Request, budget: Budget) -> None:
-        """Gives a running request what it gets of the step."""
-        size = budget.chunk_size(request.num_uncomputed_tokens)
-        if size and self._make_room(request, size, budget):
-            budget.spend(self._chunk(request, size))
+    def _commit(self, request: Request, start: int) -> None:
+        """Blocks that a chunk from `start` on has filled can be shared."""
+        size = self.block_manager.block_size
+        first = start // size * size
+        if request.num_computed_tokens - first >= size:
+            self.block_manager.commit(request.request_id, request.token_ids(first, request.num_computed_tokens), first)
 
-    def _chunk(self, request: Request, size: int) -> ScheduledChunk:
+    def _advance(self, request: Request, budget: Budget, reserved: int) -> None:
+        """Gives a running request what it gets of the step; drafts leave a token for each of `reserved` others."""
+        size = budget.chunk_size(request.num_uncomputed_tokens)
+        if not size:
+            return
+        drafts = self._drafts(request, size, budget.tokens - size - reserved)
+        if drafts or self._make_room(request, size, budget):
+            budget.spend(self._chunk(request, size, drafts))
+
+    def _drafts(self, request: Request, size: int, most: int) -> list[int]:
+        """Drafts that follow a chunk of `size` tokens: at most `most`, none past the request's end, and none for which
+        somebody would have to be preempted."""
+        known = request.num_tokens
+        if not request.draft_token_ids or request.num_computed_tokens + size < known:
+            return []
+        drafts = request.draft_token_ids[: max(min(most, request.max_total_tokens - known - 1), 0)]
+        return drafts if drafts and self.block_manager.allocate(request.request_id, known + len(drafts)) else []
+
+    def _chunk(self, request: Request, size: int, drafts: Sequence[int] = ()) -> ScheduledChunk:
         table = self.block_manager.block_table(request.request_id)
-        return ScheduledChunk(request, request.num_computed_tokens, size, table)
+        return ScheduledChunk.of(request, request.num_computed_tokens, size, table, drafts)
 
     def _make_room(self, request: Request, size: int, budget: Budget) -> bool:
         """Grows the request's block table, preempting from the end of the order until it fits.
@@ -139,7 +159,9 @@ class Scheduler:
         tokens = request.token_ids(0, request.num_tokens)
         cached = 0
         if request.params.prompt_logprobs is None:  # those need every token of the prompt computed
-            cached = self.block_manager.find_cached_prefix(tokens, request.cache_salt)
+            cached = self.block_manager.find_cached_prefix(request.request_id, tokens, request.cache_salt)
+            if self._is_coming(tokens, cached, request.cache_salt, budget):
+                return False
         size = budget.chunk_size(len(tokens) - cached)
         needed = -(-(len(tokens) - cached) // self.block_manager.block_size)
         if not size or needed > self.block_manager.num_free_blocks:
@@ -150,6 +172,15 @@ class Scheduler:
         budget.seqs -= 1
         budget.spend(self._chunk(request, size))
         return True
+
+    def _is_coming(self, tokens: list[int], cached: int, salt: str, budget: Budget) -> bool:
+        """Whether this step computes the first block that a request lacks, for another one: a step later it is a hit.
+
+        So a prefix that several requests share is computed once, though they arrive together. (vLLM shares blocks that
+        are promised and not yet computed: a step sooner, and a failed or preempted writer leaves readers behind.)
+        """
+        end = cached + self.block_manager.block_size
+        return self.block_manager.enable_prefix_caching and end < len(tokens) and budget.computes(tokens[:end], salt)
 
     def _start(self, request: Request, cached: int) -> None:
         """Moves the first waiting request to those that run; its first `cached` tokens are computed."""
@@ -168,14 +199,22 @@ class Scheduler:
         del self._requests[request.request_id]
 
 
-def finish_reason(request: Request) -> FinishReason | None:
-    """Whether the request's last token ends it, by what it is or by how many there are."""
-    last = request.output_token_ids[-1]
-    enough = len(request.output_token_ids) >= request.params.min_tokens
-    if enough and last in request.eos_token_ids and not request.params.ignore_eos:
-        request.stop_reason = None if last == request.eos_token_id else last
+def ended_at(request: Request, new: list[int]) -> tuple[list[int], FinishReason | None]:
+    """New tokens up to the first that ends the request, and how it ends it."""
+    for count, token_id in enumerate(new, start=1):
+        reason = finish_reason(request, token_id, len(request.output_token_ids) + count)
+        if reason is not None:
+            return new[:count], reason
+    return new, None
+
+
+def finish_reason(request: Request, token_id: int, num_output_tokens: int) -> FinishReason | None:
+    """Whether a token ends the request, by what it is or by how many there are with it."""
+    enough = num_output_tokens >= request.params.min_tokens
+    if enough and token_id in request.eos_token_ids and not request.params.ignore_eos:
+        request.stop_reason = None if token_id == request.eos_token_id else token_id
         return "stop"
-    if enough and last in (request.params.stop_token_ids or ()):
-        request.stop_reason = last
+    if enough and token_id in (request.params.stop_token_ids or ()):
+        request.stop_reason = token_id
         return "stop"
-    return "length" if request.num_tokens >= request.max_total_tokens else None
+    return "length" if request.num_prompt_tokens + num_output_tokens >= request.max_total_tokens else None

@@ -22,15 +22,15 @@ from nano_qwen3_serving.server.sampling import completion_params
 from nano_qwen3_serving.server.serving import Serving
 
 
-def prompts_of(given: str | list[str] | list[int] | list[list[int]]) -> list[Prompt]:
+def prompts_of(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Prompt]:
     """The prompts, in whichever of its forms the field has them."""
-    if isinstance(given, str):
-        return [given]
-    if not given:
-        raise InvalidParametersError("prompt is an empty list; give at least one prompt", parameter="prompt", value=given)
-    if isinstance(given[0], int):
-        return [{"prompt_token_ids": given}]
-    return [one if isinstance(one, str) else {"prompt_token_ids": one} for one in given]
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidParametersError("prompt is an empty list; give at least one prompt", parameter="prompt", value=prompt)
+    if isinstance(prompt[0], int):
+        return [{"prompt_token_ids": prompt}]
+    return [item if isinstance(item, str) else {"prompt_token_ids": item} for item in prompt]
 
 
 async def begin_completion(serving: Serving, request: CompletionRequest, request_id: str) -> CompletionCall:

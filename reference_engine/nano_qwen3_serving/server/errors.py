@@ -122,8 +122,8 @@ def of_validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"{name} is missing", "missing_field", name)
     complaints = dict.fromkeys(p["msg"].removeprefix("Input ") for p in alternatives or [first])
-    given = value_at(error.body, place[1:], first["input"])
-    return ApiError(400, f"{name} {', or '.join(complaints)}; got {shown(given)}", "invalid_type", name)
+    value = value_at(error.body, place[1:], first["input"])
+    return ApiError(400, f"{name} {', or '.join(complaints)}; got {shown(value)}", "invalid_type", name)
 
 
 def spelled(place: Sequence[str | int]) -> str:

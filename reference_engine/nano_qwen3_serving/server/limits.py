@@ -42,8 +42,8 @@ class Numbered:
         """One request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        header = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = header if REQUEST_ID.fullmatch(header) else uuid.uuid4().hex.encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         begun = False
 
@@ -78,9 +78,9 @@ class KnownHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if host_name(given) not in self._hosts:
-                refusal = ApiError(403, f"this server answers to {', '.join(sorted(self._hosts))} and not to {shown(given)}; "
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if host_name(host) not in self._hosts:
+                refusal = ApiError(403, f"this server answers to {', '.join(sorted(self._hosts))} and not to {shown(host)}; "
                                    "start it with --allowed-hosts to add a name", "unknown_host")
                 return await refusal.response()(scope, receive, send)
         await self._app(scope, receive, send)

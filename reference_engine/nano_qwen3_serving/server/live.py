@@ -37,7 +37,8 @@ class LiveSteps(EngineObserver):
     """Keeps the records of the last steps, and lets readers on any thread and event loop follow them.
 
     A record is the flight recorder's, and `cached_blocks` with it: the blocks that nobody holds and whose content is
-    known. Without readers a step costs its record, and nothing else.
+    known. Without readers a step costs its record, and nothing else. Steps that it does not hear, because it is not among the
+    engine's observers, are missing without a gap: `forget()` what is kept before it hears of steps again.
 
     Args:
         keep: how many records are kept. A reader begins with them.
@@ -72,6 +73,11 @@ class LiveSteps(EngineObserver):
         """The records that are kept, the oldest first."""
         with self._lock:
             return list(self._ring)
+
+    def forget(self) -> None:
+        """Drops the records that are kept; readers get those to come."""
+        with self._lock:
+            self._ring.clear()
 
     def close(self) -> None:
         """Ends every reader's iteration, and that of readers to come, after the steps that are kept."""

@@ -51,8 +51,8 @@ def chat_logprobs(
 ) -> dict[str, Any]:
     """Those of an answer, or of a piece of it, with the `count` likeliest at each place."""
     return {"content": [
-        {**one(token_id, each[token_id], tokenizer),
-         "top_logprobs": [one(i, best, tokenizer) for i, best in sorted(each.items(), key=rank)[:count]]}
+        {**chat_entry(token_id, each[token_id], tokenizer),
+         "top_logprobs": [chat_entry(i, best, tokenizer) for i, best in sorted(each.items(), key=rank)[:count]]}
         for token_id, each in zip(token_ids, logprobs, strict=True)
     ], "refusal": None}
 
@@ -62,7 +62,7 @@ def rank(entry: tuple[int, Logprob]) -> int:
     return entry[1].rank or 0
 
 
-def one(token_id: int, logprob: Logprob, tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_entry(token_id: int, logprob: Logprob, tokenizer: Tokenizer) -> dict[str, Any]:
     """One token's."""
     return {"token": tokenizer.token_text(token_id), "logprob": finite(logprob.logprob),
             "bytes": list(tokenizer.token_bytes(token_id))}

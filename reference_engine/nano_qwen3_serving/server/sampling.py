@@ -50,12 +50,12 @@ def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingPa
 
 def sampling_params(request: SamplingFields, defaults: Mapping[str, Any], **known: Any) -> SamplingParams:
     """What both have in common, and what is `known` besides."""
-    given = {name: getattr(request, name) for name in AS_THEY_ARE if getattr(request, name) is not None}
+    explicit = {name: getattr(request, name) for name in AS_THEY_ARE if getattr(request, name) is not None}
     if request.logit_bias is not None:
-        given["logit_bias"] = {token_id(key): bias for key, bias in request.logit_bias.items()}
-    given["structured_outputs"] = structured_outputs(request)
-    given["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-    return SamplingParams(**{**defaults, **given, **known})
+        explicit["logit_bias"] = {token_id(key): bias for key, bias in request.logit_bias.items()}
+    explicit["structured_outputs"] = structured_outputs(request)
+    explicit["output_kind"] = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+    return SamplingParams(**{**defaults, **explicit, **known})
 
 
 def token_id(key: str) -> int:

@@ -6,6 +6,7 @@ Knows uvicorn, sockets and signals; knows no route.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -148,6 +149,8 @@ def run_server(
     args = AsyncEngineArgs(**engine_args)
     with bound_socket(host, port) as listener:
         engine = AsyncLLMEngine.from_engine_args(args)
+        gc.collect()
+        gc.freeze()  # a full collection need not look at what was loaded and stays: that would take tens of milliseconds
         try:
             app = create_app(engine, api_key=api_key, limits=limits, **app_options)
             serving: Serving = app.state.serving

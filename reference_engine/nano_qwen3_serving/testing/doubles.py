@@ -61,7 +61,7 @@ class StepGate:
             self.arrived += 1
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: self._open or self._allowed, PATIENCE):
-                raise TimeoutError("nobody opened the step gate")
+                raise TimeoutError("the test never opened the step gate")
             self._allowed -= not self._open
             self.passed += 1
 

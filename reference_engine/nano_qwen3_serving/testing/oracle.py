@@ -63,11 +63,11 @@ class Oracle:
     def greedy(self, prompts: Sequence[list[int]], max_tokens: int) -> list[Continuation]:
         """`transformers.generate` for each prompt, in batches of like length, padded on the left."""
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        found: dict[int, Continuation] = {}
+        continuations: dict[int, Continuation] = {}
         for start in range(0, len(prompts), BATCH_SIZE):
             batch = by_length[start : start + BATCH_SIZE]
-            found.update(zip(batch, self._generate([prompts[i] for i in batch], max_tokens), strict=True))
-        return [found[i] for i in range(len(prompts))]
+            continuations.update(zip(batch, self._generate([prompts[i] for i in batch], max_tokens), strict=True))
+        return [continuations[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
     def _generate(self, prompts: list[list[int]], max_tokens: int) -> list[Continuation]:
@@ -96,22 +96,22 @@ class Oracle:
             AssertionError: tokens differ where the oracle was sure.
         """
         calls: list[CloseCall] = []
-        for i, (prompt, want, got) in enumerate(zip(prompts, expected, outputs, strict=True)):
-            if got == want.token_ids:
+        for i, (prompt, want, output) in enumerate(zip(prompts, expected, outputs, strict=True)):
+            if output == want.token_ids:
                 continue
-            place = next((j for j, (a, b) in enumerate(zip(want.token_ids, got, strict=False)) if a != b), None)
-            assert place is not None, f"prompt {i}: {len(got)} tokens, the oracle has {len(want.token_ids)}"
-            found = self._close_calls(i, prompt, got)
-            if all(call.position != place for call in found):  # padding alone made generate() choose otherwise
+            place = next((j for j, (a, b) in enumerate(zip(want.token_ids, output, strict=False)) if a != b), None)
+            assert place is not None, f"prompt {i}: {len(output)} tokens, the oracle has {len(want.token_ids)}"
+            close_calls = self._close_calls(i, prompt, output)
+            if all(call.position != place for call in close_calls):  # padding alone made generate() choose otherwise
                 assert want.margins[place] < MARGIN, (
-                    f"prompt {i}, output token {place}: the engine chose {got[place]}, the oracle "
+                    f"prompt {i}, output token {place}: the engine chose {output[place]}, the oracle "
                     f"{want.token_ids[place]} by a margin of {want.margins[place]:.2e}")
-                found.append(CloseCall(i, place, want.margins[place]))
-            calls += found
+                close_calls.append(CloseCall(i, place, want.margins[place]))
+            calls += close_calls
         return calls
 
     def _close_calls(self, index: int, prompt: list[int], output: list[int]) -> list[CloseCall]:
-        """Where `output` is not the best token for what precedes it; never by `MARGIN` or more."""
+        """The places where `output` has another token than the oracle's best; a margin of `MARGIN` or more raises."""
         logits = self.logits([*prompt, *output[:-1]])[len(prompt) - 1 :]
         behind = logits.amax(dim=-1) - logits.gather(1, torch.tensor(output)[:, None])[:, 0]
         calls = [CloseCall(index, j, margin) for j, margin in enumerate(behind.tolist()) if margin > 0]

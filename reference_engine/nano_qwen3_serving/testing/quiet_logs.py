@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_logs() -> Iterator[None]:
-    """Nothing is logged by the engine: where parts fail on purpose, or what they say is not to be repeated."""
+    """Silences the engine's log while parts fail on purpose, or while their messages must not be shown."""
     logger = logging.getLogger("nano_qwen3_serving")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -2,9 +2,9 @@
 
 The network writes what it is given into the real attention cache, reads the whole context back
 through the block table, and makes the next token of it with integers. A block that is lost, stale,
-shared wrongly or somebody else's therefore changes the output; what the output should be takes a
-few lines without cache, scheduler or batch (`continuation`). Nothing depends on who else is in the
-batch, not in the last bit either.
+shared wrongly or another request's therefore changes the output; what the output should be takes a
+few lines without cache, scheduler or batch (`continuation`). Nothing depends on the other requests in
+the batch, not even in the last bit.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.interfaces import AttentionBackend, AttentionMetadata
+from nano_qwen3_serving.request import Request
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz "
 END = -1  #: in an alphabet: whatever token ends a sequence under the configuration
@@ -73,12 +74,12 @@ class TellTaleModel:
         self._attention.write(layer_cache, keys, keys, metadata.slot_mapping)
         query = torch.zeros(len(token_ids), *self._query_shape, device=token_ids.device)
         means = self._attention.forward(query, layer_cache, metadata)[:, 0, :2].tolist()
-        found = [self._context(layer_cache, metadata, i) for i in range(len(metadata.query_lens))]
-        contexts = [[int(token) - 1 for token, _ in keys] for keys, _ in found]
+        cached = [self._context(layer_cache, metadata, i) for i in range(len(metadata.query_lens))]
+        contexts = [[int(token) - 1 for token, _ in keys] for keys, _ in cached]
         if self._on_forward is not None:
             self._on_forward(contexts)
         states: list[int] = []
-        for context, (kept, values), count in zip(contexts, found, metadata.query_lens, strict=True):
+        for context, (kept, values), count in zip(contexts, cached, metadata.query_lens, strict=True):
             wrong = disagreement(kept, values, means[len(states) : len(states) + count])
             states += [a + b for a, b in zip(self._states(context, count), wrong, strict=True)]
         return torch.tensor(states, device=token_ids.device)
@@ -99,6 +100,29 @@ class TellTaleModel:
         if self._state is None:
             return prefix_states(context)[-count:]
         return [self._state(context[:end]) for end in range(len(context) - count + 1, len(context) + 1)]
+
+
+class TellTaleDrafter:
+    """Guesses what `TellTaleModel` says greedily, and is wrong every few tokens; sometimes it has no guess.
+
+    Args:
+        alphabet: tokens that the model generates.
+    """
+
+    def __init__(self, alphabet: Sequence[int] = LETTERS) -> None:
+        self._alphabet = [token for token in alphabet if token != END]
+
+    def propose(self, requests: Sequence[Request], num_drafts: int) -> list[list[int]]:
+        """At most `num_drafts` guesses for each request."""
+        return [self._guesses(request.token_ids(0, request.num_tokens), num_drafts) for request in requests]
+
+    def _guesses(self, tokens: list[int], num_drafts: int) -> list[int]:
+        known, count = len(tokens), (prefix_states(tokens)[-1] // 7) % (num_drafts + 1)
+        for _ in range(count):
+            state = prefix_states(tokens)[-1]
+            wrong = state // 11 % 4 == 0
+            tokens.append(self._alphabet[(state + wrong) % len(self._alphabet)])
+        return tokens[known:]
 
 
 def disagreement(keys: Pairs, values: Pairs, means: Pairs) -> list[int]:

@@ -1,6 +1,6 @@
 """Compares this engine with transformers on the machine it runs on, and reports in one dict.
 
-It is how correctness and speed on machines we do not have become known: `python -m
+This is how we learn of correctness and speed on machines we do not have: `python -m
 nano_qwen3_serving verify MODEL` writes the report as JSON. transformers is the oracle; our greedy
 tokens are judged on its logits for the same sequence.
 """
@@ -87,7 +87,7 @@ def load_oracle(config: EngineConfig) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # ours is enough
+    logging.disable_progress_bar()  # one progress bar is enough: ours
     try:
         oracle = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=config.dtype)
     except Exception as error:

@@ -1,7 +1,7 @@
 """Chat templates: where files keep them, the jinja they are written in, and messages as they see them.
 
-Everything is as in transformers, so that the same template gives the same text; what goes wrong while one
-renders is the caller's `InvalidParametersError`. Knows nothing of tokens.
+Everything is as in transformers, so that the same template gives the same text; an error during rendering
+becomes the caller's `InvalidParametersError`. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def parsed(file: Path, source: str) -> str:
     except (TemplateSyntaxError, RecursionError) as error:
         where = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
         raise ModelLoadError(
-            f"{file} has a chat_template that is no jinja ({where}{error}); copy or download the file again, "
+            f"{file} has a chat_template that is not valid jinja ({where}{error}); copy or download the file again, "
             "or remove the template and give chat_template=") from error
     return source
 
@@ -113,15 +113,15 @@ def render(
         switches: the template's own.
 
     Raises:
-        InvalidParametersError: the template refuses them, or fails over them.
+        InvalidParametersError: the template refuses the messages, or fails on them.
         UnknownArgumentError: the template never looks at one of the switches.
     """
-    given = {**names, **switches, "tools": checked_objects("tools", tools),
+    variables = {**names, **switches, "tools": checked_objects("tools", tools),
              "documents": checked_objects("documents", documents), "add_generation_prompt": add_generation_prompt}
     try:
         if switches:
             refuse_unknown("the chat template", sorted(looked_at(source) - {"messages", "tools", "documents"}), switches)
-        return rendered(compiled(source), messages, given)
+        return rendered(compiled(source), messages, variables)
     except InvalidParametersError:
         raise
     except Exception as error:  # a template is a program: it may fail in any way
@@ -130,15 +130,15 @@ def render(
             f"the chat template refuses these messages: {what}", parameter="messages", value=messages) from error
 
 
-def rendered(template: Template, messages: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
-    """The template's text. Calls of tools often come without a content: where a template cannot do without, it is
-    empty, as in vLLM; where it can, the key is not there, as in transformers."""
+def rendered(template: Template, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+    """The template's text. Tool calls often come without a content: if a template needs the key, the content is
+    empty, as in vLLM; if not, the key is missing, as in transformers."""
     try:
-        return template.render({**given, "messages": messages})
+        return template.render({**variables, "messages": messages})
     except UndefinedError:
         if all("content" in message for message in messages):
             raise
-        return template.render({**given, "messages": [{"content": "", **message} for message in messages]})
+        return template.render({**variables, "messages": [{"content": "", **message} for message in messages]})
 
 
 def looked_at(source: str) -> set[str]:
@@ -171,9 +171,9 @@ class GenerationTag(Extension):
         """The body, in a scope of its own as in transformers."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_render_body"), [], [], body).set_lineno(line)
 
-    def _said(self, caller: Any) -> str:
+    def _render_body(self, caller: Any) -> str:
         return caller()
 
 
@@ -193,10 +193,10 @@ class TemplateNamespace(Namespace):
     """`namespace(...)` for templates, without attributes that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be an attribute's name
-        self, given = args[0], dict(*args[1:], **kwargs)
-        for name in given:
+        self, attributes = args[0], dict(*args[1:], **kwargs)
+        for name in attributes:
             refuse_private(name)
-        Namespace.__init__(self, given)
+        Namespace.__init__(self, attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
         refuse_private(name)
@@ -213,12 +213,12 @@ def to_json(
     value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
     separators: tuple[str, str] | None = None, sort_keys: bool = False,
 ) -> str:
-    """The filter `tojson`; jinja's own would escape what HTML must."""
+    """The filter `tojson`; jinja's own escapes characters for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def strftime_now(format: str) -> str:
-    """The date and time, for templates that say it."""
+    """The date and time, for templates that print it."""
     return datetime.now().strftime(format)
 
 
@@ -230,13 +230,13 @@ def raise_template_error(message: str) -> None:
 # -- messages --
 
 
-def checked_objects(parameter: str, given: Any) -> list[dict[str, Any]] | None:
+def checked_objects(parameter: str, objects: Any) -> list[dict[str, Any]] | None:
     """Tools or documents: None or a list of dicts."""
-    if given is None:
+    if objects is None:
         return None
-    if not isinstance(given, (list, tuple)) or not all(isinstance(one, dict) for one in given):
-        raise invalid(parameter, given, "a list of dicts, or None")
-    return list(given)
+    if not isinstance(objects, (list, tuple)) or not all(isinstance(item, dict) for item in objects):
+        raise invalid(parameter, objects, "a list of dicts, or None")
+    return list(objects)
 
 
 def checked_messages(messages: Any) -> list[dict[str, Any]]:
@@ -294,7 +294,7 @@ def marked(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut_at_mark(text: str) -> str:
-    """`text` before the mark; if the template trimmed the message, and so the mark, without its last spaces."""
+    """`text` up to the mark; if the template trimmed the message, the mark lost its spaces, and the text loses its last ones."""
     start = text.rfind(MARK.strip())
     if start < 0:
         raise InvalidParametersError(

@@ -1,6 +1,6 @@
 """Tokens that a tokenizer's files declare beside its vocabulary: added tokens, and special ones with names.
 
-Trainers have written them in five places. This file knows the places, the forms, and which one transformers
+Trainers have written them in five places. This file knows the places, the forms, and which place transformers
 believes; it knows nothing of vocabularies.
 """
 
@@ -38,7 +38,7 @@ class DeclaredTokens:
         self._named_null: set[str] = set()
 
     def name(self, name: str, token: Token | None) -> None:
-        """Gives a token its name, or says that none has it. A later file is believed."""
+        """Gives a token its name, or notes that no token has it. A later file overrules an earlier one."""
         self.names.pop(name, None)
         self._named_null.discard(name)
         if token is None:
@@ -47,7 +47,7 @@ class DeclaredTokens:
             self.names[name] = token
 
     def default_names(self, defaults: Mapping[str, str]) -> None:
-        """Names of a tokenizer's class, for those of which no file says anything."""
+        """Adds the names that a tokenizer's class sets, except for names that some file mentions."""
         for name in defaults.keys() - self.names.keys() - self._named_null:
             self.names[name] = defaults[name]
 
@@ -85,7 +85,7 @@ class DeclaredTokens:
             actual = backend.token_to_id(token.content)
             if actual != token_id:
                 raise ModelLoadError(
-                    f"{file} says that {token.content!r} is token {token_id}; behind this vocabulary it is {actual}: "
+                    f"{file} says that {token.content!r} is token {token_id}; after this vocabulary it would be {actual}: "
                     "copy or download all of the tokenizer's files again")
 
 
@@ -94,7 +94,7 @@ def declared_tokens(folder: Path, settings: Fields, definition: Fields) -> Decla
 
     Args:
         folder: of the files.
-        settings: `tokenizer_config.json`. If it lists the added tokens, no other file is asked.
+        settings: `tokenizer_config.json`. If it lists the added tokens, no other file is read for them.
         definition: `tokenizer.json`.
 
     Raises:
@@ -162,7 +162,7 @@ def take_special_tokens_map(tokens: DeclaredTokens, fields: Fields) -> None:
 
 
 def take_added_tokens_json(tokens: DeclaredTokens, fields: Fields) -> None:
-    """`added_tokens.json`: text → id. Special are those that some name or list says are."""
+    """`added_tokens.json`: text → id. A token is special if a name or a list declares it so."""
     special = {str(t) for t in (*tokens.names.values(), *tokens.extra)}
     for text in fields.raw:
         is_special = text in special
@@ -182,9 +182,9 @@ def is_marked(value: Any) -> bool:
     return isinstance(value, dict) and value.get("__type") == "AddedToken"
 
 
-def added_token(fields: Fields, **given: bool) -> AddedToken:
-    """A token written as an object: its text, and how it is recognised; `given` counts more than the file."""
-    flags = {flag: fields.flag(flag, False) for flag in FLAGS if flag in fields} | given
+def added_token(fields: Fields, **overrides: bool) -> AddedToken:
+    """A token written as an object: its text, and how it is recognised; `overrides` count more than the file."""
+    flags = {flag: fields.flag(flag, False) for flag in FLAGS if flag in fields} | overrides
     return AddedToken(checked_text(fields, "content", fields.get("content")), **flags)
 
 

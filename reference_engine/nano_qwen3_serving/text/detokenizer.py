@@ -62,46 +62,46 @@ class IncrementalDetokenizer:
     def add(self, token_ids: Sequence[int]) -> TextDelta:
         """Takes the next tokens; returns the text that is safe to show now.
 
-        When a stop string is complete the text ends there, and what follows it is dropped.
+        When a stop string is complete the text ends there, and what follows it is dropped, tokens and all.
         """
-        for token_id in token_ids:
+        for count, token_id in enumerate(token_ids, start=1):
             self._num_tokens += 1
             if self._skip_special and self._tokenizer.is_special(token_id):
                 continue
             new = self._utf8.decode(self._tokenizer.token_bytes(token_id))
             self._pending += new
             if new and self._num_tokens > self._min_tokens:
-                stop = self._find_stop(len(new))
+                stop = self._find_stop(len(new), count)
                 if stop is not None:
                     return stop
         return TextDelta(self._cut(len(self._pending) - self._held()))
 
     def finish(self) -> TextDelta:
-        """No more tokens come: the text that was kept back. An incomplete character is U+FFFD."""
+        """Ends the tokens; returns the text that was kept back. An incomplete character becomes U+FFFD."""
         if self._stopped:
             return TextDelta("")
         self._pending += self._utf8.decode(b"", final=True)
         return TextDelta(self._cut(len(self._pending)))
 
-    def _find_stop(self, num_new: int) -> TextDelta | None:
-        """The stop string that is complete first, if one ends in the last `num_new` characters.
+    def _find_stop(self, num_new: int, num_tokens: int) -> TextDelta | None:
+        """The stop string that is complete first, if one ends in the last `num_new` characters, the text of token `num_tokens`.
 
         One that ended earlier did so within `min_tokens`, and may still be in the pending text.
         """
-        found = []
+        matches = []
         for stop in self._stop:
             start = self._pending.find(stop, max(0, len(self._pending) - num_new - len(stop) + 1))
             if start >= 0:
-                found.append((start + len(stop), -len(stop), stop))
-        if not found:
+                matches.append((start + len(stop), -len(stop), stop))
+        if not matches:
             return None
-        end, _, stop = min(found)
+        end, _, stop = min(matches)
         self._stopped = True
         text = self._cut(end if self._include_stop else end - len(stop))
-        return TextDelta(text, stop)
+        return TextDelta(text, stop, num_tokens)
 
     def _held(self) -> int:
-        """Characters at the end of the pending text that could still turn into a stop string: with which one begins."""
+        """The number of characters at the end of the pending text with which a stop string begins."""
         for count in range(min(self._hold, len(self._pending)), 0, -1):
             end = self._pending[-count:]
             if any(stop.startswith(end) for stop in self._stop):

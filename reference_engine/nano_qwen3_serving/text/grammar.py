@@ -1,8 +1,8 @@
 """Structured outputs: which tokens a JSON schema, regex, choice or grammar allows next.
 
 The llguidance library does the work; it is an extra, imported when first needed. Knows token ids and
-bytes of the vocabulary; knows nothing of logits. A grammar's state belongs to one request, is moved
-only by tokens that were really generated, and so survives preemption and repeated steps.
+bytes of the vocabulary; knows nothing of logits. A grammar's state belongs to one request and advances
+only by tokens that were really generated, so it survives preemption and repeated steps.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class GrammarCompiler:
         """A grammar at its beginning.
 
         Raises:
-            InvalidParametersError: it is malformed, or llguidance is not installed.
+            InvalidParametersError: the grammar is malformed, or llguidance is not installed.
         """
         try:
             import llguidance
@@ -113,8 +113,8 @@ class GrammarCompiler:
 class Spelling:
     """A tokenizer as llguidance asks for one: bytes of each token, and tokens that spell a text.
 
-    What llguidance reads out of a `tokenizer.json` itself is another thing: there text is normalised first, and
-    every added token is special. A grammar is about the text that comes out, so here a token is the bytes that it
+    llguidance could read `tokenizer.json` itself, but would then normalise text first and take every added
+    token for special. A grammar is about the text that comes out, so here a token is the bytes that it
     adds to that text, and a special token, which adds none, is not used to spell any.
 
     Attributes:

@@ -75,7 +75,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def refuse_other_forms(definition: Fields, settings: Fields) -> None:
-    """Raises a `ModelLoadError` for a vocabulary that is not byte-level, or lies in another file."""
+    """Raises a `ModelLoadError` for a vocabulary that is not byte-level, or is stored in another file."""
     if not isinstance(definition.get("model"), dict):
         raise ModelLoadError(f"{definition.file} is corrupt: it has no object 'model'; copy or download it again")
     if definition.section("decoder").get("type") != "ByteLevel":
@@ -91,7 +91,7 @@ def tokenizer_class(settings: Fields) -> str:
     name = QWEN_CLASSES[0] if settings.get("tokenizer_class") is None else settings.text("tokenizer_class")
     if name not in QWEN_CLASSES + GENERIC_CLASSES:
         raise settings.wrong("tokenizer_class", f"{QWEN_CLASSES[0]!r}, or {GENERIC_CLASSES[0]!r} for a tokenizer.json "
-                                                "that says all there is to know")
+                                                "that is complete in itself")
     return name
 
 
@@ -101,8 +101,8 @@ def tokenizer_class(settings: Fields) -> str:
 def qwen_backend(definition: Fields, settings: Fields) -> tokenizers.Tokenizer:
     """Qwen's tokenizer with the vocabulary of `tokenizer.json`.
 
-    transformers reads nothing else of that file for this class, so anything else in it would be silently
-    dropped there: it is refused.
+    transformers reads nothing else from that file for this class and silently drops the rest, so a file that
+    says anything else is refused.
     """
     refuse_other_pipelines(definition)
     model = definition.section("model")
@@ -123,7 +123,7 @@ def qwen_backend(definition: Fields, settings: Fields) -> tokenizers.Tokenizer:
 
 def refuse_other_pipelines(definition: Fields) -> None:
     """Raises a `ModelLoadError` unless `tokenizer.json` splits text as Qwen's class does."""
-    way_out = (f"Qwen's, for transformers takes that of {QWEN_CLASSES[0]} whatever the file says; if this one is right, "
+    way_out = (f"Qwen's, because transformers uses that of {QWEN_CLASSES[0]} whatever the file says; if this one is right, "
                f"give tokenizer_config.json a tokenizer_class of {GENERIC_CLASSES[0]!r}")
     for name, qwens in QWEN_PIPELINE.items():
         if without_offsets(definition.get(name)) != qwens:
@@ -155,5 +155,5 @@ def backend_as_written(definition: Fields) -> tokenizers.Tokenizer:
 
 
 def corrupt(definition: Fields, error: Exception) -> ModelLoadError:
-    """For what the library cannot read."""
+    """The error for a file that the library cannot read."""
     return ModelLoadError(f"{definition.file} is corrupt ({error}); copy or download it again")

@@ -1,4 +1,4 @@
-"""The attributes by which scripts know a tokenizer of transformers, for one that has `encode`, `decode` and a backend.
+"""The attributes that scripts expect of a transformers tokenizer, for a class that has `encode`, `decode` and a backend.
 
 Knows names; every answer comes from the tokenizer itself.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class UsualAttributes(ABC):
-    """What scripts ask a tokenizer beside `encode` and `decode`. A base class; `_backend` is the `tokenizers` object."""
+    """What scripts use of a tokenizer beside `encode` and `decode`. A base class; `_backend` is the `tokenizers` object."""
 
     _backend: Any
     special_token_map: dict[str, str]

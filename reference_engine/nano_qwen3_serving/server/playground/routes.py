@@ -48,6 +48,7 @@ async def watching(serving: Serving, follows: AsyncGenerator[Event, None]) -> As
     observers = serving.engine.engine.observers
     serving.watchers += 1
     if serving.watchers == 1:
+        serving.live.forget()  # since then steps went by unseen
         observers.add(serving.live)
     try:
         async with aclosing(follows):

@@ -82,15 +82,15 @@ def make_call(random: Random) -> Call:
     return random.choice(CALLS)(random)
 
 
-def spoiled(random: Random, right: dict[str, Callable[[Random], Any]], count: int) -> Arguments:
+def spoiled(random: Random, right_values: dict[str, Callable[[Random], Any]], count: int) -> Arguments:
     """Some arguments, `count` of them hostile."""
-    names = random.sample(list(right), min(len(right), random.randint(1, 5)))
+    names = random.sample(list(right_values), min(len(right_values), random.randint(1, 5)))
     wrong = set(random.sample(names, min(count, len(names))))
-    return {n: mixed(random, lambda n=n: right[n](random)) if n in wrong else right[n](random) for n in names}  # type: ignore[misc]
+    return {n: mixed(random, lambda n=n: right_values[n](random)) if n in wrong else right_values[n](random) for n in names}  # type: ignore[misc]
 
 
 def how_many(random: Random) -> int:
-    """Hostile arguments of a call: mostly one, for two hide each other."""
+    """How many arguments of a call are hostile: mostly one, because two hide each other."""
     return random.choice([0, 1, 1, 1, 2, 3])
 
 
@@ -101,8 +101,8 @@ def params(random: Random) -> Any:
     if rng < 0.65:
         return made
     if rng < 0.75:
-        right = spoiled(random, {k: v for k, v in RIGHT_PARAMS.items() if k not in ("temperature", "n")}, 0)
-        return made.clone(**right)
+        arguments = spoiled(random, {k: v for k, v in RIGHT_PARAMS.items() if k not in ("temperature", "n")}, 0)
+        return made.clone(**arguments)
     if rng < 0.93:
         setattr(made, random.choice(list(RIGHT_PARAMS)), hostile(random))
         return made
@@ -111,9 +111,9 @@ def params(random: Random) -> Any:
 
 def prompt(random: Random) -> Any:
     """A prompt, right or not."""
-    right = [lambda: "Hello there", lambda: {"prompt": "Hello", "cache_salt": "salt"},
+    makers = [lambda: "Hello there", lambda: {"prompt": "Hello", "cache_salt": "salt"},
              lambda: {"prompt_token_ids": [random.randrange(300) for _ in range(random.randint(1, 30))]}]
-    return mixed(random, random.choice(right)) if random.random() < 0.35 else random.choice(right)()
+    return mixed(random, random.choice(makers)) if random.random() < 0.35 else random.choice(makers)()
 
 
 def messages(random: Random) -> Any:
@@ -124,14 +124,14 @@ def messages(random: Random) -> Any:
     return mixed(random, lambda: [message]) if random.random() < 0.2 else [message]
 
 
-def constructor(kind: Any, right: dict[str, Callable[[Random], Any]]) -> Callable[[Random], Call]:
+def constructor(kind: Any, right_values: dict[str, Callable[[Random], Any]]) -> Callable[[Random], Call]:
     """Calls that make one object."""
 
-    async def run(world: World, given: Arguments) -> Any:
-        made = kind(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        made = kind(**arguments)
         return made.create_engine_config() if isinstance(made, EngineArgs) else made
 
-    return lambda random: Call(kind.__qualname__, spoiled(random, right, how_many(random)), run)
+    return lambda random: Call(kind.__qualname__, spoiled(random, right_values, how_many(random)), run)
 
 
 def engine_arguments() -> dict[str, Callable[[Random], Any]]:
@@ -140,31 +140,31 @@ def engine_arguments() -> dict[str, Callable[[Random], Any]]:
 
 
 def always(value: Any) -> Callable[[Random], Any]:
-    """A right value that is not drawn."""
+    """A maker that always returns the same right value."""
     return lambda random: value
 
 
 def async_llm_arguments() -> dict[str, Callable[[Random], Any]]:
-    """The same for `AsyncLLM`."""
-    found = inspect.signature(AsyncLLM).parameters.values()
-    return {p.name: always(p.default) for p in found if p.name not in ("components", "recorder")}
+    """Each argument of `AsyncLLM` with its default for a right value."""
+    parameters = inspect.signature(AsyncLLM).parameters.values()
+    return {p.name: always(p.default) for p in parameters if p.name not in ("components", "recorder")}
 
 
 def clone(random: Random) -> Call:
     """`SamplingParams.clone`, and the presets."""
     source = random.choice([SamplingParams().clone, SamplingParams.greedy, SamplingParams.balanced, SamplingParams.creative])
 
-    async def run(world: World, given: Arguments) -> Any:
-        return source(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        return source(**arguments)
 
     return Call(f"SamplingParams.{source.__name__}", spoiled(random, RIGHT_PARAMS, how_many(random)), run)
 
 
 def async_llm_object(random: Random) -> Call:
-    """An `AsyncLLM` that is asked before it is started."""
+    """`AsyncLLM.get_model_info` of an object that was never started."""
 
-    async def run(world: World, given: Arguments) -> Any:
-        return AsyncLLM(**given).get_model_info()
+    async def run(world: World, arguments: Arguments) -> Any:
+        return AsyncLLM(**arguments).get_model_info()
 
     return Call("AsyncLLM", spoiled(random, async_llm_arguments(), how_many(random)), run)
 
@@ -172,123 +172,123 @@ def async_llm_object(random: Random) -> Call:
 def engine_stream(random: Random) -> Call:
     """`AsyncLLMEngine.generate` and `add_request`, read to the end or given up in the middle."""
     adds = random.random() < 0.5
-    given: Arguments = {
+    arguments: Arguments = {
         "request_id": hostile(random) if random.random() < 0.2 else f"r{random.randrange(5)}", "prompt": prompt(random),
         "params" if adds else "sampling_params": params(random)}
     for name in ("priority", "timeout", *(["arrival_time"] if adds else [])):
         if random.random() < 0.2:
-            given[name] = hostile(random)
+            arguments[name] = hostile(random)
     leaves = random.random() < 0.2
 
-    async def run(world: World, given: Arguments) -> Any:
-        stream = await world.engine.add_request(**given) if adds else world.engine.generate(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        stream = await world.engine.add_request(**arguments) if adds else world.engine.generate(**arguments)
         async with aclosing(stream):
             async for output in stream:
                 if leaves:
                     break
         return output
 
-    return Call("AsyncLLMEngine." + ("add_request" if adds else "generate"), given, run)
+    return Call("AsyncLLMEngine." + ("add_request" if adds else "generate"), arguments, run)
 
 
-def engine_other(random: Random) -> Call:
+def other_engine_calls(random: Random) -> Call:
     """The other calls of `AsyncLLMEngine`."""
     name = random.choice(["abort", "get_stats", "reset_prefix_cache", "check_health", "do_log_stats"])
-    given = {"request_id": hostile(random)} if name == "abort" else {}
+    arguments = {"request_id": hostile(random)} if name == "abort" else {}
 
-    async def run(world: World, given: Arguments) -> Any:
-        return await getattr(world.engine, name)(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        return await getattr(world.engine, name)(**arguments)
 
-    return Call(f"AsyncLLMEngine.{name}", given, run)
+    return Call(f"AsyncLLMEngine.{name}", arguments, run)
 
 
 def async_llm(random: Random) -> Call:
     """The calls of a running `AsyncLLM` that generate."""
     name = random.choice(["generate", "generate_stream", "chat", "chat_stream", "generate_batch", "submit_request"])
     many = name == "generate_batch" or (name == "generate" and random.random() < 0.3)
-    given: Arguments = (
+    arguments: Arguments = (
         {"messages": messages(random)} if "chat" in name else
         {"prompts": mixed(random, lambda: [prompt(random), "right"]) if many else prompt(random)} if name.startswith("generate")
         and name != "generate_stream" else {"prompt": prompt(random)})
     if random.random() < 0.8:
-        given["sampling_params"] = params(random)
+        arguments["sampling_params"] = params(random)
     for extra in ("priority", "timeout", *(["batch_size"] if name == "generate_batch" else []),
                   *(CHAT_SWITCHES if "chat" in name else [])):
         if random.random() < 0.2:
-            given[extra] = random.choice([RequestPriority.HIGH, 1, hostile(random)])
+            arguments[extra] = random.choice([RequestPriority.HIGH, 1, hostile(random)])
 
-    async def run(world: World, given: Arguments) -> Any:
-        made = getattr(world.async_llm, name)(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        made = getattr(world.async_llm, name)(**arguments)
         if not inspect.isasyncgen(made):
             answer = await made
             return await world.async_llm.get_result(answer) if name == "submit_request" else answer
         async with aclosing(made):
             return [chunk async for chunk in made]
 
-    return Call(f"AsyncLLM.{name}", given, run)
+    return Call(f"AsyncLLM.{name}", arguments, run)
 
 
-def async_llm_other(random: Random) -> Call:
-    """The calls of a running `AsyncLLM` that ask."""
+def other_async_llm_calls(random: Random) -> Call:
+    """The calls of a running `AsyncLLM` that generate nothing."""
     name = random.choice(["get_result", "abort", "get_stats", "clear_stats", "start"])
-    given = {"request_id": hostile(random)} if name in ("get_result", "abort") else {}
+    arguments = {"request_id": hostile(random)} if name in ("get_result", "abort") else {}
 
-    async def run(world: World, given: Arguments) -> Any:
-        return await getattr(world.async_llm, name)(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        return await getattr(world.async_llm, name)(**arguments)
 
-    return Call(f"AsyncLLM.{name}", given, run)
+    return Call(f"AsyncLLM.{name}", arguments, run)
 
 
 def llm_generate(random: Random) -> Call:
     """`LLM.generate` of a hostile prompt beside a right one."""
     beside = random.random() < 0.7
-    given: Arguments = {
+    arguments: Arguments = {
         "prompts": [NEIGHBOUR.prompt(), prompt(random)] if beside else mixed(random, lambda: prompt(random)),
         "sampling_params": [NEIGHBOUR.params(), params(random)] if beside else params(random)}
     for name in ("use_tqdm", "priority"):
         if random.random() < 0.2:
-            given[name] = hostile(random)
+            arguments[name] = hostile(random)
 
-    async def run(world: World, given: Arguments) -> Any:
-        outputs = world.llm.generate(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        outputs = world.llm.generate(**arguments)
         if beside:
             check_neighbour(outputs[0])
         return outputs
 
-    return Call("LLM.generate", given, run, in_fork=False)
+    return Call("LLM.generate", arguments, run, in_fork=False)
 
 
 def llm_chat(random: Random) -> Call:
     """`LLM.chat`."""
-    given: Arguments = {"messages": messages(random), "sampling_params": params(random)}
+    arguments: Arguments = {"messages": messages(random), "sampling_params": params(random)}
     for name in ("use_tqdm", "chat_template_kwargs", *CHAT_SWITCHES[1:]):
         if random.random() < 0.15:
-            given[name] = hostile(random)
+            arguments[name] = hostile(random)
 
-    async def run(world: World, given: Arguments) -> Any:
-        return world.llm.chat(**given)
+    async def run(world: World, arguments: Arguments) -> Any:
+        return world.llm.chat(**arguments)
 
-    return Call("LLM.chat", given, run, in_fork=False)
+    return Call("LLM.chat", arguments, run, in_fork=False)
 
 
 def llm_engine(random: Random) -> Call:
     """`LLMEngine.add_request`, stepped to its end, and `abort_request`."""
-    given: Arguments = {
+    arguments: Arguments = {
         "request_id": hostile(random) if random.random() < 0.2 else "r", "prompt": prompt(random), "params": params(random)}
     for name in ("arrival_time", "priority"):
         if random.random() < 0.2:
-            given[name] = hostile(random)
+            arguments[name] = hostile(random)
     gone = hostile(random)
 
-    async def run(world: World, given: Arguments) -> Any:
-        return world.step_through(given, gone)
+    async def run(world: World, arguments: Arguments) -> Any:
+        return world.step_through(arguments, gone)
 
-    return Call("LLMEngine.add_request", given, run, in_fork=False)
+    return Call("LLMEngine.add_request", arguments, run, in_fork=False)
 
 
 CALLS: list[Callable[[Random], Call]] = [
     constructor(SamplingParams, RIGHT_PARAMS), constructor(StructuredOutputsParams, RIGHT_STRUCTURED),
     constructor(EngineArgs, engine_arguments()), constructor(AsyncEngineArgs, engine_arguments()),
-    clone, async_llm_object, engine_stream, engine_stream, engine_other, async_llm, async_llm, async_llm, async_llm_other,
-    llm_generate, llm_generate, llm_chat, llm_engine,
+    clone, async_llm_object, engine_stream, engine_stream, other_engine_calls, async_llm, async_llm, async_llm,
+    other_async_llm_calls, llm_generate, llm_generate, llm_chat, llm_engine,
 ]

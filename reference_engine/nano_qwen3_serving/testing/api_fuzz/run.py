@@ -1,4 +1,4 @@
-"""Makes calls, a few at a time, beside neighbours who must not notice."""
+"""Makes calls, a few at a time, beside neighbours whose outputs must not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST_MESSAGE = 4000
 
 
 class ApiFuzzFailure(AssertionError):
-    """A call ended in what no caller should see, or others noticed it.
+    """A call ended in what no caller should see, or disturbed other requests.
 
     Attributes:
         number: `run_api_fuzz(seed=…, only=number)` makes it again; None if it is one of a few.
@@ -67,7 +67,7 @@ def api_fuzz_command(calls: int, seeds: list[int]) -> int:
 
 
 async def many(numbers: range, seed: int, show_progress: bool) -> Counter[str]:
-    """All calls, and after each few the neighbours and the engines."""
+    """Makes all calls; after every few, checks the neighbours and the engines."""
     world, totals = World(), Counter[str]()
     try:
         await world.async_llm.start()
@@ -75,17 +75,17 @@ async def many(numbers: range, seed: int, show_progress: bool) -> Counter[str]:
             task = bar.add_task("Calling", total=len(numbers), note="")
             for start in range(0, len(numbers), TOGETHER):
                 some = numbers[start : start + TOGETHER]
-                totals += await few(world, some, seed)
+                totals += await run_together(world, some, seed)
                 bar.advance(task, len(some))
     finally:
         await world.close()
     return totals
 
 
-async def few(world: World, numbers: range, seed: int) -> Counter[str]:
+async def run_together(world: World, numbers: range, seed: int) -> Counter[str]:
     """Some calls at the same time, with neighbours among them; then everything must be at rest."""
     made = [make_call(Random(f"{seed}:{number}:call")) for number in numbers]
-    calls = (one(world, call, number, seed) for call, number in zip(made, numbers, strict=True))
+    calls = (run_call(world, call, number, seed) for call, number in zip(made, numbers, strict=True))
     try:
         endings, _ = await asyncio.gather(asyncio.gather(*calls), world.neighbours())
         await world.check_at_rest()
@@ -96,8 +96,8 @@ async def few(world: World, numbers: range, seed: int) -> Counter[str]:
     return Counter(endings)
 
 
-async def one(world: World, call: Call, number: int, seed: int) -> str:
-    """One call in one way: what it ended in."""
+async def run_call(world: World, call: Call, number: int, seed: int) -> str:
+    """Makes one call in one way; returns what it ended in."""
     random = Random(f"{seed}:{number}:way")
     way = random.choices([way for way, _ in WAYS], [weight for _, weight in WAYS])[0]
     try:
@@ -116,10 +116,10 @@ async def one(world: World, call: Call, number: int, seed: int) -> str:
 
 
 def complaint(error: EngineError) -> str | None:
-    """What is wrong with an error that a caller gets: it goes to other processes, and fits on a screen."""
-    said: Any = str(error)
-    if not said or len(said) > LONGEST_MESSAGE:
-        return f"an error's message has {len(said)} characters: {said[:200]}"
-    said.encode()
+    """What is wrong with an error that a caller gets; None if it can be pickled and its message fits on a screen."""
+    message: Any = str(error)
+    if not message or len(message) > LONGEST_MESSAGE:
+        return f"an error's message has {len(message)} characters: {message[:200]}"
+    message.encode()
     twin = pickle.loads(pickle.dumps(error))
-    return None if (type(twin), str(twin)) == (type(error), said) else f"pickle makes {twin!r} of {error!r}"
+    return None if (type(twin), str(twin)) == (type(error), message) else f"pickle makes {twin!r} of {error!r}"

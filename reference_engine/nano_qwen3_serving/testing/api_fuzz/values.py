@@ -83,18 +83,18 @@ NEW: list[Callable[[], Any]] = [
 
 
 def hostile(random: Random) -> Any:
-    """One of them, new."""
+    """A new hostile value."""
     place = random.randrange(len(CONSTANTS) + len(NEW))
     return CONSTANTS[place] if place < len(CONSTANTS) else NEW[place - len(CONSTANTS)]()
 
 
-def mixed(random: Random, right: Callable[[], Any]) -> Any:
+def mixed(random: Random, make_right: Callable[[], Any]) -> Any:
     """A hostile value, alone or put into a value of the right form."""
     wrong = hostile(random)
     form = random.randrange(4)
     if form == 0:
         return wrong
-    value = right()
+    value = make_right()
     if isinstance(value, list):
         return [*value, wrong]
     if isinstance(value, dict):

@@ -50,12 +50,12 @@ async def changing(call: Call, world: World, random: Random) -> Any:
 
 
 async def pickled(call: Call, world: World, random: Random) -> Any:
-    """With arguments that came through pickle, if they can, and an answer that goes the same way."""
+    """With arguments that were pickled, if pickle takes them, and an answer that is pickled too."""
     try:
-        given = pickle.loads(pickle.dumps(call.arguments))
+        arguments = pickle.loads(pickle.dumps(call.arguments))
     except Exception:
-        given = call.arguments
-    result = await call.run(world, given)
+        arguments = call.arguments
+    result = await call.run(world, arguments)
     try:
         return pickle.loads(pickle.dumps(result))
     except TypeError as error:
@@ -63,13 +63,13 @@ async def pickled(call: Call, world: World, random: Random) -> Any:
 
 
 async def forked(call: Call, world: World, random: Random) -> Any:
-    """In a child, which has no threads of its parent's: it must answer; one that hangs is killed and counted as wrong."""
+    """In a forked child, without its parent's threads: it must answer. A hanging child is killed and counts as wrong."""
     if not call.in_fork or not hasattr(os, "fork"):
         return await here(call, world, random)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, said(call, world).encode("utf-8", "backslashreplace"))
+        os.write(writer, ending_in_child(call, world).encode("utf-8", "backslashreplace"))
         os._exit(0)
     os.close(writer)
     killer = threading.Timer(PATIENCE, lambda: os.kill(child, signal.SIGKILL))
@@ -82,7 +82,7 @@ async def forked(call: Call, world: World, random: Random) -> Any:
     return answer
 
 
-def said(call: Call, world: World) -> str:
+def ending_in_child(call: Call, world: World) -> str:
     """What a call in a child ends in: "fine", or what is wrong."""
     try:
         asyncio.run(here(call, world, Random()))
@@ -96,7 +96,7 @@ def said(call: Call, world: World) -> str:
 
 
 def read_all(descriptor: int) -> str:
-    """What a pipe says until it is closed."""
+    """All text that comes through a pipe until it is closed."""
     with os.fdopen(descriptor, encoding="utf-8") as file:
         return file.read()
 

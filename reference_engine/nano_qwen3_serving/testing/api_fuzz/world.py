@@ -1,4 +1,4 @@
-"""The engines that are called: real ones around a network whose tokens are known, and neighbours who notice."""
+"""The engines that are called: real ones around a network whose tokens are known, and neighbours that check their own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A request that does nothing wrong, and knows its tokens."""
+    """A correct request that knows its tokens."""
 
     tokens: tuple[int, ...] = tuple(b"What is a neighbour?")
     count: int = 6
@@ -39,7 +39,7 @@ class Neighbour:
         return SamplingParams(temperature=0, max_tokens=self.count, ignore_eos=True)
 
     def expected(self) -> list[int]:
-        """What it gets alone."""
+        """The tokens that it gets when it runs alone."""
         return continuation(self.tokens, self.count)
 
 
@@ -48,8 +48,8 @@ NEIGHBOUR = Neighbour()
 
 def check_neighbour(output: RequestOutput) -> None:
     """Raises AssertionError unless the neighbour's tokens are bitwise its own."""
-    got = output.outputs[0].token_ids
-    assert got == NEIGHBOUR.expected(), f"a neighbour's tokens are {got}, alone {NEIGHBOUR.expected()}"
+    token_ids = output.outputs[0].token_ids
+    assert token_ids == NEIGHBOUR.expected(), f"a neighbour's tokens are {token_ids}, alone {NEIGHBOUR.expected()}"
 
 
 class World:
@@ -95,7 +95,7 @@ class World:
         for engine in (self.engine, inner):
             assert await asyncio.to_thread(engine._steps.wait_idle, 30), "an engine never comes to rest"
             assert not engine.is_stopped, f"an engine died: {engine.dead_error}"
-            assert len(engine.waiting_room) == 0, "somebody is still counted as waiting"
+            assert len(engine.waiting_room) == 0, "a request is still counted as waiting"
         for sync in (self.llm.llm_engine, self.sync_engine, self.engine.engine, inner.engine):
             assert not sync.has_unfinished_requests()
             assert not sync.scheduler.running and not sync.scheduler.waiting

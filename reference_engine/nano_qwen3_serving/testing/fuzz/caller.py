@@ -25,7 +25,7 @@ class Caller:
         submitted: set when the engine has the request, or has refused it.
         outcome: None while it waits; "finished", "gone", or "error".
         ended_at, ended_time: the driver's step number and the engine's time at that moment.
-        abort_wanted: somebody aborted a request of its name while it was in flight.
+        abort_wanted: an operation aborted a request of its id while it was in flight.
         may_fail: a step that failed for good had it in its batch.
     """
 
@@ -53,7 +53,7 @@ class Caller:
 
     @property
     def running(self) -> bool:
-        """Whether a task of its is waiting for the engine."""
+        """Whether one of its tasks waits for the engine."""
         return self.task is not None and not self.task.done()
 
     async def start(self, engine: Any, wait: bool = True) -> None:
@@ -123,7 +123,7 @@ class Caller:
             await asyncio.wait([self.task])
 
     def completions(self, last: RequestOutput | None = None) -> list[CompletionOutput]:
-        """Its completions as it knows them, from its outputs and `last`: deltas joined, else the latest of each."""
+        """Its completions, from its outputs and `last`: deltas joined, otherwise the latest output of each."""
         outputs = self.outputs if last is None else [*self.outputs, last]
         if not outputs:
             return []

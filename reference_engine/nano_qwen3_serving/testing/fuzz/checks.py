@@ -1,6 +1,6 @@
 """What a caller got against what it must get.
 
-Every failure is a `Violation` that says in one sentence what happened to whom.
+Every failure is a `Violation` that says in one sentence which request got what.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Violation(AssertionError):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises `Violation` unless it holds."""
+    """Raises `Violation` unless `holds`."""
     if not condition:
         raise Violation(message)
 
@@ -42,7 +42,7 @@ class Checker:
     """Judges callers whose requests are over.
 
     Args:
-        oracle: knows what each request says alone.
+        oracle: knows what each request generates when it runs alone.
         max_model_len, queue_limit: the engine's.
     """
 
@@ -78,11 +78,11 @@ class Checker:
             require(error.partial.request_id == op["id"], f"{caller.name}: .partial is of {error.partial.request_id!r}")
             completions = caller.completions(error.partial)
             self._compare(caller, completions)
-            got, made = sum(len(c.token_ids) for c in completions), error.partial.metrics.num_generation_tokens
-            require(got == made, f"{caller.name} timed out with {got} tokens, .partial included; {made} were generated")
+            received, made = sum(len(c.token_ids) for c in completions), error.partial.metrics.num_generation_tokens
+            require(received == made, f"{caller.name} timed out with {received} tokens, .partial included; {made} were generated")
 
     def _is_stuck(self, caller: Caller) -> bool:
-        """Whether a completion of its comes to where no token is allowed."""
+        """Whether one of its completions reaches a point where no token is allowed."""
         answers = self.oracle.expected(caller.prompt_token_ids, caller.params)
         return any(answer.finish_reason == "error" for answer in answers)
 
@@ -106,20 +106,20 @@ class Checker:
         self._compare(caller, caller.completions())
 
     def check_sharing(self, callers: Sequence[Caller]) -> None:
-        """What was cached of a prompt, somebody with the same salt had computed before.
+        """The cached part of a prompt was computed before by a request with the same salt.
 
-        The tokens cannot tell: with another salt, equal tokens have equal keys and values.
+        Outputs cannot show it: equal tokens have equal keys and values, whatever the salt.
         """
         for caller in callers:
             cached = max((o.num_cached_tokens or 0 for o in caller.outputs), default=0)
             beginning = caller.prompt_token_ids[:cached]
             same_salt = [c for c in callers if c.op["salt"] == caller.op["salt"]]
             sources = [c for c in same_salt if c is not caller or c.params.n > 1]
-            found = not cached or any(c.prompt_token_ids[:cached] == beginning for c in sources) or any(
-                self._says(c, beginning) for c in sources)
-            require(found, f"{caller.name}: {cached} tokens of its prompt came from another salt's blocks")
+            has_source = not cached or any(c.prompt_token_ids[:cached] == beginning for c in sources) or any(
+                self._begins_with(c, beginning) for c in sources)
+            require(has_source, f"{caller.name}: {cached} tokens of its prompt came from another salt's blocks")
 
-    def _says(self, caller: Caller, beginning: list[int]) -> bool:
+    def _begins_with(self, caller: Caller, beginning: list[int]) -> bool:
         """Whether the caller's prompt and an answer to it begin like that."""
         prompt = caller.prompt_token_ids
         if beginning[: len(prompt)] != prompt or len(prompt) >= self.max_model_len:
@@ -139,39 +139,40 @@ class Checker:
                 seen[new.index] = new
 
     def _compare(self, caller: Caller, completions: list[CompletionOutput]) -> None:
-        """Token by token against the oracle; one that was cut short must be the oracle's beginning."""
+        """Compares completions with the oracle token by token; one that was cut short must be a prefix of the oracle's."""
         require(len(caller.prompt_token_ids) < self.max_model_len, f"{caller.name} has a prompt that should be refused")
         expected = self.oracle.expected(caller.prompt_token_ids, caller.params)
-        for got in completions:
-            want = expected[got.index]
-            where = f"{caller.name}, completion {got.index}"
-            if got.finish_reason in ("stop", "length"):
-                self._check_whole(caller, got, want, where)
+        for completion in completions:
+            want = expected[completion.index]
+            where = f"{caller.name}, completion {completion.index}"
+            if completion.finish_reason in ("stop", "length"):
+                self._check_whole(caller, completion, want, where)
             else:
-                self._check_part(caller, got, want, where)
+                self._check_part(caller, completion, want, where)
 
-    def _check_whole(self, caller: Caller, got: CompletionOutput, want: Expected, where: str) -> None:
-        require(got.token_ids == want.token_ids, f"{where}: tokens {got.token_ids}, alone {want.token_ids}")
-        require(got.text == want.text, f"{where}: text {got.text!r}, alone {want.text!r}")
-        reasons = (got.finish_reason, got.stop_reason)
+    def _check_whole(self, caller: Caller, completion: CompletionOutput, want: Expected, where: str) -> None:
+        require(completion.token_ids == want.token_ids, f"{where}: tokens {completion.token_ids}, alone {want.token_ids}")
+        require(completion.text == want.text, f"{where}: text {completion.text!r}, alone {want.text!r}")
+        reasons = (completion.finish_reason, completion.stop_reason)
         require(reasons == (want.finish_reason, want.stop_reason),
                 f"{where}: ended by {reasons}, alone by {(want.finish_reason, want.stop_reason)}")
         if want.logprobs is not None:
-            chosen = [(t, lp[t].logprob, sorted(lp)) for t, lp in zip(got.token_ids, got.logprobs or [], strict=True)]
+            chosen = [(t, lp[t].logprob, sorted(lp))
+                      for t, lp in zip(completion.token_ids, completion.logprobs or [], strict=True)]
             alone = [(t, lp[t].logprob, sorted(lp)) for t, lp in zip(want.token_ids, want.logprobs, strict=True)]
             require(chosen == alone, f"{where}: log-probabilities {chosen}, alone {alone}")
         doom = caller.op["doomed"]
         swallowed = doom is not None and caller.params.n == 1 and len(want.token_ids) > doom[1]
         require(not swallowed, f"{where} finished, although its {doom and doom[0]} failed")
 
-    def _check_part(self, caller: Caller, got: CompletionOutput, want: Expected, where: str) -> None:
-        count = len(got.token_ids)
-        require(got.token_ids == want.token_ids[:count], f"{where}: tokens {got.token_ids}, alone {want.token_ids}")
-        if got.finish_reason == "abort":
+    def _check_part(self, caller: Caller, completion: CompletionOutput, want: Expected, where: str) -> None:
+        count = len(completion.token_ids)
+        require(completion.token_ids == want.token_ids[:count], f"{where}: tokens {completion.token_ids}, alone {want.token_ids}")
+        if completion.finish_reason == "abort":
             timed_out = caller.outcome == "error"
-            require(caller.abort_wanted or timed_out, f"{where} was aborted, and nobody wanted it")
-            text = text_of(self.oracle.tokenizer, got.token_ids, caller.params)
-            require(got.text == text, f"{where}: aborted with text {got.text!r}, its tokens say {text!r}")
+            require(caller.abort_wanted or timed_out, f"{where} was aborted, but no caller asked for that")
+            text = text_of(self.oracle.tokenizer, completion.token_ids, caller.params)
+            require(completion.text == text, f"{where}: aborted with text {completion.text!r}, its tokens say {text!r}")
         else:
-            require(got.finish_reason is None, f"{where} ended by {got.finish_reason!r}")
-            require(want.text.startswith(got.text), f"{where}: text {got.text!r}, alone {want.text!r}")
+            require(completion.finish_reason is None, f"{where} ended by {completion.finish_reason!r}")
+            require(want.text.startswith(completion.text), f"{where}: text {completion.text!r}, alone {want.text!r}")

@@ -1,4 +1,4 @@
-"""Lives through one episode: the real `AsyncLLMEngine`, its clock and its steps in our hands.
+"""Runs one episode on the real `AsyncLLMEngine`; the driver controls the clock and every step.
 
 The step gate lets one step through at a time, and no operation happens before everything that the
 last one set off has come to rest: the step thread stands at the gate or has nothing to do, every
@@ -94,7 +94,7 @@ class Driver:
             require(wrong is None, f"{caller.name} {wrong}")
 
     def _caller(self, op: Operation) -> Caller:
-        """Who submits, with everything that is known about the request beforehand."""
+        """The caller that submits, with everything that is known about its request beforehand."""
         tokens = op["prompt"]
         prompt: Any = {"prompt_token_ids": list(tokens), "cache_salt": op["salt"]}
         if op["text"]:
@@ -196,9 +196,9 @@ class Driver:
             raise Violation(root(self.engine.dead_error))
 
     async def _rest_of_steps(self) -> None:
-        """Until the step thread is at the gate, or says between two commands that it has nothing to do.
+        """Waits until the step thread is at the gate, or reports between two commands that it has nothing to do.
 
-        It may still say that it has when its last request is about to time out: then it is asked again.
+        It may still report work when its last request is about to time out: then this asks again.
         """
         parked = asyncio.ensure_future(self.gate.parked.wait())
         try:
@@ -217,13 +217,13 @@ class Driver:
             await home.run(turns())
 
     def _on_its_loop(self, caller: Caller, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """What a caller does, where it lives."""
+        """Runs a caller's `work` on the caller's own event loop."""
         return self.homes[bool(caller.op["second_loop"])].run(work)
 
     # --- the end ---
 
     async def _drain(self) -> None:
-        """Everybody reads to the end, and the engine steps until they can."""
+        """Every caller reads to the end, and the engine steps until they can."""
         for key in list(self.held):
             await self._release({"key": key})
         longest = self.setup.config.scheduler.max_model_len
@@ -243,12 +243,12 @@ class Driver:
                 require(still < 200, f"waiting for ever: {[c.name for c in self._waiting()]}")
         while self.gate.parked.is_set() and not self.engine.is_stopped:  # of callers who are gone
             bound -= 1
-            require(bound > 0, "the engine works on, and nobody is there")
+            require(bound > 0, "the engine keeps working although every caller is gone")
             await self._one_step()
         await self._settle()
 
     def _check_end(self) -> None:
-        """Nobody hangs, nothing is lost, nothing is left."""
+        """Checks that no caller hangs, no block is lost and nothing is left over."""
         self.totals["requests"] = len(self.callers)
         for caller in self.callers.values():
             self.checker.check(caller, self.stopped)
@@ -265,7 +265,7 @@ class Driver:
             require(not inner.has_unfinished_requests(), "the engine is idle with unfinished requests")
             require(not (inner.scheduler.running or inner.scheduler.waiting), "the scheduler kept a request")
             require(inner.reset_prefix_cache(), "an idle engine refuses to reset its prefix cache")
-        require(len(self.engine.waiting_room) == 0, "somebody is still counted as waiting")
+        require(len(self.engine.waiting_room) == 0, "a request is still counted as waiting")
         kept = getattr(self.engine, "_streams", {})
         require(not kept, f"the engine still knows {sorted(kept)}")
 
@@ -289,7 +289,7 @@ class Driver:
     # --- waiting ---
 
     def _aside(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
-        """Something that is answered when the step thread next takes commands."""
+        """A command whose answer comes when the step thread next takes commands."""
         self.asides = [task for task in self.asides if not task.done()]
         task = asyncio.ensure_future(work)
         task.add_done_callback(retrieve)
@@ -320,7 +320,7 @@ def retrieve(task: asyncio.Future[Any]) -> None:
 
 
 def in_flight(stats: dict[str, Any]) -> int:
-    """Requests that the engine has."""
+    """The requests that the engine holds."""
     return stats["num_requests_running"] + stats["num_requests_waiting"]
 
 

@@ -39,7 +39,7 @@ class Episode:
     number: int = 0
 
     def with_operations(self, operations: list[Operation]) -> Episode:
-        """The same engine, something else happening to it."""
+        """The same engine with other operations."""
         return Episode(self.model, self.config, operations, self.seed, self.number)
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,8 +70,8 @@ class Maker:
         for key in range(requests):
             ops.append(self._submit(key))
             while self.rng.random() < pace:
-                ops.append(self._other(key))
-        ops += [self._other(requests - 1) for _ in range(self.rng.randint(0, 10))]
+                ops.append(self._other_operation(key))
+        ops += [self._other_operation(requests - 1) for _ in range(self.rng.randint(0, 10))]
         if self.rng.random() < 0.2:
             ops.append({"op": "stop", "how": self.rng.choice(["shutdown", "die"])})
         return ops
@@ -97,6 +97,7 @@ class Maker:
             "weak_hash": rng.random() < 0.3,
             "stream_interval": rng.choice([1, 1, 1, 3]),
             "max_num_queued_reqs": rng.choice([None, None, rng.randint(1, 16)]),
+            "num_speculative_tokens": rng.choice([0, 0, 1, 4]),
         }
 
     def _submit(self, key: int) -> Operation:
@@ -115,7 +116,7 @@ class Maker:
         }
 
     def _doom(self, params: dict[str, Any]) -> list[Any] | None:
-        """[part, after how many tokens] of a fault of the request's own, rarely."""
+        """[part, after how many tokens] for a fault of the request's own; mostly None."""
         if self.rng.random() >= 0.05:
             return None
         parts = ["sampler", "detokenizer"] if params.get("detokenize", True) else ["sampler"]
@@ -141,7 +142,7 @@ class Maker:
     def _tokens(self, count: int) -> list[int]:
         return [ord(letter(self.rng)) for _ in range(count)]
 
-    def _other(self, latest: int) -> Operation:
+    def _other_operation(self, latest: int) -> Operation:
         """Anything but a submission."""
         rng = self.rng
         key = rng.randint(max(0, latest - 6), latest)
@@ -156,7 +157,7 @@ class Maker:
             "abort": {"op": "abort", "id": rng.choice([f"r{key}"] * 5 + [f"0_r{key}", "nobody"])},
             "vanish": {"op": "vanish", "key": key, "how": rng.choice(["cancel", "close", "drop"])},
             "advance": {"op": "advance", "seconds": rng.randint(1, 20)},
-            "fault": {"op": "fault", "kind": rng.choice(["before", "after", "oom", "step"])},
+            "fault": {"op": "fault", "kind": rng.choice(["before", "between", "after", "oom", "step"])},
             "reset": {"op": "reset"},
         }
         return drawn.get(kind, {"op": "step", "count": 1})

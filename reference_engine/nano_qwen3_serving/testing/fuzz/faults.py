@@ -42,11 +42,11 @@ class HeldText(str):
 
 @dataclass
 class Faults:
-    """What shall go wrong.
+    """The faults to inject.
 
     Attributes:
-        model: the next model call: "before" or "after" its writes, "oom", or "die"; "step" is every
-            call until it is cleared.
+        model: the next model call: "before" its writes, "between" keys and values, "after" both, "oom", or "die"; "step"
+            is every call until it is cleared.
         sampler: request → number of its tokens after which its sampling raises.
         detokenizer: request → number of its tokens after which its detokenizer raises.
         struck: how many faults happened.
@@ -60,7 +60,7 @@ class Faults:
     def strike(self, at: str) -> None:
         """Raises what is armed for this place of a model call."""
         armed = self.model
-        if armed is None or (at == "after") != (armed == "after"):
+        if armed is None or at != (armed if armed in ("between", "after") else "before"):
             return
         if armed != "step":
             self.model = None
@@ -76,6 +76,7 @@ def with_faults(parts: Components, faults: Faults) -> Components:
     """The same parts, failing when `faults` says so."""
     return parts.using(
         tokenizer=lambda config: FaultyTokenizer(parts.tokenizer(config), faults),
+        attention=lambda config: FaultyAttention(parts.attention(config), faults),
         model=lambda config, attention: FaultyModel(parts.model(config, attention), faults),
         sampler=lambda config: FaultySampler(parts.sampler(config), faults),
         detokenizer=lambda tokenizer, params: FaultyDetokenizer(parts.detokenizer(tokenizer, params), params, faults),
@@ -119,6 +120,24 @@ class FaultyModel:
         return self._inner.compute_logits(hidden)
 
 
+class FaultyAttention:
+    """Raises when it has written the keys, and not yet the values."""
+
+    def __init__(self, inner: Any, faults: Faults) -> None:
+        self._inner, self._faults = inner, faults
+
+    def write(self, layer_cache: Any, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """The inner backend's."""
+        if self._faults.model == "between":
+            _, old = self._inner.read(layer_cache, slots.tolist())
+            self._inner.write(layer_cache, k, old, slots)
+        self._faults.strike("between")
+        self._inner.write(layer_cache, k, v, slots)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 class FaultySampler:
     """Raises as long as a doomed request is in the batch."""
 
@@ -135,7 +154,7 @@ class FaultySampler:
 
 
 class FaultyDetokenizer:
-    """Raises when the request has a certain number of tokens."""
+    """Raises at the token that follows a certain number of them."""
 
     def __init__(self, inner: Any, params: SamplingParams, faults: Faults) -> None:
         self._inner, self._faults = inner, faults
@@ -144,7 +163,7 @@ class FaultyDetokenizer:
 
     def add(self, token_ids: Sequence[int]) -> TextDelta:
         """The inner detokenizer's."""
-        if self._count == self._doom:
+        if self._doom is not None and self._count <= self._doom < self._count + max(len(token_ids), 1):
             self._faults.struck += 1
             raise InjectedError("injected: detokenizer")
         self._count += len(token_ids)

@@ -51,6 +51,6 @@ class Thread:
 
 
 async def turns() -> None:
-    """Lets everybody on this loop go on until all wait."""
+    """Lets every task on this loop go on until all of them wait."""
     for _ in range(TURNS):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What a request says when it is alone in the world: the same tokens, text and reasons.
+"""What a request generates when it runs alone: the same tokens, text and reasons.
 
 For the toy model that is plain Python without a cache, a scheduler or a batch. For the course
 checkpoint it is a second engine that runs each request alone, from one chunk, with no prefix cache.
@@ -36,12 +36,12 @@ class Expected:
 
 
 class TokenOracle(Protocol):
-    """What the checks need."""
+    """The interface that the checks use."""
 
     tokenizer: Any
 
     def expected(self, prompt: list[int], params: SamplingParams) -> list[Expected]:
-        """All n completions of a request that is alone."""
+        """All n completions of a request that runs alone."""
 
 
 class ToyOracle:
@@ -105,9 +105,9 @@ class ToyOracle:
         is_eos = enough and last in self._eos and not params.ignore_eos
         is_stop = enough and last in (params.stop_token_ids or ())
         shown = tokens[:-1] if (is_eos or is_stop) and not params.include_stop_str_in_output else tokens
-        found = find_stop(self.tokenizer, shown, params) if len(shown) == len(tokens) else None
-        if found is not None:
-            return found[0], "stop", found[1]
+        stop_match = find_stop(self.tokenizer, shown, params) if len(shown) == len(tokens) else None
+        if stop_match is not None:
+            return stop_match[0], "stop", stop_match[1]
         text = text_of(self.tokenizer, shown, params)
         if is_eos or is_stop:
             return text, "stop", None if is_eos else last

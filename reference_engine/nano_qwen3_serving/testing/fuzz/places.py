@@ -1,4 +1,4 @@
-"""The places of the queue, counted again: who may be refused because it is full, and who must be.
+"""The places of the queue, counted independently: which requests may be refused because it is full, and which must be.
 
 A request takes a place for each of its n completions when it comes, and gives one up when that
 completion is first computed, all of them when the request is over. What callers ask for between two
@@ -20,7 +20,7 @@ class Places:
 
     Attributes:
         limit: places there are; None is no limit.
-        computed: (request key, completion) that ran.
+        computed: (request key, completion) of each completion that ran.
     """
 
     limit: int | None
@@ -30,7 +30,7 @@ class Places:
         """(at least, at most) this many places are taken.
 
         Args:
-            callers: all who came and were not refused for want of a place.
+            callers: all callers that were not refused for lack of a place.
             now: engine time.
             steps: steps done so far.
             idle: the step thread has done everything that it was asked to do.
@@ -47,12 +47,12 @@ class Places:
         return least, most
 
     def complaint(self, n: int, bounds: tuple[int, int], refused: bool) -> str | None:
-        """What is wrong with taking in, or refusing, a request of n completions; None if nothing is."""
+        """What is wrong with accepting or refusing a request of n completions; None if nothing is."""
         least, most = bounds
         if self.limit is None:
             return "was refused by a queue without a limit" if refused else None
         if refused and most + n <= self.limit:
-            return f"was refused for want of {n} of {self.limit} places, and at most {most} were taken"
+            return f"was refused for lack of {n} of {self.limit} places, although at most {most} were taken"
         if not refused and least + n > self.limit:
             return f"took {n} of {self.limit} places, and {least} were taken"
         return None

@@ -21,7 +21,7 @@ class FuzzReport:
             waiting, or a tokenizer that raised; `failed`: alone, by a fault; `stopped`: the engine
             was; `vanished`: the caller was gone.
         cancellations: callers who gave up before their request was over.
-        full: of the refused, those for whom there was no place in the queue.
+        full: how many of the refused found no place in the queue.
         structured: requests with a grammar.
         second_loop: requests whose caller lives on another event loop, in another thread.
         faults: injected errors that were raised.
@@ -52,7 +52,7 @@ class FuzzReport:
     seeds: list[int] = field(default_factory=list)
 
     def add(self, totals: Counter[str]) -> None:
-        """Takes an episode in."""
+        """Adds an episode's numbers."""
         self.episodes += 1
         for name, count in totals.items():
             setattr(self, name, getattr(self, name) + count)
@@ -75,5 +75,5 @@ def report_table(report: FuzzReport) -> Table:
 
 
 def record(report: FuzzReport, model: str) -> dict[str, Any]:
-    """The totals for a file, with what they were measured on."""
+    """The totals for a file, with the machine they were measured on."""
     return {"model": model, "totals": asdict(report), "host": host()}

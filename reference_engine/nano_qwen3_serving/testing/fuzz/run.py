@@ -1,6 +1,6 @@
 """Runs episodes: random ones until one fails, and the one of a trace.
 
-Knows threads, logs and files; what an episode is, and what is wrong in it, others know.
+Knows threads, logs and files; knows nothing of what an episode does or what may be wrong in it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def replay(trace: str | Path, components: Components | None = None) -> FuzzRepor
 
 
 def live(episode: Episode, components: Components | None = None) -> Driver:
-    """Lives through one episode; its driver knows what happened. Raises `Violation`."""
+    """Runs one episode; the returned driver knows what happened. Raises `Violation`."""
     before = set(threading.enumerate())
     setup = make_setup(episode.model, episode.config, components)
 

@@ -16,7 +16,7 @@ from nano_qwen3_serving.testing.byte_tokenizer import END_OF_TEXT, ByteTokenizer
 from nano_qwen3_serving.testing.fuzz.grammars import ByteGrammarCompiler
 from nano_qwen3_serving.testing.fuzz.oracles import AloneOracle, TokenOracle, ToyOracle
 from nano_qwen3_serving.testing.fuzz.params import ALPHABET
-from nano_qwen3_serving.testing.telltale import TellTaleModel
+from nano_qwen3_serving.testing.telltale import TellTaleDrafter, TellTaleModel
 
 TOY_MODEL = ModelConfig(
     vocab_size=END_OF_TEXT + 1, hidden_size=1, intermediate_size=1, num_hidden_layers=1, num_attention_heads=1,
@@ -42,7 +42,8 @@ def make_setup(model: str, raw: dict[str, Any], components: Components | None) -
     cache_config = CacheConfig(raw["num_blocks"], raw["block_size"], raw["enable_prefix_caching"])
     scheduler = SchedulerConfig(
         raw["max_num_seqs"], raw["max_num_batched_tokens"], min(raw["max_model_len"], cache_config.capacity),
-        raw["scheduling_policy"], raw["enable_chunked_prefill"], raw["long_prefill_token_threshold"])
+        raw["scheduling_policy"], raw["enable_chunked_prefill"], raw["long_prefill_token_threshold"],
+        raw.get("num_speculative_tokens", 0))
     config = replace(
         base_config(model), cache=cache_config, scheduler=scheduler, check_invariants=True,
         stream_interval=raw["stream_interval"], max_num_queued_reqs=raw["max_num_queued_reqs"])
@@ -53,7 +54,8 @@ def make_setup(model: str, raw: dict[str, Any], components: Components | None) -
         return Setup(config, parts, AloneOracle(config))
     parts = parts.using(
         model=lambda config, attention: TellTaleModel(config, attention, ALPHABET),
-        tokenizer=lambda config: ByteTokenizer())
+        tokenizer=lambda config: ByteTokenizer(),
+        drafter=lambda config: TellTaleDrafter(ALPHABET))
     grammars = ByteGrammarCompiler(TOY_MODEL.vocab_size, END_OF_TEXT)
     return Setup(config, parts, ToyOracle(config, ALPHABET, grammars), grammars)
 

@@ -1,4 +1,4 @@
-"""The engine under test with two windows: a gate before every step, and a sign that a prompt is tokenised."""
+"""The engine under test with two hooks: a gate before every step, and a signal that a prompt is tokenised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nano_qwen3_serving.testing.fuzz.setup import Setup
 
 
 class Gate:
-    """Where the step thread waits for leave to step."""
+    """A gate at which the step thread waits until it may step."""
 
     def __init__(self) -> None:
         self.parked = asyncio.Event()
