@@ -35,7 +35,7 @@ from nano_qwen3_serving.testing.doubles import (
 ROWS = """client disconnects, double free, off-by-one at a block edge, KV exhaustion crashes,
 one sequence outgrows the pool, prefill starves decode, preemption livelock,
 priority inversion victim choice, prefix hit after preemption, fully cached prompt gives an empty query,
-identical prompts in one step, hash collision serves another user's KV,
+identical prompts in one step do not share, hash collision serves another user's KV,
 hit rate counts recomputation, stop string leaks while streaming, empty chunks, split UTF-8,
 duplicate ids, abort in flight, one bad request kills all, seed depends on neighbours,
 interrupted generate leaks into the next, dropped request never answered,
@@ -315,8 +315,8 @@ def test_fully_cached_prompt_gives_an_empty_query(length):
     assert recorder.steps_with("again")[0]["chunks"][0]["num_tokens"] == BLOCK
 
 
-def test_identical_prompts_share_no_block_before_it_is_computed():
-    """nano-vllm #208, #219: blocks can be shared from the step after the one that computed them; the second prompt waits for it."""
+def test_identical_prompts_in_one_step_do_not_share_before_a_block_is_computed():
+    """nano-vllm #208, #219: a block is shared from the step after the one that computes it; the second prompt waits."""
     server = engine()
     prompt = "exactly the same prompt"  # 5 full blocks and 3 tokens
     for name in "AB":
