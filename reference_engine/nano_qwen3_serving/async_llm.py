@@ -315,7 +315,7 @@ class AsyncLLM:
         return self._engine.get_tokenizer()
 
     def _engine_args(self) -> EngineArgs:
-        trained = read_model_config(find_checkpoint(self.model_name)).max_position_embeddings
+        trained = read_model_config(find_checkpoint(self.model_name)).derived_max_model_len
         return replace(self._args, max_model_len=min(self._max_seq_length, trained))
 
     async def _started(self) -> AsyncLLMEngine:
