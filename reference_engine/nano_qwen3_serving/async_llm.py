@@ -59,7 +59,7 @@ class AsyncLLM:
         max_queue_size: requests that may wait; one more is a `QueueFullError`.
         num_blocks: blocks of the KV cache.
         block_size: tokens in a block.
-        max_seq_length: tokens of one request; never more than the model was trained for.
+        max_seq_length: tokens of one request; never more than the model was trained for, or YaRN stretches that to.
         worker_count: threads that tokenise prompts and render chat templates.
         components, recorder: as for the engine.
 
