@@ -90,8 +90,9 @@ def measures(llm: LLM, peer: Any, seed: int, peers: bool) -> dict[str, Measure]:
         if peers and name in PEERS:
             peer_name, rate = PEERS[name]
             todo[f"transformers {peer_name} {name}"] = lambda name=name, rate=rate: rate(peer, WORKLOADS[name], seed)
-    todo["engine mixed-32"] = lambda: engine_rate(llm, "mixed-32", seed)
-    todo["engine prefill-1024"] = lambda: engine_rate(llm, "prefill-1024", seed)
+        todo[f"engine {name}-sampled"] = lambda name=name: engine_rate(llm, f"{name}-sampled", seed)
+    for name in ("mixed-32", "mixed-32-sampled", "prefill-1024", "shared-16", "text-8"):
+        todo[f"engine {name}"] = lambda name=name: engine_rate(llm, name, seed)
     return todo
 
 
@@ -105,6 +106,7 @@ def flops_per_token(config: ModelConfig) -> float:
 def ratios(rates: dict[str, float], limits: dict[str, float], config: ModelConfig) -> dict[str, float]:
     """The figures of one round that the project has bars for."""
     result = {f"engine / bare loop, {n}": rates[f"engine {n}"] / rates[f"bare loop {n}"] for n in DECODES}
+    result |= {f"sampled / greedy, {n}": rates[f"engine {n}-sampled"] / rates[f"engine {n}"] for n in (*DECODES, "mixed-32")}
     prefill = rates["engine prefill-1024"] * flops_per_token(config)
     result["prefill / matmul ceiling"] = prefill / limits["matmul_bf16_flops"]
     for name, (peer, _) in PEERS.items():

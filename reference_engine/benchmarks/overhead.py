@@ -2,12 +2,14 @@
 
     python reference_engine/benchmarks/overhead.py --large /tmp/qwen3-0.6b --out reference_engine/benchmarks/results
 
-The parts are timed on the course checkpoint, where the network is small and everything else shows;
+Steps without a network are timed in CPU seconds of their thread, at several numbers of requests, lengths of context and of
+the queue. The parts are timed on the course checkpoint, where the network is small and everything else shows;
 the recorder on a checkpoint of Qwen3-0.6B's shape, as its share of a real step.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import tempfile
@@ -26,8 +28,12 @@ from nano_qwen3_serving.bench import Workload, run_workload
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.observe.host import host
 from nano_qwen3_serving.observe.trace import Recorder
+from nano_qwen3_serving.testing.idle_network import idle_engine
 
 BATCH = Workload(32, (32, 32), (128, 128))
+GRID = [  # requests that run, tokens of each, requests that wait
+    (running, *more) for running in (8, 64, 256) for more in ((128, 0), (4096, 0), (32_000, 0), (128, 10_000))
+] + [(512, 128, 0), (512, 4096, 0), (512, 128, 10_000)]
 WARM_UP = Workload(4, (8, 8), (8, 8))
 
 
@@ -92,16 +98,45 @@ def recorder_share(model: Path, steps: int, seed: int) -> dict[str, float]:
     }
 
 
+def step_costs(steps: int) -> list[dict[str, float]]:
+    """Microseconds of CPU that a step takes beside the network, medians over `steps` steps.
+
+    The first line of each group of three is what the others are compared with: more context, or more who wait.
+    """
+    costs = []
+    for running, context, waiting in GRID:
+        engine = idle_engine(running, context, waiting)
+        gc.collect()
+        gc.freeze()
+        seconds = []
+        for _ in range(steps):
+            started = time.thread_time()
+            engine.step()
+            seconds.append(time.thread_time() - started)
+        gc.unfreeze()
+        step = statistics.median(seconds) * 1e6
+        costs.append({"running": running, "context": context, "waiting": waiting, "step_us": step, "request_us": step / running,
+                      "longest_us": max(seconds) * 1e6})
+    return costs
+
+
 def main(
     large: Annotated[Path | None, typer.Option(help="A checkpoint of Qwen3-0.6B's shape; without it no recorder figure.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON report.")] = None,
     steps: int = 1000,
+    grid_steps: int = 100,
     seed: int = 0,
 ) -> None:
     """Measure the parts of a step, and the recorder."""
-    report: dict[str, Any] = {"step_parts_us": step_parts(seed), "seed": seed, "host": host()}
+    report: dict[str, Any] = {
+        "step_costs_us": step_costs(grid_steps), "step_parts_us": step_parts(seed), "seed": seed, "host": host()}
     if large is not None:
         report["recorder"] = recorder_share(large, steps, seed)
+    grid = Table("running", "context", "waiting", "step, µs", "a request, µs", "longest, µs", title="Without a network",
+                 title_justify="left")
+    for cost in report["step_costs_us"]:
+        grid.add_row(*(f"{number:,.0f}" if name != "request_us" else f"{number:.1f}" for name, number in cost.items()))
+    Console().print(grid)
     table = Table("part of a step, 32 requests", "median, µs", title="Course checkpoint", title_justify="left")
     for name, value in report["step_parts_us"].items():
         table.add_row(name, f"{value:.0f}")

@@ -7,13 +7,15 @@ beside them.
 
 from __future__ import annotations
 
+import inspect
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nano_qwen3_serving.engine import step_loop
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.llm import LLM
 from nano_qwen3_serving.observe.host import host
@@ -23,17 +25,43 @@ from nano_qwen3_serving.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Workload:
-    """`requests` at once; lengths in tokens, drawn evenly between two bounds."""
+    """`requests` at once; lengths in tokens, drawn evenly between two bounds.
+
+    Attributes:
+        shared: tokens that all prompts begin with, besides their own.
+        sampled: tokens are drawn as Qwen3's authors recommend, instead of taking the likeliest.
+        text: prompts are pieces of a text instead of random tokens.
+    """
 
     requests: int
     prompt: tuple[int, int]
     output: tuple[int, int]
+    shared: int = 0
+    sampled: bool = False
+    text: bool = False
 
-    def draw(self, vocab_size: int, seed: int) -> tuple[list[list[int]], list[int]]:
-        """Prompts as token ids, and how many tokens each is to generate."""
+    def draw(self, vocab_size: int, seed: int, text: Sequence[int] = ()) -> tuple[list[list[int]], list[int]]:
+        """Prompts as token ids, those of `text` pieces of it, and how many tokens each is to generate."""
         rng = random.Random(seed)
-        prompts = [[rng.randrange(vocab_size) for _ in range(rng.randint(*self.prompt))] for _ in range(self.requests)]
+
+        def piece(length: int) -> list[int]:
+            if not self.text:
+                return [rng.randrange(vocab_size) for _ in range(length)]
+            start = rng.randrange(len(text) - length)
+            return list(text[start : start + length])
+
+        shared = piece(self.shared)
+        prompts = [shared + piece(rng.randint(*self.prompt)) for _ in range(self.requests)]
         return prompts, [rng.randint(*self.output) for _ in range(self.requests)]
+
+    def params(self, lengths: Sequence[int], seed: int) -> list[SamplingParams]:
+        """How each request chooses its tokens; the end of sequence is ignored."""
+        how = QWEN3 if self.sampled else {"temperature": 0.0}
+        return [SamplingParams(**how, seed=seed + i, max_tokens=n, ignore_eos=True, detokenize=False)
+                for i, n in enumerate(lengths)]
+
+
+QWEN3: dict[str, Any] = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}  # what its authors recommend
 
 
 WORKLOADS = {
@@ -42,6 +70,12 @@ WORKLOADS = {
     "decode-32": Workload(32, (32, 32), (128, 128)),
     "mixed-32": Workload(32, (32, 256), (32, 128)),
     "prefill-1024": Workload(1, (1024, 1024), (1, 1)),
+    "decode-1-sampled": Workload(1, (128, 128), (128, 128), sampled=True),
+    "decode-8-sampled": Workload(8, (32, 32), (128, 128), sampled=True),
+    "decode-32-sampled": Workload(32, (32, 32), (128, 128), sampled=True),
+    "mixed-32-sampled": Workload(32, (32, 256), (32, 128), sampled=True),
+    "shared-16": Workload(16, (16, 16), (32, 32), shared=512),
+    "text-8": Workload(8, (32, 256), (64, 64), text=True),
     "quick": Workload(4, (8, 16), (16, 16)),
 }
 
@@ -57,14 +91,15 @@ def find_workload(name: str) -> Workload:
 def run_workload(
     llm: LLM, workload: Workload, seed: int = 0, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Runs a workload once, greedy, end of sequence ignored.
+    """Runs a workload once, its prompts all at once, with an empty prefix cache.
 
     Returns:
         Seconds in all, output and total tokens per second, medians of TTFT and of the mean ITL in
         seconds.
     """
-    prompts, lengths = workload.draw(llm.llm_engine.config.model.vocab_size, seed)
-    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for n in lengths]
+    text = llm.get_tokenizer().encode(inspect.getsource(step_loop)) if workload.text else ()
+    prompts, lengths = workload.draw(llm.llm_engine.config.model.vocab_size, seed, text)
+    params = workload.params(lengths, seed)
     llm.llm_engine.reset_prefix_cache()
     started = clock()
     outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)

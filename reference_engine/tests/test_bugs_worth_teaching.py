@@ -315,21 +315,20 @@ def test_fully_cached_prompt_gives_an_empty_query(length):
     assert recorder.steps_with("again")[0]["chunks"][0]["num_tokens"] == BLOCK
 
 
-def test_identical_prompts_in_one_step_do_not_share():
-    """nano-vllm #219: blocks can be shared from the step after the one that computed them; both are right."""
+def test_identical_prompts_in_one_step_do_not_share_before_a_block_is_computed():
+    """nano-vllm #208, #219: a block is shared from the step after the one that computes it; the second prompt waits."""
     server = engine()
     prompt = "exactly the same prompt"  # 5 full blocks and 3 tokens
     for name in "AB":
         server.add_request(name, prompt, greedy(5))
     server.step()
-    tables = [set(server.block_manager.block_table(name)) for name in "AB"]
-    assert not tables[0] & tables[1]
+    assert [r.request_id for r in server.scheduler.waiting] == ["B"]
     server.add_request("C", prompt, greedy(5))
     server.step()
-    shared = set(server.block_manager.block_table("C")) & tables[0]
-    assert len(shared) == 5
+    first, *others = (set(server.block_manager.block_table(name)) for name in "ABC")
+    assert [len(table & first) for table in others] == [5, 5]
     done = run(server)
-    assert [done[name].num_cached_tokens for name in "ABC"] == [0, 0, 5 * BLOCK]
+    assert [done[name].num_cached_tokens for name in "ABC"] == [0, 5 * BLOCK, 5 * BLOCK]
     assert set(texts(done).values()) == {continued_text(prompt, 5)}
 
 

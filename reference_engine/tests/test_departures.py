@@ -14,6 +14,7 @@ from nano_qwen3_serving import LLM, AsyncLLM, AsyncLLMEngine, EngineArgs, Reques
 from nano_qwen3_serving import exceptions as errors
 from nano_qwen3_serving.execution.masks import forbidden_tokens
 from nano_qwen3_serving.execution.model_runner import not_finite, sampling_row
+from nano_qwen3_serving.interfaces import ScheduledChunk
 from nano_qwen3_serving.model.checkpoint import BUNDLED, read_model_config
 from nano_qwen3_serving.observe.metrics import Counter, Gauge
 from nano_qwen3_serving.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -133,7 +134,7 @@ def equal_outputs() -> None:
 
 def metrics() -> None:
     engine = llm()
-    engine.generate(["hello"] * 2, PARAMS)
+    engine.generate(["hello", "world"], PARAMS)
     found = {(m.name, *m.labels.values()): m.value for m in engine.get_metrics()}
     assert {type(m) for m in engine.get_metrics()} == {Counter, Gauge}
     assert found["vllm:prompt_tokens",] == 10 and found["vllm:generation_tokens",] == 12
@@ -230,9 +231,9 @@ def request_of(**params):
 def test_no_end_of_sequence_is_generated_before_min_tokens(ignore_eos: bool) -> None:
     request = request_of(min_tokens=3, ignore_eos=ignore_eos, stop_token_ids=[7])
     ends = set(llm().llm_engine.config.model.eos_token_ids)
-    assert ends and forbidden_tokens(sampling_row(request)) == ends | {7}
+    assert ends and forbidden_tokens(sampling_row(ScheduledChunk.of(request, 0, 5, [1]))) == ends | {7}
     request.output_token_ids = [1, 2, 3]
-    assert forbidden_tokens(sampling_row(request)) == set()
+    assert forbidden_tokens(sampling_row(ScheduledChunk.of(request, 7, 1, [1]))) == set()
 
 
 def test_the_tokenizers_eos_has_no_stop_reason_and_any_other_eos_has_its_id() -> None:
@@ -241,10 +242,9 @@ def test_the_tokenizers_eos_has_no_stop_reason_and_any_other_eos_has_its_id() ->
     request = request_of()
     request.eos_token_ids, request.eos_token_id = frozenset({5, 6}), 5
     for last, stop_reason in ((5, None), (6, 6)):
-        request.output_token_ids = [1, last]
-        assert (finish_reason(request), request.stop_reason) == ("stop", stop_reason)
+        assert (finish_reason(request, last, 2), request.stop_reason) == ("stop", stop_reason)
     object.__setattr__(request.params, "ignore_eos", True)
-    assert finish_reason(request) is None
+    assert finish_reason(request, 6, 2) is None
 
 
 def test_detokenize_false_leaves_the_tokens_of_log_probabilities_undecoded_too() -> None:

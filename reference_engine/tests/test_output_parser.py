@@ -346,6 +346,12 @@ def test_arguments_are_handed_on_character_by_character_from_their_first_brace_o
     assert parser.add("}\n</tool_call>") == []
 
 
+def test_what_turns_out_to_be_no_call_is_handed_on_at_once() -> None:
+    for text in ("<tool_call>x", "<tool_call>{}", '<tool_call>{"name": "f\n', '<tool_call>{"arguments": {"a": b'):
+        parser = OutputParser(reasoning=True, tools=True)
+        assert parser.add(text[:-1]) == [] and parser.add(text[-1]) == [ContentDelta(text)]
+
+
 def test_neighbours_of_one_kind_come_as_one_delta_and_each_call_has_its_index_and_id() -> None:
     text = f"<think>\nab\n</think>\n\ncd{called(PARIS)}{called(ROME)}ef"
     found = deltas([text])
@@ -457,7 +463,8 @@ def test_a_call_inside_thoughts_that_were_not_ended_is_a_call() -> None:
     text = f"<think>\nI will ask.\n{called(PARIS)}"
     assert parsed(text) == parsed(*text) == ("I will ask.\n", "", [("get_weather", '{"city": "Paris"}')])
     assert parsed(text[8:], starts_in_reasoning=True)[2] == [("get_weather", '{"city": "Paris"}')]
-    assert parsed(text + "\n</think>\n\nDone.")[1] == "Done."
+    for end in ("\n</think>\n\nDone.", "\nDone."):
+        assert parsed(text + end)[:2] == ("I will ask.\n", "Done.")
 
 
 def test_thoughts_about_the_tag_are_thoughts() -> None:

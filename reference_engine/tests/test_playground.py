@@ -339,6 +339,10 @@ class Browser:
         self.events.clear()
         return found
 
+    def leave(self) -> None:
+        """Closes the page, which would go on asking for a server that is gone."""
+        self.call("Page.navigate", url="about:blank")
+
     def close(self) -> None:
         """Ends it."""
         self._process.terminate()
@@ -360,7 +364,9 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     """The browser, which has nothing to complain of at the end of a test."""
     chromium.complaints()
     yield chromium
-    assert not chromium.complaints()
+    complaints = chromium.complaints()
+    chromium.leave()
+    assert not complaints
 
 
 @pytest.fixture
@@ -374,6 +380,14 @@ def play(browser: Browser, tmp_path: Path) -> Callable[..., Browser]:
         return browser
 
     return opened
+
+
+PIXEL = """((column, row) => {
+  const {grid} = $("pool"), pen = el("canvas").getContext("2d", {willReadFrequently: true});
+  pen.drawImage($("pool"), -column * grid.size, -row * grid.size);
+  return "#" + [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(one => one.toString(16).padStart(2, "0")).join("");
+})"""
+"""The colour of the pool's picture at a place, counted in blocks from the upper left."""
 
 
 def figure(value: int) -> str:
@@ -446,20 +460,38 @@ def test_the_pool_is_painted_in_the_colours_of_those_who_hold_its_blocks(run: Ru
     """A pixel near the lower edge of each full block that one request holds."""
     browser = play(run.steps, run.header, start=len(run.steps) // 2)
     browser.until("!room.wanted")
-    wrong = browser.js("""(() => {
-      const {grid} = $("pool"), pen = el("canvas").getContext("2d", {willReadFrequently: true}), wrong = [];
-      Object.assign(pen.canvas, {width: $("pool").width, height: $("pool").height});
-      pen.drawImage($("pool"), 0, 0);
-      for (const [block, holders] of room.pool.holders) {
-        if (holders.length > 1 || holders[0].end < (holders[0].place + 1) * 4) continue;
-        const x = (block % grid.columns + 0.2) * grid.size, y = (Math.floor(block / grid.columns) + 0.8) * grid.size;
-        const parts = [...pen.getImageData(x, y, 1, 1).data].slice(0, 3);
-        const pixel = "#" + parts.map(one => one.toString(16).padStart(2, "0")).join("");
-        if (pixel !== holders[0].request.colour) wrong.push([block, pixel, holders[0].request.colour]);
-      }
-      return {wrong, count: room.pool.holders.size};
-    })()""")
-    assert wrong["count"] > 5 and not wrong["wrong"]
+    held = browser.js("""[...room.pool.holders]
+      .filter(([, those]) => those.length === 1 && those[0].end >= (those[0].place + 1) * 4)
+      .map(([block, [{request}]]) => ({block, columns: $("pool").grid.columns, colour: request.colour}))""")
+    assert len(held) > 5
+    for one in held:
+        row, column = divmod(one["block"], one["columns"])
+        assert browser.js(f"{PIXEL}({column} + 0.2, {row} + 0.8)") == one["colour"]
+
+
+def a_step(number: int, chunks: dict[str, tuple[int, int, list[int]]], running: str, waiting: str = "") -> dict[str, Any]:
+    """A record: of each request in the batch the first token, how many, and its blocks."""
+    return {
+        "step": number, "time": 1.0 + number, "running": list(running), "waiting": list(waiting), "preempted": [], "finished": {},
+        "chunks": [{"request": name, "start": start, "num_tokens": count, "samples": True}
+                   for name, (start, count, _) in chunks.items()],
+        "block_tables": {name: blocks for name, (_, _, blocks) in chunks.items()}, "sampled": {name: [7] for name in chunks},
+        "free_blocks": 9, "evictions": 0, "seconds": {"schedule": 0.1, "execute": 0.5, "output": 0.1}}
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_a_request_that_a_step_leaves_out_keeps_its_blocks_painted_as_high_as_they_are_full(play: Callable[..., Browser]) -> None:
+    steps = [a_step(0, {"A": (0, 6, [1, 2])}, "A", "B"), a_step(1, {"B": (0, 4, [3])}, "AB"),
+             a_step(2, {"B": (4, 1, [3, 4])}, "B")]
+    browser = play(steps, {"num_blocks": 6, "block_size": 4}, start=1)
+    assert browser.text("held") == "3" and browser.text("count-free") == "2"
+    rows = browser.js("[...$('rows').children].map(row => [...row.children].map(cell => cell.textContent))")
+    assert rows == [["B", "B", "prefill, tokens 0–3", "1"], ["A", "A", "nothing", "2"]]
+    parts = [[browser.js(f"{PIXEL}({block} + 0.1, {part})") for part in (0.2, 0.8)] for block in (1, 2)]
+    assert parts[0][0] == parts[0][1] == parts[1][1] != parts[1][0], "A's first block is full, its second half full"
+    scrub(browser, 2)
+    assert browser.text("held") == "2" and "decode, token 4" in browser.text("rows")
 
 
 @pytest.mark.slow
@@ -708,11 +740,12 @@ def said(finish: str | None = None, **delta: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(run: Run) -> Iterator[Scripted]:
+def server(run: Run, chromium: Browser) -> Iterator[Scripted]:
     """A scripted server, with the engine of the run."""
     with Scripted() as scripted:
         scripted.steps = [("engine", run.header), *(("step", step) for step in run.steps[:30])]
         yield scripted
+        chromium.leave()
         scripted.over.set()
         scripted.shutdown()
 

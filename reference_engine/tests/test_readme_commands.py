@@ -157,6 +157,8 @@ PROOFS = {
     r"python -m nano_qwen3_serving verify.*": f"{TERMINAL}::test_verify_compares_with_transformers_and_writes_one_json verify",
     r"python -m nano_qwen3_serving bench .+": f"{TERMINAL}::test_bench_prints_numbers_or_one_json_object bench --workload --json",
     r"python -m nano_qwen3_serving fuzz .+": f"{TERMINAL}::test_fuzz_runs_and_counts fuzz --requests --seed",
+    r"python -m nano_qwen3_serving serve|curl .+":
+        "reference_engine/tests/test_server_command.py::test_the_readmes_lines_ask_the_server_that_it_starts curl python",
     r"python -m grading --term 2027S COMMAND":
         f"{RELEASE}::test_a_todo_is_solved_updated_reset_and_regraded_under_the_terms_tag --term grade",
     r"python -m grading agreement": "grading/tests/test_agreement.py::test_the_judge_says_what_the_labs_tests_say agreement",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,13 +14,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from nano_qwen3_serving.exceptions import InvalidParametersError
-from nano_qwen3_serving.server.command import listed, names_of
+from nano_qwen3_serving.server.command import listed, names_of, serve
 from nano_qwen3_serving.testing.loopback import PATIENCE, Wire, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="signals are sent as on Unix")]
@@ -83,6 +86,39 @@ def test_it_says_where_it_is_and_the_line_to_try_works():
         here.process.send_signal(signal.SIGINT)
         assert here.process.wait(PATIENCE) == 0
         assert not here.says("Traceback") and not here.says("ERROR"), "".join(here.lines)
+
+
+def readme_blocks(language: str) -> list[str]:
+    """The blocks of the README's section about the server."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Over HTTP")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_lines_ask_the_server_that_it_starts():
+    start, ask = readme_blocks("bash")
+    (program,) = readme_blocks("python")
+    (scraped,) = readme_blocks("yaml")
+    assert start.split() == ["python", "-m", "nano_qwen3_serving", "serve"]  # where it listens by default: 127.0.0.1:8000
+    with serving() as here:
+        curl, url, _, header, _, body = shlex.split(ask.replace("\\\n", " "))
+        assert curl == "curl" and header == "Content-Type: application/json"
+        url = url.replace("http://127.0.0.1:8000", here.url)
+        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+        text = answer.json()["choices"][0]["message"]["content"]
+        assert text.startswith("A KV cache stores")
+        (target,) = re.findall(r'targets: \["(.*?)"\]', scraped)
+        assert "vllm:prompt_tokens_total" in httpx.get(f"http://{target}/metrics".replace("http://127.0.0.1:8000", here.url)).text
+        pytest.importorskip("openai", reason="OpenAI's client is not installed: pip install -r requirements-dev.txt")
+        done = subprocess.run(
+            [sys.executable, "-c", program.replace("http://127.0.0.1:8000", here.url)], capture_output=True, text=True,
+            encoding="utf-8", timeout=240, env=os.environ | {"PYTHONIOENCODING": "utf-8"}, check=True)
+        assert done.stdout == text
+
+
+def test_without_flags_it_is_where_the_readme_says():
+    parameters = inspect.signature(serve).parameters
+    assert (parameters["host"].default, parameters["port"].default) == ("127.0.0.1", 8000)
 
 
 def test_flags_reach_the_engine_and_the_app():

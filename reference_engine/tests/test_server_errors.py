@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -143,6 +144,14 @@ def test_a_completions_own_fields_are_checked(url, fields, code, param):
 ])
 def test_a_chats_own_fields_are_checked(url, fields, code, param):
     refusal(httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK} | fields), 400, code, param)
+
+
+def test_without_llguidance_a_form_and_a_call_that_must_be_are_refused(url, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    for fields, param in [({"response_format": {"type": "json_object"}}, "structured_outputs"),
+                          ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice")]:
+        message = refusal(httpx.post(f"{url}/v1/chat/completions", json={"messages": ASK} | fields), 400, "invalid_value", param)
+        assert "pip install" in message and "llguidance" in message
 
 
 @pytest.mark.parametrize("route, fields, param", [

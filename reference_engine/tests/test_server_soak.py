@@ -61,7 +61,7 @@ def test_every_request_ends_once_and_nothing_is_left_of_any(requests, note):
     assert not report.problems, report.problems[:5]
     assert sum(report.ends.values()) == requests and fault.failures
     check_sums(report, page)
-    assert grown < requests, f"{grown} objects are left of {requests} requests, of each several"
+    assert grown < 4000, f"{grown} objects are left of {requests} requests"  # a leak has several of each request
     assert report.ended("answered") > requests / 2 and not report.ended("turned away") and report.turned_away, report
     note(f"soak of {requests} requests: answers {dict(report.statuses)}, {fault.failures} steps failed once, "
          f"{grown} objects more after the last three quarters")

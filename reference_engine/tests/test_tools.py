@@ -126,7 +126,7 @@ def test_a_call_renders_as_transformers_renders_its_arguments_as_a_dict(argument
 
 
 @pytest.mark.parametrize("arguments, rendered", [
-    ("", "{}"), (" \n", "{}"), (None, "{}"), ('{"city": "Par', '{"city": "Par'), ("[1]", "[1]"), ("not JSON", "not JSON"),
+    ("", "{}"), (" \n", "{}"), (None, "{}"), ('{"city": "Par', '{"city": "Par'), ("[1,2]", "[1,2]"), ("not JSON", "not JSON"),
     ({"a": 1}, '{"a": 1}'), ("[" * 100_000, "[" * 100_000)])
 def test_arguments_that_are_no_object_render_as_the_model_wrote_them(arguments: Any, rendered: str) -> None:
     text = OURS.apply_chat_template(with_calls_as_templates_know_them([USER, asked(arguments)]), tools=TOOLS)

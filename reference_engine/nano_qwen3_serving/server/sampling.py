@@ -42,7 +42,10 @@ def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingPa
     if None not in (request.max_tokens, request.max_completion_tokens):
         raise ApiError(400, "max_tokens is the older name of max_completion_tokens; give one of them", "invalid_value",
                        "max_tokens")
-    known: dict[str, Any] = {"max_tokens": request.max_completion_tokens} if request.max_tokens is None else {}
+    known: dict[str, Any] = {}
+    if request.max_tokens is None:
+        asked = request.max_completion_tokens
+        known["max_tokens"] = defaults.get("max_tokens") if asked is None else asked
     if request.logprobs:
         known["logprobs"] = request.top_logprobs or 0
     return sampling_params(request, defaults, **known)
