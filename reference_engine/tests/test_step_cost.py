@@ -13,6 +13,8 @@ from nano_qwen3_serving.engine.async_llm_engine import WaitingRoom
 from nano_qwen3_serving.engine.llm_engine import LLMEngine
 from nano_qwen3_serving.testing.idle_network import BLOCK_SIZE, idle_engine
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2 * BLOCK_SIZE  # in which every request fills two blocks
 
 
