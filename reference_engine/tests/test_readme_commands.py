@@ -155,6 +155,8 @@ PROOFS = {
     r"python -m nano_qwen3_serving chat .+":
         f"{RELEASE}::test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_not nano_qwen3_serving chat",
     r"python -m nano_qwen3_serving verify.*": f"{TERMINAL}::test_verify_compares_with_transformers_and_writes_one_json verify",
+    r"python -m nano_qwen3_serving bench --serve .+":
+        "reference_engine/tests/test_load.py::test_the_command_prints_a_table_or_one_json_object --serve --rate --ttft-limit",
     r"python -m nano_qwen3_serving bench .+": f"{TERMINAL}::test_bench_prints_numbers_or_one_json_object bench --workload --json",
     r"python -m nano_qwen3_serving fuzz .+": f"{TERMINAL}::test_fuzz_runs_and_counts fuzz --requests --seed",
     r"python -m nano_qwen3_serving serve|curl .+":

@@ -1,12 +1,16 @@
-"""`python -m nano_qwen3_serving serve`: the terminal's side of the server.
+"""`python -m nano_qwen3_serving serve`, and `bench --serve`: the terminal's side of a server and of its clients.
 
 Knows vLLM's flags; what needs the extra `[server]`, or takes long to import, is imported when the command runs.
 """
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +18,7 @@ import typer
 from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError, shown
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client")
+EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client", "httpx")
 
 Number = int | None
 ENGINE, NETWORK, BOUNDS = "Engine", "Network", "Bounds"
@@ -56,7 +60,7 @@ def serve(
         min=0, help="Seconds that running requests get to finish when the server is stopped.", rich_help_panel=BOUNDS)] = 30.0,
 ) -> None:
     """Serve a model over HTTP, as OpenAI and vLLM do."""
-    run = imported_server()
+    run = imported("serve", "the server").run_server
     if api_key is None and not is_loopback(host):
         print(f"warning: whoever reaches {host}:{port} can use the model; give an --api-key", file=sys.stderr)
     is_clean = run(
@@ -72,16 +76,31 @@ def serve(
     raise typer.Exit(0 if is_clean else 1)
 
 
-def imported_server() -> Any:
-    """`serve.run_server`. Raises an `EngineError` that says what to install, if that is missing."""
+def measured(
+    url: str, workload: str, requests: int | None, *, limits: Mapping[str, float | None], model: str | None, api_key: str | None,
+    show_progress: bool, **plan: Any,
+) -> dict[str, Any]:
+    """What `load` measures of the server at `url`, with a named workload of as many `requests`; None is the workload's own."""
+    load = imported("load", "bench --serve")
+    from nano_qwen3_serving.bench import find_workload
+
+    lengths = find_workload(workload)
+    lengths = replace(lengths, requests=lengths.requests if requests is None else requests)
+    made = load.LoadPlan(lengths, **plan)
+    report: dict[str, Any] = asyncio.run(load.load(
+        url, made, load.LatencyLimits(**limits), model=model, api_key=api_key, show_progress=show_progress))
+    return report
+
+
+def imported(module: str, what: str) -> Any:
+    """A module of the server. Raises an `EngineError` that says what to install, if that is missing."""
     try:
-        from nano_qwen3_serving.server.serve import run_server
+        return importlib.import_module(f"nano_qwen3_serving.server.{module}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
-        raise EngineError(f"the server needs {error.name}, which is not installed: pip install 'nano-qwen3-serving[server]', "
+        raise EngineError(f"{what} needs {error.name}, which is not installed: pip install 'nano-qwen3-serving[server]', "
                           "or, in the course's folder, pip install -r requirements.txt") from error
-    return run_server
 
 
 def announce(url: str, model: str, needs_key: bool) -> None:
