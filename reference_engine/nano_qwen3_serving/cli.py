@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from nano_qwen3_serving.exceptions import EngineDeadError, EngineError, InvalidParametersError, PromptTooLongError
+from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.server.command import measured, serve
@@ -56,70 +54,11 @@ def chat(
     model: Model = None, device: Device = "auto", dtype: Dtype = "auto",
     max_tokens: MaxTokens = 200, temperature: Temperature = 0.0, seed: Seed = None,
 ) -> None:
-    """Talk to the model; answers stream token by token."""
+    """Talk to the model; answers stream token by token. /help lists what else one can type."""
+    from nano_qwen3_serving.terminal_chat import converse
+
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-    asyncio.run(converse(questions, params, model_name=model, device=device, dtype=dtype))
-
-
-async def converse(questions: list[str] | None, params: SamplingParams, **engine: Any) -> None:
-    """Answers the given questions, each on its own, or questions typed at a prompt, as one conversation."""
-    from nano_qwen3_serving.async_llm import AsyncLLM
-
-    async with AsyncLLM(**engine) as llm:
-        for question in questions or []:
-            console.print("You:", style="bold", end=" ")
-            console.print(question)
-            await answer(llm, [{"role": "user", "content": question}], params)
-        messages: list[dict[str, str]] = []
-        while questions is None:
-            typed = await asyncio.to_thread(ask)
-            if typed is None:
-                return
-            messages = await turn(llm, [*messages, {"role": "user", "content": typed}], params)
-
-
-def ask() -> str | None:
-    """The next question that a person types; None at the end of input."""
-    try:
-        while True:
-            console.print("You (Ctrl-D ends):", style="bold", end=" ")
-            if typed := input().strip():
-                return typed
-    except EOFError:
-        return None
-
-
-async def turn(llm: Any, messages: list[dict[str, str]], params: SamplingParams) -> list[dict[str, str]]:
-    """Answers the last message: the conversation after it.
-
-    What no longer fits into the model's context is forgotten, the oldest question and answer first. A message that
-    cannot be answered is reported and left out; the conversation goes on.
-    """
-    while True:
-        try:
-            return [*messages, {"role": "assistant", "content": await answer(llm, messages, params)}]
-        except EngineDeadError:
-            raise
-        except EngineError as error:
-            if not isinstance(error, PromptTooLongError) or len(messages) == 1:
-                console.print(f"error: {error}", style="red")
-                return messages[:-1]
-        console.print("(The conversation is longer than the model's context; its beginning is forgotten.)", style="dim")
-        messages = messages[2:]
-
-
-async def answer(llm: Any, messages: list[dict[str, str]], params: SamplingParams) -> str:
-    """Prints an answer as it is generated; returns it."""
-    text, begun = "", False
-    async with aclosing(llm.chat_stream(messages, params)) as chunks:
-        async for chunk in chunks:
-            if not begun:
-                console.print("Model:", style="bold cyan", end=" ")
-                begun = True
-            print(chunk["token"], end="", flush=True)
-            text = chunk["text"]
-    print("\n")
-    return text
+    converse(questions, params, console, model=model, device=device, dtype=dtype)
 
 
 @app.command()

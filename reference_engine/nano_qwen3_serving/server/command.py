@@ -5,7 +5,6 @@ Knows vLLM's flags; what needs the extra `[server]`, or takes long to import, is
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import json
 import sys
@@ -82,6 +81,8 @@ def measured(
 ) -> dict[str, Any]:
     """What `load` measures of the server at `url`, with a named workload of as many `requests`; None is the workload's own."""
     load = imported("load", "bench --serve")
+    import asyncio  # a tenth of the time that --help takes
+
     from nano_qwen3_serving.bench import find_workload
 
     lengths = find_workload(workload)
