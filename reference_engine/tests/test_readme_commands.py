@@ -149,7 +149,7 @@ PROOFS = {
     r"python broken\.py":
         "grading/labs/lab03/test_author.py::test_the_five_broken_networks_do_what_the_readme_says_of_them broken",
     r"python -m timeit .+": "grading/labs/lab06/test_author.py::test_the_line_that_measures_a_free_list_runs timeit",
-    r"python starter\.py --.+|(python \S+/)?(compare|overhead|make_checkpoint|train|report)\.py .+":
+    r"python starter\.py --.+|(python \S+/)?(compare|overhead|http_share|make_checkpoint|train|report)\.py .+":
         "test_scripts_take_what_pages_give_them",
     r"python -m nano_qwen3_serving chat": f"{TERMINAL}::test_chat_asks_until_the_end_of_input_and_remembers chat",
     r"python -m nano_qwen3_serving chat .+":
