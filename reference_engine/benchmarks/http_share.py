@@ -37,9 +37,10 @@ BATCH = Workload(32, (32, 32), (128, 128))
 
 
 @contextmanager
-def serving(model: str) -> Iterator[str]:
+def serving(model: str, stream_interval: int) -> Iterator[str]:
     """`serve` in a process of its own; its URL."""
-    command = [sys.executable, "-m", "nano_qwen3_serving", "serve", "--model", model, "--port", "0"]
+    command = [sys.executable, "-m", "nano_qwen3_serving", "serve", "--model", model, "--port", "0",
+               "--stream-interval", str(stream_interval)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdout is not None
         try:
@@ -82,19 +83,21 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON report.")] = None,
     model: str = "course",
     rounds: Annotated[int, typer.Option(min=1)] = 10,
+    stream_interval: Annotated[int, typer.Option(min=1, help="Of the server.")] = 1,
     seed: int = 0,
 ) -> None:
     """Measure how much of the engine's throughput its HTTP clients get."""
     busy = os.getloadavg()[0]
     llm = LLM(model)
-    with serving(model) as url:
+    with serving(model, stream_interval) as url:
         one_round(llm, url, BATCH, seed)
         measured = [one_round(llm, url, BATCH, seed + i) for i in range(1, rounds + 1)]
     medians = {name: statistics.median(each[name] for each in measured) for name in measured[0]}
     for name, value in medians.items():
         Console().print(f"{name.replace('_', ' '):28} {value:10.3f}")
-    report = {"workload": asdict(BATCH), "model": model, "median": medians, "rounds": measured, "seed": seed,
-              "cores": len(os.sched_getaffinity(0)), "load_average_before": busy, "host": host()}
+    report = {
+        "workload": asdict(BATCH), "model": model, "stream_interval": stream_interval, "median": medians, "rounds": measured,
+        "seed": seed, "cores": len(os.sched_getaffinity(0)), "load_average_before": busy, "host": host()}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "http_share.json", json.dumps(report, indent=1) + "\n")

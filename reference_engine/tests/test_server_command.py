@@ -126,8 +126,8 @@ def test_without_flags_it_is_where_the_readme_says():
 def test_flags_reach_the_engine_and_the_app():
     with serving("--model", "course-draft", "--served-model-name", "a", "--served-model-name", "b", "--max-model-len", "100",
                  "--block-size", "8", "--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--scheduling-policy", "priority",
-                 "--dtype", "float32", "--enforce-eager", "--num-gpu-blocks-override", "30", "--max-body-bytes", "500",
-                 "--allowed-origins", '["https://page.example"]', NANO_QWEN3_API_KEY="secret") as here:
+                 "--dtype", "float32", "--enforce-eager", "--num-gpu-blocks-override", "30", "--stream-interval", "5",
+                 "--max-body-bytes", "500", "--allowed-origins", '["https://page.example"]', NANO_QWEN3_API_KEY="secret") as here:
         assert "a is served" in here.announced and "NANO_QWEN3_API_KEY" in here.announced and not here.says("secret")
         assert httpx.get(f"{here.url}/v1/models").status_code == 401
         keyed = httpx.Client(base_url=here.url, headers={"Authorization": "Bearer secret", "Origin": "https://page.example"})
@@ -135,6 +135,8 @@ def test_flags_reach_the_engine_and_the_app():
             models = keyed.get("/v1/models").json()["data"]
             assert [(m["id"], m["max_model_len"], m["root"]) for m in models] == [(n, 100, "course-draft") for n in "ab"]
             assert keyed.get("/stats").json()["num_total_blocks"] == 29
+            streamed = keyed.post("/v1/completions", json={**LONG, "max_tokens": 21, "stream": True})
+            assert streamed.text.count('"text":') <= 6, "the first token, and then five at a time"
             assert keyed.post("/v1/completions", json={"prompt": "x" * 600}).status_code == 413
             assert keyed.get("/health").headers["access-control-allow-origin"] == "https://page.example"
             with keyed.stream("GET", "/playground/steps") as steps:
@@ -237,13 +239,8 @@ def test_asking_for_help_imports_nothing_heavy(command: list[str]):
             "try:\n    main()\nexcept SystemExit:\n    pass\n"
             f"print('heavy:', *sorted({HEAVY} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=240, check=True,
-                          env=os.environ | {"PYTHONIOENCODING": "utf-8"})
-    assert "Usage: " in done.stdout and done.stdout.splitlines()[-1].strip() == "heavy:"
-
-
-def test_the_help_of_serve_has_vllms_flags():
-    status, said = run("--help")
-    assert status == 0 and "--max-num-batched" in said.replace("…", "")
+                          env=os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "200"})
+    assert f"nano_qwen3_serving {' '.join(command)}" in done.stdout and done.stdout.splitlines()[-1].strip() == "heavy:"
 
 
 @pytest.mark.parametrize("host, key, more, names", [

@@ -41,6 +41,8 @@ def serve(
     scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority.", rich_help_panel=ENGINE)] = "fcfs",
     enable_prefix_caching: Annotated[bool, typer.Option(help="Share equal beginnings.", rich_help_panel=ENGINE)] = True,
     enforce_eager: Annotated[bool, typer.Option(help="As in vLLM; changes nothing here.", rich_help_panel=ENGINE)] = False,
+    stream_interval: Annotated[int, typer.Option(
+        min=1, help="Tokens in a piece of a stream, after the first.", rich_help_panel=ENGINE)] = 1,
     seed: Annotated[int, typer.Option(help="Of requests that bring none.", rich_help_panel=ENGINE)] = 0,
     host: Annotated[str, typer.Option(
         help="0.0.0.0 lets other machines in; give an --api-key then.", rich_help_panel=NETWORK)] = "127.0.0.1",
@@ -67,7 +69,8 @@ def serve(
          "num_gpu_blocks_override": num_gpu_blocks_override, "gpu_memory_utilization": gpu_memory_utilization,
          "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
          "scheduling_policy": scheduling_policy, "enable_prefix_caching": enable_prefix_caching,
-         "enforce_eager": enforce_eager, "seed": seed, "max_num_queued_reqs": max_num_queued_reqs},
+         "enforce_eager": enforce_eager, "stream_interval": stream_interval, "seed": seed,
+         "max_num_queued_reqs": max_num_queued_reqs},
         host=host, port=port, log_level=uvicorn_log_level, drain_seconds=drain_timeout, announce=announce,
         body_bytes=max_body_bytes, request_seconds=request_timeout,
         served_model_names=served_model_name or (), api_key=api_key, allowed_origins=listed("allowed_origins", allowed_origins),

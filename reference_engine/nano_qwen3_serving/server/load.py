@@ -112,7 +112,7 @@ class LoadClient:
         async with self._http.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 return sample.fail(f"status {response.status_code}", beginning(await response.aread()))
-            async for data in event_data(response.aiter_bytes()):
+            async for data in event_data(response.aiter_raw()):
                 if data == b"[DONE]":
                     sample.ended, done = self.now(), True
                 else:
@@ -243,7 +243,9 @@ def connections(url: str, api_key: str | None) -> httpx.AsyncClient:
     """As many to a server as there are requests in flight. `url` may end with `/v1`, as OpenAI's clients have it."""
     if not url.startswith(("http://", "https://")):
         raise invalid("serve", url, "an address that begins with http:// or https://")
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"Accept-Encoding": "identity"}  # streams are read as they come
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
     try:
         return httpx.AsyncClient(
             base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
