@@ -17,7 +17,7 @@ from grading.judge.grader import Settings, grader_of
 from grading.judge.intake import Submission
 from labs.harness.catalog import find_lab
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof
 
 LAB = find_lab("06")
 WRONG = {"ben": ("rounds_down", 2), "cem": ("forgets_the_last_block", 1)}

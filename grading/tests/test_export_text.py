@@ -49,6 +49,7 @@ def shape(element: ElementTree.Element, found: dict | None = None) -> dict[str, 
     return found
 
 
+@pytest.mark.proof
 def test_junit_has_the_elements_and_attributes_that_pytest_writes(tmp_path):
     (tmp_path / "test_it.py").write_text(SUITE)
     subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path),

@@ -93,6 +93,7 @@ def test_choices_that_do_not_exist_are_refused():
             autograder.Choices("06", **{name: value})
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_a_submission_is_graded_from_the_unpacked_zip_alone(ran):
     _, results, root = ran
@@ -114,6 +115,7 @@ def test_a_submission_is_graded_from_the_unpacked_zip_alone(ran):
     assert len(where) == 3 and all(path.startswith(str(root)) for path in where), f"modules came from {where}"
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can look as another user")
 def test_another_user_finds_neither_checks_nor_secret_nor_submissions(ran):
@@ -130,6 +132,7 @@ def test_another_user_finds_neither_checks_nor_secret_nor_submissions(ran):
                            capture_output=True).returncode == 0)
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_judge_and_worker_fit_half_a_core_and_768_mib(ran):
     used, results, _ = ran

@@ -113,6 +113,7 @@ def box(request):
             yield grader, sandbox
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("habit", HABITS, ids=str)
 def test_a_habit_costs_nothing_where_it_is_graded(box, habit):
     grader, sandbox = box

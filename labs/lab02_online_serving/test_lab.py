@@ -26,6 +26,7 @@ from labs.harness.suite import beside
 from labs.harness.suite.expecting import kinds_of, refusal, shown
 from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine, RequestOutput, SamplingParams
 from nano_qwen3_serving.exceptions import EngineError
+from nano_qwen3_serving.execution.verifier import SamplingVerifier
 from nano_qwen3_serving.observe.trace import Recorder
 
 PROMPT = "Explain async programming in Python"
@@ -122,7 +123,8 @@ def test_todo_1_hands_on_how_many_requests_may_run_at_once(lab, rng, there, most
     most = rng.randrange(2, 8) if most == "any" else most
     engine = created(lab, there, "course-draft", max_num_seqs=most)
     ledger, prompts = PatientLedger(rng, most), some_prompts(rng, most + 2)
-    engine.engine.model_runner.sampler = there.of(beside.asking_sampler)(there.lend(ledger.choose))(None)
+    sampler = there.of(beside.asking_sampler)(there.lend(ledger.choose))(None)
+    engine.engine.model_runner.verifier = there.of(SamplingVerifier)(sampler)
     requests = [(prompt, exactly(5), f"req-{place}") for place, prompt in enumerate(prompts)]
     outputs = there.awaited(beside.read_all, engine.generate, requests)
     assert_served(ledger, read_outputs(there, [every[-1] for every in outputs]), prompts)

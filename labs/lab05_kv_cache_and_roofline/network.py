@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nano_qwen3_serving.exceptions import ModelLoadError
 from nano_qwen3_serving.model.checkpoint import find_checkpoint, open_tensors, read_model_config
 from nano_qwen3_serving.text.tokenizer import Tokenizer
 
@@ -48,6 +49,9 @@ class Network:
         folder = find_checkpoint(str(model))
         tensors = open_tensors(folder)
         self.config, self.dtype = read_model_config(folder), dtype
+        if self.config.rope_scaling is not None:
+            raise ModelLoadError(f"{folder} stretches its rotary angles (YaRN), which this network does not compute; "
+                                 "give a checkpoint without YaRN")
         self.tokenizer = Tokenizer.from_folder(folder)
         self._weights = {name: tensors.load(name).to(dtype) for name in tensors}
         self._weights.setdefault("lm_head.weight", self._weights["model.embed_tokens.weight"])  # tied

@@ -21,6 +21,10 @@ class BlockManager(block_manager.BlockManager):
         for request_id, table in tables.items():
             self._holdings[request_id].table = table
 
+    def block_table(self, request_id: str) -> list[int]:
+        """A copy of the request's blocks. The engine hands out its own list, for its readers change nothing."""
+        return list(super().block_table(request_id))
+
     def admit(self, request_id: str, num_tokens: int) -> bool:
         """Blocks for a request that begins, or False."""
         return self.allocate(request_id, num_tokens)

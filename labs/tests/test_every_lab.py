@@ -66,19 +66,19 @@ def test_what_check_lab_ticks_off_without_running_anything(a_lab: Lab, step: Ste
     step.check(a_lab)  # raises LabError, which says what is missing
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(1)
 @every_lab
 def test_the_questions_have_truths_that_depend_on_the_seed(a_lab: Lab):
     proofs.questions_have_truths(a_lab)  # raises LabError
 
 
-@pytest.mark.share(2)
+@pytest.mark.proof
 @every_lab
 def test_the_readmes_expected_output_is_what_the_solution_prints(a_lab: Lab):
     proofs.the_program_prints_what_the_readme_shows(a_lab)  # raises LabError
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(1)
 @every_lab
 def test_the_solution_passes_everything(a_lab: Lab, tmp_path: Path):
     outcomes, run = run_suite(a_lab, "solution", tmp_path / "report.json")

@@ -3,6 +3,7 @@
 A new lab needs nothing here: it is found by its seam.py.
 """
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from labs.harness.mixed_engine.part import Part, load_seam, seam_fields
 from labs.harness.mixed_engine.parts import Engine, build, engine_of
 from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.components import Components
+from nano_qwen3_serving.exceptions import ModelLoadError
 from nano_qwen3_serving.model.checkpoint import find_checkpoint
 from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
 from nano_qwen3_serving.testing.oracle import Oracle
@@ -57,14 +59,18 @@ def test_the_solution_in_the_engine_gives_the_oracles_tokens(a_lab: Lab):
 
 @every_seam
 def test_the_solution_in_the_engine_gives_the_oracles_logits_on_random_weights(a_lab: Lab, random_folder: Path):
-    """Compared where they can be seen: log-probabilities of the whole vocabulary after each token."""
+    assert_the_oracles_logits(solution_of(a_lab), random_folder)
+
+
+def assert_the_oracles_logits(engine: Engine, folder: Path) -> None:
+    """Compares log-probabilities of the whole vocabulary after each token."""
     prompts = [[(7 * i + j * j) % ODD.vocab_size for j in range(length)] for i, length in enumerate((4, 9, 15))]
-    llm = LLM(str(random_folder), components=solution_of(a_lab).components, max_logprobs=-1, **TINY)
+    llm = LLM(str(folder), components=engine.components, max_logprobs=-1, **TINY)
     params = SamplingParams(temperature=0, max_tokens=4, logprobs=ODD.vocab_size, ignore_eos=True, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
     for prompt, output in zip(prompts, outputs, strict=True):
         found = output.outputs[0]
-        expected = oracle(random_folder).logits([*prompt, *found.token_ids[:-1]])[len(prompt) - 1 :].log_softmax(dim=-1)
+        expected = oracle(folder).logits([*prompt, *found.token_ids[:-1]])[len(prompt) - 1 :].log_softmax(dim=-1)
         yours = torch.tensor([[row[token].logprob for token in range(ODD.vocab_size)] for row in found.logprobs])
         assert (yours - expected).abs().max() < ROUNDING
 
@@ -72,6 +78,28 @@ def test_the_solution_in_the_engine_gives_the_oracles_logits_on_random_weights(a
 @pytest.fixture(scope="module")
 def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("random"), ODD, seed=3)
+
+
+@pytest.fixture(scope="module")
+def yarn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with YaRN, trained on 8 tokens and read to 512."""
+    folder = write_random_checkpoint(tmp_path_factory.mktemp("yarn"), ODD, seed=3)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["rope_parameters"] |= {"rope_type": "yarn", "factor": 64.0, "original_max_position_embeddings": 8}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@every_seam
+def test_a_stretched_checkpoint_is_computed_right_or_refused_as_nobodys_mistake(a_lab: Lab, yarn_folder: Path):
+    """A network of a lab knows rope_theta alone: with YaRN its angles would be wrong in silence."""
+    engine = solution_of(a_lab)
+    if "model" not in seam_fields(a_lab, load_seam(a_lab)):
+        assert_the_oracles_logits(engine, yarn_folder)
+        return
+    with pytest.raises(ModelLoadError, match=r"YaRN, factor=64\), which Lab 03's network does not compute; give ") as caught:
+        LLM(str(yarn_folder), components=engine.components, **TINY)
+    assert str(yarn_folder) in str(caught.value) and blame(caught.value, engine) is None
 
 
 @pytest.mark.share(1)

@@ -54,6 +54,7 @@ def test_the_untouched_starter_fails_every_test_with_its_own_todo(workshop, toy)
     }
 
 
+@pytest.mark.proof
 def test_the_solution_passes_everything_and_leaves_no_progress(workshop, toy):
     run = workshop.pytest("lab07_toy/test_lab.py", "--impl", "solution", "--plain")
     assert run.returncode == 0
@@ -81,6 +82,7 @@ def test_without_a_reference_each_test_says_so(workshop, toy):
     assert run.returncode == 1 and "there is no reference of it to test" in run.stdout and "deselected" not in run.stdout
 
 
+@pytest.mark.proof
 def test_a_todo_that_needs_an_unwritten_one_is_tested_with_ours_and_reads_blocked(workshop, toy):
     solve(toy, 3)
     run = workshop.pytest("lab07_toy/test_lab.py", "--plain")
@@ -170,7 +172,7 @@ WAYS_NOT_TO_LOAD = {
 }
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(1)
 @pytest.mark.parametrize("way", WAYS_NOT_TO_LOAD)
 def test_a_file_that_cannot_be_loaded_is_told_once(workshop, toy, way: str):
     text, says = WAYS_NOT_TO_LOAD[way]

@@ -59,7 +59,7 @@ class AsyncLLM:
         max_queue_size: requests that may wait; one more is a `QueueFullError`.
         num_blocks: blocks of the KV cache.
         block_size: tokens in a block.
-        max_seq_length: tokens of one request; never more than the model was trained for.
+        max_seq_length: tokens of one request; never more than the model was trained for, or YaRN stretches that to.
         worker_count: threads that tokenise prompts and render chat templates.
         components, recorder: as for the engine.
 
@@ -315,7 +315,7 @@ class AsyncLLM:
         return self._engine.get_tokenizer()
 
     def _engine_args(self) -> EngineArgs:
-        trained = read_model_config(find_checkpoint(self.model_name)).max_position_embeddings
+        trained = read_model_config(find_checkpoint(self.model_name)).derived_max_model_len
         return replace(self._args, max_model_len=min(self._max_seq_length, trained))
 
     async def _started(self) -> AsyncLLMEngine:

@@ -170,10 +170,12 @@ def results_before() -> list[int]:
     return [sum(turn is not None for turn in TURNS[:number]) for number in range(len(TURNS))]
 
 
+@pytest.mark.proof
 def test_the_same_agent_streams_and_comes_to_the_same(client, whole_turns: list[Turn]) -> None:
     assert run_agent(client, streamed_answer, "streamed") == whole_turns
 
 
+@pytest.mark.proof
 def test_an_agent_of_responses_goes_as_far(client) -> None:
     """The same loop with items: what came out goes back in as it is."""
     tools: list[Any] = [{"type": "function", **WEATHER}, {"type": "function", **ADD}]

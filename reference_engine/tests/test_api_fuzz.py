@@ -16,6 +16,7 @@ from nano_qwen3_serving.testing.api_fuzz.calls import CALLS, make_call
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_five_hundred_calls_end_in_a_result_or_our_error_and_disturb_no_neighbour(seed: int) -> None:
     totals = run_api_fuzz(500, seed)

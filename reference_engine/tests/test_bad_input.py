@@ -305,7 +305,8 @@ def test_a_corrupt_file_is_named_with_what_to_do(checkpoint, file, damage):
         ({"architectures": ["LlamaForCausalLM"]}, ["LlamaForCausalLM", "Qwen3ForCausalLM"]),
         ({"architectures": ["Qwen3MoeForCausalLM"]}, ["Qwen3MoeForCausalLM", "dense"]),
         ({"architectures": None, "model_type": "gpt2"}, ["gpt2"]),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None}, ["rope_scaling", "yarn"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_parameters": None}, ["rope_scaling", "linear"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}, "rope_parameters": None}, ["rope_scaling", "0.5"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ({"use_sliding_window": True}, ["use_sliding_window"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
@@ -404,7 +405,7 @@ async def test_use_of_async_llm_after_shutdown_is_an_error_in_every_call():
 
 
 async def test_shutdown_while_async_llm_starts_ends_whoever_waits_and_leaves_no_engine():
-    building, go_on = threading.Event(), threading.Event()
+    building, go_on, before = threading.Event(), threading.Event(), set(threading.enumerate())
 
     def slow_tokenizer(config):
         building.set()
@@ -419,7 +420,7 @@ async def test_shutdown_while_async_llm_starts_ends_whoever_waits_and_leaves_no_
         go_on.set()
         with pytest.raises(EngineDeadError):
             await waiter
-    assert not any(t.name == "engine-step" for t in threading.enumerate())
+    assert not any(t.name == "engine-step" for t in set(threading.enumerate()) - before)
 
 
 async def test_shutdown_with_requests_running_waiting_and_tokenised_ends_every_waiter():

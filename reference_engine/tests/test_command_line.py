@@ -172,7 +172,7 @@ def test_a_question_that_cannot_be_answered_does_not_end_the_conversation():
     assert output.count("error:") == 1 and "max_model_len" in output and "A KV cache stores" in output
 
 
-@pytest.mark.share(1)
+@pytest.mark.proof
 @pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii"])
 def test_every_text_is_written_in_every_encoding(encoding: str):
     status, output, errors = command("generate", "你好 😀 é…", "--max-tokens", "3", encoding="utf-8")

@@ -451,7 +451,8 @@ async def test_several_completions_time_out_as_one():
         gate.open()
         with pytest.raises(RequestTimeoutError) as caught:
             await collect(stream)
-        assert [len(o.token_ids) for o in caught.value.partial.outputs] == [5, 5, 5]
+        lengths = [len(o.token_ids) for o in caught.value.partial.outputs]
+        assert lengths == [5, 4, 4]  # the others waited a step for the block that the first computed
 
 
 async def test_several_completions_fail_as_one():

@@ -15,6 +15,7 @@ from nano_qwen3_serving import exceptions as errors
 from nano_qwen3_serving.execution.masks import forbidden_tokens
 from nano_qwen3_serving.execution.model_runner import not_finite, sampling_row
 from nano_qwen3_serving.interfaces import ScheduledChunk
+from nano_qwen3_serving.model.checkpoint import BUNDLED, read_model_config
 from nano_qwen3_serving.observe.metrics import Counter, Gauge
 from nano_qwen3_serving.sampling_params import RequestOutputKind, StructuredOutputsParams
 from nano_qwen3_serving.server.parsers import OutputParser, ParsedOutput, joined
@@ -50,6 +51,15 @@ def device() -> None:
 def only_defaults() -> None:
     for name, value in (("tensor_parallel_size", 2), ("quantization", "awq"), ("speculative_config", {"a": 1})):
         assert name in refused(EngineArgs, **{name: value})
+
+
+def rotary_overrides() -> None:
+    yarn = {"rope_type": "yarn", "factor": 2.0}
+    for name in ("rope_scaling", "rope_parameters"):
+        model = EngineArgs("course", hf_overrides={name: yarn}).create_engine_config().model
+        assert model.rope_scaling is not None and model.rope_theta == read_model_config(BUNDLED / "course").rope_theta
+    for other in ({"max_position_embeddings": 4096}, {"architectures": ["X"]}, {"rope_scaling": yarn | {"beta": 1}}):
+        assert "hf_overrides" in refused(lambda given=other: EngineArgs("course", hf_overrides=given).create_engine_config())
 
 
 def unknown_arguments() -> None:
@@ -187,7 +197,8 @@ def stateless_responses() -> None:
 CHECKS = {
     "`AsyncLLM`": high_level_class, "`model` left out": no_model, "`device`": device,
     "`tensor_parallel_size`, `quantization`, `speculative_config`": only_defaults,
-    "arguments that do not exist here": unknown_arguments, "`trust_remote_code=True`": remote_code,
+    "`hf_overrides`": rotary_overrides, "arguments that do not exist here": unknown_arguments,
+    "`trust_remote_code=True`": remote_code,
     "`max_model_len`": lowered_length, "prompts": forms_of_prompts, "strings with half of a surrogate pair": surrogates,
     "numbers of more than 64 bits, values nested more than 64 deep": large_values, "`use_tqdm`": progress,
     "a stream's outputs": outputs_of_a_stream, "`AsyncLLMEngine.generate` with an id that is in flight": equal_ids,

@@ -60,6 +60,7 @@ def test_an_episode_runs_the_same_way_every_time(number):
     assert [c.outputs for c in first.callers.values()] == [c.outputs for c in second.callers.values()]
 
 
+@pytest.mark.proof
 def test_the_course_checkpoint_says_alone_what_it_says_in_the_crowd():
     assert run_fuzz(25, seed=1, model="course").finished > 10
 
@@ -187,6 +188,7 @@ def assert_fuzzer_finds_it(components: Components | None, tmp_path) -> FuzzFailu
     return found.value
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found_shrunk_and_replayed(bug, tmp_path):
     assert_fuzzer_finds_it(PLANTED[bug], tmp_path)

@@ -63,7 +63,7 @@ def test_an_observer_hears_of_every_step_and_every_end_once_aborts_between_steps
     engine.abort_request("B")
     engine.abort_request("B")
     run(engine)
-    assert notes.steps == [["A", "0_B", "1_B"], ["A"], ["A"]]
+    assert notes.steps == [["A", "0_B"], ["A"], ["A"]]  # 1_B waits for the block that 0_B computes
     assert notes.ends == [("B", ["abort", "abort"]), ("A", ["length"])]
 
 

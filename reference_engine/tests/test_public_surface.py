@@ -42,7 +42,7 @@ ENGINE_DEFAULTS = {
     "kv_cache_memory_bytes": None, "num_gpu_blocks_override": None, "max_num_batched_tokens": None,
     "max_num_seqs": None, "enable_chunked_prefill": None, "enforce_eager": False, "tensor_parallel_size": 1,
     "scheduling_policy": "fcfs", "max_logprobs": 20, "stream_interval": 1, "max_num_queued_reqs": None,
-    "disable_log_stats": False, "quantization": None, "speculative_config": None, "device": "auto",
+    "disable_log_stats": False, "hf_overrides": {}, "quantization": None, "speculative_config": None, "device": "auto",
 }  # fmt: skip
 
 
@@ -258,6 +258,7 @@ def test_what_none_means_is_decided_once_and_is_vllms():
         ("tensor_parallel_size", 2), ("tensor_parallel_size", 0), ("scheduling_policy", "random"),
         ("max_logprobs", -2), ("stream_interval", 0), ("max_num_queued_reqs", 0), ("disable_log_stats", None),
         ("quantization", "awq"), ("speculative_config", {}), ("check_invariants", 1),
+        ("hf_overrides", None), ("hf_overrides", "yarn"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [EngineArgs, AsyncEngineArgs])

@@ -482,6 +482,7 @@ def installed(course: Path) -> Path:
     return course
 
 
+@pytest.mark.proof
 @needs_make
 @pytest.mark.slow
 def test_make_demo_prints_what_the_readme_shows(installed: Path) -> None:

@@ -211,6 +211,7 @@ def test_an_address_that_is_taken_is_one_line_before_anything_is_loaded():
         assert said.count("\n") == 1
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("arguments, says", [
     (["--model", "nosuch"], "nosuch"), (["--host", "no.such.host.invalid", "--api-key", "k"], "--host"),
     (["--block-size", "0"], "block_size"), (["--api-key", "two words"], "api_key"),

@@ -20,10 +20,12 @@ from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from transformers.utils import logging
 
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
 from nano_qwen3_serving.model.checkpoint import read_model_config
+from nano_qwen3_serving.model.layers import rotary_frequencies
 from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.testing.tiny_tokenizer import TEMPLATE, added_tokens, tokenizer_files
 from nano_qwen3_serving.text.tokenizer import Tokenizer
@@ -122,6 +124,21 @@ ROPES: list[dict[str, Any]] = [
     {"rope_scaling": {"rope_type": "default"}, "rope_parameters": [1]},
     {"rope_scaling": {"factor": 2.0}}, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                                                          "high_freq_factor": 4.0, "original_max_position_embeddings": 128}},
+    *({"rope_parameters": change_fields({"rope_theta": 5e5, "rope_type": "yarn", **YARN}, more)} for more in (
+        {"factor": None}, {"factor": GONE}, {"factor": "4"}, {"factor": 1}, {"factor": 0.5}, {"factor": 4.5}, {"factor": True},
+        {"original_max_position_embeddings": None}, {"original_max_position_embeddings": GONE},
+        {"original_max_position_embeddings": 512}, {"original_max_position_embeddings": 1024},
+        {"original_max_position_embeddings": 0}, {"original_max_position_embeddings": 128.0},
+        {"attention_factor": 1.2}, {"attention_factor": None}, {"attention_factor": 1}, {"attention_factor": 0},
+        {"attention_factor": -1.0}, {"attention_factor": "1"}, {"beta_fast": 8}, {"beta_fast": None}, {"beta_fast": 0},
+        {"beta_fast": "8"}, {"beta_slow": 2.5}, {"beta_slow": None}, {"beta_slow": -1}, {"beta_fast": 2, "beta_slow": 3},
+        {"beta_fast": 2, "beta_slow": 2}, {"mscale": 0.7}, {"mscale": 0.7, "mscale_all_dim": 1.2}, {"mscale": None},
+        {"mscale": 0, "mscale_all_dim": 1.2}, {"mscale": "x", "mscale_all_dim": 1}, {"truncate": False}, {"truncate": None},
+        {"truncate": "no"}, {"rope_theta": 1}, {"rope_theta": GONE}, {"finetuned": True}, {"partial_rotary_factor": 0.5})),
+    {"rope_scaling": {"rope_type": "yarn", **YARN}, "original_max_position_embeddings": 64},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings": 64},
+    {"rope_scaling": {"rope_type": "yarn", **YARN}, "max_position_embeddings": 128},
+    {"rope_scaling": {"rope_type": "yarn", **YARN}, "max_position_embeddings": 4096, "head_dim": 64},
     {"partial_rotary_factor": 0.5}, {"partial_rotary_factor": 1.0}, {"partial_rotary_factor": None},
 ]
 OTHER_CONFIGS: dict[str, list[Any]] = {
@@ -326,8 +343,11 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 
 def ours_of_config(folder: Path) -> dict[str, Any]:
     config = read_model_config(folder)
+    scaling = config.rope_scaling
     return {name: getattr(config, name) for name in (
-        *COUNTS, "rms_norm_eps", "rope_theta", "tie_word_embeddings", "attention_bias", "eos_token_ids", "generation_defaults")}
+        *COUNTS, "rms_norm_eps", "rope_theta", "tie_word_embeddings", "attention_bias", "eos_token_ids", "generation_defaults")
+    } | {"frequencies": rotary_frequencies(config.head_dim, config.rope_theta, scaling).tolist(),
+         "attention_factor": scaling.attention_factor if scaling else 1.0}
 
 
 def theirs_of_config(folder: Path) -> dict[str, Any]:
@@ -335,14 +355,16 @@ def theirs_of_config(folder: Path) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(folder)
     found = {name: getattr(config, name) for name in (*COUNTS, "rms_norm_eps", "tie_word_embeddings", "attention_bias")}
     rope = config.rope_parameters
-    assert rope["rope_type"] == "default" and config.architectures == ["Qwen3ForCausalLM"] and config.hidden_act == "silu"
+    rotary = Qwen3RotaryEmbedding(config)
+    assert config.architectures == ["Qwen3ForCausalLM"] and config.hidden_act == "silu"
     has_file = (folder / "generation_config.json").exists()
     generation = (GenerationConfig.from_pretrained(folder) if has_file else config).to_dict()
     eos = generation.get("eos_token_id")
     used = {ours: generation[theirs] for theirs, ours in VLLM_DEFAULTS.items() if generation.get(theirs) is not None}
     SamplingParams(**used)
     return found | {
-        "rope_theta": rope["rope_theta"], "generation_defaults": used if has_file else {},
+        "rope_theta": rope["rope_theta"], "frequencies": rotary.inv_freq.tolist(), "attention_factor": rotary.attention_scaling,
+        "generation_defaults": used if has_file else {},
         "eos_token_ids": tuple(dict.fromkeys([] if eos is None else eos if isinstance(eos, list) else [eos]))}
 
 

@@ -182,6 +182,7 @@ def run_all(suite: ModuleType, solution: ModuleType, monkeypatch: pytest.MonkeyP
                     test(**{one: value for one, value in asked.items() if one in inspect.signature(test).parameters}, **case)
 
 
+@pytest.mark.proof
 def test_no_test_of_filters_comes_closer_to_a_border_than_the_readme_says(solution, suite, monkeypatch):
     asked, keep_top = {}, solution.keep_top
 

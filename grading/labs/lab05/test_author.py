@@ -1,6 +1,7 @@
 """Lab 05's own promises: the README's worked example, and the network, model and picture that it gives."""
 
 import contextlib
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -13,6 +14,7 @@ from labs.harness.catalog import find_lab
 from labs.lab05_kv_cache_and_roofline import drawing, machine
 from labs.lab05_kv_cache_and_roofline.network import Network
 from nano_qwen3_serving.config import ModelConfig
+from nano_qwen3_serving.exceptions import ModelLoadError
 from nano_qwen3_serving.model.checkpoint import BUNDLED, read_model_config
 from nano_qwen3_serving.testing.checkpoints import Shape, write_random_checkpoint
 from nano_qwen3_serving.testing.oracle import Oracle
@@ -39,6 +41,16 @@ def tiny(tmp_path_factory) -> Network:
     """The example's model, with random weights."""
     fields = {name: getattr(TINY, name) for name in vars(Shape()) if hasattr(TINY, name) and name != "rope_theta"}
     return Network(write_random_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", Shape(**fields)), torch.bfloat16)
+
+
+def test_the_network_refuses_angles_that_it_does_not_compute(tmp_path):
+    folder = write_random_checkpoint(tmp_path / "checkpoint", Shape())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelLoadError, match="YaRN.* without YaRN") as caught:
+        Network(folder)
+    assert str(folder) in str(caught.value)
 
 
 def spans_of(generate, network: Network) -> list[tuple[int, int]]:

@@ -131,10 +131,16 @@ def _of_method(part: Part, method: str, owner: str, what: str) -> Blame:
 
 
 def _from_seam(error: BaseException, parts: Sequence[Part]) -> Blame | None:
-    """A failure in the seam around a part: a name that the part lacks, an answer that is None."""
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+    """A failure in the seam around a part: a name that the part lacks, an answer that is None.
+
+    A caller's error that a seam's own line raises is none: the seam refuses what the part is not asked to compute.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
         for part in parts:
             if frame.f_code.co_filename == str(part.lab.seam):
+                if frame is frames[-1] and isinstance(error, CALLERS_ERRORS):
+                    return None
                 return _of_method(part, frame.f_code.co_name, "", f"what it gave could not be used: {in_words(error)}")
     return None
 

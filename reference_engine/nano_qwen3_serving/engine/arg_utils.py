@@ -22,8 +22,10 @@ from nano_qwen3_serving.arguments import (
     check_text,
     invalid,
     names_unknown_arguments,
+    own_copy,
+    refuse_unknown,
 )
-from nano_qwen3_serving.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from nano_qwen3_serving.config import ROPE_SECTIONS, CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from nano_qwen3_serving.model.checkpoint import (
     BUNDLED_NAMES,
     default_model_name,
@@ -51,7 +53,7 @@ class EngineArgs:
         dtype: "auto", "bfloat16", "float16" or "float32".
         seed: seeds the requests that bring no seed of their own.
         max_model_len: tokens of one request, prompt and output; None is what the model was trained
-            for. Never more than the KV pool holds.
+            for, or what YaRN stretches that to. Never more than the KV pool holds.
         block_size: tokens in a KV block; None is 16.
         enable_prefix_caching: share blocks of equal beginnings; None is True.
         gpu_memory_utilization: share of the CUDA device's memory for weights and KV cache.
@@ -73,6 +75,9 @@ class EngineArgs:
             chunked; slower. See "Determinism" in reference_engine/README.md.
         cpu_kernels: compiled operators on a CPU, built once with the machine's C++ compiler. None: for
             bfloat16 models, where they can be built; False: torch alone.
+        hf_overrides: rotary angles instead of those in the checkpoint's config.json, such as {"rope_scaling": {"rope_type":
+            "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}} for texts four times longer than in
+            training; other fields are refused.
         trust_remote_code: accepted, with a warning: code from a checkpoint is never run here.
         tensor_parallel_size, quantization, speculative_config: as in vLLM; only the defaults are
             supported, anything else is refused.
@@ -86,6 +91,7 @@ class EngineArgs:
     tokenizer: str | None = None
     dtype: str = "auto"
     trust_remote_code: bool = False
+    hf_overrides: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     max_model_len: int | None = None
     block_size: int | None = None
@@ -136,6 +142,10 @@ class EngineArgs:
         check_float("gpu_memory_utilization", self.gpu_memory_utilization, low=0, high=1, open_low=True)
         check_choice("scheduling_policy", self.scheduling_policy, ["fcfs", "priority"])
         check_choice("dtype", self.dtype, ["auto", *DTYPES])
+        if not isinstance(self.hf_overrides, dict):
+            raise invalid("hf_overrides", self.hf_overrides, "a dict such as {'rope_scaling': {'rope_type': 'yarn', ...}}")
+        refuse_unknown("hf_overrides", ROPE_SECTIONS, self.hf_overrides)
+        self.hf_overrides = own_copy("hf_overrides", self.hf_overrides)
         self._refuse_unsupported()
 
     def _refuse_unsupported(self) -> None:
@@ -154,7 +164,7 @@ class EngineArgs:
             warnings.warn("trust_remote_code=True changes nothing: code from a checkpoint is never run here", stacklevel=2)
         name = str(self.model or default_model_name())
         path = find_checkpoint(name)
-        model = read_model_config(path)
+        model = read_model_config(path).with_hf_overrides(self.hf_overrides)
         device = pick_device(self.device)
         dtype = pick_dtype(self.dtype, device, name)
         cache = self._cache_config(model, device, dtype)
@@ -219,14 +229,15 @@ class EngineArgs:
             weights = num_parameters(model) * dtype.itemsize
             return int(total * self.gpu_memory_utilization) - weights - ACTIVATION_RESERVE
         size = self.block_size or 16
-        longest = -(-(self.max_model_len or model.max_position_embeddings) // size) * size
+        longest = -(-(self.max_model_len or model.derived_max_model_len) // size) * size
         return min((self.max_num_seqs or 128) * longest * token_bytes + size * token_bytes, DEFAULT_POOL_BYTES)
 
     def _scheduler_config(self, model: ModelConfig, cache: CacheConfig) -> SchedulerConfig:
-        trained = model.max_position_embeddings
-        if self.max_model_len is not None and self.max_model_len > trained:
-            raise invalid("max_model_len", self.max_model_len, f"at most {trained}, what the model was trained for")
-        max_model_len = self.max_model_len or trained
+        longest = model.derived_max_model_len
+        reason = "what the model was trained for" + (", stretched by YaRN" if model.rope_scaling else "")
+        if self.max_model_len is not None and self.max_model_len > longest:
+            raise invalid("max_model_len", self.max_model_len, f"at most {longest}, {reason}")
+        max_model_len = self.max_model_len or longest
         if max_model_len > cache.capacity:
             logger.info("max_model_len is %d, what the KV pool of %d blocks holds (%d was asked for)",
                         cache.capacity, cache.num_blocks, max_model_len)

@@ -6,12 +6,13 @@ injected as `core`, so that these layers serve a paged cache and, in a lab, a de
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nano_qwen3_serving.config import ModelConfig
+from nano_qwen3_serving.config import ModelConfig, YarnScaling
 from nano_qwen3_serving.interfaces import AttentionBackend, AttentionMetadata
 from nano_qwen3_serving.model.linear import Linear
 from nano_qwen3_serving.model.operators import Decode, Operators
@@ -36,21 +37,62 @@ class RotaryEmbedding(nn.Module):
 
     The pairs are (i, i + head_dim / 2), as in Hugging Face's checkpoints. This module holds the
     tables of cosines and sines; `Operators.norm_and_rotate` does the turning.
+
+    Args:
+        head_dim: numbers of a head.
+        theta: base of the frequencies.
+        max_positions: length of the tables.
+        scaling: stretches the angles for longer texts; None: not at all.
     """
 
-    def __init__(self, head_dim: int, theta: float, max_positions: int) -> None:
+    def __init__(self, head_dim: int, theta: float, max_positions: int, scaling: YarnScaling | None = None) -> None:
         super().__init__()
-        self.head_dim, self.theta, self.max_positions = head_dim, theta, max_positions
+        self.head_dim, self.theta, self.max_positions, self.scaling = head_dim, theta, max_positions, scaling
         self.cos = self.sin = torch.empty(0)
 
     def finalize_weights(self, device: torch.device, dtype: torch.dtype) -> None:
         """Computes the tables, [max_positions, head_dim], in float32, and keeps them as `dtype`."""
-        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
-        frequencies = 1.0 / self.theta**exponents
+        frequencies = rotary_frequencies(self.head_dim, self.theta, self.scaling)
         angles = torch.outer(torch.arange(self.max_positions).float(), frequencies)
         angles = torch.cat([angles, angles], dim=-1)
-        self.cos = angles.cos().to(device, dtype)
-        self.sin = angles.sin().to(device, dtype)
+        length = 1.0 if self.scaling is None else self.scaling.attention_factor
+        self.cos = (angles.cos() * length).to(device, dtype)
+        self.sin = (angles.sin() * length).to(device, dtype)
+
+
+def rotary_frequencies(head_dim: int, theta: float, scaling: YarnScaling | None = None) -> Tensor:
+    """Radians that each pair turns from one position to the next, [head_dim / 2] in float32; the first pair is the fastest.
+
+    YaRN asks how often a pair turns round within the original length. The frequencies of 8 pairs, low = 2, high = 5:
+
+        pair            0      1      2      3      4      5      6      7
+        turns        more than beta_fast  |  between them  |  fewer than beta_slow
+        frequency    kept   kept   kept    2/3     1/3    f / factor  ...      (2/3 and 1/3: the share of the kept one)
+
+    A fast pair tells neighbours apart, and has seen all its angles in training. A slow pair has not turned once: at
+    a later position it would come to angles that the network never saw, so all positions are brought closer together.
+    """
+    positions_per_radian = theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    kept = 1.0 / positions_per_radian
+    if scaling is None:
+        return kept
+    low, high = blended_pairs(head_dim, theta, scaling)
+    share = 1 - ((torch.arange(head_dim // 2).float() - low) / (high - low)).clamp(0, 1)
+    return 1.0 / (scaling.factor * positions_per_radian) * (1 - share) + kept * share
+
+
+def blended_pairs(head_dim: int, theta: float, scaling: YarnScaling) -> tuple[float, float]:
+    """The last pair that keeps its frequency, and the first that is stretched by the whole factor.
+
+    Pair i turns n times within the original length if length / (2 pi n) = theta ** (2i / head_dim): solved for i.
+    """
+    low, high = (
+        head_dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        for turns in (scaling.beta_fast, scaling.beta_slow))
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    return low, high + 0.001 if low == high else high  # never a division by 0
 
 
 class Attention(nn.Module):

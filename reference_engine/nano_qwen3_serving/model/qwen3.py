@@ -36,7 +36,7 @@ class Qwen3Model(nn.Module):
 
     def __init__(self, config: ModelConfig, core: AttentionBackend, max_positions: int, ops: Operators) -> None:
         super().__init__()
-        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, max_positions)
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, max_positions, config.rope_scaling)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, self.rotary, core, ops) for _ in range(config.num_hidden_layers))
