@@ -11,6 +11,7 @@ import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,17 +74,37 @@ class ServedModel:
 
 
 class LoadClient:
-    """Asks one server, and notes when what came.
+    """Asks one server, and notes when what came. To be entered; leaving it closes all connections.
 
     Args:
-        http: connections to the server.
+        connect: makes a client for one connection. httpx looks at every connection of a client for each request, so
+            one client for hundreds of requests in flight would measure itself.
         timeout: seconds until a request is given up.
         clock: in seconds.
     """
 
-    def __init__(self, http: httpx.AsyncClient, timeout: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._http, self._timeout, self._clock = http, timeout, clock
+    def __init__(
+        self, connect: Callable[[], httpx.AsyncClient], timeout: float, clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._connect, self._timeout, self._clock = connect, timeout, clock
         self._began = clock()
+        self._idle: list[httpx.AsyncClient] = []
+        self._all = AsyncExitStack()
+
+    async def __aenter__(self) -> LoadClient:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._all.aclose()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
+        """One that nobody uses: the last that became free, or a new one."""
+        http = self._idle.pop() if self._idle else await self._all.enter_async_context(self._connect())
+        try:
+            yield http
+        finally:
+            self._idle.append(http)
 
     def begin(self) -> None:
         """A run begins: times count from now."""
@@ -109,7 +130,7 @@ class LoadClient:
 
     async def _read(self, body: Body, sample: Sample) -> None:
         done = False
-        async with self._http.stream("POST", "/v1/completions", json=body) as response:
+        async with self._connection() as http, http.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 return sample.fail(f"status {response.status_code}", beginning(await response.aread()))
             async for data in event_data(response.aiter_raw()):
@@ -239,19 +260,24 @@ async def text_tokens(http: httpx.AsyncClient, model: str) -> list[int]:
     return list(answer["tokens"])
 
 
-def connections(url: str, api_key: str | None) -> httpx.AsyncClient:
-    """As many to a server as there are requests in flight. `url` may end with `/v1`, as OpenAI's clients have it."""
+def connector(url: str, api_key: str | None) -> Callable[[], httpx.AsyncClient]:
+    """Makes clients of a server. `url` may end with `/v1`, as OpenAI's clients have it."""
     if not url.startswith(("http://", "https://")):
         raise invalid("serve", url, "an address that begins with http:// or https://")
+    try:
+        base = httpx.URL(url.rstrip("/").removesuffix("/v1"))
+    except httpx.InvalidURL as error:
+        raise invalid("serve", url, f"the address of a server ({error})") from None
     headers = {"Accept-Encoding": "identity"}  # streams are read as they come
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
-    try:
-        return httpx.AsyncClient(
-            base_url=url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None))
-    except httpx.InvalidURL as error:
-        raise invalid("serve", url, f"the address of a server ({error})") from None
+    certificates = httpx.create_ssl_context()  # takes longer than a request
+
+    def connect() -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=base, headers=headers, verify=certificates,
+                                 timeout=httpx.Timeout(None, connect=CONNECT_SECONDS))
+
+    return connect
 
 
 async def load(
@@ -271,9 +297,9 @@ async def load(
     Raises:
         EngineError: nobody listens at `url`, or something else does; `url` is no address.
     """
-    async with connections(url, api_key) as http:
+    connect = connector(url, api_key)
+    async with connect() as http, LoadClient(connect, plan.timeout) as client:
         served = await find_model(http, model)
-        client = LoadClient(http, plan.timeout)
         orders = bodies(plan, served.name, await text_tokens(http, served.name) if plan.workload.text else ())
         first = await client.ask({**orders[0], "prompt": [1, 2, 3], "max_tokens": 2}, client.now())
         if first.failure:
