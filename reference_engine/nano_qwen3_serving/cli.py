@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from nano_qwen3_serving.exceptions import EngineDeadError, EngineError, PromptTooLongError
+from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.sampling_params import SamplingParams
-from nano_qwen3_serving.server.command import serve
+from nano_qwen3_serving.server.command import measured, serve
+from nano_qwen3_serving.server.load_report import show as show_load
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="A serving engine for Qwen3. Without --model: the bundled course checkpoint.")
@@ -27,6 +26,7 @@ Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
 MaxTokens = Annotated[int, typer.Option(help="Generate at most this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
 Seed = Annotated[int | None, typer.Option(help="Makes a random answer repeatable.")]
+LOAD = "Load on a server"
 
 
 app.command()(serve)
@@ -54,70 +54,11 @@ def chat(
     model: Model = None, device: Device = "auto", dtype: Dtype = "auto",
     max_tokens: MaxTokens = 200, temperature: Temperature = 0.0, seed: Seed = None,
 ) -> None:
-    """Talk to the model; answers stream token by token."""
+    """Talk to the model; answers stream token by token. /help lists what else one can type."""
+    from nano_qwen3_serving.terminal_chat import converse
+
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
-    asyncio.run(converse(questions, params, model_name=model, device=device, dtype=dtype))
-
-
-async def converse(questions: list[str] | None, params: SamplingParams, **engine: Any) -> None:
-    """Answers the given questions, each on its own, or questions typed at a prompt, as one conversation."""
-    from nano_qwen3_serving.async_llm import AsyncLLM
-
-    async with AsyncLLM(**engine) as llm:
-        for question in questions or []:
-            console.print("You:", style="bold", end=" ")
-            console.print(question)
-            await answer(llm, [{"role": "user", "content": question}], params)
-        messages: list[dict[str, str]] = []
-        while questions is None:
-            typed = await asyncio.to_thread(ask)
-            if typed is None:
-                return
-            messages = await turn(llm, [*messages, {"role": "user", "content": typed}], params)
-
-
-def ask() -> str | None:
-    """The next question that a person types; None at the end of input."""
-    try:
-        while True:
-            console.print("You (Ctrl-D ends):", style="bold", end=" ")
-            if typed := input().strip():
-                return typed
-    except EOFError:
-        return None
-
-
-async def turn(llm: Any, messages: list[dict[str, str]], params: SamplingParams) -> list[dict[str, str]]:
-    """Answers the last message: the conversation after it.
-
-    What no longer fits into the model's context is forgotten, the oldest question and answer first. A message that
-    cannot be answered is reported and left out; the conversation goes on.
-    """
-    while True:
-        try:
-            return [*messages, {"role": "assistant", "content": await answer(llm, messages, params)}]
-        except EngineDeadError:
-            raise
-        except EngineError as error:
-            if not isinstance(error, PromptTooLongError) or len(messages) == 1:
-                console.print(f"error: {error}", style="red")
-                return messages[:-1]
-        console.print("(The conversation is longer than the model's context; its beginning is forgotten.)", style="dim")
-        messages = messages[2:]
-
-
-async def answer(llm: Any, messages: list[dict[str, str]], params: SamplingParams) -> str:
-    """Prints an answer as it is generated; returns it."""
-    text, begun = "", False
-    async with aclosing(llm.chat_stream(messages, params)) as chunks:
-        async for chunk in chunks:
-            if not begun:
-                console.print("Model:", style="bold cyan", end=" ")
-                begun = True
-            print(chunk["token"], end="", flush=True)
-            text = chunk["text"]
-    print("\n")
-    return text
+    converse(questions, params, console, model=model, device=device, dtype=dtype)
 
 
 @app.command()
@@ -139,13 +80,37 @@ def verify(
 
 @app.command()
 def bench(
+    context: typer.Context,
     model: Model = None, device: Device = "auto", dtype: Dtype = "auto",
     workload: Annotated[str, typer.Option(help="decode-1, decode-8, decode-32, mixed-32, prefill-1024 or quick.")] = "decode-8",
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
+    url: Annotated[str | None, typer.Option(
+        "--serve", metavar="URL", help="Measure this server with OpenAI's API instead.", rich_help_panel=LOAD)] = None,
+    rate: Annotated[float | None, typer.Option(
+        help="Requests a second, whether or not earlier ones were answered.", rich_help_panel=LOAD)] = None,
+    concurrency: Annotated[int | None, typer.Option(
+        help="Requests in flight; the next is sent when one ends.", rich_help_panel=LOAD)] = None,
+    requests: Annotated[int | None, typer.Option(help="Instead of the workload's number.", rich_help_panel=LOAD)] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.", rich_help_panel=LOAD)] = 600.0,
+    ttft_limit: Annotated[float | None, typer.Option(
+        help="For goodput: seconds until the first token.", rich_help_panel=LOAD)] = None,
+    itl_limit: Annotated[float | None, typer.Option(help="Seconds between tokens.", rich_help_panel=LOAD)] = None,
+    e2e_limit: Annotated[float | None, typer.Option(help="Seconds until the end.", rich_help_panel=LOAD)] = None,
+    api_key: Annotated[str | None, typer.Option(
+        envvar="NANO_QWEN3_API_KEY", show_envvar=True, help="What the server wants.", rich_help_panel=LOAD)] = None,
 ) -> None:
-    """Measure how fast a named workload runs here."""
+    """Measure how fast a named workload runs: in this process, or on a server."""
+    if url is not None:
+        refuse_given(context, ("device", "dtype", "repeats"), "is for an engine in this process; leave it out with --serve")
+        report = measured(
+            url, workload, requests, rate=rate, concurrency=concurrency, timeout=timeout, seed=seed, model=model,
+            limits={"ttft": ttft_limit, "itl": itl_limit, "e2e": e2e_limit}, api_key=api_key, show_progress=not as_json)
+        print(json.dumps(report, indent=2)) if as_json else show_load(report, console)
+        return
+    refuse_given(context, ("rate", "concurrency", "requests", "timeout", "ttft_limit", "itl_limit", "e2e_limit"),
+                 "is for a server; give its address with --serve")
     from nano_qwen3_serving.bench import bench as run
 
     result = run(model, workload, repeats, seed, device=device, dtype=dtype)
@@ -154,6 +119,13 @@ def bench(
         return
     for name, value in result["median"].items():
         console.print(f"{name.replace('_', ' '):28} {value:10.3f}")
+
+
+def refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuses options that the command line has and that would change nothing."""
+    for name in names:
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
+            raise InvalidParametersError(f"--{name.replace('_', '-')} {why}", parameter=name, value=context.params[name])
 
 
 @app.command()

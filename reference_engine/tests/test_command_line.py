@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nano_qwen3_serving import cli
+from nano_qwen3_serving import LLM, cli
 from nano_qwen3_serving.exceptions import InvalidParametersError, ModelLoadError
 from nano_qwen3_serving.observe.terminal import is_terminal, prepare_streams
 from nano_qwen3_serving.observe.trace import Recorder
@@ -41,6 +42,28 @@ def test_chat_answers_each_question_given():
 def test_chat_asks_until_the_end_of_input_and_remembers():
     output = run("chat", "--max-tokens", "8", input="What is a KV cache?\n\nHello!\n")
     assert output.count("Model:") == 2 and "Hello!" in output
+
+
+def test_chat_counts_what_the_last_answer_cost_and_forgets_on_request():
+    output = run("chat", "--max-tokens", "8", input="/stats\nWhat is a KV cache?\nAnd paged attention?\n/stats\n/reset\n/stats\n")
+    before, after, forgotten = output.split("The conversation has ")[1:]
+    assert "Nothing has been answered yet" in output and before.startswith("0 tokens")
+    cost = re.search(r"Last answer: 8 tokens, the first after [\d.]+ s, then [\d.]+ tokens/s; (\d+) of (\d+) prompt", before)
+    tokenizer = LLM("course").get_tokenizer()
+    asked = len(tokenizer.encode(tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is a KV cache?"}], add_generation_prompt=True)))
+    cached, prompt = int(cost[1]), int(cost[2])
+    assert prompt > asked + 8, "the second prompt has the first answer"
+    assert cached == asked // 16 * 16 and prompt < int(after.split()[0]) < prompt + 20
+    assert "The conversation is forgotten" in output and forgotten.startswith("0 tokens")
+
+
+def test_chat_names_its_commands_and_sends_what_begins_with_two_slashes():
+    output = run("chat", "--max-tokens", "3", input="/help\n/quit now\n//stats\n/stats\n")
+    assert output.count("/reset") == 2 and "no command /quit; there are /stats, /reset, /help" in output
+    assert "double its slash: //quit now" in output
+    assert output.count("Model:") == 1 and output.count("The conversation has") == 1
+    assert "You: /stats" in run("chat", "/stats", "--max-tokens", "3"), "on the command line it is a question"
 
 
 def test_verify_compares_with_transformers_and_writes_one_json(tmp_path: Path):

@@ -149,12 +149,14 @@ PROOFS = {
     r"python broken\.py":
         "grading/labs/lab03/test_author.py::test_the_five_broken_networks_do_what_the_readme_says_of_them broken",
     r"python -m timeit .+": "grading/labs/lab06/test_author.py::test_the_line_that_measures_a_free_list_runs timeit",
-    r"python starter\.py --.+|(python \S+/)?(compare|overhead|make_checkpoint|train|report)\.py .+":
+    r"python starter\.py --.+|(python \S+/)?(compare|overhead|http_share|make_checkpoint|train|report)\.py .+":
         "test_scripts_take_what_pages_give_them",
     r"python -m nano_qwen3_serving chat": f"{TERMINAL}::test_chat_asks_until_the_end_of_input_and_remembers chat",
     r"python -m nano_qwen3_serving chat .+":
         f"{RELEASE}::test_without_solutions_the_reference_stands_in_and_asking_for_one_says_why_not nano_qwen3_serving chat",
     r"python -m nano_qwen3_serving verify.*": f"{TERMINAL}::test_verify_compares_with_transformers_and_writes_one_json verify",
+    r"python -m nano_qwen3_serving bench --serve .+":
+        "reference_engine/tests/test_load.py::test_the_command_prints_a_table_or_one_json_object --serve --rate --ttft-limit",
     r"python -m nano_qwen3_serving bench .+": f"{TERMINAL}::test_bench_prints_numbers_or_one_json_object bench --workload --json",
     r"python -m nano_qwen3_serving fuzz .+": f"{TERMINAL}::test_fuzz_runs_and_counts fuzz --requests --seed",
     r"python -m nano_qwen3_serving serve|curl .+":

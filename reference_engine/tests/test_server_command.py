@@ -19,7 +19,9 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 
+from nano_qwen3_serving import cli
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.server.command import listed, names_of, serve
 from nano_qwen3_serving.testing.loopback import PATIENCE, Wire, wait_until
@@ -124,8 +126,8 @@ def test_without_flags_it_is_where_the_readme_says():
 def test_flags_reach_the_engine_and_the_app():
     with serving("--model", "course-draft", "--served-model-name", "a", "--served-model-name", "b", "--max-model-len", "100",
                  "--block-size", "8", "--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--scheduling-policy", "priority",
-                 "--dtype", "float32", "--enforce-eager", "--num-gpu-blocks-override", "30", "--max-body-bytes", "500",
-                 "--allowed-origins", '["https://page.example"]', NANO_QWEN3_API_KEY="secret") as here:
+                 "--dtype", "float32", "--enforce-eager", "--num-gpu-blocks-override", "30", "--stream-interval", "5",
+                 "--max-body-bytes", "500", "--allowed-origins", '["https://page.example"]', NANO_QWEN3_API_KEY="secret") as here:
         assert "a is served" in here.announced and "NANO_QWEN3_API_KEY" in here.announced and not here.says("secret")
         assert httpx.get(f"{here.url}/v1/models").status_code == 401
         keyed = httpx.Client(base_url=here.url, headers={"Authorization": "Bearer secret", "Origin": "https://page.example"})
@@ -133,6 +135,8 @@ def test_flags_reach_the_engine_and_the_app():
             models = keyed.get("/v1/models").json()["data"]
             assert [(m["id"], m["max_model_len"], m["root"]) for m in models] == [(n, 100, "course-draft") for n in "ab"]
             assert keyed.get("/stats").json()["num_total_blocks"] == 29
+            streamed = keyed.post("/v1/completions", json={**LONG, "max_tokens": 21, "stream": True})
+            assert streamed.text.count('"text":') <= 6, "the first token, and then five at a time"
             assert keyed.post("/v1/completions", json={"prompt": "x" * 600}).status_code == 413
             assert keyed.get("/health").headers["access-control-allow-origin"] == "https://page.example"
             with keyed.stream("GET", "/playground/steps") as steps:
@@ -226,14 +230,18 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
     assert said.startswith("error: the server needs uvicorn") and "pip install 'nano-qwen3-serving[server]'" in said
 
 
-def test_asking_for_help_imports_nothing_heavy():
-    code = ("import sys; sys.argv = ['nano_qwen3_serving', 'serve', '--help']\n"
+HEAVY = {"torch", "numpy", "transformers", "tokenizers", "jinja2", "fastapi", "uvicorn", "prometheus_client", "httpx"}
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in typer.main.get_command(cli.app).commands)], ids=str)
+def test_asking_for_help_imports_nothing_heavy(command: list[str]):
+    code = (f"import sys; sys.argv = ['nano_qwen3_serving', *{command}, '--help']\n"
             "from nano_qwen3_serving.cli import main\n"
             "try:\n    main()\nexcept SystemExit:\n    pass\n"
-            "print('heavy:', *sorted({'torch', 'fastapi', 'uvicorn', 'jinja2', 'tokenizers'} & set(sys.modules)))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=240, check=True)
-    assert "--max-num-batched-tokens" in done.stdout.replace("…", "") or "--max-num-batched" in done.stdout
-    assert done.stdout.splitlines()[-1].strip() == "heavy:"
+            f"print('heavy:', *sorted({HEAVY} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=240, check=True,
+                          env=os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "200"})
+    assert f"nano_qwen3_serving {' '.join(command)}" in done.stdout and done.stdout.splitlines()[-1].strip() == "heavy:"
 
 
 @pytest.mark.parametrize("host, key, more, names", [

@@ -1,12 +1,15 @@
-"""`python -m nano_qwen3_serving serve`: the terminal's side of the server.
+"""`python -m nano_qwen3_serving serve`, and `bench --serve`: the terminal's side of a server and of its clients.
 
 Knows vLLM's flags; what needs the extra `[server]`, or takes long to import, is imported when the command runs.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +17,7 @@ import typer
 from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError, shown
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client")
+EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client", "httpx")
 
 Number = int | None
 ENGINE, NETWORK, BOUNDS = "Engine", "Network", "Bounds"
@@ -38,6 +41,8 @@ def serve(
     scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority.", rich_help_panel=ENGINE)] = "fcfs",
     enable_prefix_caching: Annotated[bool, typer.Option(help="Share equal beginnings.", rich_help_panel=ENGINE)] = True,
     enforce_eager: Annotated[bool, typer.Option(help="As in vLLM; changes nothing here.", rich_help_panel=ENGINE)] = False,
+    stream_interval: Annotated[int, typer.Option(
+        min=1, help="Tokens in a piece of a stream, after the first.", rich_help_panel=ENGINE)] = 1,
     seed: Annotated[int, typer.Option(help="Of requests that bring none.", rich_help_panel=ENGINE)] = 0,
     host: Annotated[str, typer.Option(
         help="0.0.0.0 lets other machines in; give an --api-key then.", rich_help_panel=NETWORK)] = "127.0.0.1",
@@ -56,7 +61,7 @@ def serve(
         min=0, help="Seconds that running requests get to finish when the server is stopped.", rich_help_panel=BOUNDS)] = 30.0,
 ) -> None:
     """Serve a model over HTTP, as OpenAI and vLLM do."""
-    run = imported_server()
+    run = imported("serve", "the server").run_server
     if api_key is None and not is_loopback(host):
         print(f"warning: whoever reaches {host}:{port} can use the model; give an --api-key", file=sys.stderr)
     is_clean = run(
@@ -64,7 +69,8 @@ def serve(
          "num_gpu_blocks_override": num_gpu_blocks_override, "gpu_memory_utilization": gpu_memory_utilization,
          "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
          "scheduling_policy": scheduling_policy, "enable_prefix_caching": enable_prefix_caching,
-         "enforce_eager": enforce_eager, "seed": seed, "max_num_queued_reqs": max_num_queued_reqs},
+         "enforce_eager": enforce_eager, "stream_interval": stream_interval, "seed": seed,
+         "max_num_queued_reqs": max_num_queued_reqs},
         host=host, port=port, log_level=uvicorn_log_level, drain_seconds=drain_timeout, announce=announce,
         body_bytes=max_body_bytes, request_seconds=request_timeout,
         served_model_names=served_model_name or (), api_key=api_key, allowed_origins=listed("allowed_origins", allowed_origins),
@@ -72,16 +78,33 @@ def serve(
     raise typer.Exit(0 if is_clean else 1)
 
 
-def imported_server() -> Any:
-    """`serve.run_server`. Raises an `EngineError` that says what to install, if that is missing."""
+def measured(
+    url: str, workload: str, requests: int | None, *, limits: Mapping[str, float | None], model: str | None, api_key: str | None,
+    show_progress: bool, **plan: Any,
+) -> dict[str, Any]:
+    """What `load` measures of the server at `url`, with a named workload of as many `requests`; None is the workload's own."""
+    load = imported("load", "bench --serve")
+    import asyncio  # a tenth of the time that --help takes
+
+    from nano_qwen3_serving.bench import find_workload
+
+    lengths = find_workload(workload)
+    lengths = replace(lengths, requests=lengths.requests if requests is None else requests)
+    made = load.LoadPlan(lengths, **plan)
+    report: dict[str, Any] = asyncio.run(load.load(
+        url, made, load.LatencyLimits(**limits), model=model, api_key=api_key, show_progress=show_progress))
+    return report
+
+
+def imported(module: str, what: str) -> Any:
+    """A module of the server. Raises an `EngineError` that says what to install, if that is missing."""
     try:
-        from nano_qwen3_serving.server.serve import run_server
+        return importlib.import_module(f"nano_qwen3_serving.server.{module}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
-        raise EngineError(f"the server needs {error.name}, which is not installed: pip install 'nano-qwen3-serving[server]', "
+        raise EngineError(f"{what} needs {error.name}, which is not installed: pip install 'nano-qwen3-serving[server]', "
                           "or, in the course's folder, pip install -r requirements.txt") from error
-    return run_server
 
 
 def announce(url: str, model: str, needs_key: bool) -> None:

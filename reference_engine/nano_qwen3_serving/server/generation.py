@@ -99,6 +99,10 @@ class Running:
                 yield number, output
 
     async def _merged(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        if len(self._streams) == 1:  # as nearly always: without a task and a wait for each token
+            async for output in self._streams[0]:
+                yield 0, output
+            return
         waits = {asyncio.ensure_future(anext(stream)): number for number, stream in enumerate(self._streams)}
         try:
             while waits:

@@ -25,6 +25,7 @@ Chunks = AsyncGenerator[dict[str, Any], None]
 Framing = Callable[[Chunks], AsyncGenerator[bytes, None]]
 
 DONE = b"data: [DONE]\n\n"
+COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class ClientGoneError(Exception):
@@ -88,7 +89,7 @@ async def events(chunks: Chunks) -> AsyncGenerator[bytes, None]:
 
 def event(data: dict[str, Any]) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    return b"data: " + COMPACT.encode(data).encode("utf-8", "replace") + b"\n\n"
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
