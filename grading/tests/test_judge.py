@@ -67,6 +67,7 @@ def test_the_solution_gets_every_point_and_no_message(grader: Grader, box: Sandb
     assert report.score == report.max_score and not any(lost(report).values())
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize(
     "body",
     [
@@ -150,6 +151,7 @@ def test_a_submission_that_is_none_gets_nothing_and_a_reason(grader: Grader):
 WRONG_TAKE = put_back(SOLUTION, "class FreeList:\n    def take(self, count):\n        return []\n", ["FreeList.take"])
 
 
+@pytest.mark.share(1)
 @pytest.mark.parametrize("more", ["", f"NUMBER = 0x{'f' * 5000}", "TEXT = f'''{1!r:>{2}}\"\"'''"])
 def test_a_mistake_is_paid_for_once_also_where_the_text_is_strange(grader: Grader, box: Sandbox, more: str):
     report = graded(grader, box, f"{WRONG_TAKE}\n{more}\n")

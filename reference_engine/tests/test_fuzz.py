@@ -194,6 +194,7 @@ def test_a_planted_bug_is_found_shrunk_and_replayed(bug, tmp_path):
     assert_fuzzer_finds_it(PLANTED[bug], tmp_path)
 
 
+@pytest.mark.proof
 def test_a_mailbox_that_drops_an_output_is_found(monkeypatch, tmp_path):
     def put(self: Mailbox, output: RequestOutput) -> None:
         with self._lock:
@@ -210,11 +211,13 @@ def test_a_mailbox_that_never_delivers_leaves_a_waiter_and_that_is_found(monkeyp
     assert "waiting for ever" in assert_fuzzer_finds_it(None, tmp_path).reason
 
 
+@pytest.mark.proof
 def test_completions_that_share_one_grammar_are_found(monkeypatch, tmp_path):
     monkeypatch.setattr(ByteGrammar, "copy", lambda self: self)
     assert_fuzzer_finds_it(None, tmp_path)
 
 
+@pytest.mark.proof
 def test_an_engine_that_wakes_one_event_loop_of_two_is_found(monkeypatch, tmp_path):
     wake = StepLoop._wake
 

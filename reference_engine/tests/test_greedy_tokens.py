@@ -136,7 +136,7 @@ def test_each_prompt_alone_equals_transformers(every: int, exam: Exam, make_llm:
     exam.judge("alone", [o.outputs[0].token_ids for o in outputs], every)
 
 
-@pytest.mark.share(5)
+@pytest.mark.share(3)
 @pytest.mark.parametrize("way", MANY_WAYS)
 def test_greedy_tokens_equal_transformers(way: str, exam: Exam, make_llm: Callable[..., LLM]) -> None:
     exam.check(make_llm(exam.model, **MANY_WAYS[way]), way)
