@@ -97,7 +97,7 @@ def main(
         Console().print(f"{name.replace('_', ' '):28} {value:10.3f}")
     report = {
         "workload": asdict(BATCH), "model": model, "stream_interval": stream_interval, "median": medians, "rounds": measured,
-        "seed": seed, "cores": len(os.sched_getaffinity(0)), "load_average_before": busy, "host": host()}
+        "seed": seed, "load_average_before": busy, "host": host()}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "http_share.json", json.dumps(report, indent=1) + "\n")
