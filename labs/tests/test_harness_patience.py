@@ -22,8 +22,8 @@ WAYS = {
         r"of starter\.py, in f"),
     "a lock": ("import threading\ndef f():\n    threading.Event().wait()\n", r"in line 3 of starter\.py, in f: threading\.Event"),
     "another thread": (
-        "import threading\ndef f():\n    t = threading.Thread(target=g)\n    t.start()\n    t.join()\n"
-        "def g():\n    while True:\n        pass\n", r"of starter\.py, in "),
+        "import threading\nover = []\ndef f():\n    t = threading.Thread(target=g)\n    t.start()\n    t.join()\n"
+        "def g():\n    while not over:\n        pass\n", r"of starter\.py, in "),
 }
 
 
@@ -47,8 +47,12 @@ def load(folder: Path, text: str) -> tuple[dict, Path]:
 def test_whatever_does_not_end_is_ended_and_located(way: str, tmp_path: Path):
     text, where = WAYS[way]
     code, file = load(tmp_path, text)
+    before = set(threading.enumerate())
     with pytest.raises(WaitsForEver, match=where), Limit(SOON, file):
         code["f"]()
+    code.get("over", []).append(True)  # a thread that goes on would slow every test after this one
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
 
 
 WAITING = {
