@@ -401,6 +401,7 @@ with grader_of(find_lab("06"), Settings(level=sys.argv[1])) as grader, grader.sa
 
 
 @pytest.mark.share(1)
+@pytest.mark.share(1)
 def test_nothing_goes_on_when_the_judge_is_killed(box: Sandbox):
     judge = subprocess.Popen([sys.executable, "-c", JUDGE, box.level], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              text=True)

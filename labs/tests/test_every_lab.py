@@ -117,6 +117,7 @@ MOST_LINES = 200
 """Of a run, however much is wrong."""
 
 
+@pytest.mark.proof
 @pytest.mark.share(1)
 @every_lab
 def test_where_every_function_gives_none_the_run_fits_on_a_few_screens(a_lab: Lab, tmp_path: Path):

@@ -26,6 +26,7 @@ def test_list_and_status_on_untouched_labs(workshop, toy):
                            "then: Lab 07, TODO 1: cd lab07_toy, then pytest test_lab.py -k todo_1\n")
 
 
+@pytest.mark.proof
 def test_status_of_a_solved_lab(workshop, toy):
     (toy / "starter.py").write_text((toy / "solution.py").read_text())
     workshop.pytest("lab07_toy/test_lab.py")

@@ -236,6 +236,7 @@ def test_from_inside_the_labs_folder_and_with_a_path(workshop, toy):
     assert "--impl ../nowhere: not starter, solution or reference" in refused.stdout
 
 
+@pytest.mark.proof
 def test_importing_the_solution_fails_with_one_sentence(workshop, toy):
     (toy / "starter.py").write_text("from solution import *\n")
     run = workshop.pytest("test_lab.py", "-k", "doubles_four", cwd=toy)
@@ -243,12 +244,14 @@ def test_importing_the_solution_fails_with_one_sentence(workshop, toy):
     assert "Reading it is allowed, importing it is not" in run.stdout
 
 
+@pytest.mark.proof
 def test_a_deleted_function_is_asked_back(workshop, toy):
     (toy / "starter.py").write_text("x = 1\n")
     run = workshop.pytest("test_lab.py", "-k", "doubles_four", cwd=toy)
     assert "starter.py has no function double any more" in run.stdout
 
 
+@pytest.mark.proof
 def test_the_drawn_table_says_the_same_in_words(workshop, toy):
     run = workshop.pytest("lab07_toy/test_lab.py")
     assert "│ 1           │   0/30 │ not started" in run.stdout

@@ -491,6 +491,7 @@ def test_make_demo_prints_what_the_readme_shows(installed: Path) -> None:
     assert without_chance(done.stdout) == without_chance(shown_after("README.md", "make demo"))
 
 
+@pytest.mark.proof
 @needs_make
 @pytest.mark.slow
 def test_make_demo_in_the_students_edition_answers_three_questions(installed: Path) -> None:

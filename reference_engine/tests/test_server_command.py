@@ -180,6 +180,7 @@ def test_the_second_signal_ends_running_requests_with_an_error():
         assert not here.says("Traceback"), "".join(here.lines)
 
 
+@pytest.mark.proof
 def test_draining_takes_no_longer_than_it_may_and_a_watcher_does_not_hold_it_up():
     with serving("--drain-timeout", "0.2") as here, Wire(here.url) as stream:
         stream.post(stream=True, **LONG | {"max_tokens": 1900})
