@@ -8,6 +8,8 @@ import pytest
 
 from labs.harness.catalog import all_labs
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 HOUSES = {
     "nano_qwen3_serving": PROJECT / "reference_engine" / "nano_qwen3_serving",

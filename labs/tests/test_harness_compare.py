@@ -9,6 +9,8 @@ from labs.harness.mixed_engine.parts import Engine, engine_of
 ATTENTION = """
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
 
+pytestmark = pytest.mark.slow
+
 class Mine(TorchPagedAttention):
     calls = 0
 {body}

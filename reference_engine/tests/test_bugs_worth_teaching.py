@@ -32,6 +32,8 @@ from nano_qwen3_serving.testing.doubles import (
     serving,
 )
 
+pytestmark = pytest.mark.slow
+
 ROWS = """client disconnects, double free, off-by-one at a block edge, KV exhaustion crashes,
 one sequence outgrows the pool, prefill starves decode, preemption livelock,
 priority inversion victim choice, prefix hit after preemption, fully cached prompt gives an empty query,

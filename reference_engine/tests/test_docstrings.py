@@ -12,6 +12,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 NO_PART_OF_IT = {"tests", "alternatives", "cheats", ".backups"}
 """Folders of tests, whose names are sentences, and of solutions that are wrong, other, or cheat."""

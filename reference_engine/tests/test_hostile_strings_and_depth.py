@@ -14,6 +14,8 @@ from nano_qwen3_serving.sampling_params import StructuredOutputsParams
 from nano_qwen3_serving.scheduling.block_manager import BlockManager
 from nano_qwen3_serving.testing.doubles import StepGate, continued_text, double_components, serving
 
+pytestmark = pytest.mark.slow
+
 HALF = "half an emoji \ud83d"
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 LONG = "x" * 12  # three full blocks: its salt is hashed

@@ -18,6 +18,8 @@ from nano_qwen3_serving.model.operators import CPUOperators, InvariantOperators,
 from nano_qwen3_serving.model.products import OneDNNProduct
 from nano_qwen3_serving.testing.checkpoints import Shape
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 SIZES = [(16, 16), (33, 7), (256, 768), (100, 1), (1, 5), (64, 2049)]

@@ -14,6 +14,8 @@ from nano_qwen3_serving.interfaces import SamplingRow
 from nano_qwen3_serving.model.checkpoint import BUNDLED
 from nano_qwen3_serving.testing.doubles import TellTaleModel, continued_text, double_components
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 KINDS = {
     "greedy": SamplingParams(temperature=0, max_tokens=6),

@@ -26,6 +26,8 @@ from nano_qwen3_serving.ownership import snapshot
 from nano_qwen3_serving.sampling_params import RequestOutputKind, StructuredOutputsParams
 from nano_qwen3_serving.testing.doubles import StepGate, continued_text, double_components, serving
 
+pytestmark = pytest.mark.slow
+
 
 def params(**kwargs):
     return SamplingParams(**{"temperature": 0, "max_tokens": 8, "ignore_eos": True} | kwargs)

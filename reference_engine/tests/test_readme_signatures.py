@@ -23,6 +23,8 @@ from nano_qwen3_serving import LLM, AsyncEngineArgs, AsyncLLMEngine, SamplingPar
 from nano_qwen3_serving.components import Components
 from nano_qwen3_serving.exceptions import RequestTimeoutError
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LABS = all_labs(PROJECT / "labs")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

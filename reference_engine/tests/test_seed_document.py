@@ -11,6 +11,8 @@ import pytest
 from nano_qwen3_serving import AsyncLLM, RequestPriority, SamplingParams
 from nano_qwen3_serving.outputs import RequestMetrics
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parent / "data" / "async_api.md"
 BLOCKS = dict(re.findall(r"## (.+?)\n+```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL))
 CONSTRUCTOR = BLOCKS.pop("The constructor: a signature.")

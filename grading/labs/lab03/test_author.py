@@ -18,6 +18,8 @@ from nano_qwen3_serving import EngineArgs, LLMEngine, SamplingParams
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.interfaces import AttentionMetadata
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[3]
 LAB = find_lab("03", PROJECT / "labs")
 README = (LAB.folder / "README.md").read_text(encoding="utf-8")
