@@ -6,10 +6,10 @@ from labs.harness.mixed_engine import first_divergence as fd
 from labs.harness.mixed_engine import lockstep
 from labs.harness.mixed_engine.parts import Engine, engine_of
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = """
 from nano_qwen3_serving.attention.torch_paged import TorchPagedAttention
-
-pytestmark = pytest.mark.slow
 
 class Mine(TorchPagedAttention):
     calls = 0
