@@ -82,7 +82,8 @@ def verify(
 def bench(
     context: typer.Context,
     model: Model = None, device: Device = "auto", dtype: Dtype = "auto",
-    workload: Annotated[str, typer.Option(help="Such as decode-8, decode-32-sampled, shared-16, text-8 or quick; an unknown one lists all.")] = "decode-8",
+    workload: Annotated[str, typer.Option(
+        help="Such as decode-8, decode-32-sampled, shared-16, text-8 or quick; an unknown one lists all.")] = "decode-8",
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
