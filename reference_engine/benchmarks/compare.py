@@ -3,6 +3,7 @@
     python reference_engine/benchmarks/make_checkpoint.py --like qwen3-0.6b /tmp/qwen3-0.6b
     python reference_engine/benchmarks/compare.py /tmp/qwen3-0.6b --out reference_engine/benchmarks/results
 
+With `--vllm PYTHON`, vLLM is measured, too: a new process in each round (README.md says how to make its environment).
 Every round measures everything once, one after the other, what is compared side by side. Reported are
 the medians of the rounds, of the figures and of each round's own ratios: the machine changes between rounds.
 """
@@ -10,7 +11,9 @@ the medians of the rounds, of the figures and of each round's own ratios: the ma
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +31,7 @@ from bare_loop import BareLoop
 from memory import memory_of_loading
 
 from nano_qwen3_serving import LLM
-from nano_qwen3_serving.bench import WORKLOADS, Workload, run_workload
+from nano_qwen3_serving.bench import WORKLOADS, Workload, draw_for, run_workload
 from nano_qwen3_serving.ceilings import ceilings
 from nano_qwen3_serving.config import ModelConfig
 from nano_qwen3_serving.observe.files import write_atomically
@@ -36,6 +39,7 @@ from nano_qwen3_serving.observe.host import host
 from nano_qwen3_serving.observe.progress import track
 
 DECODES = ("decode-1", "decode-8", "decode-32")
+VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "3", "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}"}
 
 Measure = Callable[[], float]
 
@@ -78,6 +82,26 @@ def generate_batch_rate(peer: Any, workload: Workload, seed: int) -> float:
     return generated / seconds
 
 
+def vllm_rates(python: Path, model: Path, llm: LLM, seed: int) -> dict[str, float]:
+    """Tokens per second of vLLM in a new process, counted as the engine's are, for every workload."""
+    drawn = {name: draw_for(llm, workload, seed) for name, workload in WORKLOADS.items()}
+    asked = {name: {"prompts": prompts, "params": [
+        each | {"seed": None} for each in WORKLOADS[name].params(lengths, seed)]}  # on a CPU it cannot draw with one of its own
+             for name, (prompts, lengths) in drawn.items()}
+    script = Path(__file__).with_name("vllm_seconds.py")
+    done = subprocess.run(
+        [str(python), str(script), str(model)], input=json.dumps(asked), capture_output=True, text=True,
+        env={**os.environ, **VLLM_ENVIRONMENT}, check=False)
+    if done.returncode:
+        raise SystemExit(f"vLLM did not run: {python} {script} {model} failed\n{done.stderr[-2000:]}")
+    answer = json.loads(done.stdout)
+    rates = {}
+    for name, (prompts, lengths) in drawn.items():
+        tokens = sum(lengths) + (sum(map(len, prompts)) if name.startswith("prefill") else 0)
+        rates[f"vLLM {answer['version']} {name}"] = tokens / answer["seconds"][name]
+    return rates
+
+
 PEERS = {"decode-1": ("generate", generate_rate), "decode-32": ("generate_batch", generate_batch_rate)}
 
 
@@ -113,6 +137,9 @@ def ratios(rates: dict[str, float], limits: dict[str, float], config: ModelConfi
         key = f"transformers {peer} {name}"
         if key in rates:
             result[f"engine / transformers {peer}, {name}"] = rates[f"engine {name}"] / rates[key]
+    for key, rate in rates.items():
+        if key.startswith("vLLM ") and (mine := rates.get(f"engine {key.split()[-1]}")):
+            result[f"engine / {key}"] = mine / rate
     return result
 
 
@@ -140,8 +167,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     seed: int = 0,
     peers: Annotated[bool, typer.Option(help="Measure transformers, too.")] = True,
+    vllm: Annotated[Path | None, typer.Option(help="The Python of an environment with vLLM, to measure it, too.")] = None,
 ) -> None:
-    """Measure ceilings, a bare loop, transformers and this engine, interleaved."""
+    """Measure ceilings, a bare loop, transformers, vLLM and this engine, interleaved."""
     memory = memory_of_loading(model)
     llm = LLM(str(model), dtype="bfloat16", max_model_len=2048, max_num_seqs=64)
     run_workload(llm, WORKLOADS["quick"], seed)
@@ -155,6 +183,8 @@ def main(
     for _ in range(rounds):
         limits.append(ceilings())
         runs.append({name: todo[name]() for name in track(list(todo), "Measuring")})
+        if vllm is not None:
+            runs[-1] |= vllm_rates(vllm, model, llm, seed)
     config = llm.llm_engine.config.model
     report = {
         "ratios": medians_of([ratios(*both, config) for both in zip(runs, limits, strict=True)]),

@@ -54,10 +54,10 @@ class Workload:
         prompts = [shared + piece(rng.randint(*self.prompt)) for _ in range(self.requests)]
         return prompts, [rng.randint(*self.output) for _ in range(self.requests)]
 
-    def params(self, lengths: Sequence[int], seed: int) -> list[SamplingParams]:
-        """How each request chooses its tokens; the end of sequence is ignored."""
+    def params(self, lengths: Sequence[int], seed: int) -> list[dict[str, Any]]:
+        """How each request chooses its tokens, as arguments of `SamplingParams`; the end of sequence is ignored."""
         how = QWEN3 if self.sampled else {"temperature": 0.0}
-        return [SamplingParams(**how, seed=seed + i, max_tokens=n, ignore_eos=True, detokenize=False)
+        return [{**how, "seed": seed + i, "max_tokens": n, "ignore_eos": True, "detokenize": False}
                 for i, n in enumerate(lengths)]
 
 
@@ -88,6 +88,12 @@ def find_workload(name: str) -> Workload:
     return WORKLOADS[name]
 
 
+def draw_for(llm: LLM, workload: Workload, seed: int) -> tuple[list[list[int]], list[int]]:
+    """The workload's prompts in the model's vocabulary, and how many tokens each is to generate."""
+    text = llm.get_tokenizer().encode(inspect.getsource(step_loop)) if workload.text else ()
+    return workload.draw(llm.llm_engine.config.model.vocab_size, seed, text)
+
+
 def run_workload(
     llm: LLM, workload: Workload, seed: int = 0, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
@@ -97,9 +103,8 @@ def run_workload(
         Seconds in all, output and total tokens per second, medians of TTFT and of the mean ITL in
         seconds.
     """
-    text = llm.get_tokenizer().encode(inspect.getsource(step_loop)) if workload.text else ()
-    prompts, lengths = workload.draw(llm.llm_engine.config.model.vocab_size, seed, text)
-    params = workload.params(lengths, seed)
+    prompts, lengths = draw_for(llm, workload, seed)
+    params = [SamplingParams(**each) for each in workload.params(lengths, seed)]
     llm.llm_engine.reset_prefix_cache()
     started = clock()
     outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)

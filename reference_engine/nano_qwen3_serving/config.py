@@ -377,6 +377,7 @@ class EngineConfig:
     seed: int = 0
     max_logprobs: int = 20
     stream_interval: int = 1
+    stream_pause: float = 0.0
     max_num_queued_reqs: int | None = None
     log_stats: bool = True
     check_invariants: bool = False

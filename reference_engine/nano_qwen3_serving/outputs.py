@@ -89,7 +89,7 @@ class RequestOutput:
         finished: whether all of them are complete.
         metrics: when things happened.
         num_cached_tokens: tokens of the prompt that were found in the prefix cache.
-        block_indices: the KV blocks that its first completion held when it last ran.
+        block_indices: the KV blocks that its first completion held in its last step; none once it is preempted.
         error: why the request failed, with finish_reason "error"; async callers get it raised.
     """
 
@@ -121,8 +121,8 @@ class RequestOutput:
 class ListOfItsOwn:
     """An attribute that may be given as a tuple, which others share; read first, it becomes a list of the object's own.
 
-    An output is made for every token of a request, and few readers look at its prompt: to copy thousands of tokens for
-    each would cost more than the rest of the step.
+    An output is made for every token of a request, and few readers look at its prompt or its blocks: to copy thousands
+    of numbers for each would cost more than the rest of the step.
     """
 
     def __init__(self, name: str) -> None:
@@ -141,6 +141,7 @@ class ListOfItsOwn:
 
 
 RequestOutput.prompt_token_ids = ListOfItsOwn("prompt_token_ids")  # type: ignore[assignment]
+RequestOutput.block_indices = ListOfItsOwn("block_indices")  # type: ignore[assignment]
 
 
 def joined(old: CompletionOutput, new: CompletionOutput) -> CompletionOutput:

@@ -12,7 +12,10 @@ from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from nano_qwen3_serving.arguments import MAX_DEPTH
-from nano_qwen3_serving.sampling_params import SamplingParams, StructuredOutputsParams
+from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+UNCHANGEABLE = frozenset({type(None), bool, int, float, str, RequestOutputKind})
+"""Types of most sampling parameters; they need no copy."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +39,8 @@ def snapshot(value: Any) -> Any:
         if isinstance(part, (SamplingParams, StructuredOutputsParams)):
             with suppress(Exception):  # a subclass may refuse to be copied
                 twin = copy.copy(part)
-                twin.__dict__.update({key: copied(item, depth + 1) for key, item in list(vars(part).items())})
+                twin.__dict__.update({
+                    key: copied(item, depth + 1) for key, item in list(vars(part).items()) if type(item) not in UNCHANGEABLE})
                 return remember(part, twin)
         return part
 

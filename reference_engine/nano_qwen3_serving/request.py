@@ -71,7 +71,7 @@ class Request:
         grammar: where it stands in its structured output.
         prompt_logprobs: position → log-probabilities of the prompt's token there, if asked for.
         draft_token_ids: guesses at the tokens that follow, for its next step.
-        block_indices: its block table when it last ran.
+        block_indices: its block table in its last step; empty once it is preempted.
     """
 
     request_id: str
@@ -93,7 +93,7 @@ class Request:
     grammar: Grammar | None = None
     prompt_logprobs: dict[int, dict[int, Logprob]] = field(default_factory=dict)
     draft_token_ids: list[int] = field(default_factory=list)
-    block_indices: Sequence[int] = ()
+    block_indices: tuple[int, ...] = ()
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

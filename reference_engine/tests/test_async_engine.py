@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import pytest
 
 from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from nano_qwen3_serving.engine.mailbox import LoopPort
 from nano_qwen3_serving.exceptions import EngineDeadError, InvalidParametersError
 from nano_qwen3_serving.sampling_params import RequestOutputKind
 from nano_qwen3_serving.testing.doubles import (
@@ -177,3 +179,61 @@ async def test_more_completions_than_the_whole_queue_are_refused_at_once():
 def test_a_number_of_completions_beyond_reason_is_refused_before_anything_is_built():
     with pytest.raises(InvalidParametersError, match="n must be at most 16384, got 1000000000"):
         SamplingParams(n=10**9)
+
+
+class Bell:
+    """A mailbox of which only the bell is there."""
+
+    def __init__(self, name: str, woken: list[str]) -> None:
+        self._name, self._woken = name, woken
+
+    def ring(self) -> None:
+        self._woken.append(self._name)
+
+
+class HandWoundLoop:
+    """An event loop whose clock a test sets, and which runs nothing by itself."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.soon: list[Callable[[], None]] = []
+        self.later: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        self.later.append((when, callback))
+
+    def run_soon(self) -> None:
+        while self.soon:
+            self.soon.pop(0)()
+
+
+def test_mailboxes_of_a_loop_are_woken_once_a_pause_however_many_steps_there_are():
+    loop, woken = HandWoundLoop(), []
+    port = LoopPort(loop, pause=0.5)
+    mailboxes = [Bell(name, woken) for name in "AB"]
+    port.wake(mailboxes[:1])
+    loop.run_soon()
+    assert woken == ["A"] and not loop.later, "the first output does not wait"
+    for step in range(20):
+        loop.now += 0.01
+        port.wake(mailboxes if step % 2 else mailboxes[:1])
+        loop.run_soon()
+    assert woken == ["A"]
+    ((when, deliver),) = loop.later
+    assert when == 100.5
+    loop.now = when
+    deliver()
+    assert sorted(woken) == ["A", "A", "B"]
+    loop.now += 0.5
+    port.wake(mailboxes[1:])
+    loop.run_soon()
+    assert sorted(woken) == ["A", "A", "B", "B"] and len(loop.later) == 1

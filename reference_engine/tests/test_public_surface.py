@@ -41,8 +41,9 @@ ENGINE_DEFAULTS = {
     "block_size": None, "enable_prefix_caching": None, "gpu_memory_utilization": 0.92,
     "kv_cache_memory_bytes": None, "num_gpu_blocks_override": None, "max_num_batched_tokens": None,
     "max_num_seqs": None, "enable_chunked_prefill": None, "enforce_eager": False, "tensor_parallel_size": 1,
-    "scheduling_policy": "fcfs", "max_logprobs": 20, "stream_interval": 1, "max_num_queued_reqs": None,
-    "disable_log_stats": False, "hf_overrides": {}, "quantization": None, "speculative_config": None, "device": "auto",
+    "scheduling_policy": "fcfs", "max_logprobs": 20, "stream_interval": 1, "stream_pause": 0.0,
+    "max_num_queued_reqs": None, "disable_log_stats": False, "hf_overrides": {},
+    "quantization": None, "speculative_config": None, "device": "auto",
 }  # fmt: skip
 
 
@@ -256,7 +257,8 @@ def test_what_none_means_is_decided_once_and_is_vllms():
         ("num_gpu_blocks_override", 0), ("max_num_batched_tokens", 0), ("max_num_seqs", 0), ("max_num_seqs", True),
         ("enable_chunked_prefill", "yes"), ("long_prefill_token_threshold", -1), ("enforce_eager", 1),
         ("tensor_parallel_size", 2), ("tensor_parallel_size", 0), ("scheduling_policy", "random"),
-        ("max_logprobs", -2), ("stream_interval", 0), ("max_num_queued_reqs", 0), ("disable_log_stats", None),
+        ("max_logprobs", -2), ("stream_interval", 0), ("stream_pause", -1), ("max_num_queued_reqs", 0),
+        ("disable_log_stats", None),
         ("quantization", "awq"), ("speculative_config", {}), ("check_invariants", 1),
         ("hf_overrides", None), ("hf_overrides", "yarn"),
     ],

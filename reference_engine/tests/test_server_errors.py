@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -15,7 +15,7 @@ from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.server.app import create_app
 from nano_qwen3_serving.server.serving import Limits
 from nano_qwen3_serving.testing.doubles import double_components
-from nano_qwen3_serving.testing.loopback import Wire, served
+from nano_qwen3_serving.testing.loopback import Wire, served, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -374,3 +374,31 @@ def test_two_apps_in_one_process_know_nothing_of_each_other():
         counts = {url: httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer k"}).text for url in (one, two)}
         assert 'vllm:generation_tokens_total{model_name="c"} 3.0' in counts[two]
         assert 'vllm:generation_tokens_total{model_name="a"} 0.0' in counts[one]
+
+
+# -- connections --
+
+
+def test_a_connection_too_many_is_refused_until_another_one_ends(course_server):
+    with served(create_app(course_server.engine), max_connections=3) as url:
+        open_ones = [Wire(url) for _ in range(3)]
+        for wire in open_ones:
+            wire.send(wire.request(GOOD))
+            assert wire.answer()[0] == 200
+        with Wire(url) as refused:
+            status, headers, body = refused.answer()
+            assert (status, body["error"]["code"]) == (503, "too_many_connections") and headers["retry-after"] == "1"
+        open_ones.pop().close()
+        wait_until(lambda: asks(url) == 200, "the place of a closed connection stays taken")
+        for wire in open_ones:
+            wire.send(wire.request(GOOD))
+            assert wire.answer()[0] == 200, "who was there before goes on"
+            wire.close()
+
+
+def asks(url: str) -> int:
+    """The status of one good request on a new connection; 0 if the server closed it before."""
+    with Wire(url) as wire, suppress(OSError, IndexError):
+        wire.send(wire.request(GOOD))
+        return wire.answer()[0]
+    return 0

@@ -66,6 +66,8 @@ class EngineArgs:
         scheduling_policy: "fcfs", or "priority": the smaller number first.
         max_logprobs: the most log-probabilities a request may ask for; -1 is no bound.
         stream_interval: tokens between two outputs of a stream.
+        stream_pause: seconds between two deliveries of outputs to an event loop; a stream's outputs of the time between arrive
+            as one. Async engines only.
         max_num_queued_reqs: requests that may wait; None is no bound. Async engines only.
         disable_log_stats: no statistics in the log.
         enforce_eager: accepted as in vLLM; there are no graphs to switch off yet.
@@ -108,6 +110,7 @@ class EngineArgs:
     scheduling_policy: str = "fcfs"
     max_logprobs: int = 20
     stream_interval: int = 1
+    stream_pause: float = 0.0
     max_num_queued_reqs: int | None = None
     disable_log_stats: bool = False
     quantization: str | None = None
@@ -140,6 +143,7 @@ class EngineArgs:
             if getattr(self, name) is not None:
                 check_bool(name, getattr(self, name))
         check_float("gpu_memory_utilization", self.gpu_memory_utilization, low=0, high=1, open_low=True)
+        check_float("stream_pause", self.stream_pause, low=0, high=60)
         check_choice("scheduling_policy", self.scheduling_policy, ["fcfs", "priority"])
         check_choice("dtype", self.dtype, ["auto", *DTYPES])
         if not isinstance(self.hf_overrides, dict):
@@ -180,6 +184,7 @@ class EngineArgs:
             seed=self.seed,
             max_logprobs=self.max_logprobs,
             stream_interval=self.stream_interval,
+            stream_pause=self.stream_pause,
             max_num_queued_reqs=self.max_num_queued_reqs,
             log_stats=not self.disable_log_stats,
             check_invariants=self.check_invariants,

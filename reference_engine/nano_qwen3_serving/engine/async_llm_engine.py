@@ -387,7 +387,7 @@ class AsyncLLMEngine:
     def _port(self) -> LoopPort:
         """The way to the event loop that runs here."""
         loop = asyncio.get_running_loop()
-        return self._ports.setdefault(loop, LoopPort(loop))
+        return self._ports.setdefault(loop, LoopPort(loop, self.engine.config.stream_pause))
 
     def _own_id(self, request_id: str, count: int) -> str:
         """The caller's id, or with a number if it, or one of its members', is in flight already."""

@@ -7,6 +7,7 @@ consumer has not fetched is merged with what came since, so nothing grows withou
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import weakref
 from concurrent.futures import Future
@@ -19,10 +20,17 @@ class LoopPort:
     """Wakes mailboxes of one event loop; at most one wake-up is on its way at any time.
 
     It does not keep the loop alive: an engine may see many loops come and go.
+
+    Args:
+        loop: whose mailboxes they are.
+        pause: seconds between two wake-ups. Steps of a small model take less, and to wake every consumer for every token
+            would take the interpreter away from the steps.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, pause: float = 0.0) -> None:
         self._loop = weakref.ref(loop)
+        self._pause = pause
+        self._last = -math.inf  # when mailboxes were last woken, on the loop's clock
         self._lock = threading.Lock()
         self._to_wake: set[Mailbox] = set()
 
@@ -37,12 +45,23 @@ class LoopPort:
         if on_its_way:
             return True
         try:
-            loop.call_soon_threadsafe(self._deliver)
+            loop.call_soon_threadsafe(self._deliver_in_time)
         except RuntimeError:
             return False
         return True
 
+    def _deliver_in_time(self) -> None:
+        loop, due = self._loop(), self._last + self._pause
+        assert loop is not None  # it runs us
+        if loop.time() < due:
+            loop.call_at(due, self._deliver)
+        else:
+            self._deliver()
+
     def _deliver(self) -> None:
+        loop = self._loop()
+        assert loop is not None
+        self._last = loop.time()
         with self._lock:
             mailboxes, self._to_wake = self._to_wake, set()
         for mailbox in mailboxes:

@@ -117,9 +117,9 @@ class Group:
         """Whether every sequence is complete."""
         return None not in [s.finish_reason for s in self.sequences]
 
-    def output(self) -> RequestOutput | None:
-        """What to show the caller now, if there is anything."""
-        first, finished = self.sequences[0].request, self.finished
+    def output(self, finished: bool) -> RequestOutput | None:
+        """What to show the caller now, if there is anything; `finished` is the property, asked once."""
+        first = self.sequences[0].request
         kind = first.params.output_kind
         if kind is RequestOutputKind.FINAL_ONLY and not finished:
             return None
@@ -137,7 +137,7 @@ class Group:
             metrics=self.metrics(),
             num_cached_tokens=first.num_cached_tokens,
             error=self.error,
-            block_indices=list(first.block_indices),
+            block_indices=first.block_indices,  # type: ignore[arg-type]  # likewise
         )
 
     def _is_due(self, news: Sequence[Completion]) -> bool:
@@ -265,10 +265,11 @@ class OutputProcessor:
         """The groups' outputs; forgets those that are finished."""
         outputs = []
         for group in groups:
-            output = group.output()
+            finished = group.finished
+            output = group.output(finished)
             if output is not None:
                 outputs.append(output)
-            if group.finished:
+            if finished:
                 if output is not None:
                     self._on_end(output, [s.finish_reason or "" for s in group.sequences])
                 del self._groups[group.request_id]

@@ -75,10 +75,16 @@ class StepWatch:
         return result
 
     def updated(self, updates: list[RequestUpdate]) -> list[RequestUpdate]:
-        """`updates`; the step's times and blocks are noted on its requests, before anything of them is shown."""
+        """`updates`; the step's times and blocks are noted on its requests, before anything of them is shown.
+
+        A table only grows while its request runs, so it is copied when it is longer than before: outputs share the copy.
+        """
+        for request in self._batch.preempted:
+            request.block_indices = ()
         for chunk in self._batch.chunks:
             request = chunk.request
-            request.block_indices = chunk.block_table
+            if len(request.block_indices) != len(chunk.block_table):
+                request.block_indices = tuple(chunk.block_table)
             request.metrics.scheduled_ts = request.metrics.scheduled_ts or self._scheduled
         for update in updates:
             metrics = update.request.metrics

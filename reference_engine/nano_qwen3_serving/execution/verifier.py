@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, chain
 
 from torch import Tensor
 
@@ -32,48 +31,27 @@ class SamplingVerifier:
     def verify(
         self, logits: Tensor, rows: Sequence[SamplingRow], drafts: Sequence[Sequence[int]]
     ) -> tuple[list[list[int]], list[list[dict[int, Logprob]] | None]]:
-        """The tokens that follow each row's output: the drafts that stand, and one more.
-
-        Args:
-            logits: [sum(len(d) + 1 for d in drafts), vocab_size], not changed. Those of a row lie together: after its
-                last known token, then after each of its drafts.
-            rows: one for each request.
-            drafts: guesses at its next tokens, perhaps none.
-
-        Returns:
-            For each row its 1 to len(drafts) + 1 tokens, and their log-probabilities if it asked for them.
-        """
-        kept: list[int] = []  # rows of the logits at which a token is drawn
-        places: list[SamplingRow] = []
-        counts: list[int] = []
-        first = 0
-        for row, guesses in zip(rows, drafts, strict=True):
-            along = rows_along(row, guesses) if guesses else [row]
-            kept += range(first, first + len(along))
-            places += along
-            counts.append(len(along))
-            first += len(guesses) + 1
+        """As `Verifier.verify`; a draft is accepted if it is the token drawn in its place."""
+        if not any(drafts):
+            chosen, logprobs = self._sampler.sample(logits, rows)
+            return [[token] for token in chosen], [None if entry is None else [entry] for entry in logprobs]
+        along = [rows_along(row, guesses) for row, guesses in zip(rows, drafts, strict=True)]
+        firsts = list(accumulate((len(guesses) + 1 for guesses in drafts[:-1]), initial=0))
+        kept = [first + i for first, places in zip(firsts, along, strict=True) for i in range(len(places))]
         try:
-            chosen, logprobs = self._sampler.sample(logits if len(kept) == len(logits) else logits[kept], places)
+            chosen, logprobs = self._sampler.sample(logits[kept], list(chain.from_iterable(along)))
         except Exception:
-            if not any(drafts):
-                raise
-            return self._without(logits, rows, drafts)
+            return self.verify(logits[firsts], rows, [()] * len(rows))  # a wrong draft may lead to where nothing can be drawn
         tokens: list[list[int]] = []
         result: list[list[dict[int, Logprob]] | None] = []
         start = 0
-        for guesses, count in zip(drafts, counts, strict=True):
-            end = start + 1 + num_equal(chosen[start : start + count - 1], guesses)
+        for guesses, places in zip(drafts, along, strict=True):
+            end = start + 1 + num_equal(chosen[start : start + len(places) - 1], guesses)
             tokens.append(chosen[start:end])
             asked = [entry for entry in logprobs[start:end] if entry is not None]
             result.append(asked or None)
-            start += count
+            start += len(places)
         return tokens, result
-
-    def _without(self, logits: Tensor, rows: Sequence[SamplingRow], drafts: Sequence[Sequence[int]]) -> Any:
-        """The same, with no draft looked at: a wrong one may lead to where nothing can be drawn."""
-        firsts = list(accumulate((len(guesses) + 1 for guesses in drafts[:-1]), initial=0))
-        return self.verify(logits[firsts], rows, [()] * len(rows))
 
 
 def rows_along(row: SamplingRow, drafts: Sequence[int]) -> list[SamplingRow]:

@@ -168,6 +168,8 @@ class BlockManager:
             Whether there were enough blocks.
         """
         holding = self._holdings.get(request_id)
+        if holding is not None and num_tokens <= len(holding.table) * self.block_size:
+            return True  # as in most steps of a request that decodes
         shared = self._match(request_id, cached_prefix, salt) if holding is None else []
         missing = self.blocks_for(num_tokens) - len(shared if holding is None else holding.table)
         if missing > self.num_free_blocks - sum(entry.block_id in self._evictable for entry in shared):

@@ -1,6 +1,6 @@
 """`create_app`: an engine as a web application.
 
-Knows the routes; each hands on at once to what does the work. Ten apps can live in one process.
+Knows the routes; each of them leaves the work to another module. Ten apps can live in one process.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def create_app(
     allowed_hosts: Sequence[str] | None = None,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
 ) -> FastAPI:
-    """An app that serves `engine`. Everything that it knows hangs on `app.state.serving`; shut the engine down yourself.
+    """An app that serves `engine`. All its state is in `app.state.serving`; the caller shuts the engine down.
 
     Args:
-        engine: may serve others besides, and other apps.
-        served_model_names: under which clients know the model; by default the engine's own name of it.
+        engine: other callers and other apps may use it at the same time.
+        served_model_names: the names that clients use for the model; by default the engine's name for it.
         api_key: what clients must send as `Authorization: Bearer KEY`; None lets everybody in.
-        allowed_origins: of pages whose scripts may read answers (CORS); by default of none but the app's own.
+        allowed_origins: origins of pages whose scripts may read answers (CORS); by default only the app's own page may.
         allowed_hosts: names by which clients may call the server; None is any. See `KnownHosts`.
         limits: of each request.
     """
@@ -113,7 +113,7 @@ class Call(Protocol):
 async def answered(
     serving: Serving, http: Request, begin: Coroutine[Any, Any, Call], streams: bool, framed: Framing = events,
 ) -> Response:
-    """The answer to a call that is begun now. Its requests end with it, or with its client's connection."""
+    """Begins a call and answers it. Its requests end with the answer, or with the client's connection."""
     try:
         call = await unless_gone(http.receive, begin)
         if streams:
@@ -121,17 +121,17 @@ async def answered(
         async with call.running:
             return JSONResponse(await unless_gone(http.receive, call.answer()))
     except ClientGoneError:
-        return Response(status_code=499)  # nginx's number for it, in the log; nobody reads this answer
+        return Response(status_code=499)  # nginx's status for a closed connection, for the log; nobody reads this answer
 
 
 def check_stream_options(request: SamplingFields | ResponsesRequest) -> None:
-    """Refuses options of a stream that is none."""
+    """Refuses `stream_options` without `stream`."""
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options needs stream=true", "invalid_value", "stream_options")
 
 
 def openai_routes(serving: Serving) -> APIRouter:
-    """What clients of OpenAI's call."""
+    """The routes of OpenAI's API."""
     routes = APIRouter(responses=ERRORS)
 
     @routes.post("/v1/completions", responses=or_stream(CompletionReply))
@@ -171,7 +171,7 @@ def openai_routes(serving: Serving) -> APIRouter:
 
 
 def server_routes(serving: Serving) -> APIRouter:
-    """What there is besides, as in vLLM."""
+    """The other routes, as in vLLM."""
     routes = APIRouter(responses=ERRORS)
     engine = serving.engine
 

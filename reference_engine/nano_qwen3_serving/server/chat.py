@@ -31,7 +31,7 @@ from nano_qwen3_serving.server.tools import callable_functions, check_tools
 
 
 async def begin_chat(serving: Serving, request: ChatRequest, request_id: str) -> ChatCall:
-    """Queues what the request asks for. Raises what is wrong with it."""
+    """Queues the request. Raises an error that names the field that is wrong."""
     with named_as_in(request):
         params = chat_params(request, serving.engine.engine.config.model.generation_defaults)
         order = Order(request_id, params, request.priority, request.cache_salt, serving.limits.request_seconds)
@@ -41,7 +41,7 @@ async def begin_chat(serving: Serving, request: ChatRequest, request_id: str) ->
 
 @contextmanager
 def named_as_in(request: ChatRequest) -> Iterator[None]:
-    """Errors name this body's fields, where the engine has other names."""
+    """Renames the fields in errors: the engine has other names for them than the body."""
     names = {"prompt": "messages", "logprobs": "top_logprobs"}
     if request.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
@@ -53,11 +53,11 @@ def named_as_in(request: ChatRequest) -> Iterator[None]:
 
 
 def conversation_of(request: ChatRequest) -> Conversation:
-    """What the request wants answered.
+    """The conversation that the request asks about.
 
-    With tool_choice="none" the model is shown the tools all the same: they stand where a prompt begins, and without them nothing
-    of the conversation would be found in the prefix cache. A call that is forced is one, unless parallel_tool_calls=true: a
-    model that knows no end would call for ever.
+    With tool_choice="none" the prompt has the tools all the same: they stand at its beginning, so without them nothing
+    of the conversation would be found in the prefix cache. A forced answer is a single call, unless parallel_tool_calls=true: a
+    model that does not know when to stop would call for ever.
     """
     tools = request.tools or []
     check_tools(tools)
@@ -74,7 +74,7 @@ def conversation_of(request: ChatRequest) -> Conversation:
 
 
 def templated(fields: TemplateFields, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> Conversation:
-    """A conversation as `fields` want it rendered."""
+    """A conversation, to be rendered as `fields` say."""
     continued = fields.continue_final_message is True
     return Conversation(
         [as_templates_know_it(message) for message in messages], tools,
@@ -84,7 +84,7 @@ def templated(fields: TemplateFields, messages: Sequence[dict[str, Any]], tools:
 
 
 def as_templates_know_it(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's newer name of the system is `developer`; Qwen's templates have the older one."""
+    """Renames the role `developer`, OpenAI's newer word for `system`: Qwen's templates know the older one."""
     return {**message, "role": "system"} if message.get("role") == "developer" else message
 
 

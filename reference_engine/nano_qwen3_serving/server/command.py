@@ -43,6 +43,8 @@ def serve(
     enforce_eager: Annotated[bool, typer.Option(help="As in vLLM; changes nothing here.", rich_help_panel=ENGINE)] = False,
     stream_interval: Annotated[int, typer.Option(
         min=1, help="Tokens in a piece of a stream, after the first.", rich_help_panel=ENGINE)] = 1,
+    stream_pause: Annotated[float, typer.Option(
+        min=0, help="Seconds between two pieces of a stream, at least.", rich_help_panel=ENGINE)] = 0.01,
     seed: Annotated[int, typer.Option(help="Of requests that bring none.", rich_help_panel=ENGINE)] = 0,
     host: Annotated[str, typer.Option(
         help="0.0.0.0 lets other machines in; give an --api-key then.", rich_help_panel=NETWORK)] = "127.0.0.1",
@@ -56,6 +58,8 @@ def serve(
     uvicorn_log_level: Annotated[str, typer.Option(help="info shows each request.", rich_help_panel=NETWORK)] = "warning",
     max_num_queued_reqs: Annotated[int, typer.Option(min=1, help="Requests that may wait.", rich_help_panel=BOUNDS)] = 1000,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Of a request.", rich_help_panel=BOUNDS)] = 4 << 20,
+    max_connections: Annotated[int, typer.Option(
+        min=1, help="Open at once, of all clients.", rich_help_panel=BOUNDS)] = 2048,
     request_timeout: Annotated[float, typer.Option(help="Seconds, waiting included.", rich_help_panel=BOUNDS)] = 600.0,
     drain_timeout: Annotated[float, typer.Option(
         min=0, help="Seconds that running requests get to finish when the server is stopped.", rich_help_panel=BOUNDS)] = 30.0,
@@ -69,10 +73,11 @@ def serve(
          "num_gpu_blocks_override": num_gpu_blocks_override, "gpu_memory_utilization": gpu_memory_utilization,
          "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens,
          "scheduling_policy": scheduling_policy, "enable_prefix_caching": enable_prefix_caching,
-         "enforce_eager": enforce_eager, "stream_interval": stream_interval, "seed": seed,
+         "enforce_eager": enforce_eager, "stream_interval": stream_interval, "stream_pause": stream_pause,
+         "seed": seed,
          "max_num_queued_reqs": max_num_queued_reqs},
         host=host, port=port, log_level=uvicorn_log_level, drain_seconds=drain_timeout, announce=announce,
-        body_bytes=max_body_bytes, request_seconds=request_timeout,
+        body_bytes=max_body_bytes, request_seconds=request_timeout, connections=max_connections,
         served_model_names=served_model_name or (), api_key=api_key, allowed_origins=listed("allowed_origins", allowed_origins),
         allowed_hosts=names_of(host, api_key, listed("allowed_hosts", allowed_hosts)))
     raise typer.Exit(0 if is_clean else 1)

@@ -34,7 +34,7 @@ def prompts_of(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Pr
 
 
 async def begin_completion(serving: Serving, request: CompletionRequest, request_id: str) -> CompletionCall:
-    """Queues what the request asks for. Raises what is wrong with it."""
+    """Queues the request. Raises an error that names the field that is wrong."""
     params = completion_params(request, serving.engine.engine.config.model.generation_defaults)
     order = Order(request_id, params, request.priority, request.cache_salt, serving.limits.request_seconds)
     running = await begin(serving.engine, prompts_of(request.prompt), order)
@@ -87,7 +87,7 @@ class CompletionCall:
                 "model": self.request.model or self.serving.names[0], "choices": choices}
 
     def _choice(self, number: int, output: RequestOutput, new: CompletionOutput, shown: Shown) -> dict[str, Any]:
-        """What is new of one completion, after the prompt if the client wants that back."""
+        """The new part of one completion, after the prompt if the client asked for that."""
         tokenizer = self.serving.engine.get_tokenizer()
         pieces = [piece_of(new)]
         if self.request.echo and not shown.begun:

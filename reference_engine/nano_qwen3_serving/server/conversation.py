@@ -19,12 +19,12 @@ from nano_qwen3_serving.server.parsers import Delta, OutputParser, ToolCallArgum
 from nano_qwen3_serving.server.tools import Thoughts, calls_grammar, check_tools, with_calls_as_templates_know_them
 
 OF_THE_CALL = ("self", "messages", "tokenize", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
-"""Names that are no switches of a template. A template of the client's own would be its program on our machine."""
+"""Names that a client may not use as switches. With a template of its own a client would run a program on the server."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What there is to answer.
+    """The conversation to be answered.
 
     Attributes:
         messages: dicts as `LLM.chat` takes them.
@@ -48,7 +48,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Part:
-    """What is new of one of n answers.
+    """The new part of one of n answers.
 
     Attributes:
         index: which of them.

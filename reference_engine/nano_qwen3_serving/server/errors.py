@@ -62,12 +62,12 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The whole answer. It is ASCII: a caller's half of a surrogate pair may be quoted in it, and has no UTF-8."""
+        """The whole answer. It is ASCII: it may quote half of a surrogate pair, which UTF-8 cannot encode."""
         return Response(json.dumps(self.body()), self.status, self.headers, "application/json")
 
 
 def api_error(error: Exception) -> ApiError:
-    """What is answered when a request raised `error`."""
+    """The answer to a request that raised `error`."""
     match error:
         case ApiError():
             return error
@@ -91,19 +91,19 @@ def api_error(error: Exception) -> ApiError:
 
 
 def draining_error() -> ApiError:
-    """What is answered while a server waits for its last requests."""
+    """The answer to new requests while the server waits for its last ones."""
     return ApiError(503, "the server is about to stop and takes no new requests; ask another one, or this one later",
                     "draining", kind=SERVER_ERROR, headers={"Retry-After": "5", "Connection": "close"})
 
 
 def of_http(error: HTTPException) -> ApiError:
-    """What the framework and the guards raise: no such route, a body that is no JSON, or one that is too large."""
+    """The answer to what the framework and the guards raise: no such route, a body that is not JSON, or one that is too large."""
     code, message = FRAMEWORKS.get(error.status_code, ("http_error", ""))
     return ApiError(error.status_code, message or str(error.detail), code, headers=dict(error.headers or {}))
 
 
 def of_validation(error: RequestValidationError) -> ApiError:
-    """A body that does not have the fields, or the types, that a route takes: the first that is wrong, by name."""
+    """The answer to a body with wrong fields or types: it names the first one."""
     problems = error.errors()
     first = problems[0]
     place, raised = list(first["loc"]), first.get("ctx", {}).get("error")
@@ -127,12 +127,12 @@ def of_validation(error: RequestValidationError) -> ApiError:
 
 
 def spelled(place: Sequence[str | int]) -> str:
-    """A place in a body as one writes it: `messages[0].content`."""
+    """A place in a body, in the usual notation: `messages[0].content`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
 def value_at(body: Any, place: Sequence[str | int], otherwise: Any) -> Any:
-    """What stands at a place in a body, if that can be found."""
+    """The value at a place in a body, if there is one."""
     try:
         for part in place:
             body = body[part]
@@ -142,7 +142,7 @@ def value_at(body: Any, place: Sequence[str | int], otherwise: Any) -> Any:
 
 
 def answer_with_errors(app: FastAPI) -> None:
-    """Has `app` answer in this shape, whatever its routes raise on purpose. `Guard` answers for the rest."""
+    """Makes `app` answer in this shape when its routes raise an error on purpose. `Guard` answers all other exceptions."""
 
     async def answer(request: Request, error: Exception) -> Response:
         return api_error(error).response()

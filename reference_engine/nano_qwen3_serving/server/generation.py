@@ -1,4 +1,4 @@
-"""What one call of the API has the engine do: one request or several, begun together and ended together.
+"""The engine's requests for one call of the API: one or several, begun together and ended together.
 
 Knows the engine's streams and counts tokens; knows nothing of HTTP, JSON or chat.
 """
@@ -88,7 +88,7 @@ class Running:
             await stream.aclose()
 
     async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """What comes, whichever request it comes from, with the number of its prompt.
+        """Each output as it comes, with the number of the prompt that it belongs to.
 
         Raises:
             GenerationError, RequestTimeoutError, EngineDeadError: one of the requests ended so; the others are aborted.

@@ -1,4 +1,4 @@
-"""What stands before the routes: who may come in, how much they may send, and whether anybody is served at all.
+"""What stands in front of the routes: who may come in, how much a client may send, and whether requests are taken at all.
 
 Knows headers and bytes; knows nothing of what is asked.
 """
@@ -32,7 +32,7 @@ CLOSE = {"Connection": "close"}  # what is left of a body would be taken for the
 class Numbered:
     """Names each request, counts it, and says its name in the answer: the client's `X-Request-Id`, or a new one.
 
-    Answers, too, for what failed behind it without being meant to.
+    It also answers requests in which an exception was not caught.
     """
 
     def __init__(self, app: ASGIApp, counts: HttpCounts) -> None:
@@ -111,9 +111,9 @@ class KeyRequired:
 
 
 class Admission:
-    """Counts the requests that have work done, and takes none while the server drains.
+    """Counts the requests in progress, and refuses new ones while the server drains.
 
-    Questions about the server itself, those that only GET, are answered to the end.
+    GET requests, which only ask about the server, are answered to the end.
     """
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
@@ -173,7 +173,7 @@ class BodyReader:
         self.refused = False
 
     async def receive(self) -> Message:
-        """The next piece, and behind the last whatever else happens. Raises `HTTPException` instead of one too many."""
+        """The next piece of the body; after the last one, any later message. Raises `HTTPException` if the body is too large."""
         if self._complete:
             return await self._receive()  # a client that waits for its answer may wait as long as it likes
         self._check(self._declared)

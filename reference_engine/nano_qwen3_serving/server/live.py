@@ -1,8 +1,8 @@
 """The last steps of a running engine, for any number of readers.
 
 Knows the flight recorder's records and event loops; knows nothing of HTTP. There is one ring of records and no buffer
-per reader: a reader is a place in the ring. One that is slower than the engine is overtaken, and told how many steps
-it missed; so nothing grows, and the step thread waits for nobody.
+per reader: a reader is a place in the ring. A reader that is slower than the engine is overtaken, and told how many steps
+it missed; so nothing grows, and the step thread never waits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Event = tuple[str, dict[str, Any]]
 
 
 class Reader:
-    """Somebody who follows the steps: what wakes them on their event loop, and the step they want next."""
+    """A reader of the steps: what wakes it on its event loop, and the step that it wants next."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, at: int) -> None:
         self.port = LoopPort(loop)
@@ -37,8 +37,8 @@ class LiveSteps(EngineObserver):
     """Keeps the records of the last steps, and lets readers on any thread and event loop follow them.
 
     A record is the flight recorder's, and `cached_blocks` with it: the blocks that nobody holds and whose content is
-    known. Without readers a step costs its record, and nothing else. Steps that it does not hear, because it is not among the
-    engine's observers, are missing without a gap: `forget()` what is kept before it hears of steps again.
+    known. Without readers a step costs its record, and nothing else. Steps that happen while it is not among the engine's
+    observers are missing without a gap, so call `forget()` before it is added again.
 
     Args:
         keep: how many records are kept. A reader begins with them.
@@ -54,7 +54,7 @@ class LiveSteps(EngineObserver):
         self._closed = False
 
     def on_step(self, step: StepRecord) -> None:
-        """Keeps the step's record, and wakes who waits for it."""
+        """Keeps the step's record, and wakes the readers that wait for it."""
         record = record_of(step, self._count) | {"cached_blocks": getattr(step.block_manager, "evictable_blocks", [])}
         with self._lock:
             self._ring.append(record)
@@ -87,7 +87,7 @@ class LiveSteps(EngineObserver):
         self._wake(readers)
 
     async def follow(self) -> AsyncGenerator[Event, None]:
-        """What happened and what happens: `("step", record)`, the oldest record first.
+        """Past and coming steps: `("step", record)`, the oldest record first.
 
         A reader that was overtaken gets `("gap", {"missed": number of steps})` before the next step. The iteration ends
         after `close()`. Cancelled, or closed with `aclose()`, the reader is forgotten at once.

@@ -42,7 +42,7 @@ class LoadPlan:
         rate: requests a second, of an open loop; their times are drawn.
         concurrency: requests in flight, of a closed loop: each one that ends makes room for the next.
         timeout: seconds until a request is given up.
-        seed: of prompts, lengths and times.
+        seed: of the drawn prompts, lengths and times.
 
     Without `rate` and `concurrency` all requests are sent at once.
     """
@@ -67,14 +67,14 @@ class LoadPlan:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a server says of itself: the model's name, and its version if it says one."""
+    """A server's own account: the model's name, and the server's version if it gives one."""
 
     name: str
     version: str | None
 
 
 class LoadClient:
-    """Asks one server, and notes when what came. To be entered; leaving it closes all connections.
+    """Sends requests to one server, and notes when each piece came. An asynchronous context; leaving it closes all connections.
 
     Args:
         connect: makes a client for one connection. httpx looks at every connection of a client for each request, so
@@ -99,7 +99,7 @@ class LoadClient:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[httpx.AsyncClient]:
-        """One that nobody uses: the last that became free, or a new one."""
+        """An idle connection: the last that became free, or a new one."""
         http = self._idle.pop() if self._idle else await self._all.enter_async_context(self._connect())
         try:
             yield http
@@ -156,7 +156,7 @@ class LoadClient:
 
 
 def beginning(text: bytes) -> str:
-    """As much of what a server said as one wants to read."""
+    """The beginning of a server's text, short enough to read."""
     return " ".join(text[:DETAIL_BYTES].decode("utf-8", "replace").split())
 
 
@@ -183,7 +183,7 @@ Ask = Callable[[Body, float], Coroutine[Any, Any, None]]
 
 
 async def open_loop(orders: Sequence[Body], arrivals: Sequence[float], ask: Ask, now: Callable[[], float]) -> None:
-    """Asks for each when it is due, `arrivals` seconds from the beginning, whatever became of the others."""
+    """Sends each request when it is due, `arrivals` seconds from the beginning, whether or not others were answered."""
     async with asyncio.TaskGroup() as asking:
         for order, arrival in zip(orders, arrivals, strict=True):
             await asyncio.sleep(max(arrival - now(), 0))
@@ -191,7 +191,7 @@ async def open_loop(orders: Sequence[Body], arrivals: Sequence[float], ask: Ask,
 
 
 async def closed_loop(orders: Iterable[Body], concurrency: int, ask: Ask, now: Callable[[], float]) -> None:
-    """Asks for as many at once as `concurrency` says; the next is due when one has ended."""
+    """Keeps `concurrency` requests in flight; the next is due when one has ended."""
     waiting = iter(orders)
 
     async def one_after_the_other() -> None:
@@ -202,7 +202,7 @@ async def closed_loop(orders: Iterable[Body], concurrency: int, ask: Ask, now: C
 
 
 async def run_plan(client: LoadClient, plan: LoadPlan, orders: Sequence[Body], show_progress: bool = True) -> list[Sample]:
-    """Asks for all of them, as the plan says. Cancelling it closes every connection."""
+    """Sends all requests, as the plan says. Cancelling it closes every connection."""
     samples: list[Sample] = []
     with progress_bar(show_progress) as bar:
         task = bar.add_task("Requests", total=len(orders), note="")
@@ -220,7 +220,7 @@ async def run_plan(client: LoadClient, plan: LoadPlan, orders: Sequence[Body], s
 
 
 async def find_model(http: httpx.AsyncClient, wanted: str | None) -> ServedModel:
-    """What is served. Raises an `EngineError` if nobody listens, or somebody else does."""
+    """The model that is served. Raises an `EngineError` if no server listens, or one that is not OpenAI's kind."""
     listed = await fetched(http, "/v1/models")
     try:
         names = [str(card["id"]) for card in listed["data"]]
@@ -237,7 +237,7 @@ async def find_model(http: httpx.AsyncClient, wanted: str | None) -> ServedModel
 
 
 async def fetched(http: httpx.AsyncClient, path: str, body: Body | None = None) -> Any:
-    """The JSON that a path answers. Raises an `EngineError` that says what came instead."""
+    """The JSON at a path. Raises an `EngineError` that quotes any other answer."""
     where = f"{http.base_url}".rstrip("/")
     try:
         response = await http.request("GET" if body is None else "POST", path, json=body, timeout=CONNECT_SECONDS)
@@ -284,9 +284,9 @@ async def load(
     url: str, plan: LoadPlan, limits: LatencyLimits, *, model: str | None = None, api_key: str | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Asks a server as the plan says; what was measured, and under which conditions.
+    """Sends a server the plan's requests; returns what was measured, and under which conditions.
 
-    One request that is not counted goes first: it warms the server up, and shows that it takes token ids.
+    A first request is not counted: it warms the server up, and shows that it accepts token ids.
 
     Args:
         url: of the server.
@@ -295,7 +295,7 @@ async def load(
         api_key: sent with every request.
 
     Raises:
-        EngineError: nobody listens at `url`, or something else does; `url` is no address.
+        EngineError: `url` is not an address, or no server of OpenAI's kind listens there.
     """
     connect = connector(url, api_key)
     async with connect() as http, LoadClient(connect, plan.timeout) as client:

@@ -1,4 +1,4 @@
-"""What a load test's requests met with, as numbers: percentiles, throughput, goodput, failures by kind.
+"""The results of a load test as numbers: percentiles, throughput, goodput, failures by kind.
 
 Knows times and counts that were taken; knows nothing of clocks, connections or servers.
 """
@@ -36,7 +36,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 @dataclass
 class Sample:
-    """What one request met with. Times are seconds since the run began.
+    """One request's result. Times are seconds since the run began.
 
     Attributes:
         scheduled: when it was due; latencies count from here, so that a request that is sent late counts as slow.
@@ -80,7 +80,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class LatencyLimits:
-    """What an answer must keep to for goodput, in seconds; None is no limit.
+    """Limits that an answer must keep to count as goodput, in seconds; None is no limit.
 
     Attributes:
         ttft: until the first token.
@@ -93,7 +93,7 @@ class LatencyLimits:
     e2e: float | None = None
 
     def are_kept_by(self, sample: Sample) -> bool:
-        """Whether an answered request keeps to all of them."""
+        """Whether an answered request kept to all of them."""
         measured = ((self.ttft, sample.ttft), (self.itl, sample.mean_itl), (self.e2e, sample.e2e))
         return all(limit is None or value <= limit for limit, value in measured)
 

@@ -1,6 +1,6 @@
 """Log-probabilities in the two shapes that OpenAI has for them.
 
-Knows tokens and their text; a token's own is the first of its dict, as the engine gives them.
+Knows tokens and their text. The first entry of each dict is the chosen token's, as the engine gives them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def completion_logprobs(
 
 
 def by_text(logprobs: dict[int, Logprob], tokenizer: Tokenizer) -> dict[str, float]:
-    """Each token's, by its text; of several with the same text, such as parts of characters, the likeliest one's."""
+    """Log-probabilities by text. Of several tokens with the same text, such as parts of characters, the likeliest counts."""
     result: dict[str, float] = {}
     for token_id, each in logprobs.items():
         text = tokenizer.token_text(token_id)

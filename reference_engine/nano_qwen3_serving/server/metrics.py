@@ -34,7 +34,7 @@ class HttpCounts:
         self._answers = Counter("http_requests", "Answers of the server.", ["method", "handler", "status"], registry=registry)
 
     def count(self, scope: Scope, status: int) -> None:
-        """One answer. What a client made up is no label: there would be one more series for each."""
+        """Counts an answer. A path or method that a client made up is not a label: each would add a series."""
         path = scope["path"] if scope["path"] in self._paths else "other"
         method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
         self._answers.labels(method, path, str(status)).inc()
@@ -71,7 +71,7 @@ class Latencies(EngineObserver):
                 self._last_token[chunk.request] = step.executed
 
     def on_end(self, output: RequestOutput, finish_reasons: list[str]) -> None:
-        """The request's times, as far as it came."""
+        """Adds the request's times, as far as it got."""
         times = output.metrics
         self._prompt.observe(len(output.prompt_token_ids))
         if times is None or not times.scheduled_ts:

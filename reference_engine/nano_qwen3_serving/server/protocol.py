@@ -66,11 +66,11 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
 
-class SamplingFields(NoEffect):
-    """How tokens are chosen: the names of `SamplingParams`. What is left out is the checkpoint's own default."""
+class CommonFields(NoEffect):
+    """What every route that generates has: how tokens are chosen, under the names of `SamplingParams`, and vLLM's fields
+    besides. What is left out is the checkpoint's own default."""
 
     model: str | None = None
-    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -80,11 +80,21 @@ class SamplingFields(NoEffect):
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
-    max_tokens: int | None = None
     min_tokens: int | None = None
     logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+
+
+class SamplingFields(CommonFields):
+    """What completions and chats have besides."""
+
+    n: int | None = None
+    stop_token_ids: list[int] | None = None
+    max_tokens: int | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
@@ -92,10 +102,6 @@ class SamplingFields(NoEffect):
     include_stop_str_in_output: bool | None = None
     structured_outputs: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    priority: int = 0
-    cache_salt: str | None = None
     return_token_ids: bool | None = None
 
 

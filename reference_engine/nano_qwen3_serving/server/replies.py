@@ -1,4 +1,4 @@
-"""What clients get, as types: OpenAI's answers, with vLLM's extra fields. `/openapi.json` is made of these.
+"""The answers that clients get, as types: OpenAI's, with vLLM's extra fields. `/openapi.json` is made of these.
 
 The answers themselves are plain dicts, since a stream has one for each token; tests hold them against these types.
 """

@@ -44,7 +44,7 @@ FIELDS = {"messages": "input", "prompt": "input", "max_tokens": "max_output_toke
 
 
 async def begin_response(serving: Serving, request: ResponsesRequest, request_id: str) -> ResponseCall:
-    """Queues what the request asks for. Raises what is wrong with it."""
+    """Queues the request. Raises an error that names the field that is wrong."""
     try:
         for name, value in request.model_dump().items():
             own_copy(name, value)  # fields that are sent back must be text that can be encoded

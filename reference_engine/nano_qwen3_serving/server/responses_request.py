@@ -15,13 +15,12 @@ from pydantic import Field
 from nano_qwen3_serving.arguments import invalid
 from nano_qwen3_serving.exceptions import InvalidParametersError, shown
 from nano_qwen3_serving.server.errors import ApiError
-from nano_qwen3_serving.server.protocol import Body, ChatRequest, NoEffect, StreamOptions
+from nano_qwen3_serving.server.protocol import Body, ChatRequest, CommonFields, NoEffect
 from nano_qwen3_serving.server.tools import check_functions
 
 SAME_IN_CHAT = (
-    "model", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",
-    "stop", "ignore_eos", "min_tokens", "logit_bias", "parallel_tool_calls", "stream", "priority", "cache_salt",
-    "chat_template_kwargs")
+    *(name for name in CommonFields.model_fields if name not in NoEffect.model_fields and name != "stream_options"),
+    "parallel_tool_calls", "chat_template_kwargs")
 
 STATELESS = "this server keeps nothing between two calls; send the whole conversation as input"
 REFUSED = {
@@ -48,30 +47,27 @@ class TextFormat(Body):
 
 
 class TextFields(Body):
-    """What an answer is like. How verbose it is, nothing here can say."""
+    """The form of an answer. `verbosity` has no effect."""
 
     format: TextFormat | None = None
     verbosity: str | None = None
 
 
 class ReasoningFields(Body):
-    """How much the model thinks: with the effort "none" not at all, where the chat template knows how to say that. Summaries
-    are not made; what the model thinks comes as it is."""
+    """How much the model thinks. The effort "none" turns thinking off, if the chat template has a switch for it. Summaries
+    are not made; the thoughts come as they are."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     summary: str | None = None
     generate_summary: str | None = None
 
 
-class ResponsesRequest(NoEffect):
-    """`POST /v1/responses`. The fields behind `chat_template_kwargs` are vLLM's, or the engine's."""
+class ResponsesRequest(CommonFields):
+    """`POST /v1/responses`."""
 
     input: str | list[dict[str, Any]]
-    model: str | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -79,8 +75,6 @@ class ResponsesRequest(NoEffect):
     reasoning: ReasoningFields | None = None
     include: list[str] | None = None
     truncation: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     previous_response_id: Any = None
     conversation: Any = None
     background: Any = None
@@ -90,18 +84,6 @@ class ResponsesRequest(NoEffect):
     moderation: Any = None
     top_logprobs: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: int | None = None
-    logit_bias: dict[str, float] | None = None
-    priority: int = 0
-    cache_salt: str | None = None
 
 
 def as_chat(request: ResponsesRequest) -> ChatRequest:
@@ -196,7 +178,7 @@ def messages_of(request: ResponsesRequest) -> list[dict[str, Any]]:
 
 @dataclass
 class Items:
-    """Items on their way to messages. What the assistant thought, said and called in one go are items, and one message.
+    """Turns items into messages. An assistant's thoughts, text and calls in one turn are several items, and one message.
 
     Attributes:
         messages: so far.
@@ -223,7 +205,7 @@ class Items:
             readers[kind](where, item)
         for message in self.messages:
             if "tool_calls" not in message:
-                message.setdefault("content", "")  # thoughts that came to no word
+                message.setdefault("content", "")  # thoughts without a text
         return self.messages
 
     def _message(self, where: str, item: Mapping[str, Any]) -> None:
@@ -238,7 +220,7 @@ class Items:
 
     def _reasoning(self, where: str, item: Mapping[str, Any]) -> None:
         parts = item.get("content") or item.get("summary")
-        if parts:  # an item that another service has encrypted says nothing here
+        if parts:  # an item that another service has encrypted cannot be read here
             thoughts = text_of(f"{where}.content", parts)
             self._assistant("reasoning_content", "content", "tool_calls")["reasoning_content"] = thoughts
 

@@ -52,7 +52,7 @@ def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingPa
 
 
 def sampling_params(request: SamplingFields, defaults: Mapping[str, Any], **known: Any) -> SamplingParams:
-    """What both have in common, and what is `known` besides."""
+    """The parameters that both have, and those in `known`."""
     explicit = {name: getattr(request, name) for name in AS_THEY_ARE if getattr(request, name) is not None}
     if request.logit_bias is not None:
         explicit["logit_bias"] = {token_id(key): bias for key, bias in request.logit_bias.items()}

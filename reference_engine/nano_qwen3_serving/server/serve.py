@@ -24,7 +24,7 @@ from nano_qwen3_serving.engine.arg_utils import AsyncEngineArgs
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.exceptions import EngineError
 from nano_qwen3_serving.server.app import create_app
-from nano_qwen3_serving.server.errors import ApiError
+from nano_qwen3_serving.server.errors import SERVER_ERROR, ApiError
 from nano_qwen3_serving.server.serving import Limits, Serving
 
 logger = logging.getLogger(__name__)
@@ -33,25 +33,39 @@ CLOSING_SECONDS = 3  # that connections get to send what is left in their buffer
 LAST_WORDS_SECONDS = 0.2  # in which streams that are cut off say why
 
 
-class JsonErrors(H11Protocol):
-    """Answers what is no HTTP in the shape of every other error."""
+class Http(H11Protocol):
+    """Answers what is no HTTP, and connections that are too many, in the shape of every other error."""
+
+    max_connections: int
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's is as narrow
+        """A client connected; one too many is told to come again."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._close_with(ApiError(
+                503, f"{self.max_connections} connections are open, and the server takes no more; try again later",
+                "too_many_connections", kind=SERVER_ERROR, headers={"Retry-After": "1"}))
 
     def send_400_response(self, msg: str) -> None:
         """Sends it, and closes the connection: nobody knows where the next request would begin."""
-        error = ApiError(400, "this is no HTTP/1.1 request, or its headers are too large", "invalid_http")
+        self._close_with(ApiError(400, "this is no HTTP/1.1 request, or its headers are too large", "invalid_http"))
+
+    def _close_with(self, error: ApiError) -> None:
         body = json.dumps(error.body()).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        answer: list[Any] = [h11.Response(status_code=400, headers=headers), h11.Data(body), h11.EndOfMessage()]
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        answer: list[Any] = [
+            h11.Response(status_code=error.status, headers=list((headers | error.headers).items())),
+            h11.Data(body), h11.EndOfMessage()]
         for part in answer:
             self.transport.write(self.conn.send(part) or b"")
         self.transport.close()
 
 
-def configured(app: FastAPI, **settings: Any) -> uvicorn.Config:
+def configured(app: FastAPI, max_connections: int = Limits.connections, **settings: Any) -> uvicorn.Config:
     """How uvicorn is run; `settings` are its own."""
     return uvicorn.Config(app, **{
-        "http": JsonErrors, "ws": "none", "lifespan": "on", "log_level": "warning", "server_header": False,
-        "timeout_graceful_shutdown": CLOSING_SECONDS, **settings})
+        "http": type("BoundedHttp", (Http,), {"max_connections": max_connections}), "ws": "none", "lifespan": "on",
+        "log_level": "warning", "server_header": False, "timeout_graceful_shutdown": CLOSING_SECONDS, **settings})
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -133,7 +147,7 @@ class DrainingServer(uvicorn.Server):
 
 def run_server(
     engine_args: Mapping[str, Any], *, host: str, port: int, log_level: str, drain_seconds: float, body_bytes: int,
-    request_seconds: float, announce: Callable[[str, str, bool], None], api_key: str | None, **app_options: Any,
+    request_seconds: float, connections: int, announce: Callable[[str, str, bool], None], api_key: str | None, **app_options: Any,
 ) -> bool:
     """Builds an engine and serves it until a signal comes; whether every request that was accepted was answered.
 
@@ -145,7 +159,7 @@ def run_server(
     Raises:
         EngineError: an argument is not acceptable, the address is taken, or the checkpoint cannot be used.
     """
-    limits = Limits(body_bytes, request_seconds)
+    limits = Limits(body_bytes, request_seconds, connections=connections)
     args = AsyncEngineArgs(**engine_args)
     with bound_socket(host, port) as listener:
         engine = AsyncLLMEngine.from_engine_args(args)
@@ -155,7 +169,7 @@ def run_server(
             app = create_app(engine, api_key=api_key, limits=limits, **app_options)
             serving: Serving = app.state.serving
             server = DrainingServer(
-                configured(app, log_level=log_level), serving, drain_seconds,
+                configured(app, connections, log_level=log_level), serving, drain_seconds,
                 lambda: announce(url_of(listener), serving.names[0], api_key is not None))
             server.run(sockets=[listener])
         finally:

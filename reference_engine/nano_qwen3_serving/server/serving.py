@@ -1,4 +1,4 @@
-"""What the routes of one app share. It hangs on the app; there is nothing global.
+"""What the routes of one app share. It is part of the app's state; nothing is global.
 
 Knows the engine, its names and the server's bounds.
 """
@@ -21,20 +21,23 @@ from nano_qwen3_serving.server.live import LiveSteps
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of what one client can take.
+    """Bounds of what clients can take.
 
     Attributes:
         body_bytes: of a request's body.
         request_seconds: until a request is ended, waiting included; None is no bound.
         patience: seconds a client may read nothing of its stream, or send nothing of its body.
+        connections: open at once, of all clients.
     """
 
     body_bytes: int = 4 << 20
     request_seconds: float | None = 600.0
     patience: float = 60.0
+    connections: int = 2048
 
     def __post_init__(self) -> None:
         check_int("body_bytes", self.body_bytes, at_least=1)
+        check_int("connections", self.connections, at_least=1)
         for name in ("request_seconds", "patience"):
             if getattr(self, name) is not None:
                 check_float(name, getattr(self, name), low=0, high=1e9, open_low=True)
@@ -48,8 +51,8 @@ class Serving:
         engine: which the app does not own.
         names: under which clients know the model; the first is the one that answers carry.
         limits: of each request.
-        live: the engine's last steps, for those who watch the playground; noted while somebody does.
-        watchers: how many do.
+        live: the engine's last steps, for readers of the playground; recorded while there are any.
+        watchers: how many readers there are.
         created: when the app was made, in seconds since the epoch.
         draining: whether new requests are refused.
         in_flight: requests that were accepted and are not answered completely.
@@ -78,7 +81,7 @@ class Serving:
                 "root": config.model_name, "parent": None, "max_model_len": config.scheduler.max_model_len}
 
     def check_ready(self) -> None:
-        """Raises what is answered while no request is taken: the engine is dead, or the server is about to stop."""
+        """Raises the error that is answered while no request is taken: the engine is dead, or the server is about to stop."""
         if self.engine.is_stopped:
             raise self.engine.dead_error
         if self.draining:

@@ -1,4 +1,4 @@
-"""Answers that come in pieces, as server-sent events, and clients that go before theirs is complete.
+"""Answers in pieces, as server-sent events, and clients that leave before their answer is complete.
 
 Knows ASGI; knows nothing of what the pieces say. A stream always ends: with `[DONE]`, or with one error.
 """

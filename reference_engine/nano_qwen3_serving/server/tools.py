@@ -1,4 +1,4 @@
-"""Tools that a model may call: which definitions are good, how calls come back as history, and what forces a call.
+"""Tools that a model may call: which definitions are valid, how calls come back as history, and how a call is forced.
 
 Knows OpenAI's shapes of tools and calls, and the text that Qwen3 writes; `parsers.py` reads that text. Knows
 nothing of HTTP.
@@ -28,7 +28,7 @@ Thoughts = Literal["none", "optional", "opened"]
 
 
 def check_tools(tools: Sequence[Any]) -> None:
-    """Refuses tools that are no functions, two of one name, and parameters that are no schema of an object.
+    """Refuses tools that are not functions, two with one name, and parameters that are not the schema of an object.
 
     Args:
         tools: `{"type": "function", "function": {"name", "description", "parameters", "strict"}}`; all but the name may be
@@ -45,7 +45,7 @@ def check_tools(tools: Sequence[Any]) -> None:
 
 
 def check_functions(functions: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses functions as `check_tools` does, by the places under which they are given."""
+    """Refuses functions as `check_tools` does; errors name the keys as their places."""
     owners: dict[str, str] = {}
     for where, function in functions.items():
         check_function(where, function)
@@ -58,7 +58,7 @@ def check_functions(functions: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_function(where: str, function: Mapping[str, Any]) -> None:
-    """Refuses a function without a proper name, or whose parameters are no schema of an object; `where` is its place."""
+    """Refuses a function without a proper name, or whose parameters are not the schema of an object; `where` is its place."""
     refuse_unknown_fields(where, OF_A_FUNCTION, function)
     name, schema = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
@@ -85,8 +85,8 @@ def refuse_unknown_fields(where: str, known: Sequence[str], given: Mapping[str, 
 def with_calls_as_templates_know_them(messages: Sequence[Any]) -> list[Any]:
     """Messages whose calls have their arguments as a dict.
 
-    OpenAI's clients send a string of JSON back; Hugging Face's templates want what it stands for. A string that is no JSON
-    of an object stays one: the model wrote it so, Qwen's template shows it so, and the conversation can go on.
+    OpenAI's clients send arguments back as a string of JSON; Hugging Face's templates want a dict. A string that is not a
+    JSON object stays a string: the model wrote it, Qwen's template shows it as it is, and the conversation can go on.
 
     Raises:
         InvalidParametersError: a call has no name, or other arguments; its `parameter` is the field.

@@ -70,11 +70,12 @@ class IncrementalDetokenizer:
                 continue
             new = self._utf8.decode(self._tokenizer.token_bytes(token_id))
             self._pending += new
-            if new and self._num_tokens > self._min_tokens:
+            if new and self._stop and self._num_tokens > self._min_tokens:
                 stop = self._find_stop(len(new), count)
                 if stop is not None:
                     return stop
-        return TextDelta(self._cut(len(self._pending) - self._held()))
+        held = self._held() if self._stop else 0
+        return TextDelta(self._cut(len(self._pending) - held))
 
     def finish(self) -> TextDelta:
         """Ends the tokens; returns the text that was kept back. An incomplete character becomes U+FFFD."""
