@@ -38,8 +38,8 @@ from nano_qwen3_serving.config import EngineConfig
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.observe.host import host
 from nano_qwen3_serving.sampling_params import SamplingParams
-from nano_qwen3_serving.server.load import VOCABULARY, LoadPlan, load
-from nano_qwen3_serving.server.load_report import LatencyLimits
+from nano_qwen3_serving.server.load_test.client import VOCABULARY, LoadPlan, load
+from nano_qwen3_serving.server.load_test.report import LatencyLimits
 
 BATCH = Workload(32, (32, 32), (128, 128))
 

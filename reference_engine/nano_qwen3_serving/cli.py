@@ -14,7 +14,7 @@ from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError
 from nano_qwen3_serving.observe.files import write_atomically
 from nano_qwen3_serving.sampling_params import SamplingParams
 from nano_qwen3_serving.server.command import measured, serve
-from nano_qwen3_serving.server.load_report import show as show_load
+from nano_qwen3_serving.server.load_test.report import show as show_load
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="A serving engine for Qwen3. Without --model: the bundled course checkpoint.")

@@ -18,7 +18,7 @@ from nano_qwen3_serving.interfaces import ScheduledChunk
 from nano_qwen3_serving.model.checkpoint import BUNDLED, read_model_config
 from nano_qwen3_serving.observe.metrics import Counter, Gauge
 from nano_qwen3_serving.sampling_params import RequestOutputKind, StructuredOutputsParams
-from nano_qwen3_serving.server.parsers import OutputParser, ParsedOutput, joined
+from nano_qwen3_serving.server.openai.parsers import OutputParser, ParsedOutput, joined
 from nano_qwen3_serving.testing.doubles import continued_text, double_components, script, serving
 
 README = Path(__file__).parents[1] / "README.md"

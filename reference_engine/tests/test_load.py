@@ -20,8 +20,8 @@ from nano_qwen3_serving import cli
 from nano_qwen3_serving.bench import WORKLOADS, Workload
 from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError
 from nano_qwen3_serving.server.app import create_app
-from nano_qwen3_serving.server.load import LoadPlan, bodies, event_data, load, open_loop
-from nano_qwen3_serving.server.load_report import LatencyLimits, Sample, percentile, poisson_arrivals, summary
+from nano_qwen3_serving.server.load_test.client import LoadPlan, bodies, event_data, load, open_loop
+from nano_qwen3_serving.server.load_test.report import LatencyLimits, Sample, percentile, poisson_arrivals, summary
 from nano_qwen3_serving.testing.loopback import served
 
 pytestmark = pytest.mark.slow

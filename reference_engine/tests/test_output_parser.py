@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nano_qwen3_serving.server.parsers import (
+from nano_qwen3_serving.server.openai.parsers import (
     CALL,
     ContentDelta,
     Delta,

@@ -20,10 +20,10 @@ from nano_qwen3_serving import AsyncEngineArgs, AsyncLLMEngine  # noqa: E402
 from nano_qwen3_serving.exceptions import InvalidParametersError  # noqa: E402
 from nano_qwen3_serving.server.app import create_app  # noqa: E402
 from nano_qwen3_serving.server.errors import ApiError  # noqa: E402
-from nano_qwen3_serving.server.parsers import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart  # noqa: E402
-from nano_qwen3_serving.server.replies import ResponseReply  # noqa: E402
-from nano_qwen3_serving.server.responses import Output  # noqa: E402
-from nano_qwen3_serving.server.responses_request import ResponsesRequest, as_chat  # noqa: E402
+from nano_qwen3_serving.server.openai.parsers import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart  # noqa: E402
+from nano_qwen3_serving.server.openai.replies import ResponseReply  # noqa: E402
+from nano_qwen3_serving.server.openai.responses import Output  # noqa: E402
+from nano_qwen3_serving.server.openai.responses_request import ResponsesRequest, as_chat  # noqa: E402
 from nano_qwen3_serving.testing.loopback import served, wait_until  # noqa: E402
 
 slow = pytest.mark.slow

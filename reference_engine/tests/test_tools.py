@@ -12,8 +12,8 @@ from nano_qwen3_serving import LLM, SamplingParams
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.model.checkpoint import BUNDLED
 from nano_qwen3_serving.sampling_params import StructuredOutputsParams
-from nano_qwen3_serving.server.parsers import OutputParser, ParsedOutput, joined
-from nano_qwen3_serving.server.tools import (
+from nano_qwen3_serving.server.openai.parsers import OutputParser, ParsedOutput, joined
+from nano_qwen3_serving.server.openai.tools import (
     arguments_schema,
     callable_functions,
     calls_grammar,

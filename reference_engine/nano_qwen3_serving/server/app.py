@@ -18,15 +18,20 @@ from starlette.middleware.cors import CORSMiddleware
 from nano_qwen3_serving.arguments import check_text
 from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.exceptions import InvalidParametersError
-from nano_qwen3_serving.server.chat import begin_chat
-from nano_qwen3_serving.server.completions import begin_completion
 from nano_qwen3_serving.server.errors import ApiError, answer_with_errors
-from nano_qwen3_serving.server.generation import Running
 from nano_qwen3_serving.server.limits import Guard
 from nano_qwen3_serving.server.metrics import CONTENT_TYPE, AppMetrics
-from nano_qwen3_serving.server.playground.routes import playground_routes
-from nano_qwen3_serving.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, SamplingFields, TokenizeRequest
-from nano_qwen3_serving.server.replies import (
+from nano_qwen3_serving.server.openai.chat import begin_chat
+from nano_qwen3_serving.server.openai.completions import begin_completion
+from nano_qwen3_serving.server.openai.generation import Running
+from nano_qwen3_serving.server.openai.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    SamplingFields,
+    TokenizeRequest,
+)
+from nano_qwen3_serving.server.openai.replies import (
     ERRORS,
     ChatReply,
     CompletionReply,
@@ -40,11 +45,12 @@ from nano_qwen3_serving.server.replies import (
     VersionReply,
     or_stream,
 )
-from nano_qwen3_serving.server.responses import begin_response, typed_events
-from nano_qwen3_serving.server.responses_request import ResponsesRequest
+from nano_qwen3_serving.server.openai.responses import begin_response, typed_events
+from nano_qwen3_serving.server.openai.responses_request import ResponsesRequest
+from nano_qwen3_serving.server.openai.texts import detokenized, tokenized
+from nano_qwen3_serving.server.playground.routes import playground_routes
 from nano_qwen3_serving.server.serving import Limits, Serving
 from nano_qwen3_serving.server.streams import Chunks, ClientGoneError, EventStream, Framing, events, unless_gone
-from nano_qwen3_serving.server.texts import detokenized, tokenized
 
 VERSION = version("nano-qwen3-serving")
 

@@ -88,7 +88,7 @@ def measured(
     show_progress: bool, **plan: Any,
 ) -> dict[str, Any]:
     """What `load` measures of the server at `url`, with a named workload of as many `requests`; None is the workload's own."""
-    load = imported("load", "bench --serve")
+    load = imported("load_test.client", "bench --serve")
     import asyncio  # a tenth of the time that --help takes
 
     from nano_qwen3_serving.bench import find_workload

@@ -23,7 +23,7 @@ from nano_qwen3_serving.engine import step_loop
 from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError
 from nano_qwen3_serving.observe.host import host
 from nano_qwen3_serving.observe.progress import progress_bar
-from nano_qwen3_serving.server.load_report import LatencyLimits, Sample, poisson_arrivals, summary
+from nano_qwen3_serving.server.load_test.report import LatencyLimits, Sample, poisson_arrivals, summary
 
 VOCABULARY = 256
 """Prompts are drawn from this many first tokens: every byte-level vocabulary has them, and most others."""

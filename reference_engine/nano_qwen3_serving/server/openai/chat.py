@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nano_qwen3_serving.exceptions import InvalidParametersError
-from nano_qwen3_serving.server.conversation import Answer, Conversation, Part, begin_answer
-from nano_qwen3_serving.server.generation import Order, Running
-from nano_qwen3_serving.server.logprobs import chat_logprobs
-from nano_qwen3_serving.server.parsers import (
+from nano_qwen3_serving.server.openai.conversation import Answer, Conversation, Part, begin_answer
+from nano_qwen3_serving.server.openai.generation import Order, Running
+from nano_qwen3_serving.server.openai.logprobs import chat_logprobs
+from nano_qwen3_serving.server.openai.parsers import (
     ContentDelta,
     Delta,
     ParsedOutput,
@@ -24,10 +24,10 @@ from nano_qwen3_serving.server.parsers import (
     ToolCallStart,
     joined,
 )
-from nano_qwen3_serving.server.protocol import ChatRequest, TemplateFields
-from nano_qwen3_serving.server.sampling import chat_params
+from nano_qwen3_serving.server.openai.protocol import ChatRequest, TemplateFields
+from nano_qwen3_serving.server.openai.sampling import chat_params
+from nano_qwen3_serving.server.openai.tools import callable_functions, check_tools
 from nano_qwen3_serving.server.serving import Serving
-from nano_qwen3_serving.server.tools import callable_functions, check_tools
 
 
 async def begin_chat(serving: Serving, request: ChatRequest, request_id: str) -> ChatCall:

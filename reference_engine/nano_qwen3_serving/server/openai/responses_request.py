@@ -15,8 +15,8 @@ from pydantic import Field
 from nano_qwen3_serving.arguments import invalid
 from nano_qwen3_serving.exceptions import InvalidParametersError, shown
 from nano_qwen3_serving.server.errors import ApiError
-from nano_qwen3_serving.server.protocol import Body, ChatRequest, CommonFields, NoEffect
-from nano_qwen3_serving.server.tools import check_functions
+from nano_qwen3_serving.server.openai.protocol import Body, ChatRequest, CommonFields, NoEffect
+from nano_qwen3_serving.server.openai.tools import check_functions
 
 SAME_IN_CHAT = (
     *(name for name in CommonFields.model_fields if name not in NoEffect.model_fields and name != "stream_options"),

@@ -14,9 +14,9 @@ from nano_qwen3_serving.engine.async_llm_engine import AsyncLLMEngine
 from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
 from nano_qwen3_serving.sampling_params import SamplingParams, StructuredOutputsParams
-from nano_qwen3_serving.server.generation import Order, Running, begin
-from nano_qwen3_serving.server.parsers import Delta, OutputParser, ToolCallArguments, ToolCallStart, opens_reasoning
-from nano_qwen3_serving.server.tools import Thoughts, calls_grammar, check_tools, with_calls_as_templates_know_them
+from nano_qwen3_serving.server.openai.generation import Order, Running, begin
+from nano_qwen3_serving.server.openai.parsers import Delta, OutputParser, ToolCallArguments, ToolCallStart, opens_reasoning
+from nano_qwen3_serving.server.openai.tools import Thoughts, calls_grammar, check_tools, with_calls_as_templates_know_them
 
 OF_THE_CALL = ("self", "messages", "tokenize", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 """Names that a client may not use as switches. With a template of its own a client would run a program on the server."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nano_qwen3_serving.arguments import invalid
 from nano_qwen3_serving.exceptions import InvalidParametersError, UnknownArgumentError, shown
-from nano_qwen3_serving.server.parsers import CALL, END_CALL, END_THINK, THINK
+from nano_qwen3_serving.server.openai.parsers import CALL, END_CALL, END_THINK, THINK
 
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 OF_A_FUNCTION = ("name", "description", "parameters", "strict")

@@ -11,7 +11,7 @@ from typing import Any
 from nano_qwen3_serving.exceptions import shown
 from nano_qwen3_serving.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from nano_qwen3_serving.server.errors import ApiError
-from nano_qwen3_serving.server.protocol import ChatRequest, CompletionRequest, ResponseFormat, SamplingFields
+from nano_qwen3_serving.server.openai.protocol import ChatRequest, CompletionRequest, ResponseFormat, SamplingFields
 
 AS_THEY_ARE = (
     "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed",

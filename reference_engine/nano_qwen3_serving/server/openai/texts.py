@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from nano_qwen3_serving.exceptions import InvalidParametersError, shown
-from nano_qwen3_serving.server.chat import templated
-from nano_qwen3_serving.server.conversation import render
 from nano_qwen3_serving.server.errors import ApiError
-from nano_qwen3_serving.server.protocol import DetokenizeRequest, TokenizeRequest
+from nano_qwen3_serving.server.openai.chat import templated
+from nano_qwen3_serving.server.openai.conversation import render
+from nano_qwen3_serving.server.openai.protocol import DetokenizeRequest, TokenizeRequest
 from nano_qwen3_serving.server.serving import Serving
 
 OF_CONVERSATIONS = ("tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")

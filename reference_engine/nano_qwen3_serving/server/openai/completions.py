@@ -15,10 +15,10 @@ from nano_qwen3_serving.exceptions import InvalidParametersError
 from nano_qwen3_serving.interfaces import Tokenizer
 from nano_qwen3_serving.outputs import CompletionOutput, RequestOutput
 from nano_qwen3_serving.prompts import Prompt
-from nano_qwen3_serving.server.generation import Order, Running, begin
-from nano_qwen3_serving.server.logprobs import completion_logprobs
-from nano_qwen3_serving.server.protocol import CompletionRequest
-from nano_qwen3_serving.server.sampling import completion_params
+from nano_qwen3_serving.server.openai.generation import Order, Running, begin
+from nano_qwen3_serving.server.openai.logprobs import completion_logprobs
+from nano_qwen3_serving.server.openai.protocol import CompletionRequest
+from nano_qwen3_serving.server.openai.sampling import completion_params
 from nano_qwen3_serving.server.serving import Serving
 
 

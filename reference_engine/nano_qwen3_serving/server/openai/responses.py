@@ -25,13 +25,13 @@ from typing import Any
 from nano_qwen3_serving.arguments import own_copy
 from nano_qwen3_serving.exceptions import EngineError, InvalidParametersError
 from nano_qwen3_serving.sampling_params import SamplingParams
-from nano_qwen3_serving.server.chat import conversation_of
-from nano_qwen3_serving.server.conversation import Answer, begin_answer
 from nano_qwen3_serving.server.errors import ApiError, api_error
-from nano_qwen3_serving.server.generation import Order, Running
-from nano_qwen3_serving.server.parsers import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallStart
-from nano_qwen3_serving.server.responses_request import ResponsesRequest, as_chat
-from nano_qwen3_serving.server.sampling import chat_params
+from nano_qwen3_serving.server.openai.chat import conversation_of
+from nano_qwen3_serving.server.openai.conversation import Answer, begin_answer
+from nano_qwen3_serving.server.openai.generation import Order, Running
+from nano_qwen3_serving.server.openai.parsers import ContentDelta, Delta, ReasoningDelta, ToolCallArguments, ToolCallStart
+from nano_qwen3_serving.server.openai.responses_request import ResponsesRequest, as_chat
+from nano_qwen3_serving.server.openai.sampling import chat_params
 from nano_qwen3_serving.server.serving import Serving
 
 logger = logging.getLogger(__name__)

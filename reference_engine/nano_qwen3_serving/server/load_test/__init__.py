@@ -1,0 +1,1 @@
+"""A client that puts a running server under load, and the report of what it measured."""
