@@ -174,9 +174,9 @@ def newlines_around_thoughts() -> None:
 def the_server() -> ModuleType:
     """The modules that need FastAPI."""
     pytest.importorskip("fastapi", reason="the server is not installed: pip install 'nano-qwen3-serving[server]'")
-    from nano_qwen3_serving.server import chat, responses_request  # noqa: F401 (found through the package)
+    from nano_qwen3_serving.server.openai import chat, responses_request  # noqa: F401 (found through the package)
 
-    return sys.modules["nano_qwen3_serving.server"]
+    return sys.modules["nano_qwen3_serving.server.openai"]
 
 
 def one_forced_call() -> None:

@@ -93,7 +93,7 @@ def host_name(header: str) -> str:
 
 
 class KeyRequired:
-    """Lets those in who send the key, `Authorization: Bearer KEY`; says nothing about how wrong a key is."""
+    """Admits clients that send the key, `Authorization: Bearer KEY`. The refusal does not say how wrong a key is."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app, self._wanted = app, b"bearer " + api_key.encode()

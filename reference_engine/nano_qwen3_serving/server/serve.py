@@ -131,13 +131,13 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         if await self._serving.drain(self._drain_seconds):
-            self._serving.live.close()  # who watches would watch for ever
+            self._serving.live.close()  # else the playground's streams would never end
             self.should_exit = True
         else:
             await self._cut_off()
 
     async def _cut_off(self) -> None:
-        """Whoever still waits is told that the engine is gone."""
+        """Ends the engine: requests in flight get an error that says so."""
         self.is_clean = self.is_clean and not self._serving.in_flight
         ending = self._loop.run_in_executor(None, self._serving.engine.shutdown)
         await asyncio.wait({ending}, timeout=LAST_WORDS_SECONDS)

@@ -43,7 +43,7 @@ class NoEffect(Body):
 
 
 class StreamOptions(Body):
-    """What a stream says besides."""
+    """What a stream adds to its text."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
