@@ -123,7 +123,7 @@ def main(
     model: str = "course",
     rounds: Annotated[int, typer.Option(min=1)] = 10,
     stream_interval: Annotated[int, typer.Option(min=1, help="Of the server.")] = 1,
-    stream_pause: Annotated[float, typer.Option(min=0, help="Of the server.")] = 0.01,
+    stream_pause: Annotated[float, typer.Option(min=0, help="Of the server.")] = 0.02,
     seed: int = 0,
     vllm: Annotated[Path | None, typer.Option(help="The Python of an environment with vLLM, to measure its server, too.")] = None,
 ) -> None:

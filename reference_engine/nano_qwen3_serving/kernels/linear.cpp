@@ -106,6 +106,7 @@ void tile(const Product& p, int64_t row, const char* weights, int64_t first_outp
 #ifdef __AMX_BF16__
 
 constexpr int BLOCK = 16;  // rows of a register, and pairs of inputs
+constexpr int64_t CACHED_BYTES = 512 << 10;  // of x
 
 // Whether this process may use the tile registers: Linux saves their state for those only that ask.
 bool has_tiles() {
@@ -227,17 +228,21 @@ void many_rows(
 
 #undef GIVE
 
-// All rows times the panels from `begin` to `end`.
+// All rows times the panels from `begin` to `end`: as many rows at a time as leave room in the second-level cache.
 void multiply_in_tiles(const Product& p, const char* x, int64_t rows, const char* weights, int64_t begin, int64_t end) {
   int64_t panel_bytes = p.pairs * VECTORS * LINE, block_bytes = p.pairs * LINE;
-  int64_t passes = (rows + 2 * BLOCK - 1) / (2 * BLOCK);
-  int each = int((VECTORS + passes - 1) / passes);
+  int64_t at_once = std::max<int64_t>(1, CACHED_BYTES / (2 * block_bytes)) * 2 * BLOCK;
   configure();
-  for (int64_t panel = begin; panel < end; panel++) {
-    const char* here = weights + panel * panel_bytes;
-    Ahead ahead{here + panel_bytes, panel + 1 < end ? here + 2 * panel_bytes : here, each};
-    for (int64_t row = 0; row < rows; row += 2 * BLOCK)
-      (rows - row > BLOCK ? many_rows : few_rows)(p, x + row / BLOCK * block_bytes, row, rows, here, panel * PANEL, ahead);
+  for (int64_t first = 0; first < rows; first += at_once) {
+    int64_t last = std::min(rows, first + at_once), passes = (last - first + 2 * BLOCK - 1) / (2 * BLOCK);
+    int each = int((VECTORS + passes - 1) / passes);
+    for (int64_t panel = begin; panel < end; panel++) {
+      const char* here = weights + panel * panel_bytes;
+      Ahead ahead{here + panel_bytes, panel + 1 < end ? here + 2 * panel_bytes : here, each};
+      for (int64_t row = first; row < last; row += 2 * BLOCK)
+        (last - row > BLOCK ? many_rows : few_rows)(
+            p, x + row / BLOCK * block_bytes, row, rows, here, panel * PANEL, ahead);
+    }
   }
   _tile_release();
 }

@@ -44,7 +44,7 @@ def serve(
     stream_interval: Annotated[int, typer.Option(
         min=1, help="Tokens in a piece of a stream, after the first.", rich_help_panel=ENGINE)] = 1,
     stream_pause: Annotated[float, typer.Option(
-        min=0, help="Seconds between two pieces of a stream, at least.", rich_help_panel=ENGINE)] = 0.01,
+        min=0, help="Seconds between two pieces of a stream, at least.", rich_help_panel=ENGINE)] = 0.02,
     seed: Annotated[int, typer.Option(help="Of requests that bring none.", rich_help_panel=ENGINE)] = 0,
     host: Annotated[str, typer.Option(
         help="0.0.0.0 lets other machines in; give an --api-key then.", rich_help_panel=NETWORK)] = "127.0.0.1",
