@@ -106,7 +106,7 @@ void tile(const Product& p, int64_t row, const char* weights, int64_t first_outp
 #ifdef __AMX_BF16__
 
 constexpr int BLOCK = 16;  // rows of a register, and pairs of inputs
-constexpr int64_t CACHED_BYTES = 512 << 10;  // of x
+constexpr int64_t CACHED_BYTES = 1 << 20;  // of x
 
 // Whether this process may use the tile registers: Linux saves their state for those only that ask.
 bool has_tiles() {
