@@ -81,9 +81,11 @@ def _leave_names(path: Path, original: Path) -> None:
 def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
     """Copies the modules that starters import, the lab's own modules, and those that its tests use beside the submission."""
     (folder / "labs" / "harness" / "suite").mkdir(parents=True)
-    for name in ("", "harness", "harness/suite"):
+    (folder / "labs" / "harness" / "event_log").mkdir()
+    for name in ("", "harness", "harness/suite", "harness/event_log"):
         shutil.copy(LABS / name / "__init__.py", folder / "labs" / name)
-    for name in ("harness/todo.py", "harness/suite/beside.py", "harness/suite/operators.py"):
+    for name in ("harness/todo.py", "harness/suite/beside.py", "harness/suite/operators.py",
+                 "harness/event_log/play.py"):
         shutil.copy(LABS / name, folder / "labs" / name)
     lab_folder = folder / "labs" / lab.folder.name
     lab_folder.mkdir()

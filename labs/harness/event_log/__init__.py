@@ -1,0 +1,1 @@
+"""A scheduler plays a workload on an engine without a model; its event log is judged and counted."""
