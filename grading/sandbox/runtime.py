@@ -85,7 +85,7 @@ def _copy_what_labs_import(lab: Lab, folder: Path) -> None:
     for name in ("", "harness", "harness/suite", "harness/event_log"):
         shutil.copy(LABS / name / "__init__.py", folder / "labs" / name)
     for name in ("harness/todo.py", "harness/suite/beside.py", "harness/suite/operators.py",
-                 "harness/event_log/play.py"):
+                 "harness/event_log/play.py", "harness/event_log/by_hand.py"):
         shutil.copy(LABS / name, folder / "labs" / name)
     lab_folder = folder / "labs" / lab.folder.name
     lab_folder.mkdir()
