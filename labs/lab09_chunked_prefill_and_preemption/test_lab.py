@@ -383,7 +383,7 @@ COUNT = 120
 
 
 @pytest.mark.todo(6, points=14)
-@pytest.mark.parametrize(("workload", "goodput", "tax"), [("documents", 0.9, 0.0), ("essays", 0.85, 0.1), ("mixed", 0.85, 0.08)])
+@pytest.mark.parametrize("workload, goodput, tax", [("documents", 0.9, 0.0), ("essays", 0.85, 0.1), ("mixed", 0.85, 0.08)])
 def test_todo_6_reaches_the_goodput_without_paying_too_much_tax(lab, rng, workload, goodput, tax):
     policy, kind = lab.policy_for(workload), WORKLOADS[workload]
     budget, ahead, victim = policy.token_budget, policy.lookahead, policy.victim
