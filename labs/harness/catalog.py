@@ -10,7 +10,7 @@ import labs
 
 _FOLDER = re.compile(r"lab(\d\d)_(\w+)")
 _REQUIRED = ("title", "hours", "part", "todo")
-_KEYS = {*_REQUIRED, "station", "reference", "allow", "refuse"}
+_KEYS = {*_REQUIRED, "station", "reference", "allow", "refuse", "replaces"}
 _KEYS_OF_TODO = {"title", "points", "needs", "stand_ins"}
 
 STATIONS = ("caller", "server", "async engine", "tokenizer", "scheduler", "block manager", "network", "paged attention",
@@ -66,6 +66,8 @@ class Lab:
     """Dotted names of the engine that a learner's file may import, besides those of `labs.harness.imports`."""
     refuse: tuple[str, ...] = ()
     """Dotted names that a learner's file may read but not import, although they lie inside allowed ones."""
+    replaces: tuple[int, ...] = ()
+    """Numbers of labs that make the same part: where `--use` names both, this lab's runs."""
 
     def todo(self, number: int) -> Todo:
         """The TODO of that number. Raises `LabError` if the lab has none."""
@@ -148,6 +150,7 @@ def lab_at(folder: Path) -> Lab:
         reference=table.get("reference"),
         allow=tuple(table.get("allow", ())),
         refuse=tuple(table.get("refuse", ())),
+        replaces=tuple(table.get("replaces", ())),
     )
 
 

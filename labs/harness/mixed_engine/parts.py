@@ -69,12 +69,16 @@ def engine_of(
 def read_uses(
     uses: Sequence[str], *, base: str | None = None, home: Path | None = None, folder: Path | None = None
 ) -> list[Choice]:
-    """The choices that `--use` makes. Raises a `LabError` that names an impossible one."""
+    """The choices that `--use` makes; a lab that another one replaces is left out. A `LabError` names an impossible one."""
     if base not in (None, SOLUTION):
         raise LabError(f"--base {base}: only --base solution exists.")
     choices: dict[int, Choice] = {}
     owners: dict[str, Lab] = {}
-    for impl, lab in [pair for use in uses for pair in _pairs(use, home)]:
+    pairs = [pair for use in uses for pair in _pairs(use, home)]
+    replaced = {number for impl, lab in pairs if impl != REFERENCE for number in lab.replaces}
+    for impl, lab in pairs:
+        if lab.number in replaced:
+            continue
         if lab.number in choices:
             raise LabError(
                 f"Lab {lab.id} is named twice, as {choices[lab.number].impl} and as {impl}. Name it once.")
