@@ -44,6 +44,7 @@ from nano_qwen3_serving.pictures.insides import (
 from nano_qwen3_serving.pictures.latency import latencies
 from nano_qwen3_serving.pictures.layers import Station, layers_film, stations
 from nano_qwen3_serving.pictures.memory import slots_held, slots_in_blocks
+from nano_qwen3_serving.pictures.prefixes import hit_rate, hit_rates, prefix_tree, record_prompts
 from nano_qwen3_serving.pictures.reads import blocks_read
 from nano_qwen3_serving.pictures.roofline import (
     Roof,
@@ -100,6 +101,8 @@ __all__ = [
     "grouped",
     "heads_sharing",
     "held",
+    "hit_rate",
+    "hit_rates",
     "in_groups",
     "kept_for_a_token",
     "keys_seen",
@@ -115,12 +118,14 @@ __all__ = [
     "one_by_one",
     "pool_film",
     "pool_over_time",
+    "prefix_tree",
     "probabilities_changed",
     "products_apart",
     "qwen3_06b",
     "random_number",
     "read",
     "record",
+    "record_prompts",
     "roofline",
     "rotary_pairs",
     "row",
