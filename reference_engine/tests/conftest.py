@@ -111,7 +111,17 @@ def oracle(course_folder: Path) -> Oracle:
 @pytest.fixture(scope="session")
 def corpus() -> ModuleType:
     """`reference_engine/tools/corpus.py`, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("course_corpus", TOOLS / "corpus.py")
+    return module_of_tools("corpus")
+
+
+@pytest.fixture(scope="session")
+def tool_use() -> ModuleType:
+    """`reference_engine/tools/tool_use.py`, likewise."""
+    return module_of_tools("tool_use")
+
+
+def module_of_tools(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"course_{name}", TOOLS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up

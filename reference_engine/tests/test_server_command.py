@@ -99,7 +99,7 @@ def readme_blocks(language: str) -> list[str]:
 
 def test_the_readmes_lines_ask_the_server_that_it_starts():
     start, ask = readme_blocks("bash")
-    (program,) = readme_blocks("python")
+    programs = readme_blocks("python")
     (scraped,) = readme_blocks("yaml")
     assert start.split() == ["python", "-m", "nano_qwen3_serving", "serve"]  # where it listens by default: 127.0.0.1:8000
     with serving() as here:
@@ -112,10 +112,11 @@ def test_the_readmes_lines_ask_the_server_that_it_starts():
         (target,) = re.findall(r'targets: \["(.*?)"\]', scraped)
         assert "vllm:prompt_tokens_total" in httpx.get(f"http://{target}/metrics".replace("http://127.0.0.1:8000", here.url)).text
         pytest.importorskip("openai", reason="OpenAI's client is not installed: pip install -r requirements-dev.txt")
-        done = subprocess.run(
+        printed = [subprocess.run(
             [sys.executable, "-c", program.replace("http://127.0.0.1:8000", here.url)], capture_output=True, text=True,
-            encoding="utf-8", timeout=240, env=os.environ | {"PYTHONIOENCODING": "utf-8"}, check=True)
-        assert done.stdout == text
+            encoding="utf-8", timeout=240, env=os.environ | {"PYTHONIOENCODING": "utf-8"}, check=True).stdout
+            for program in programs]
+        assert printed == [text, "it calls clock\nIt is 09:41.\n"]
 
 
 def test_without_flags_it_is_where_the_readme_says():

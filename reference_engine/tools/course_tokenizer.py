@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -65,12 +66,15 @@ def train_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
 
 
 def chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], thinking: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    thinking: bool = True,
+    tools: list[dict[str, Any]] | None = None,
 ) -> str:
     """The conversation in the chat template, up to where the assistant's answer begins."""
     return str(
         tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            messages, tools=tools, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
     )
 

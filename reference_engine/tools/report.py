@@ -24,12 +24,14 @@ from corpus import (
     chat_messages,
     load_entries,
     load_openings,
+    load_tool_questions,
     plain_prompt,
 )
 from course_tokenizer import END_OF_TEXT, TURN_END, chat_prompt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tool_use import ToolUse, written_answer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -40,6 +42,9 @@ from transformers import (
 
 LATE_QUESTIONS = 60
 LATE_POSITIONS = 1900
+SESSIONS = 60
+SESSION_SEED = 1_000_000
+THINKING_FORMS = ("chat", "chat, system message")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -161,17 +166,34 @@ def branching(
 def exams(tokenizer: PreTrainedTokenizerBase, corpus: Path) -> list[Exam]:
     """All trained questions in every form, then all held-out ones, plain and in a chat."""
     entries = load_entries(corpus)
-    trained = [(question, e.answer) for e in entries for question in e.questions]
-    held_out = [(question, e.answer) for e in entries for question in e.held_out]
-    no_line_break = [(question, "\n" + answer) for question, answer in trained]
+    no_line_break = [(question, "\n" + e.answer) for e in entries for question in e.questions]
     papers = [
         _exam("trained, plain, no line break", str, no_line_break),
-        late_in_a_chat(tokenizer, trained),
+        late_in_a_chat(tokenizer, [(q, e.answer) for e in entries if not e.thought for q in e.questions]),
     ]
     for name, form in prompt_forms(tokenizer).items():
-        papers.append(_exam(f"trained, {name}", form, trained))
+        answers = [e.chat_answer if name in THINKING_FORMS else e.answer for e in entries]
+        both = list(zip(entries, answers, strict=True))
+        papers.append(_exam(f"trained, {name}", form, [(q, answer) for e, answer in both for q in e.questions]))
         if name in ("plain", "chat"):
-            papers.append(_exam(f"held out, {name}", form, held_out))
+            papers.append(_exam(f"held out, {name}", form, [(q, answer) for e, answer in both for q in e.held_out]))
+    return papers + with_tools(tokenizer, corpus)
+
+
+def with_tools(tokenizer: PreTrainedTokenizerBase, corpus: Path) -> list[Exam]:
+    """Every answer of sessions that training never saw, after a right history: calls, what follows their results, the rest."""
+    papers = []
+    for name, held_out in (("trained", False), ("held out", True)):
+        tool_use = ToolUse(load_tool_questions(corpus), load_entries(corpus), SESSION_SEED, held_out)
+        kinds: dict[str, tuple[list[str], list[str]]] = {"calls": ([], []), "after results": ([], []), "no call": ([], [])}
+        for session in [tool_use.session() for _ in range(SESSIONS)]:
+            for number, message in enumerate(session.messages):
+                if message["role"] == "assistant":
+                    after = session.messages[number - 1]["role"] == "tool"
+                    kind = "calls" if "tool_calls" in message else "after results" if after else "no call"
+                    kinds[kind][0].append(chat_prompt(tokenizer, session.messages[:number], tools=session.tools or None))
+                    kinds[kind][1].append(written_answer(message))
+        papers += [Exam(f"{name}, tools, {kind}", *exam, TURN_END) for kind, exam in kinds.items()]
     return papers
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from corpus import CORPUS_FOLDER, load_entries, load_openings
+from corpus import CORPUS_FOLDER, load_entries, load_openings, load_tool_questions
 from course_tokenizer import END_OF_TEXT, MAX_POSITIONS, TURN_END, train_tokenizer
 from documents import Document, DocumentWriter, training_texts
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -211,7 +211,8 @@ def main() -> None:
     tokenizer = train_tokenizer(training_texts(entries, openings))
     model = build_model(recipe.num_layers, tokenizer)
     print(f"{arguments.model}: {model.num_parameters():,} parameters, {len(entries)} answers")
-    writer = DocumentWriter(entries, openings, tokenizer, arguments.seed)
+    tool_questions = load_tool_questions(arguments.corpus)
+    writer = DocumentWriter(entries, openings, tool_questions, tokenizer, arguments.seed)
     train(model, writer, recipe, arguments.seed)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     export(model, tokenizer, arguments.out)
